@@ -1,0 +1,157 @@
+#include "arrays.hpp"
+
+#include "dlpack.hpp"
+
+#include <utility>
+
+namespace subspan::bind {
+namespace {
+
+std::string type_name(py::handle h) { return py::str(py::type::handle_of(h).attr("__name__")); }
+
+} // namespace
+
+Array::Array(py::handle obj, const char *name, bool writable) : name_(name) {
+    if (py::isinstance<py::array>(obj))
+        from_numpy(py::reinterpret_borrow<py::array>(obj), writable);
+    else
+        from_dlpack(obj, writable);
+}
+
+Array::Array(Array &&o) noexcept
+    : name_(o.name_), dtype_(o.dtype_), data_(o.data_), shape_(std::move(o.shape_)), strides_(std::move(o.strides_)),
+      owner_(std::move(o.owner_)), managed_(std::exchange(o.managed_, nullptr)), versioned_(o.versioned_) {}
+
+Array::~Array() {
+    if (managed_ == nullptr) return;
+    if (versioned_) {
+        auto *m = static_cast<dlpack::ManagedVersioned *>(managed_);
+        if (m->deleter != nullptr) m->deleter(m);
+    } else {
+        auto *m = static_cast<dlpack::Managed *>(managed_);
+        if (m->deleter != nullptr) m->deleter(m);
+    }
+}
+
+void Array::set_dtype(char kind, int bits) {
+    if (kind == 'f' && bits == 32) {
+        dtype_ = DType::f32;
+    } else if (kind == 'f' && bits == 64) {
+        dtype_ = DType::f64;
+    } else {
+        const char *names[] = {"integers", "unsigned integers", "booleans", "complex numbers", "bfloat16"};
+        const char kinds[] = "iubcB";
+        std::string got = "an unsupported dtype";
+        for (int i = 0; i < 5; ++i)
+            if (kinds[i] == kind) got = names[i];
+        if (kind == 'f') got = "float" + std::to_string(bits);
+        throw py::type_error(std::string(name_) + " must be float32 or float64, got " + got +
+                             "; convert it first, e.g. x.astype('float32') or x.to(torch.float32)");
+    }
+}
+
+void Array::from_numpy(const py::array &a, bool writable) {
+    const py::dtype d = a.dtype();
+    if (d.byteorder() == '>')
+        throw py::type_error(std::string(name_) + " has big-endian data; convert it with x.astype(x.dtype.newbyteorder('='))");
+    set_dtype(d.kind(), int(d.itemsize() * 8));
+    if (writable && !a.writeable()) throw py::value_error(std::string(name_) + " is read-only");
+    const std::int64_t item = d.itemsize();
+    shape_.reserve(std::size_t(a.ndim()));
+    strides_.reserve(std::size_t(a.ndim()));
+    bool misaligned = reinterpret_cast<std::uintptr_t>(a.data()) % std::uintptr_t(item) != 0;
+    for (py::ssize_t i = 0; i < a.ndim(); ++i) {
+        shape_.push_back(a.shape(i));
+        misaligned = misaligned || a.strides(i) % item != 0;
+        strides_.push_back(a.strides(i) / item);
+    }
+    if (misaligned)
+        throw py::value_error(std::string(name_) + " is not aligned to its dtype (a field of a packed record?); copy it first");
+    data_ = const_cast<void *>(a.data());
+    owner_ = a;
+}
+
+void Array::from_dlpack(py::handle obj, bool writable) {
+    if (!py::hasattr(obj, "__dlpack__"))
+        throw py::type_error(std::string(name_) + " must be an array (NumPy, PyTorch, JAX, CuPy or anything with "
+                                                  "__dlpack__), got " + type_name(obj));
+    if (py::hasattr(obj, "__dlpack_device__")) {
+        const auto device = obj.attr("__dlpack_device__")().cast<py::tuple>();
+        const int type = int(py::int_(device[0]));
+        if (type != dlpack::kCPU && type != dlpack::kCUDAHost)
+            throw py::type_error(std::string(name_) + " is on a device of DLPack type " + std::to_string(type) +
+                                 (type == dlpack::kCUDA ? " (CUDA)" : "") +
+                                 "; this operation runs on the CPU and moves no data by itself");
+    }
+    py::object capsule;
+    try {
+        capsule = obj.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(1, 0));
+    } catch (py::error_already_set &e) {
+        if (!e.matches(PyExc_TypeError)) throw; // an exporter from before DLPack 1.0 does not know the keyword
+        capsule = obj.attr("__dlpack__")();
+    }
+    const dlpack::Tensor *t = nullptr;
+    bool read_only = false;
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
+        auto *m = static_cast<dlpack::ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+        if (m->version.major > 1)
+            throw py::type_error(std::string(name_) + " exports DLPack " + std::to_string(m->version.major) + ", wanted 1.x");
+        PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
+        managed_ = m;
+        versioned_ = true;
+        read_only = (m->flags & dlpack::kReadOnly) != 0;
+        t = &m->tensor;
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
+        auto *m = static_cast<dlpack::Managed *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+        PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+        managed_ = m;
+        t = &m->tensor;
+    } else {
+        throw py::type_error(std::string(name_) + ": __dlpack__ did not return a DLPack capsule");
+    }
+    try {
+        if (t->dtype.lanes != 1) throw py::type_error(std::string(name_) + " has vector elements");
+        const char kinds[] = "iuf?Bcb";
+        set_dtype(t->dtype.code < 7 ? kinds[t->dtype.code] : '?', t->dtype.bits);
+        if (writable && read_only) throw py::value_error(std::string(name_) + " is read-only");
+        data_ = static_cast<char *>(t->data) + t->byte_offset;
+        shape_.assign(t->shape, t->shape + t->ndim);
+        if (t->strides != nullptr) {
+            strides_.assign(t->strides, t->strides + t->ndim);
+        } else {
+            strides_.assign(std::size_t(t->ndim), 1);
+            for (int i = t->ndim - 2; i >= 0; --i)
+                strides_[std::size_t(i)] = strides_[std::size_t(i) + 1] * shape_[std::size_t(i) + 1];
+        }
+    } catch (...) {
+        // The destructor does not run for an object whose constructor throws.
+        Array release(std::move(*this));
+        throw;
+    }
+}
+
+std::string Array::shape_text() const {
+    std::string s = "(";
+    for (std::size_t i = 0; i < shape_.size(); ++i) s += (i ? ", " : "") + std::to_string(shape_[i]);
+    return s + (shape_.size() == 1 ? ",)" : ")");
+}
+
+void Array::require_ndim(int n) const {
+    if (ndim() != n)
+        throw py::value_error(std::string(name_) + " must have " + std::to_string(n) + " dimension" + (n == 1 ? "" : "s") +
+                              ", got shape " + shape_text());
+}
+
+void Array::require_vector(std::int64_t size) const {
+    if (shape_[0] != size || (size > 1 && strides_[0] != 1))
+        throw py::value_error(std::string(name_) + " must be contiguous of shape (" + std::to_string(size) + ",), got shape " +
+                              shape_text());
+}
+
+void Array::require_dtype(DType d) const {
+    if (dtype_ != d)
+        throw py::type_error(std::string(name_) + " must be " + (d == DType::f32 ? "float32" : "float64") + ", got " +
+                             dtype_name());
+}
+
+} // namespace subspan::bind

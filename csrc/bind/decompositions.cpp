@@ -1,0 +1,179 @@
+#include "convert.hpp"
+#include "lapack_capsules.hpp"
+#include "register.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/truncated_svd.hpp"
+
+namespace subspan::bind {
+namespace {
+
+template <class T> py::tuple pack(TruncatedSvd<T> &&d) {
+    const auto m = py::ssize_t(d.m), n = py::ssize_t(d.n), k = py::ssize_t(d.k);
+    py::object u = py::none();
+    if (!d.u.empty() || m > 0) u = hand_over(std::move(d.u), {m, k});
+    auto s = hand_over(std::move(d.s), {k});
+    auto vh = hand_over(std::move(d.vh), {k, n});
+    return py::make_tuple(u, s, vh);
+}
+
+// A Python object with matmat and rmatmat. Called from C++ without the GIL held.
+template <class T> class PythonOperator final : public LinearOperator<T> {
+  public:
+    PythonOperator(const py::object &matmat, const py::object &rmatmat, std::int64_t rows, std::int64_t cols)
+        : matmat_(matmat), rmatmat_(rmatmat), rows_(rows), cols_(cols) {}
+    std::int64_t rows() const override { return rows_; }
+    std::int64_t cols() const override { return cols_; }
+    void apply(std::int64_t count, const T *x, T *y) override { call(matmat_, "A.matmat", count, x, cols_, y, rows_); }
+    void adjoint(std::int64_t count, const T *y, T *x) override { call(rmatmat_, "A.rmatmat", count, y, rows_, x, cols_); }
+
+  private:
+    // The operator gets an (in, count) view of the contiguous rows and answers (out, count).
+    static void call(const py::object &f, const char *name, std::int64_t count, const T *from, std::int64_t in, T *to,
+                     std::int64_t out) {
+        const py::gil_scoped_acquire gil;
+        const py::array_t<T> arg({py::ssize_t(count), py::ssize_t(in)}, from);
+        const py::object result = f(arg.attr("T"));
+        const Array a(result, name);
+        if (a.ndim() != 2 || a.shape(0) != out || a.shape(1) != count)
+            throw py::value_error(std::string(name) + " must return shape (" + std::to_string(out) + ", " +
+                                  std::to_string(count) + "), got " + a.shape_text());
+        dispatch(a.dtype(), [&](auto t) {
+            const auto v = a.matrix<const decltype(t)>();
+            for (std::int64_t i = 0; i < count; ++i)
+                for (std::int64_t j = 0; j < out; ++j) {
+                    const auto x = v(j, i);
+                    if (!(x - x == decltype(t)(0)))
+                        throw ValueError(std::string(name) + " returned NaN or infinity");
+                    to[i * out + j] = T(x);
+                }
+        });
+    }
+    py::object matmat_, rmatmat_;
+    std::int64_t rows_, cols_;
+};
+
+template <class T>
+py::tuple run(LinearOperator<T> &op, const TruncatedOptions &o, const py::object &initial) {
+    MatrixView<const T> start;
+    std::optional<Array> held;
+    if (!initial.is_none()) {
+        held.emplace(initial, "initial");
+        held->require_dtype(std::is_same_v<T, float> ? DType::f32 : DType::f64);
+        start = held->template matrix<const T>();
+    }
+    TruncatedSvd<T> d;
+    {
+        const py::gil_scoped_release release;
+        d = truncated_svd(op, o, start);
+    }
+    return pack(std::move(d));
+}
+
+TruncatedOptions options(std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power,
+                         std::uint64_t key) {
+    return {rank, energy, tol, oversample, power, key};
+}
+
+} // namespace
+
+void register_decompositions(py::module_ &m) {
+    m.def(
+        "truncated_svd",
+        [](const py::object &a, std::int64_t rank, double energy, double tol, std::int64_t oversample,
+           std::int64_t power_iterations, const py::object &initial, std::uint64_t key) {
+            load_lapack();
+            const Array x(a, "A");
+            const auto o = options(rank, energy, tol, oversample, power_iterations, key);
+            return dispatch(x.dtype(), [&](auto t) {
+                const auto view = x.matrix<const decltype(t)>();
+                std::optional<DenseOperator<decltype(t)>> op;
+                {
+                    const py::gil_scoped_release release;
+                    op.emplace(view);
+                }
+                return run<decltype(t)>(*op, o, initial);
+            });
+        },
+        py::arg("a"), py::arg("rank"), py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"),
+        py::arg("initial"), py::arg("key"));
+    m.def(
+        "truncated_svd_csr",
+        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
+           std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power_iterations,
+           const py::object &initial, std::uint64_t key) {
+            load_lapack();
+            const Csr x(data, indices, indptr, rows, cols, "A");
+            const auto o = options(rank, energy, tol, oversample, power_iterations, key);
+            return dispatch(x.dtype(), [&](auto t) {
+                CsrOperator<decltype(t)> op(x.view<decltype(t)>());
+                return run<decltype(t)>(op, o, initial);
+            });
+        },
+        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("rank"),
+        py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"),
+        py::arg("key"));
+    m.def(
+        "truncated_svd_operator",
+        [](const py::object &matmat, const py::object &rmatmat, std::int64_t rows, std::int64_t cols, bool single,
+           std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power_iterations,
+           const py::object &initial, std::uint64_t key) {
+            load_lapack();
+            const auto o = options(rank, energy, tol, oversample, power_iterations, key);
+            return dispatch(single ? DType::f32 : DType::f64, [&](auto t) {
+                PythonOperator<decltype(t)> op(matmat, rmatmat, rows, cols);
+                return run<decltype(t)>(op, o, initial);
+            });
+        },
+        py::arg("matmat"), py::arg("rmatmat"), py::arg("rows"), py::arg("cols"), py::arg("single"), py::arg("rank"),
+        py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"),
+        py::arg("key"));
+    m.def(
+        "product_svd",
+        [](const py::object &a, const py::object &b, std::int64_t rank) {
+            load_lapack();
+            const Array x(a, "A"), y(b, "B");
+            y.require_dtype(x.dtype());
+            return dispatch(x.dtype(), [&](auto t) {
+                const auto va = x.matrix<const decltype(t)>(), vb = y.matrix<const decltype(t)>();
+                TruncatedSvd<decltype(t)> d;
+                {
+                    const py::gil_scoped_release release;
+                    d = product_svd<decltype(t)>(va, vb, rank);
+                }
+                return pack(std::move(d));
+            });
+        },
+        py::arg("a"), py::arg("b"), py::arg("rank"));
+    m.def(
+        "merge_svd",
+        [](const py::object &ua, const py::object &sa, const py::object &va, const py::object &ub, const py::object &sb,
+           const py::object &vb, std::int64_t rank) {
+            load_lapack();
+            const Array xva(va, "a.Vh"), xsa(sa, "a.S"), xvb(vb, "b.Vh"), xsb(sb, "b.S");
+            std::optional<Array> xua, xub;
+            if (!ua.is_none()) xua.emplace(ua, "a.U");
+            if (!ub.is_none()) xub.emplace(ub, "b.U");
+            for (const Array *x : {&xsa, &xvb, &xsb}) x->require_dtype(xva.dtype());
+            for (const auto *x : {&xua, &xub})
+                if (*x) (*x)->require_dtype(xva.dtype());
+            return dispatch(xva.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto ma = xva.matrix<const T>(), mb = xvb.matrix<const T>();
+                MatrixView<const T> uu, ww;
+                if (xua && xub) {
+                    uu = xua->matrix<const T>();
+                    ww = xub->matrix<const T>();
+                }
+                const T *ps = xsa.vector<T>(ma.rows), *pt = xsb.vector<T>(mb.rows);
+                TruncatedSvd<T> d;
+                {
+                    const py::gil_scoped_release release;
+                    d = merge_svd<T>(uu, ps, ma, ww, pt, mb, rank);
+                }
+                return pack(std::move(d));
+            });
+        },
+        py::arg("ua"), py::arg("sa"), py::arg("va"), py::arg("ub"), py::arg("sb"), py::arg("vb"), py::arg("rank"));
+}
+
+} // namespace subspan::bind

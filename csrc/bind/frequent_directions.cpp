@@ -1,0 +1,96 @@
+#include "subspan/frequent_directions.hpp"
+
+#include "convert.hpp"
+#include "lapack_capsules.hpp"
+#include "register.hpp"
+#include "subspan/errors.hpp"
+
+#include <mutex>
+
+namespace subspan::bind {
+namespace {
+
+// One class per dtype; Python makes the right one at the first rows.
+template <class T> class Sketch {
+  public:
+    Sketch(std::int64_t size, std::int64_t features) : fd_((load_lapack(), size), features) {}
+
+    void update(const py::object &rows) {
+        const Array a(rows, "rows");
+        a.require_dtype(own());
+        const auto view = a.matrix<const T>();
+        run([&] { fd_.update(view); });
+    }
+    void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
+                    std::int64_t cols) {
+        const Csr x(data, indices, indptr, rows, cols, "rows");
+        if (x.dtype() != own()) throw py::type_error("rows must have the dtype of the sketch");
+        const auto view = x.view<T>();
+        run([&] { fd_.update(view); });
+    }
+    void merge(Sketch &other) {
+        if (&other == this) {
+            run([&] { fd_.merge(FrequentDirections<T>(fd_)); });
+            return;
+        }
+        const py::gil_scoped_release release;
+        const std::scoped_lock lock(mutex_, other.mutex_);
+        fd_.merge(other.fd_);
+    }
+    void sketch_into(const py::object &out) {
+        const Array a(out, "out", true);
+        a.require_dtype(own());
+        const auto view = a.matrix<T>();
+        run([&] { fd_.sketch(view); });
+    }
+    py::tuple numbers() {
+        return py::make_tuple(fd_.size(), fd_.features(), fd_.rows_seen(), fd_.error_bound(), fd_.squared_norm());
+    }
+    py::array_t<T> buffer() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        std::vector<T> v(fd_.buffer(), fd_.buffer() + fd_.used() * fd_.features());
+        return hand_over(std::move(v), {py::ssize_t(fd_.used()), py::ssize_t(fd_.features())});
+    }
+    void restore(const py::object &buffer, double bound, double norm, std::int64_t seen) {
+        const Array a(buffer, "buffer");
+        a.require_dtype(own());
+        const auto v = a.matrix<const T>();
+        if (v.cols != fd_.features()) throw ValueError("saved sketch: the buffer has the wrong number of columns");
+        std::vector<T> rows(std::size_t(v.rows * v.cols));
+        for (std::int64_t i = 0; i < v.rows; ++i)
+            for (std::int64_t j = 0; j < v.cols; ++j) rows[std::size_t(i * v.cols + j)] = v(i, j);
+        fd_.restore(v.rows, rows.data(), bound, norm, seen);
+    }
+
+  private:
+    static DType own() { return std::is_same_v<T, float> ? DType::f32 : DType::f64; }
+    template <class F> void run(F &&f) {
+        const py::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        f();
+    }
+    FrequentDirections<T> fd_;
+    std::mutex mutex_;
+};
+
+template <class T> void bind_sketch(py::module_ &m, const char *name) {
+    py::class_<Sketch<T>>(m, name)
+        .def(py::init<std::int64_t, std::int64_t>(), py::arg("size"), py::arg("features"))
+        .def("update", &Sketch<T>::update, py::arg("rows"))
+        .def("update_csr", &Sketch<T>::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
+             py::arg("cols"))
+        .def("merge", &Sketch<T>::merge, py::arg("other"))
+        .def("sketch_into", &Sketch<T>::sketch_into, py::arg("out"))
+        .def("numbers", &Sketch<T>::numbers)
+        .def("buffer", &Sketch<T>::buffer)
+        .def("restore", &Sketch<T>::restore, py::arg("buffer"), py::arg("bound"), py::arg("norm"), py::arg("seen"));
+}
+
+} // namespace
+
+void register_frequent_directions(py::module_ &m) {
+    bind_sketch<float>(m, "SketchF32");
+    bind_sketch<double>(m, "SketchF64");
+}
+
+} // namespace subspan::bind

@@ -1,0 +1,9 @@
+#include "register.hpp"
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+    m.doc() = "Compiled kernels of subspan. Use the functions of the package instead.";
+    subspan::bind::register_runtime(m);
+    subspan::bind::register_streaming(m);
+    subspan::bind::register_decompositions(m);
+    subspan::bind::register_frequent_directions(m);
+}

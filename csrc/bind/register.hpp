@@ -1,0 +1,12 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace subspan::bind {
+
+void register_runtime(pybind11::module_ &m);
+void register_streaming(pybind11::module_ &m);
+void register_decompositions(pybind11::module_ &m);
+void register_frequent_directions(pybind11::module_ &m);
+
+} // namespace subspan::bind

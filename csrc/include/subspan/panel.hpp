@@ -1,0 +1,47 @@
+// Products over tall panels, the three shapes that subspace kernels spend their time in. All are row-major in their
+// output, take inputs of any strides, read each input once per call and run on the library's own threads.
+#pragma once
+
+#include "subspan/views.hpp"
+
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+namespace subspan {
+
+/// Rows stacked from several places without a copy: [V; B; ...], each of the same number of columns.
+template <class T> struct Panel {
+    struct Segment {
+        MatrixView<const T> rows;
+        const T *shift; // subtracted from every row when not null (a mean, one entry per column)
+    };
+    std::vector<Segment> segments;
+    std::int64_t rows = 0, cols = 0;
+
+    explicit Panel(std::int64_t n) : cols(n) {}
+    Panel &add(MatrixView<const T> v, const T *shift = nullptr) {
+        if (v.rows > 0) {
+            segments.push_back({v, shift});
+            rows += v.rows;
+        }
+        return *this;
+    }
+};
+
+/// Lower triangle of P Pᵀ into the rows of G from `first_row` on; G is rows x rows, row-major, and is overwritten
+/// there. Products run in T over at most 2048 columns and are summed in double beyond that.
+/// Cost n (rows² - first_row²) flops.
+template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *g);
+
+/// out = W P (accumulate: out += W P) with a small row-major W of out.rows x P.rows. `out` must have unit column stride
+/// and may be a segment of P: columns are read before they are written. Cost 2 n · out.rows · P.rows flops.
+template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out, bool accumulate = false);
+
+/// C = A B (accumulate: C += A B); C must have unit column stride. Keeps a packed copy of the smaller operand.
+/// `a_shift`, when given, is subtracted from every row of A as it is read (a mean).
+template <class T>
+void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate = false,
+          const T *a_shift = nullptr);
+
+} // namespace subspan

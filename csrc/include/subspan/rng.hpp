@@ -1,0 +1,37 @@
+// Counter-based random numbers: the value at an index depends on the key and the index alone, so that a stream is the
+// same for any number of threads and on any device. Philox4x32-10 (Salmon et al., SC 2011).
+#pragma once
+
+#include <cstdint>
+
+namespace subspan {
+
+struct Philox {
+    std::uint64_t key = 0;
+
+    struct Block {
+        std::uint32_t v[4];
+    };
+    Block operator()(std::uint64_t index) const {
+        std::uint32_t c0 = std::uint32_t(index), c1 = std::uint32_t(index >> 32), c2 = 0, c3 = 0;
+        std::uint32_t k0 = std::uint32_t(key), k1 = std::uint32_t(key >> 32);
+        for (int round = 0; round < 10; ++round) {
+            const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c0, p1 = std::uint64_t(0xCD9E8D57u) * c2;
+            const std::uint32_t n0 = std::uint32_t(p1 >> 32) ^ c1 ^ k0, n2 = std::uint32_t(p0 >> 32) ^ c3 ^ k1;
+            c1 = std::uint32_t(p1);
+            c3 = std::uint32_t(p0);
+            c0 = n0;
+            c2 = n2;
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        return {{c0, c1, c2, c3}};
+    }
+    /// Four values in (-1, 1), uniform on a grid of 2^-23 that never holds zero.
+    void uniform4(std::uint64_t index, double *out) const {
+        const Block b = (*this)(index);
+        for (int i = 0; i < 4; ++i) out[i] = (double(b.v[i] >> 8) + 0.5) * 0x1p-23 - 1.0;
+    }
+};
+
+} // namespace subspan

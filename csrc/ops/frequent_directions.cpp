@@ -1,0 +1,132 @@
+#include "subspan/frequent_directions.hpp"
+
+#include "rows.hpp"
+#include "sparse.hpp"
+#include "subspan/eigh.hpp"
+
+namespace subspan {
+
+template <class T>
+FrequentDirections<T>::FrequentDirections(std::int64_t size, std::int64_t features) : size_(size), n_(features) {
+    if (features < 1) throw ValueError("n_features must be at least 1, got " + std::to_string(features));
+    if (size < 1) throw ValueError("size must be at least 1, got " + std::to_string(size));
+    rows_.assign(std::size_t(2 * size * features), T(0));
+}
+
+template <class T> void FrequentDirections<T>::shrink() {
+    // Back to at most size - 1 rows, or size when nothing has to be given up: subtract the size-th squared singular
+    // value from all. The rows become D Wᵀ B, with W from the Gram matrix of the buffer.
+    const std::int64_t m = used_, k = std::min(m, size_);
+    if (m == 0) return;
+    Frame frame;
+    double *g = frame.take<double>(m * m), *l = frame.take<double>(k);
+    double *w = frame.take<double>(k * m);
+    gram(Panel<T>(n_).add(MatrixView<const T>(rows_.data(), m, n_)), 0, g);
+    double trace = 0;
+    for (std::int64_t i = 0; i < m; ++i) trace += g[i * m + i];
+    eigh_top<double>(m, k, g, l, w);
+    double top = 0;
+    for (std::int64_t i = 0; i < k; ++i) top += std::max(l[i], 0.0);
+    // Nothing beyond `size` directions: keep them all.
+    const bool lossless = m <= size_ || trace - top <= 4.0 * double(m) * std::numeric_limits<T>::epsilon() * l[0];
+    const double delta = lossless ? 0.0 : std::max(l[k - 1], 0.0);
+    T *rot = frame.zeros<T>(k * m);
+    std::int64_t kept = 0;
+    for (std::int64_t i = 0; i < k; ++i) {
+        const double left = l[i] - delta;
+        if (!(left > std::numeric_limits<T>::epsilon() * l[0] * 1e-3)) break;
+        const double f = std::sqrt(left / l[i]);
+        for (std::int64_t j = 0; j < m; ++j) rot[i * m + j] = T(f * w[i * m + j]);
+        ++kept;
+    }
+    combine(rot, Panel<T>(n_).add(MatrixView<const T>(rows_.data(), m, n_)), MatrixView<T>(rows_.data(), kept, n_));
+    std::fill(rows_.begin() + kept * n_, rows_.end(), T(0));
+    used_ = kept;
+    // Directions that were cut off entirely may hold up to max(delta, what rounding hid).
+    bound_ += lossless ? std::max(0.0, trace - top) : delta;
+}
+
+template <class T> void FrequentDirections<T>::append(MatrixView<const T> rows) {
+    for (std::int64_t i = 0; i < rows.rows;) {
+        if (used_ == 2 * size_) shrink();
+        const std::int64_t take = std::min(rows.rows - i, 2 * size_ - used_);
+        Rows<T> part;
+        part.dense = rows.block_rows(i, take);
+        materialise(part, rows_.data() + used_ * n_);
+        for (std::int64_t r = used_; r < used_ + take; ++r)
+            for (std::int64_t j = 0; j < n_; ++j) norm_ += double(rows_[std::size_t(r * n_ + j)]) * double(rows_[std::size_t(r * n_ + j)]);
+        used_ += take;
+        i += take;
+    }
+}
+
+template <class T> void FrequentDirections<T>::update(MatrixView<const T> rows) {
+    if (rows.cols != n_)
+        throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
+    if (rows.rows < 1) throw ValueError("rows must hold at least one row, got an empty block");
+    Rows<T> x;
+    x.dense = rows;
+    require_finite(x, "rows");
+    append(rows);
+    seen_ += rows.rows;
+}
+
+template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
+    if (rows.cols != n_)
+        throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
+    if (rows.rows < 1) throw ValueError("rows must hold at least one row, got an empty block");
+    check_csr(rows, "rows");
+    Rows<T> x;
+    x.csr = &rows;
+    require_finite(x, "rows");
+    // A block of the buffer's size at a time: memory stays size x n however long the matrix is.
+    Buffer<T> dense(std::min(rows.rows, size_) * n_);
+    for (std::int64_t i = 0; i < rows.rows; i += size_) {
+        CsrView<T> part = rows;
+        part.rows = std::min(size_, rows.rows - i);
+        part.indptr = rows.wide ? static_cast<const void *>(static_cast<const std::int64_t *>(rows.indptr) + i)
+                                : static_cast<const void *>(static_cast<const std::int32_t *>(rows.indptr) + i);
+        Rows<T> block;
+        block.csr = &part;
+        materialise(block, dense.data());
+        append(MatrixView<const T>(dense.data(), part.rows, n_));
+    }
+    seen_ += rows.rows;
+}
+
+template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o) {
+    if (o.n_ != n_)
+        throw ValueError("merge: other has " + std::to_string(o.n_) + " columns, this sketch has " + std::to_string(n_));
+    const std::vector<T> theirs(o.rows_.begin(), o.rows_.begin() + o.used_ * n_);
+    const double norm = norm_ + o.norm_, bound = o.bound_;
+    const std::int64_t seen = o.seen_, used = o.used_;
+    append(MatrixView<const T>(theirs.data(), used, n_));
+    bound_ += bound;
+    norm_ = norm;
+    seen_ += seen;
+}
+
+template <class T> void FrequentDirections<T>::sketch(MatrixView<T> out) {
+    if (out.rows != size_ || out.cols != n_)
+        throw ValueError("out must have shape (" + std::to_string(size_) + ", " + std::to_string(n_) + ")");
+    if (used_ > size_) shrink();
+    for (std::int64_t i = 0; i < size_; ++i)
+        for (std::int64_t j = 0; j < n_; ++j) out(i, j) = i < used_ ? rows_[std::size_t(i * n_ + j)] : T(0);
+}
+
+template <class T>
+void FrequentDirections<T>::restore(std::int64_t used, const T *rows, double bound, double norm, std::int64_t seen) {
+    if (used < 0 || used > 2 * size_ || !(bound >= 0) || !(norm >= 0) || seen < 0)
+        throw ValueError("saved sketch: counts or bounds are out of range");
+    std::fill(rows_.begin(), rows_.end(), T(0));
+    std::copy_n(rows, used * n_, rows_.begin());
+    used_ = used;
+    bound_ = bound;
+    norm_ = norm;
+    seen_ = seen;
+}
+
+template class FrequentDirections<float>;
+template class FrequentDirections<double>;
+
+} // namespace subspan

@@ -1,0 +1,117 @@
+// A block of rows on its way into a stream: dense or CSR, with a weight per row and a mean that is taken off.
+#pragma once
+
+#include "scratch.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/panel.hpp"
+#include "subspan/parallel.hpp"
+#include "subspan/views.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace subspan {
+
+template <class T> struct Rows {
+    MatrixView<const T> dense;
+    const CsrView<T> *csr = nullptr;
+    const double *weight = nullptr; // null: ones
+    const T *shift = nullptr;       // mean of the block in T, null when not centring
+    const T *extra = nullptr;       // one more row, already weighted (the mean correction), or null
+
+    std::int64_t count() const { return csr != nullptr ? csr->rows : dense.rows; }
+    std::int64_t cols() const { return csr != nullptr ? csr->cols : dense.cols; }
+    double w(std::int64_t i) const { return weight == nullptr ? 1.0 : weight[i]; }
+};
+
+/// Throws ValueError that names the first NaN or infinity.
+template <class T> void require_finite(const Rows<T> &r, const char *what) {
+    const auto fail = [&](std::int64_t i, std::int64_t j, T v) {
+        throw ValueError(std::string(what) + " must be finite, got " + (std::isnan(v) ? "NaN" : "infinity") +
+                         " in row " + std::to_string(i) + ", column " + std::to_string(j));
+    };
+    for (std::int64_t i = 0; i < r.count(); ++i) {
+        if (r.csr != nullptr) {
+            for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p)
+                if (!std::isfinite(r.csr->values[p])) fail(i, r.csr->column(p), r.csr->values[p]);
+            continue;
+        }
+        const T *x = r.dense.data + i * r.dense.row_stride;
+        T bad = 0; // x - x is zero, or NaN where x is not finite: one branch for a whole row
+        for (std::int64_t j = 0; j < r.dense.cols; ++j) bad += x[j * r.dense.col_stride] - x[j * r.dense.col_stride];
+        if (bad == T(0)) continue;
+        for (std::int64_t j = 0; j < r.dense.cols; ++j)
+            if (!std::isfinite(x[j * r.dense.col_stride])) fail(i, j, x[j * r.dense.col_stride]);
+    }
+}
+
+/// dst (count() [+ 1] rows of n, contiguous) = weight · (row - shift), then the extra row.
+template <class T> void materialise(const Rows<T> &r, T *dst) {
+    const std::int64_t n = r.cols(), b = r.count();
+    parallel_for(b + (r.extra != nullptr), [&](std::int64_t i) {
+        T *out = dst + i * n;
+        if (i == b) {
+            std::copy_n(r.extra, n, out);
+            return;
+        }
+        const T w = T(r.w(i));
+        if (r.csr != nullptr) {
+            if (r.shift == nullptr)
+                std::fill_n(out, n, T(0));
+            else
+                for (std::int64_t j = 0; j < n; ++j) out[j] = -r.shift[j];
+            for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p) out[r.csr->column(p)] += r.csr->values[p];
+            if (w != T(1))
+                for (std::int64_t j = 0; j < n; ++j) out[j] *= w;
+            return;
+        }
+        const T *x = r.dense.data + i * r.dense.row_stride;
+        const std::int64_t cs = r.dense.col_stride;
+        if (r.shift != nullptr)
+            for (std::int64_t j = 0; j < n; ++j) out[j] = w * (x[j * cs] - r.shift[j]);
+        else if (w != T(1))
+            for (std::int64_t j = 0; j < n; ++j) out[j] = w * x[j * cs];
+        else if (cs == 1)
+            std::copy_n(x, n, out);
+        else
+            for (std::int64_t j = 0; j < n; ++j) out[j] = x[j * cs];
+    });
+}
+
+/// Weighted column means, sum w² x / sum w², in double. Columns are split over the threads.
+template <class T> void weighted_mean(const Rows<T> &r, double *mean) {
+    const std::int64_t n = r.cols(), b = r.count();
+    double total = 0;
+    for (std::int64_t i = 0; i < b; ++i) total += r.w(i) * r.w(i);
+    std::fill_n(mean, n, 0.0);
+    if (r.csr != nullptr) {
+        for (std::int64_t i = 0; i < b; ++i)
+            for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p)
+                mean[r.csr->column(p)] += r.w(i) * r.w(i) * double(r.csr->values[p]);
+    } else {
+        const std::int64_t width = 512;
+        parallel_for((n + width - 1) / width, [&](std::int64_t t) {
+            const std::int64_t j0 = t * width, j1 = std::min(n, j0 + width);
+            for (std::int64_t i = 0; i < b; ++i) {
+                const double ww = r.w(i) * r.w(i);
+                const T *x = r.dense.data + i * r.dense.row_stride;
+                if (r.dense.col_stride == 1)
+                    for (std::int64_t j = j0; j < j1; ++j) mean[j] += ww * double(x[j]);
+                else
+                    for (std::int64_t j = j0; j < j1; ++j) mean[j] += ww * double(x[j * r.dense.col_stride]);
+            }
+        });
+    }
+    for (std::int64_t j = 0; j < n; ++j) mean[j] /= total;
+}
+
+/// Z = (X - shift) Vᵀ for CSR X: V is transposed once (k·n items of work memory), then a row costs nnz·k.
+template <class T> void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const T *shift, MatrixView<T> z);
+
+/// vt (n x k, row-major) = transpose of v (k x n).
+template <class T> void transpose_rows(const T *v, std::int64_t k, std::int64_t n, T *vt);
+
+} // namespace subspan

@@ -1,0 +1,113 @@
+// How the own loops are compiled for several instruction sets from one source.
+//
+// A kernel is a struct with `template <int Bytes> static void run(args...)`, Bytes being the vector width. dispatch()
+// instantiates it at 16, 32 and 64 bytes inside functions that carry the matching target attribute and calls the one
+// that isa() names. Unlike target_clones this needs no ifunc, lets the register tile depend on the width, and can be
+// switched by an environment variable, so that one machine tests every path.
+#pragma once
+
+#include "subspan/isa.hpp"
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define SUBSPAN_VECTOR_EXT 1
+#define SUBSPAN_INLINE inline __attribute__((always_inline))
+#else
+#define SUBSPAN_INLINE inline
+#endif
+
+#if defined(SUBSPAN_VECTOR_EXT) && defined(__x86_64__) && !defined(SUBSPAN_NO_CLONES)
+#define SUBSPAN_MULTI_ISA 1
+#define SUBSPAN_TARGET_AVX2 __attribute__((target("arch=x86-64-v3")))
+#define SUBSPAN_TARGET_AVX512 __attribute__((target("arch=x86-64-v4")))
+#endif
+
+namespace subspan::simd {
+
+/// A vector of Bytes / sizeof(T) lanes. Only ever a local variable of an inlined kernel.
+template <class T, int Bytes> struct Vec {
+    static constexpr int lanes = Bytes / int(sizeof(T));
+#ifdef SUBSPAN_VECTOR_EXT
+    typedef T type __attribute__((vector_size(Bytes)));
+    typedef T unaligned __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
+    static SUBSPAN_INLINE type load(const T *p) { return *reinterpret_cast<const unaligned *>(p); }
+    static SUBSPAN_INLINE void store(T *p, type v) { *reinterpret_cast<unaligned *>(p) = v; }
+#else
+    // Compilers without vector types get arrays, whose loops they vectorise themselves.
+    struct type {
+        T v[lanes] = {};
+        type &operator+=(const type &o) {
+            for (int i = 0; i < lanes; ++i) v[i] += o.v[i];
+            return *this;
+        }
+        type &operator-=(const type &o) {
+            for (int i = 0; i < lanes; ++i) v[i] -= o.v[i];
+            return *this;
+        }
+        friend type operator*(T s, const type &o) {
+            type r;
+            for (int i = 0; i < lanes; ++i) r.v[i] = s * o.v[i];
+            return r;
+        }
+        friend type operator*(const type &a, const type &b) {
+            type r;
+            for (int i = 0; i < lanes; ++i) r.v[i] = a.v[i] * b.v[i];
+            return r;
+        }
+        friend type operator/(T s, const type &o) {
+            type r;
+            for (int i = 0; i < lanes; ++i) r.v[i] = s / o.v[i];
+            return r;
+        }
+        friend type operator-(const type &a, T s) {
+            type r;
+            for (int i = 0; i < lanes; ++i) r.v[i] = a.v[i] - s;
+            return r;
+        }
+        friend type operator+(type a, const type &b) { return a += b; }
+        friend type operator-(type a, const type &b) { return a -= b; }
+        T operator[](int i) const { return v[i]; }
+    };
+    static SUBSPAN_INLINE type load(const T *p) {
+        type r;
+        std::memcpy(r.v, p, Bytes);
+        return r;
+    }
+    static SUBSPAN_INLINE void store(T *p, const type &x) { std::memcpy(p, x.v, Bytes); }
+#endif
+};
+
+#ifdef SUBSPAN_MULTI_ISA
+template <class K, class... A> SUBSPAN_TARGET_AVX2 void run_avx2(A... a) { K::template run<32>(a...); }
+template <class K, class... A> SUBSPAN_TARGET_AVX512 void run_avx512(A... a) { K::template run<64>(a...); }
+#endif
+template <class K, class... A> void run_generic(A... a) { K::template run<16>(a...); }
+
+template <class K, class... A> void dispatch(A... a) {
+#ifdef SUBSPAN_MULTI_ISA
+    switch (isa()) {
+    case Isa::avx512: return run_avx512<K, A...>(a...);
+    case Isa::avx2: return run_avx2<K, A...>(a...);
+    case Isa::generic: break;
+    }
+#endif
+    run_generic<K, A...>(a...);
+}
+
+/// Register tile of the product kernels: mr rows broadcast against nv vectors; mr divides nr = nv * lanes.
+template <class T> struct Tile {
+    int mr, nr;
+};
+template <class T> inline Tile<T> tile() {
+    switch (isa()) {
+    case Isa::avx512: return {8, 3 * 64 / int(sizeof(T))};
+    case Isa::avx2: return {4, 3 * 32 / int(sizeof(T))};
+    case Isa::generic: break;
+    }
+    return {2, 3 * 16 / int(sizeof(T))};
+}
+
+} // namespace subspan::simd

@@ -1,0 +1,30 @@
+// Products of a CSR block with a dense basis, as the sparse route of a streaming update needs them.
+#pragma once
+
+#include "rows.hpp"
+
+namespace subspan {
+
+/// Throws ValueError when indptr decreases or a column index is out of range: no loop may leave its arrays.
+template <class T> void check_csr(const CsrView<T> &x, const char *what);
+
+/// The entries of a CSR matrix by columns (rows ascending within one), and its column indices as int64 by rows.
+template <class T>
+void columns_of(const CsrView<T> &x, std::vector<std::int64_t> &by_row, std::vector<std::int64_t> &start,
+                std::vector<std::int64_t> &row, std::vector<T> &value);
+
+/// to (k) += sum_p values[p] · from[index[p]], `from` being rows of k items.
+template <class T>
+void gather_rows(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, T *to);
+
+/// Lower triangle of the Gram matrix of [V; B - 1 shiftᵀ; extra] (unweighted rows; see Rows) into g, (r + b + e)². Also
+/// leaves Vᵀ (n x r) in `vt`. Cost n r² + 2 nnz r + sum over columns of nnz(column)² flops.
+template <class T>
+void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *mean, T *vt, double *g);
+
+/// V (new_rows x n, in place, row stride n) = W [V; B - 1 shiftᵀ; extra] with row-major W, new_rows x (r + b + e).
+/// `work` holds n x new_rows items.
+template <class T>
+void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, const Rows<T> &rows, T *work);
+
+} // namespace subspan

@@ -1,0 +1,420 @@
+// Divide and conquer for the symmetric tridiagonal eigenproblem. The reason to have our own: only the k leading
+// vectors of the last merge are formed, and the secular equation is evaluated a vector of poles at a time. At n = 256,
+// k = 128 that is a quarter of LAPACK's dstedc (docs/notes/kernels.md).
+#include "scratch.hpp"
+#include "simd.hpp"
+#include "subspan/eigh.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/panel.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+namespace subspan {
+namespace {
+
+constexpr double kEps = std::numeric_limits<double>::epsilon() / 2; // unit roundoff
+constexpr std::int64_t kLeaf = 20;
+
+// Implicit QL with Wilkinson shifts on a leaf; the eigenvectors are the rows of q (stride ld), so that a rotation
+// combines two contiguous rows.
+SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::int64_t ld) {
+    for (std::int64_t i = 0; i < n; ++i) {
+        std::fill_n(q + i * ld, n, 0.0);
+        q[i * ld + i] = 1.0;
+    }
+    for (std::int64_t l = 0; l < n; ++l) {
+        for (int iteration = 0;; ++iteration) {
+            std::int64_t m = l;
+            for (; m + 1 < n; ++m)
+                if (std::abs(e[m]) <= kEps * std::sqrt(std::abs(d[m])) * std::sqrt(std::abs(d[m + 1])) ||
+                    std::abs(e[m]) < std::numeric_limits<double>::min())
+                    break;
+            if (m == l) break;
+            if (iteration == 60) throw LinAlgError("tridiagonal eigenproblem: QL did not converge");
+            double g = (d[l + 1] - d[l]) / (2.0 * e[l]);
+            double r = std::hypot(g, 1.0);
+            g = d[m] - d[l] + e[l] / (g + std::copysign(r, g));
+            double s = 1.0, c = 1.0, p = 0.0;
+            std::int64_t i = m - 1;
+            for (; i >= l; --i) {
+                const double f = s * e[i], b = c * e[i];
+                r = std::sqrt(f * f + g * g); // entries are at most a few units: no overflow
+                e[i + 1] = r;
+                if (r == 0.0) { // an exact split: recover and start again
+                    d[i + 1] -= p;
+                    e[m] = 0.0;
+                    break;
+                }
+                s = f / r;
+                c = g / r;
+                g = d[i + 1] - p;
+                const double t = (d[i] - g) * s + 2.0 * c * b;
+                p = s * t;
+                d[i + 1] = g + p;
+                g = c * t - b;
+                double *x = q + i * ld, *y = q + (i + 1) * ld;
+                for (std::int64_t j = 0; j < n; ++j) {
+                    const double v = y[j];
+                    y[j] = s * x[j] + c * v;
+                    x[j] = c * x[j] - s * v;
+                }
+            }
+            if (r == 0.0 && i >= l) continue;
+            d[l] -= p;
+            e[l] = g;
+            e[m] = 0.0;
+        }
+    }
+}
+
+struct LeafKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(std::int64_t n, double *d, double *e, double *q, std::int64_t ld) {
+        leaf(n, d, e, q, ld);
+    }
+};
+
+// Sums over the poles on one side of a root: f = sum w_i / (delta_i - mu) and df = sum w_i / (delta_i - mu)².
+struct SideArgs {
+    const double *delta, *w;
+    std::int64_t n;
+    double mu, f, df;
+};
+
+struct SideKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(SideArgs *a) {
+        using V = simd::Vec<double, Bytes>;
+        constexpr int W = V::lanes;
+        const double mu = a->mu;
+        typename V::type f0{}, f1{}, g0{}, g1{}; // two chains hide the latency of the division
+        std::int64_t i = 0;
+        for (; i + 2 * W <= a->n; i += 2 * W) {
+            const auto r0 = 1.0 / (V::load(a->delta + i) - mu), r1 = 1.0 / (V::load(a->delta + i + W) - mu);
+            const auto t0 = V::load(a->w + i) * r0, t1 = V::load(a->w + i + W) * r1;
+            f0 += t0;
+            f1 += t1;
+            g0 += t0 * r0;
+            g1 += t1 * r1;
+        }
+        f0 += f1;
+        g0 += g1;
+        double sf = 0, sdf = 0;
+        for (int l = 0; l < W; ++l) {
+            sf += f0[l];
+            sdf += g0[l];
+        }
+        for (; i < a->n; ++i) {
+            const double r = 1.0 / (a->delta[i] - mu), t = a->w[i] * r;
+            sf += t;
+            sdf += t * r;
+        }
+        a->f = sf;
+        a->df = sdf;
+    }
+};
+
+// One root of 1/rho + sum w_i / (d_i - x) in (d_j, d_{j+1}), the last one in (d_{K-1}, d_{K-1} + rho·sum w).
+// Returned as an offset mu from the pole `origin`, which keeps the relative accuracy of the distances to the poles.
+struct Secular {
+    std::int64_t K;
+    const double *d, *w; // poles ascending, weights z²
+    double rho_inv, total; // total = rho·sum w
+    double *delta;         // work, K
+
+    void eval(std::int64_t j, double mu, SideArgs &left, SideArgs &right) const {
+        left.delta = delta;
+        left.w = w;
+        left.n = j + 1;
+        left.mu = mu;
+        simd::dispatch<SideKernel>(&left);
+        right.delta = delta + j + 1;
+        right.w = w + j + 1;
+        right.n = K - j - 1;
+        right.mu = mu;
+        simd::dispatch<SideKernel>(&right);
+    }
+
+    void root(std::int64_t j, std::int64_t &origin, double &mu) const {
+        const bool last = j + 1 == K;
+        const double gap = last ? total : d[j + 1] - d[j];
+        SideArgs left{}, right{};
+        for (std::int64_t i = 0; i < K; ++i) delta[i] = d[i] - d[j];
+        eval(j, gap / 2, left, right);
+        const double mid = rho_inv + left.f + right.f;
+        const double wl = w[j], wr = last ? 0.0 : w[j + 1];
+        // The two nearest poles exactly, the others frozen at the midpoint.
+        const double c = mid + 2.0 * wl / gap - 2.0 * wr / gap;
+        double lo, hi;
+        if (mid >= 0.0 || last) {
+            origin = j;
+            lo = mid >= 0.0 ? 0.0 : gap / 2;
+            hi = mid >= 0.0 ? gap / 2 : gap;
+            const double a = c * gap + wl + wr, b = wl * gap, s = std::sqrt(std::abs(a * a - 4.0 * b * c));
+            mu = a > 0.0 ? 2.0 * b / (a + s) : (a - s) / (2.0 * c);
+        } else {
+            origin = j + 1;
+            lo = -gap / 2;
+            hi = 0.0;
+            for (std::int64_t i = 0; i < K; ++i) delta[i] = d[i] - d[j + 1];
+            const double a = -c * gap + wl + wr, b = wr * gap, s = std::sqrt(std::abs(a * a + 4.0 * b * c));
+            mu = a > 0.0 ? -2.0 * b / (a + s) : (a - s) / (2.0 * c);
+        }
+        const double left_pole = origin == j ? 0.0 : -gap, right_pole = origin == j ? gap : 0.0;
+        for (int iteration = 0; iteration < 100; ++iteration) {
+            if (!(mu > lo && mu < hi)) {
+                // Bisect in the logarithm near a pole: the offset may be many orders of magnitude below the gap.
+                const double big = std::abs(hi) > std::abs(lo) ? hi : lo, small = big == hi ? lo : hi;
+                mu = small == 0.0 ? big / 1024 : std::copysign(std::sqrt(std::abs(big) * std::abs(small)), big);
+                if (!(mu > lo && mu < hi)) mu = lo + (hi - lo) / 2;
+                if (!(mu > lo && mu < hi)) return; // adjacent numbers
+            }
+            eval(j, mu, left, right);
+            const double f = rho_inv + left.f + right.f;
+            const double bound = rho_inv + 8.0 * (std::abs(left.f) + std::abs(right.f)) +
+                                 std::abs(mu) * (left.df + right.df);
+            if (std::abs(f) <= kEps * bound) return;
+            (f < 0.0 ? lo : hi) = mu;
+            const double dl = left_pole - mu, dr = right_pole - mu;
+            const double cc = f - left.df * dl - right.df * dr;
+            const double a = (dl + dr) * f - dl * dr * (left.df + right.df), b = dl * dr * f;
+            const double s = std::sqrt(std::max(0.0, a * a - 4.0 * b * cc));
+            double eta = cc == 0.0 ? b / a : a <= 0.0 ? (a - s) / (2.0 * cc) : 2.0 * b / (a + s);
+            if (f * eta >= 0.0) eta = -f / (left.df + right.df); // rounding: a Newton step points the right way
+            const double next = mu + eta;
+            if (next == mu) return;
+            mu = next;
+        }
+        throw LinAlgError("tridiagonal eigenproblem: the secular equation did not converge");
+    }
+};
+
+struct ProductArgs {
+    std::int64_t K, j;
+    const double *d, *row; // row[i] = d_i - lambda_j
+    double *prod;
+};
+
+// prod_i *= (lambda_j - d_i) / (d_j - d_i), without the divisor at i = j.
+struct ProductKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const ProductArgs *a) {
+        const double dj = a->d[a->j];
+        const double *d = a->d, *row = a->row;
+        double *prod = a->prod;
+        const std::int64_t j = a->j;
+        for (std::int64_t i = 0; i < j; ++i) prod[i] *= row[i] / (d[i] - dj);
+        prod[j] *= -row[j];
+        for (std::int64_t i = j + 1; i < a->K; ++i) prod[i] *= row[i] / (d[i] - dj);
+    }
+};
+
+class Solver {
+  public:
+    Solver(std::int64_t n, double *d, double *e)
+        : n_(n), d_(d), e_(e), q_(frame_.take<double>(n * n)), next_(frame_.take<double>(n * n)) {}
+
+    // Eigenvalues ascending into d[first, first + n); eigenvectors as rows of q, within columns [first, first + n).
+    // Only the `keep` largest vectors are formed.
+    void solve(std::int64_t first, std::int64_t n, std::int64_t keep) {
+        if (n <= kLeaf) {
+            simd::dispatch<LeafKernel>(n, d_ + first, e_ + first, at(first), n_);
+            sort_leaf(first, n);
+            return;
+        }
+        const std::int64_t n1 = n / 2, n2 = n - n1;
+        const double beta = e_[first + n1 - 1], rho = std::abs(beta);
+        d_[first + n1 - 1] -= rho;
+        d_[first + n1] -= rho;
+        e_[first + n1 - 1] = 0.0;
+        solve(first, n1, n1);
+        solve(first + n1, n2, n2);
+        merge(first, n1, n2, beta, keep);
+    }
+
+    const double *vectors() const { return q_; }
+
+  private:
+    double *at(std::int64_t i) { return q_ + i * n_ + i; }
+
+    void sort_leaf(std::int64_t first, std::int64_t n) {
+        double *d = d_ + first;
+        for (std::int64_t i = 0; i < n; ++i) {
+            const std::int64_t j = std::min_element(d + i, d + n) - d;
+            if (j == i) continue;
+            std::swap(d[i], d[j]);
+            std::swap_ranges(at(first) + i * n_, at(first) + i * n_ + n, at(first) + j * n_);
+        }
+    }
+
+    void merge(std::int64_t first, std::int64_t n1, std::int64_t n2, double beta, std::int64_t keep) {
+        const std::int64_t n = n1 + n2;
+        double *d = d_ + first;
+        double *rows = at(first); // block-diagonal until a deflation rotates rows of both blocks together
+        const double sign = beta < 0.0 ? -1.0 : 1.0;
+        std::vector<double> z(n), dd(d, d + n);
+        for (std::int64_t i = 0; i < n1; ++i) z[i] = rows[i * n_ + n1 - 1] * std::sqrt(0.5);
+        for (std::int64_t i = n1; i < n; ++i) z[i] = sign * rows[i * n_ + n1] * std::sqrt(0.5);
+        const double rho = 2.0 * std::abs(beta);
+        for (std::int64_t i = 0; i < n1; ++i) std::fill_n(rows + i * n_ + n1, n2, 0.0);
+        for (std::int64_t i = n1; i < n; ++i) std::fill_n(rows + i * n_, n1, 0.0);
+
+        std::vector<std::int64_t> order(n);
+        std::iota(order.begin(), order.end(), 0);
+        std::sort(order.begin(), order.end(), [&](auto a, auto b) { return dd[a] < dd[b]; });
+        double dmax = 0, zmax = 0;
+        for (std::int64_t i = 0; i < n; ++i) {
+            dmax = std::max(dmax, std::abs(dd[i]));
+            zmax = std::max(zmax, std::abs(z[i]));
+        }
+        const double tol = 8.0 * kEps * std::max(dmax, zmax);
+
+        // Deflation. kind: 0 rows of the first block, 1 of both, 2 of the second.
+        std::vector<char> kind(n);
+        for (std::int64_t i = 0; i < n; ++i) kind[i] = i < n1 ? 0 : 2;
+        std::vector<std::int64_t> live, dead;
+        std::int64_t previous = -1;
+        for (const std::int64_t i : order) {
+            if (rho * std::abs(z[i]) <= tol) {
+                dead.push_back(i);
+                continue;
+            }
+            if (previous >= 0) {
+                const double tau = std::hypot(z[i], z[previous]), c = z[i] / tau, s = -z[previous] / tau;
+                const double t = dd[i] - dd[previous];
+                if (std::abs(t * c * s) <= tol) {
+                    // A rotation moves the whole weight of the pair to i; `previous` is an eigenpair now.
+                    z[i] = tau;
+                    z[previous] = 0.0;
+                    double *x = rows + previous * n_, *y = rows + i * n_;
+                    for (std::int64_t j = 0; j < n; ++j) {
+                        const double u = x[j];
+                        x[j] = c * u + s * y[j];
+                        y[j] = c * y[j] - s * u;
+                    }
+                    if (kind[i] != kind[previous]) kind[i] = kind[previous] = 1;
+                    const double a = dd[previous], b = dd[i];
+                    dd[previous] = a * c * c + b * s * s;
+                    dd[i] = a * s * s + b * c * c;
+                    dead.push_back(previous);
+                    live.pop_back();
+                }
+            }
+            live.push_back(i);
+            previous = i;
+        }
+
+        const auto K = std::int64_t(live.size());
+        std::vector<double> dk(K), wk(K), lambda(K), prod(K, 1.0);
+        double sum = 0;
+        for (std::int64_t i = 0; i < K; ++i) {
+            dk[i] = dd[live[i]];
+            wk[i] = z[live[i]] * z[live[i]];
+            sum += wk[i];
+        }
+        Frame frame;
+        double *diff_all = frame.take<double>(K * K), *delta = frame.take<double>(n);
+        if (K > 0) {
+            const Secular secular{K, dk.data(), wk.data(), 1.0 / rho, rho * sum, delta};
+            for (std::int64_t j = 0; j < K; ++j) {
+                std::int64_t origin = j;
+                double mu = 0;
+                secular.root(j, origin, mu);
+                lambda[j] = dk[origin] + mu;
+                double *row = diff_all + j * K;
+                for (std::int64_t i = 0; i < K; ++i) row[i] = (dk[i] - dk[origin]) - mu;
+                const ProductArgs args{K, j, dk.data(), row, prod.data()};
+                simd::dispatch<ProductKernel>(&args);
+            }
+        }
+
+        // Ascending order of all eigenvalues; those below n - keep get no vector.
+        struct Entry {
+            double value;
+            std::int64_t index;
+            bool is_live;
+        };
+        std::vector<Entry> all;
+        all.reserve(n);
+        for (std::int64_t j = 0; j < K; ++j) all.push_back({lambda[j], j, true});
+        for (const std::int64_t i : dead) all.push_back({dd[i], i, false});
+        std::stable_sort(all.begin(), all.end(), [](const Entry &a, const Entry &b) { return a.value < b.value; });
+
+        // Columns of the coefficient matrix in the order of kind, so that each half needs one dense product.
+        std::vector<std::int64_t> columns(K);
+        std::iota(columns.begin(), columns.end(), 0);
+        std::stable_sort(columns.begin(), columns.end(),
+                         [&](auto a, auto b) { return kind[live[a]] < kind[live[b]]; });
+        std::int64_t k0 = 0, k1 = 0;
+        for (const std::int64_t i : live) {
+            k0 += kind[i] == 0;
+            k1 += kind[i] == 1;
+        }
+        const std::int64_t wanted =
+            std::count_if(all.end() - keep, all.end(), [](const Entry &a) { return a.is_live; });
+        double *coef = frame.take<double>(wanted * K);
+        std::vector<double> zhat(K);
+        for (std::int64_t i = 0; i < K; ++i) zhat[i] = std::copysign(std::sqrt(std::abs(prod[i])), z[live[i]]);
+        std::vector<double> v(K);
+        std::int64_t row = 0;
+        for (auto it = all.end() - keep; it != all.end(); ++it) {
+            if (!it->is_live) continue;
+            const double *diff = diff_all + it->index * K;
+            double norm = 0;
+            for (std::int64_t i = 0; i < K; ++i) {
+                v[i] = zhat[i] / diff[i];
+                norm += v[i] * v[i];
+            }
+            norm = 1.0 / std::sqrt(norm);
+            double *out = coef + row * K;
+            for (std::int64_t i = 0; i < K; ++i) out[i] = v[columns[i]] * norm;
+            ++row;
+        }
+        double *gather = frame.take<double>(K * std::max(n1, n2)), *product = frame.take<double>(wanted * n);
+        const auto half = [&](std::int64_t from, std::int64_t to, std::int64_t c0, std::int64_t width) {
+            if (wanted == 0) return;
+            for (std::int64_t i = from; i < to; ++i)
+                std::copy_n(rows + live[columns[i]] * n_ + c0, width, gather + (i - from) * width);
+            gemm<double>(MatrixView<const double>(coef + from, wanted, to - from, K, 1),
+                         MatrixView<const double>(gather, to - from, width),
+                         MatrixView<double>(product + c0, wanted, width, n, 1));
+        };
+        half(0, k0 + k1, 0, n1);
+        half(k0, K, n1, n2);
+
+        row = 0;
+        std::int64_t position = n - keep;
+        for (std::int64_t i = 0; i < n; ++i) d[i] = all[i].value;
+        double *to = next_ + first * n_ + first;
+        for (auto it = all.end() - keep; it != all.end(); ++it, ++position) {
+            const double *from = it->is_live ? product + row++ * n : rows + it->index * n_;
+            std::copy_n(from, n, to + position * n_);
+        }
+        for (std::int64_t i = n - keep; i < n; ++i) std::copy_n(to + i * n_, n, rows + i * n_);
+    }
+
+    Frame frame_;
+    std::int64_t n_;
+    double *d_, *e_, *q_, *next_;
+};
+
+} // namespace
+
+void tridiagonal_top(std::int64_t n, std::int64_t k, double *d, double *e, double *values, double *vectors) {
+    if (n == 0) return;
+    // Tolerances below are relative to entries of size one.
+    double scale = 0;
+    for (std::int64_t i = 0; i < n; ++i) scale = std::max(scale, std::abs(d[i]));
+    for (std::int64_t i = 0; i + 1 < n; ++i) scale = std::max(scale, std::abs(e[i]));
+    if (scale == 0.0) scale = 1.0;
+    for (std::int64_t i = 0; i < n; ++i) d[i] /= scale;
+    for (std::int64_t i = 0; i + 1 < n; ++i) e[i] /= scale;
+    Solver solver(n, d, e);
+    solver.solve(0, n, k);
+    for (std::int64_t i = 0; i < n; ++i) values[i] = d[i] * scale;
+    std::copy_n(solver.vectors() + (n - k) * n, k * n, vectors);
+}
+
+} // namespace subspan

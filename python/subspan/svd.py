@@ -1,0 +1,776 @@
+"""Streaming and one-shot truncated singular value decompositions.
+
+Samples are rows. ``Vh`` and ``components`` are ``(k, n)``, as in NumPy and scikit-learn. Results have the library and
+dtype of the input; float32 and float64 are taken, on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subspan import _core
+from subspan._arrays import (
+    Array,
+    as_array,
+    check_float,
+    csr_parts,
+    is_sparse,
+    library_of,
+    output,
+    rng_key,
+    to_library,
+)
+
+__all__ = [
+    "FrequentDirections",
+    "StreamingSVD",
+    "TruncatedSVD",
+    "choose_rank",
+    "merge_svd",
+    "product_svd",
+    "truncated_svd",
+]
+
+_FORMAT = "subspan.StreamingSVD/1"
+
+
+class TruncatedSVD(NamedTuple):
+    """``U (m, k)``, ``S (k,)`` descending and ``Vh (k, n)`` of a rank-k approximation ``U @ diag(S) @ Vh``."""
+
+    U: Array
+    S: Array
+    Vh: Array
+
+
+class StreamingSVD:
+    """Truncated SVD of a tall matrix whose rows arrive in blocks.
+
+    After every row seen so far has been stacked into ``A`` (minus its mean when ``center``), ``singular_values`` and
+    ``components`` are the leading singular values and right singular vectors of ``A``, up to what truncation to
+    ``rank`` has left out on the way (``residual_energy``).
+
+    Parameters
+    ----------
+    rank : int
+        Largest number of components kept, at most the number of columns.
+    forget : float, default 1.0
+        The past is multiplied by this factor in (0, 1] at each call of :meth:`update`.
+    center : bool, default False
+        Track the mean and decompose the centred rows, as PCA does.
+    energy : float, optional
+        Keep only as many components as hold this share of the energy seen; ``rank`` is then the upper limit.
+    method : {"auto", "robust", "gram"}
+        ``"gram"`` works on a Gram matrix, which squares the condition number. ``"robust"`` projects, repeats the
+        projection and orthonormalises the residual by a Cholesky factor. ``"auto"`` takes the Gram route where the
+        measured ratio of the last to the first singular value allows it at the precision of the data, else the robust
+        one.
+    dtype : optional
+        float32 or float64; by default the first rows decide.
+
+    Notes
+    -----
+    An update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on the Gram route, about 1.5 times as much on
+    the robust one, and ``O((k + b)**3)`` for the core. It reads the rows once (the Gram route twice, from cache) and
+    needs less than ``3 (k + b) n`` items of work memory; nothing of size ``n × n`` exists. Blocks thinner than half the
+    rank are collected, so single rows cost what blocks cost; taller ones than twice the rank are split.
+
+    Fewer than ``rank`` components exist until as many independent rows were seen: all attributes have the current
+    number ``k``. The sign of a component follows the component of the update before that it is closest to, so signs
+    are stable along a stream.
+
+    An update that raises leaves the stream as it was. Objects may be shared between threads; calls take turns.
+
+    Sources: Brand, Linear Algebra Appl. 415 (2006); Ross, Lim, Lin and Yang, Int. J. Comput. Vis. 77 (2008) for the
+    mean; Fukaya et al., SIAM J. Sci. Comput. 42 (2020) for shifted Cholesky QR.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.svd import StreamingSVD
+    >>> rng = np.random.default_rng(0)
+    >>> A = rng.standard_normal((1000, 5)) @ rng.standard_normal((5, 64))
+    >>> svd = StreamingSVD(rank=5)
+    >>> for block in np.array_split(A, 10):
+    ...     svd.update(block)
+    >>> np.allclose(svd.singular_values, np.linalg.svd(A, compute_uv=False)[:5])
+    True
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        *,
+        forget: float = 1.0,
+        center: bool = False,
+        energy: float | None = None,
+        method: str = "auto",
+        dtype: Any = None,
+    ) -> None:
+        self._configure(rank, forget, center, energy, method, dtype, exact_blocks=False)
+
+    def _configure(
+        self,
+        rank: int,
+        forget: float,
+        center: bool,
+        energy: float | None,
+        method: str,
+        dtype: Any,
+        exact_blocks: bool,
+    ) -> None:
+        if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
+            raise TypeError(f"rank must be an int, got {type(rank).__name__}")
+        if energy is not None and not 0.0 < energy < 1.0:
+            raise ValueError(f"energy must be in (0, 1), got {energy}")
+        self.rank = int(rank)
+        self.forget = float(forget)
+        self.center = bool(center)
+        self.energy = None if energy is None else float(energy)
+        self.method = method
+        self._dtype = None if dtype is None else _float_dtype(dtype)
+        self._exact_blocks = exact_blocks
+        self._library = "numpy"
+        self._core = _core.Stream(self.rank, self.forget, self.center, self.energy or 0.0, method, exact_blocks)
+
+    @classmethod
+    def _exact(cls, rank: int, *, center: bool) -> StreamingSVD:
+        """A stream that takes each block as it is: for scikit-learn's semantics."""
+        self = cls.__new__(cls)
+        self._configure(rank, 1.0, center, None, "auto", None, exact_blocks=True)
+        return self
+
+    # -- updates -------------------------------------------------------------------------------------------------------
+
+    def update(self, rows: Array) -> StreamingSVD:
+        """Add rows ``(b, n)``, dense in any library or sparse (CSR is taken as it is, other formats are converted).
+
+        Raises
+        ------
+        ValueError
+            Wrong number of columns, an empty block, NaN or infinity, or ``rank`` above the number of columns.
+        TypeError
+            Not float32 or float64, another dtype or library than the stream's, or an array that is not on the CPU.
+        """
+        if type(rows) is np.ndarray:
+            if self._dtype is not None and rows.dtype != self._dtype:
+                check_float(rows, "rows")
+                raise TypeError(f"rows must be {self._dtype} as the stream is, got {rows.dtype}")
+            self._take_library("numpy")
+            self._core.update(rows)
+        elif is_sparse(rows):
+            self._check_dtype(rows)
+            self._take_library("numpy")
+            self._core.update_csr(*csr_parts(rows, "rows"))
+        else:
+            rows = as_array(rows, "rows")
+            self._check_dtype(rows)
+            library = library_of(rows)
+            self._take_library(library)
+            self._core.update(rows)
+            self._library = library
+        return self
+
+    def downdate(self, rows: Array) -> StreamingSVD:
+        """Remove rows ``(b, n)`` that were added with weight one (``forget=1``).
+
+        Raises ``numpy.linalg.LinAlgError`` when they cannot all have been added: the factor would become indefinite, or
+        they hold more energy outside of the subspace than the stream has left out.
+        """
+        if is_sparse(rows):
+            rows = rows.toarray()
+        rows = as_array(rows, "rows")
+        self._check_dtype(rows)
+        self._take_library(library_of(rows))
+        self._core.downdate(rows)
+        return self
+
+    def merge(self, other: StreamingSVD) -> StreamingSVD:
+        """Add what another stream over the same columns has seen; ``other`` keeps its value.
+
+        Streams may be merged in any order, also in a tree: up to truncation the result is the same.
+        """
+        if not isinstance(other, StreamingSVD):
+            raise TypeError(f"other must be a StreamingSVD, got {type(other).__name__}")
+        fresh = self._core.dtype() is None
+        self._core.merge(other._core)
+        if fresh:
+            self._library = other._library
+        return self
+
+    def _check_dtype(self, x: Array) -> None:
+        dtype = check_float(x, "rows")
+        if self._dtype is not None and dtype != self._dtype:
+            raise TypeError(f"rows must be {self._dtype} as the stream is, got {dtype}")
+
+    def _take_library(self, library: str) -> None:
+        if self._library != library and self._core.dtype() is not None:
+            raise TypeError(
+                f"rows must be {self._library} arrays as the stream's first rows were, got {library}; "
+                "results would change their library half-way"
+            )
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def _result(self, shape: tuple[int, ...]) -> Any:
+        name = self._core.dtype() or (self._dtype or np.dtype(np.float64)).name
+        return np.empty(shape, dtype=name)
+
+    @property
+    def singular_values(self) -> Array:
+        """``(k,)``, descending; a fresh array."""
+        out = self._result((self._core.current_rank(),))
+        if self._core.dtype() is not None:
+            self._core.values_into(out)
+        return to_library(out, self._library)
+
+    @property
+    def components(self) -> Array:
+        """``(k, n)`` right singular vectors as rows, orthonormal to ``10 eps sqrt(k)``; a fresh array."""
+        out = self._result((self._core.current_rank(), self._core.features()))
+        if self._core.dtype() is not None:
+            self._core.components_into(out)
+        return to_library(out, self._library)
+
+    @property
+    def mean(self) -> Array:
+        """``(n,)`` mean of the rows, or None without ``center``; a fresh array."""
+        if not self.center or self._core.dtype() is None:
+            return None
+        out = self._result((self._core.features(),))
+        self._core.mean_into(out)
+        return to_library(out, self._library)
+
+    @property
+    def rows_seen(self) -> int:
+        """Number of rows added, less those removed."""
+        return self._core.rows_seen()
+
+    @property
+    def captured_energy(self) -> float:
+        """Sum of the squared singular values."""
+        return self._core.captured_energy()
+
+    @property
+    def residual_energy(self) -> float:
+        """Squared Frobenius norm of what truncation has left out."""
+        return self._core.residual_energy()
+
+    @property
+    def n_features(self) -> int | None:
+        """Number of columns, None before the first rows."""
+        return self._core.features() or None
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """dtype of the stream, None before the first rows unless it was given."""
+        name = self._core.dtype()
+        return self._dtype if name is None else np.dtype(name)
+
+    def project(self, X: Array, *, out: Array | None = None) -> Array:
+        """Coordinates ``(m, k)`` of rows ``X (m, n)`` in the subspace: ``(X - mean) @ components.T``."""
+        self._require_rows()
+        if is_sparse(X):
+            dtype = check_float(X, "X")
+            z, fresh = output(out, (X.shape[0], self._core.current_rank()), dtype, "numpy")
+            self._core.project_csr(*csr_parts(X, "X"), z)
+            return z
+        X = as_array(X, "X")
+        dtype = check_float(X, "X")
+        _require_2d(X, "X")
+        z, fresh = output(out, (X.shape[0], self._core.current_rank()), dtype, library_of(X))
+        self._core.project(X, z)
+        return to_library(z, library_of(X)) if fresh else z
+
+    def reconstruct(self, Z: Array, *, out: Array | None = None) -> Array:
+        """Rows ``(m, n)`` from coordinates ``Z (m, k)``: ``Z @ components + mean``."""
+        self._require_rows()
+        Z = as_array(Z, "Z")
+        dtype = check_float(Z, "Z")
+        _require_2d(Z, "Z")
+        x, fresh = output(out, (Z.shape[0], self._core.features()), dtype, library_of(Z))
+        self._core.reconstruct(Z, x)
+        return to_library(x, library_of(Z)) if fresh else x
+
+    def residual(self, X: Array, *, out: Array | None = None) -> Array:
+        """Squared distances ``(m,)`` of rows ``X (m, n)`` to the (affine) subspace.
+
+        By explicit subtraction of the projection, so that tiny residuals keep their digits.
+        """
+        self._require_rows()
+        if is_sparse(X):
+            X = X.toarray()
+        X = as_array(X, "X")
+        dtype = check_float(X, "X")
+        _require_2d(X, "X")
+        r, fresh = output(out, (X.shape[0],), dtype, library_of(X))
+        self._core.residual(X, r)
+        return to_library(r, library_of(X)) if fresh else r
+
+    def _require_rows(self) -> None:
+        if self._core.dtype() is None:
+            raise ValueError("the stream has seen no rows")
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._core.state()
+        state.update(
+            format=_FORMAT,
+            rank=self.rank,
+            forget=self.forget,
+            center=self.center,
+            energy=self.energy,
+            method=self.method,
+            wanted_dtype=None if self._dtype is None else self._dtype.name,
+            exact_blocks=self._exact_blocks,
+            library=self._library,
+        )
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("format") != _FORMAT:
+            raise ValueError(f"not a state of StreamingSVD: format is {state.get('format')!r}, wanted {_FORMAT!r}")
+        self._configure(
+            state["rank"],
+            state["forget"],
+            state["center"],
+            state["energy"],
+            state["method"],
+            state["wanted_dtype"],
+            state["exact_blocks"],
+        )
+        self._core.restore(state)
+        self._library = state["library"]
+        if self._library not in ("numpy", "__main__"):
+            __import__(self._library)
+
+    def copy(self) -> StreamingSVD:
+        """An independent copy."""
+        new = StreamingSVD.__new__(StreamingSVD)
+        new.__setstate__(self.__getstate__())
+        return new
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StreamingSVD:
+        return self.copy()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the stream to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
+        state = {k: ("" if v is None else v) for k, v in self.__getstate__().items()}
+        path = os.fspath(path)
+        aside = f"{path}.{os.getpid()}.{threading.get_ident()}.part"
+        try:
+            with open(aside, "wb") as f:
+                np.savez(f, **state)
+            os.replace(aside, path)
+        finally:
+            if os.path.exists(aside):
+                os.remove(aside)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StreamingSVD:
+        """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
+        path = os.fspath(path)
+        try:
+            with np.load(path, allow_pickle=False) as f:
+                raw = {k: f[k] for k in f.files}
+        except (zipfile.BadZipFile, ValueError, EOFError, KeyError, AttributeError, OSError) as e:
+            if isinstance(e, FileNotFoundError | PermissionError | IsADirectoryError):
+                raise
+            raise ValueError(f"{path}: not a readable StreamingSVD file ({e})") from e
+        missing = {"format", "rank", "dtype", "library"} - raw.keys()
+        if missing:
+            raise ValueError(f"{path}: not a StreamingSVD file, it lacks {', '.join(sorted(missing))}")
+        state: dict[str, Any] = {}
+        for k, v in raw.items():
+            state[k] = v.item() if v.ndim == 0 else v
+            if isinstance(state[k], str) and state[k] == "":
+                state[k] = None
+        self = cls.__new__(cls)
+        try:
+            self.__setstate__(state)
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f"{path}: damaged StreamingSVD file ({e})") from e
+        return self
+
+    def __repr__(self) -> str:
+        options = [f"rank={self.rank}"]
+        if self.forget != 1.0:
+            options.append(f"forget={self.forget:g}")
+        if self.center:
+            options.append("center=True")
+        if self.energy is not None:
+            options.append(f"energy={self.energy:g}")
+        if self.method != "auto":
+            options.append(f"method={self.method!r}")
+        if self._core.dtype() is None:
+            return f"StreamingSVD({', '.join(options)}) <no rows yet>"
+        return (
+            f"StreamingSVD({', '.join(options)}) <{self.rows_seen} rows of {self._core.features()} {self._core.dtype()}, "
+            f"route {self._core.route()}>"
+        )
+
+
+def _float_dtype(dtype: Any) -> np.dtype[Any]:
+    name = str(dtype).rpartition(".")[2] if not isinstance(dtype, (type, np.dtype)) else dtype
+    d = np.dtype(name)
+    if d not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype must be float32 or float64, got {d}")
+    return d
+
+
+def _require_2d(x: Array, name: str) -> None:
+    if len(x.shape) != 2:
+        raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(x.shape)}")
+
+
+def _triplet(parts: tuple[Any, Any, Any], library: str) -> TruncatedSVD:
+    u, s, vh = parts
+    return TruncatedSVD(*(None if x is None else to_library(x, library) for x in (u, s, vh)))
+
+
+def truncated_svd(
+    A: Array,
+    rank: int | None = None,
+    *,
+    energy: float | None = None,
+    tol: float | None = None,
+    oversample: int = 10,
+    power_iterations: int = 2,
+    initial: Array | None = None,
+    rng: None | int | np.random.Generator = None,
+) -> TruncatedSVD:
+    """Leading singular triplets of a matrix by randomized subspace iteration.
+
+    Parameters
+    ----------
+    A : array, sparse matrix or operator ``(m, n)``
+        Dense of any library; ``scipy.sparse`` (CSR is taken as it is); or any object with ``shape``, ``matmat`` and
+        ``rmatmat``, a ``scipy.sparse.linalg.LinearOperator`` say.
+    rank : int, optional
+        Number of triplets. Without it ``energy`` or ``tol`` decides: subspaces of growing size are tried, each started
+        from the one before.
+    energy : float, optional
+        Smallest rank that holds this share of the squared Frobenius norm (not for operators); ``rank`` is then the
+        upper limit.
+    tol : float, optional
+        Leave out singular values below ``tol`` times the first.
+    oversample, power_iterations : int
+        ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them.
+    initial : array ``(j, n)``, optional
+        A warm start, ``Vh`` of a nearby matrix: with one, ``power_iterations=0`` or 1 is often enough.
+    rng : None, int or numpy.random.Generator
+        Draws the key of a counter-based generator: the same for any number of threads.
+
+    Returns
+    -------
+    TruncatedSVD
+        ``U (m, k)``, ``S (k,)``, ``Vh (k, n)``. The largest entry of each row of ``Vh`` is positive.
+
+    Notes
+    -----
+    ``4 m n l (power_iterations + 1)`` flops. Work memory ``4 l (m + n)`` items. Halko, Martinsson and Tropp, SIAM Review
+    53 (2011), algorithms 4.4 and 5.1, with Cholesky QR between the products.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.svd import truncated_svd
+    >>> A = np.diag(np.arange(50.0, 0.0, -1.0))
+    >>> truncated_svd(A, 3, power_iterations=8, rng=0).S.round(3)
+    array([50., 49., 48.])
+    """
+    if rank is None and energy is None and tol is None:
+        raise ValueError("one of rank, energy and tol must be given")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 1):
+        raise ValueError(f"rank must be a positive int, got {rank!r}")
+    if energy is not None and not 0.0 < energy < 1.0:
+        raise ValueError(f"energy must be in (0, 1), got {energy}")
+    if tol is not None and not 0.0 < tol < 1.0:
+        raise ValueError(f"tol must be in (0, 1), got {tol}")
+    options = (int(rank or 0), energy or 0.0, tol or 0.0, int(oversample), int(power_iterations))
+    key = rng_key(rng)
+    if is_sparse(A):
+        check_float(A, "A")
+        return _triplet(_core.truncated_svd_csr(*csr_parts(A, "A"), *options, initial, key), "numpy")
+    if hasattr(A, "matmat") and hasattr(A, "rmatmat"):
+        dtype = np.dtype(getattr(A, "dtype", None) or np.float64)
+        if dtype.kind == "c":
+            raise TypeError("A must be real, got a complex operator")
+        m, n = (int(x) for x in A.shape)
+        single = dtype == np.float32
+        parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, initial, key)
+        return _triplet(parts, "numpy")
+    A = as_array(A, "A")
+    check_float(A, "A")
+    return _triplet(_core.truncated_svd(A, *options, initial, key), library_of(A))
+
+
+def product_svd(A: Array, B: Array, rank: int | None = None) -> TruncatedSVD:
+    """SVD of ``A @ B`` from factors ``A (m, p)`` and ``B (p, n)``.
+
+    With ``p <= min(m, n)`` the product is never formed: ``2 p² (m + n)`` flops and a ``p × p`` core, against
+    ``2 m n p`` and an ``m × n`` SVD. At most ``min(m, p, n)`` triplets exist; ``rank`` keeps fewer.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.svd import product_svd
+    >>> A, B = np.ones((100, 1)), np.ones((1, 400))
+    >>> float(product_svd(A, B).S[0])
+    200.0
+    """
+    A, B = as_array(A, "A"), as_array(B, "B")
+    check_float(A, "A")
+    check_float(B, "B")
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank must be a positive int, got {rank!r}")
+    return _triplet(_core.product_svd(A, B, int(rank or 0)), library_of(A))
+
+
+def merge_svd(a: Any, b: Any, rank: int) -> TruncatedSVD:
+    """Truncated SVD of the stacked matrix ``[A; B]`` from truncated SVDs of ``A`` and ``B``.
+
+    Parameters
+    ----------
+    a, b : TruncatedSVD or tuple ``(U, S, Vh)``
+        ``U`` may be None in both: then it is None in the result.
+    rank : int
+        At most ``min(ka + kb, n)``.
+
+    Notes
+    -----
+    ``2 n (ka + kb)²`` flops and a core of size ``ka + kb``. Exact for exact input; in a tree of merges the truncations
+    add up, in any order, to at most the sum of what each left out.
+    """
+    ua, sa, va = a
+    ub, sb, vb = b
+    if (ua is None) != (ub is None):
+        raise ValueError("U must be given in both decompositions or in neither")
+    check_float(va, "a.Vh")
+    return _triplet(_core.merge_svd(ua, sa, va, ub, sb, vb, int(rank)), library_of(va))
+
+
+class FrequentDirections:
+    """Deterministic sketch ``B (size, n)`` of a tall matrix ``A``, with a guaranteed error.
+
+    ``0 <= x·(AᵀA - BᵀB)·x <= error_bound`` for every unit vector ``x``, and ``error_bound`` is at most
+    ``‖A - A_k‖_F² / (size - k)`` for every ``k < size``. Sketches of parts of a matrix can be merged.
+
+    Parameters
+    ----------
+    size : int
+        Rows of the sketch.
+    n_features : int
+        Columns.
+
+    Notes
+    -----
+    A buffer of ``2 size`` rows shrinks when it is full: ``6 size n`` flops a row on average. Ghashami, Liberty, Phillips
+    and Woodruff, SIAM J. Comput. 45 (2016).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.svd import FrequentDirections
+    >>> A = np.random.default_rng(0).standard_normal((500, 30))
+    >>> fd = FrequentDirections(10, 30).update(A)
+    >>> error = np.linalg.eigvalsh(A.T @ A - fd.sketch.T @ fd.sketch)
+    >>> bool(error.min() > -1e-9 and error.max() <= fd.error_bound * (1 + 1e-9))
+    True
+    """
+
+    def __init__(self, size: int, n_features: int) -> None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        if n_features < 1:
+            raise ValueError(f"n_features must be at least 1, got {n_features}")
+        self.size = int(size)
+        self.n_features = int(n_features)
+        self._core: Any = None
+        self._library = "numpy"
+
+    def _make(self, dtype: np.dtype[Any]) -> Any:
+        kind = _core.SketchF32 if dtype == np.float32 else _core.SketchF64
+        if self._core is None:
+            return kind(self.size, self.n_features)
+        if not isinstance(self._core, kind):
+            raise TypeError(f"rows must have the dtype of the sketch, got {dtype}")
+        return self._core
+
+    def update(self, rows: Array) -> FrequentDirections:
+        """Add rows ``(b, n)``, dense or sparse."""
+        if is_sparse(rows):
+            core = self._make(check_float(rows, "rows"))
+            core.update_csr(*csr_parts(rows, "rows"))
+        else:
+            rows = as_array(rows, "rows")
+            core = self._make(check_float(rows, "rows"))
+            core.update(rows)
+            if self._core is None:
+                self._library = library_of(rows)
+        self._core = core
+        return self
+
+    def merge(self, other: FrequentDirections) -> FrequentDirections:
+        """Add another sketch over the same columns; the error bounds add."""
+        if not isinstance(other, FrequentDirections):
+            raise TypeError(f"other must be a FrequentDirections, got {type(other).__name__}")
+        if other._core is None:
+            return self
+        core = self._make(np.dtype(np.float32 if isinstance(other._core, _core.SketchF32) else np.float64))
+        core.merge(other._core)
+        if self._core is None:
+            self._library = other._library
+        self._core = core
+        return self
+
+    @property
+    def sketch(self) -> Array:
+        """``(size, n)``; rows that are not needed are zero. A fresh array."""
+        if self._core is None:
+            return np.zeros((self.size, self.n_features))
+        single = isinstance(self._core, _core.SketchF32)
+        out = np.empty((self.size, self.n_features), dtype=np.float32 if single else np.float64)
+        self._core.sketch_into(out)
+        return to_library(out, self._library)
+
+    @property
+    def error_bound(self) -> float:
+        """Upper bound of ``‖AᵀA - BᵀB‖₂`` for the sketch as it is now."""
+        if self._core is None:
+            return 0.0
+        _ = self.sketch  # the shrink that reading the sketch may need belongs to the bound
+        return float(self._core.numbers()[3])
+
+    @property
+    def rows_seen(self) -> int:
+        """Number of rows added."""
+        return 0 if self._core is None else int(self._core.numbers()[2])
+
+    @property
+    def squared_norm(self) -> float:
+        """``‖A‖_F²`` of everything added."""
+        return 0.0 if self._core is None else float(self._core.numbers()[4])
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"size": self.size, "n_features": self.n_features, "library": self._library}
+        if self._core is not None:
+            _, _, seen, bound, norm = self._core.numbers()
+            state.update(buffer=self._core.buffer(), bound=bound, norm=norm, seen=seen)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
+        self._library = state["library"]
+        if "buffer" in state:
+            core = self._make(state["buffer"].dtype)
+            core.restore(state["buffer"], state["bound"], state["norm"], state["seen"])
+            self._core = core
+
+    def __repr__(self) -> str:
+        return f"FrequentDirections(size={self.size}, n_features={self.n_features}) <{self.rows_seen} rows>"
+
+
+def choose_rank(
+    singular_values: Array,
+    *,
+    energy: float | None = None,
+    threshold: float | None = None,
+    rule: str | None = None,
+    shape: tuple[int, int] | None = None,
+    noise: float | None = None,
+) -> int:
+    """How many singular values to keep.
+
+    Exactly one of ``energy``, ``threshold`` and ``rule`` is given.
+
+    Parameters
+    ----------
+    singular_values : array ``(p,)``
+        Descending. The rules with unknown noise need all ``min(shape)`` of them.
+    energy : float
+        Smallest rank whose squared singular values sum to at least this share, in (0, 1], of the whole.
+    threshold : float
+        Keep singular values above ``threshold`` times the first.
+    rule : {"gavish-donoho", "marchenko-pastur"}
+        The optimal hard threshold of Gavish and Donoho (IEEE Trans. Inf. Theory 60, 2014), or the edge
+        ``noise (√m + √n)`` of what noise alone produces (Marchenko and Pastur 1967). Both need ``shape`` and estimate
+        the noise from the median singular value when ``noise``, the standard deviation of an entry, is not given.
+    shape : tuple ``(m, n)``
+        Shape of the matrix.
+    noise : float
+        Standard deviation of the noise per entry.
+
+    Examples
+    --------
+    >>> from subspan.svd import choose_rank
+    >>> choose_rank([10.0, 5.0, 1.0, 0.1], energy=0.99)
+    2
+    """
+    s = np.asarray(singular_values, dtype=np.float64)
+    if s.ndim != 1:
+        raise ValueError(f"singular_values must have 1 dimension, got shape {s.shape}")
+    if not np.all(np.isfinite(s)) or np.any(s < 0):
+        raise ValueError("singular_values must be finite and not negative")
+    if np.any(np.diff(s) > 0):
+        raise ValueError("singular_values must be in descending order")
+    given = [x is not None for x in (energy, threshold, rule)]
+    if sum(given) != 1:
+        raise ValueError("exactly one of energy, threshold and rule must be given")
+    if s.size == 0 or s[0] == 0.0:
+        return 0
+    if energy is not None:
+        if not 0.0 < energy <= 1.0:
+            raise ValueError(f"energy must be in (0, 1], got {energy}")
+        total = np.cumsum((s / s[0]) ** 2)
+        # The last sum is the whole by definition: rounding must not ask for one value more.
+        return int(min(np.searchsorted(total, energy * total[-1]) + 1, s.size))
+    if threshold is not None:
+        if not 0.0 <= threshold < 1.0:
+            raise ValueError(f"threshold must be in [0, 1), got {threshold}")
+        return int(np.count_nonzero(s > threshold * s[0]))
+    if rule not in ("gavish-donoho", "marchenko-pastur"):
+        raise ValueError(f"rule must be 'gavish-donoho' or 'marchenko-pastur', got {rule!r}")
+    if shape is None:
+        raise ValueError(f"rule {rule!r} needs shape")
+    m, n = (int(x) for x in shape)
+    if min(m, n) < 1 or s.size > min(m, n):
+        raise ValueError(f"shape {shape} does not fit {s.size} singular values")
+    beta = min(m, n) / max(m, n)
+    root = math.sqrt(max(m, n))
+    if noise is None:
+        if s.size != min(m, n):
+            raise ValueError(
+                f"rule {rule!r} estimates the noise from the median of all {min(m, n)} singular values, got {s.size}; "
+                "give noise"
+            )
+        noise = float(np.median(s)) / (root * math.sqrt(_marchenko_pastur_median(beta)))
+    elif not noise >= 0.0:
+        raise ValueError(f"noise must not be negative, got {noise}")
+    if rule == "gavish-donoho":
+        cut = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta * beta + 14 * beta + 1)))
+    else:
+        cut = 1 + math.sqrt(beta)
+    return int(np.count_nonzero(s > cut * root * noise))
+
+
+def _marchenko_pastur_median(beta: float) -> float:
+    """Median of the Marchenko-Pastur law with ratio beta in (0, 1] and unit variance."""
+    lo, hi = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
+    # x = lo + (hi - lo) sin²(t/2) turns the square-root edges into a smooth integrand.
+    t = np.linspace(0.0, np.pi, 4001)
+    x = lo + (hi - lo) * np.sin(t / 2) ** 2
+    root = (hi - lo) / 2 * np.sin(t)  # sqrt((hi - x)(x - lo)) and, once more, dx/dt
+    with np.errstate(divide="ignore", invalid="ignore"):
+        density = root * root / (2 * np.pi * beta * x)
+    density[~np.isfinite(density)] = (hi - lo) / (2 * np.pi * beta)  # beta = 1: the limit at x = 0
+    cdf = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(t))])
+    return float(np.interp(0.5 * cdf[-1], cdf, x))
