@@ -1,6 +1,7 @@
 #include "subspan/eigh.hpp"
 
 #include "scratch.hpp"
+#include "simd.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/panel.hpp"
@@ -47,17 +48,34 @@ template <class T> void apply_reflectors(std::int64_t n, std::int64_t k, const T
     }
 }
 
+// The largest magnitude of a lower triangle; negative when an entry is NaN or infinite.
+struct LargestKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, const double *g, double *out) {
+        double most = 0, poison = 0; // x - x is zero or NaN
+        for (std::int64_t i = 0; i < n; ++i)
+            for (std::int64_t j = 0; j <= i; ++j) {
+                const double x = std::abs(g[i * n + j]);
+                most = x > most ? x : most;
+                poison += x - x;
+            }
+        *out = poison == 0.0 ? most : -1.0;
+    }
+};
+
+template <class T> struct ScaleKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, const double *g, double scale, T *a) {
+        for (std::int64_t i = 0; i < n; ++i)
+            for (std::int64_t j = 0; j <= i; ++j) a[i * n + j] = T(g[i * n + j] / scale);
+    }
+};
+
 } // namespace
 
 template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g, double *values, T *vectors) {
     if (n == 0 || k == 0) return;
     double scale = 0;
-    for (std::int64_t i = 0; i < n; ++i)
-        for (std::int64_t j = 0; j <= i; ++j) {
-            const double x = std::abs(g[i * n + j]);
-            if (!(x <= 1.7e308)) throw LinAlgError("symmetric eigenproblem: the matrix holds NaN or infinity");
-            scale = std::max(scale, x);
-        }
+    simd::dispatch<LargestKernel>(n, g, &scale);
+    if (scale < 0.0) throw LinAlgError("symmetric eigenproblem: the matrix holds NaN or infinity");
     if (scale == 0.0) {
         std::fill_n(values, k, 0.0);
         std::fill_n(vectors, k * n, T(0));
@@ -67,8 +85,7 @@ template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g
     // Scaled to 1, so that float neither overflows nor loses the small entries to underflow.
     Frame frame;
     T *d = frame.take<T>(n), *e = frame.take<T>(n), *tau = frame.take<T>(n), *a = frame.take<T>(n * n);
-    for (std::int64_t i = 0; i < n; ++i)
-        for (std::int64_t j = 0; j <= i; ++j) a[i * n + j] = T(g[i * n + j] / scale);
+    simd::dispatch<ScaleKernel<T>>(n, g, scale, a);
     char uplo = 'U'; // a row-major lower triangle is a column-major upper one
     int ni = int(n), lwork = int(n) * 64, info = 0;
     T *work = frame.take<T>(lwork);

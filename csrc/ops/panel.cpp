@@ -26,14 +26,16 @@ constexpr std::int64_t kSliceColumns = 1024; // at least
 template <int Bytes> struct Shape {
     static constexpr int mr = Bytes == 64 ? 8 : Bytes == 32 ? 4 : 2;
     static constexpr int nv = 3;
+    // Narrower tiles waste less on the diagonal of a triangle; they are as fast while both operands come from L1 and L2.
+    static constexpr int nv_gram = Bytes == 64 ? 2 : 3;
 };
 
 // c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·nr + j]
-template <class T, int Bytes>
+template <class T, int Bytes, int NV = Shape<Bytes>::nv>
 SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,
                           bool add) {
     using V = Vec<T, Bytes>;
-    constexpr int MR = Shape<Bytes>::mr, NV = Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = NV * W;
     typename V::type acc[MR][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
@@ -100,7 +102,7 @@ template <class T> struct GramArgs {
 
 template <class T> struct GramKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const GramArgs<T> *g) {
-        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        constexpr int MR = Shape<Bytes>::mr, NV = Shape<Bytes>::nv_gram, NR = NV * Vec<T, Bytes>::lanes;
         const std::int64_t m = g->panel->rows, mp = round_up(m, NR);
         Frame frame;
         T *packed = frame.take<T>(mp * kDepth), *acc = frame.take<T>(mp * mp);
@@ -118,7 +120,7 @@ template <class T> struct GramKernel {
             simd::pad(m, depth, NR, packed);
             for (std::int64_t j = 0; j < mp; j += NR)
                 for (std::int64_t i = std::max(j, first); i < m; i += MR)
-                    micro<T, Bytes>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth,
+                    micro<T, Bytes, NV>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth,
                                     acc + i * mp + j, mp, pending > 0);
             if (++pending == kFlush) {
                 flush(acc, mp, first, m, g->sum);
@@ -127,7 +129,7 @@ template <class T> struct GramKernel {
         }
         if (pending > 0) flush(acc, mp, first, m, g->sum);
     }
-    static void flush(const T *acc, std::int64_t mp, std::int64_t first, std::int64_t m, double *sum) {
+    static SUBSPAN_INLINE void flush(const T *acc, std::int64_t mp, std::int64_t first, std::int64_t m, double *sum) {
         for (std::int64_t i = first; i < m; ++i)
             for (std::int64_t j = 0; j <= i; ++j) sum[i * m + j] += double(acc[i * mp + j]);
     }
@@ -259,15 +261,22 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
     if (m == 0 || n == 0) return;
     const std::int64_t length = round_up(std::max(kSliceColumns, (n + kSlices - 1) / kSlices), kDepth);
     const std::int64_t slices = (n + length - 1) / length;
-    // Slice sums are added in the order of the slices, so the result does not depend on the number of threads. With
-    // one thread a slice's sum goes straight into g: the same additions in the same order need a zeroed partial sum.
-    const bool alone = num_threads() == 1;
+    // Slice sums are added in the order of the slices, so the result does not depend on the number of threads. A slice
+    // of one flush may go straight into g when it is alone: 0 + x is x.
+    const auto run = [&](std::int64_t s, double *sum) {
+        const GramArgs<T> args{&p, first_row, s * length, std::min(n, (s + 1) * length), sum};
+        launch<GramKernel<T>>(&args);
+    };
+    if (num_threads() == 1 && length <= kFlush * kDepth) {
+        for (std::int64_t s = 0; s < slices; ++s) run(s, g);
+        return;
+    }
+    const bool alone = num_threads() == 1 || slices == 1;
     Frame frame;
     double *partial = frame.take<double>(triangle * (alone ? 1 : slices));
     const auto slice = [&](std::int64_t s, double *sum) {
         std::fill(sum + first_row * m, sum + triangle, 0.0);
-        const GramArgs<T> args{&p, first_row, s * length, std::min(n, (s + 1) * length), sum};
-        launch<GramKernel<T>>(&args);
+        run(s, sum);
     };
     const auto add = [&](const double *sum) {
         for (std::int64_t i = first_row; i < m; ++i)

@@ -27,7 +27,8 @@
 namespace subspan {
 namespace {
 
-constexpr double kGramMargin = 1000.0; // the Gram route needs L_k / L_1 >= 1000 eps: s_1 / s_k up to 92 in float32
+// Squaring costs eps s_1²/(2 s_k) in s_k: up to this spread s_1/s_k that stays below the 100 eps s_1 that is promised.
+constexpr double kSpread = 64.0;
 constexpr double kResidualMargin = 1000.0; // the robust route needs ‖R‖² <= 1000 s_k²
 constexpr double kDrop = 16.0;         // singular values below 16 eps s_1 are rounding
 
@@ -378,7 +379,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         }
         if (w.r < std::min(opt.rank, n)) return opt.energy > 0.0 || w.m > opt.rank;
         const double ratio = s[std::size_t(r) - 1] / s[0];
-        return ratio * ratio >= kGramMargin * eps / 4; // near the limit: the new core decides
+        return ratio * kSpread >= 0.5; // near the limit: the new core decides
     }
 
     bool gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy) {
@@ -404,7 +405,7 @@ template <class T> struct StreamingSvd<T>::Impl {
             double kept = 0;
             for (std::int64_t i = 0; i < sel.rank; ++i) kept += l[i];
             sel.dropped = w.dropped + std::max(0.0, total - kept);
-        } else if (sel.rank == 0 || l[sel.rank - 1] < kGramMargin * eps * l[0] ||
+        } else if (sel.rank == 0 || l[sel.rank - 1] * kSpread * kSpread < l[0] ||
                    // a short core: what was not kept must have been cut by the rank or the energy, not by rounding
                    (sel.rank < opt.rank && opt.energy == 0.0)) {
             return false;
@@ -464,26 +465,27 @@ template <class T> struct StreamingSvd<T>::Impl {
         }
     }
 
-    // Right singular vectors (rows of y, all of them or the k leading) and singular values of the rows x cols core.
-    // Squaring in double is exact enough for float; for double only while the spectrum is short.
-    void core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) {
+    // The k leading right singular vectors (rows of y) and singular values of the rows x cols core, k <= rows. Squaring
+    // in double is exact enough for float (what it cannot resolve is below kDrop eps s_1); for double up to kSpread.
+    void core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) const {
         Frame frame;
-        double *ct = frame.take<double>(rows * cols), *h = frame.take<double>(cols * cols);
-        for (std::int64_t i = 0; i < rows; ++i)
-            for (std::int64_t j = 0; j < cols; ++j) ct[j * rows + i] = core[i * cols + j];
-        gram(Panel<double>(rows).add(MatrixView<const double>(ct, cols, rows)), 0, h);
-        eigh_top<double>(cols, k, h, sigma, y);
-        // In float, what squaring in double cannot resolve is below kDrop eps s_1 and goes anyway.
-        constexpr double limit = kGramMargin * std::numeric_limits<double>::epsilon();
-        if (std::is_same_v<T, float> || sigma[0] == 0.0 || sigma[k - 1] >= limit * sigma[0]) {
-            for (std::int64_t i = 0; i < k; ++i) sigma[i] = std::sqrt(std::max(sigma[i], 0.0));
-            return;
+        const bool expect_wide = !s.empty() && s.back() * kSpread < 0.5 * s.front();
+        if (std::is_same_v<T, float> || !expect_wide) {
+            double *ct = frame.take<double>(rows * cols), *h = frame.take<double>(cols * cols);
+            for (std::int64_t i = 0; i < rows; ++i)
+                for (std::int64_t j = 0; j < cols; ++j) ct[j * rows + i] = core[i * cols + j];
+            gram(Panel<double>(rows).add(MatrixView<const double>(ct, cols, rows)), 0, h);
+            eigh_top<double>(cols, k, h, sigma, y);
+            if (std::is_same_v<T, float> || sigma[0] == 0.0 || sigma[k - 1] * kSpread * kSpread >= sigma[0]) {
+                for (std::int64_t i = 0; i < k; ++i) sigma[i] = std::sqrt(std::max(sigma[i], 0.0));
+                return;
+            }
         }
         const std::int64_t p = std::min(rows, cols);
         double *all = frame.take<double>(p), *vt = frame.take<double>(p * cols);
         small_svd(rows, cols, core, all, nullptr, vt);
-        std::copy_n(vt, std::min(k, p) * cols, y);
-        for (std::int64_t i = 0; i < k; ++i) sigma[i] = i < p ? all[i] : 0.0;
+        std::copy_n(vt, k * cols, y);
+        std::copy_n(all, k, sigma);
     }
 
     bool robust(Work &w, const Rows<T> &dense) {

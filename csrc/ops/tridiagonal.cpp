@@ -78,136 +78,159 @@ struct LeafKernel {
     }
 };
 
-// Sums over the poles on one side of a root: f = sum w_i / (delta_i - mu) and df = sum w_i / (delta_i - mu)².
-struct SideArgs {
-    const double *delta, *w;
-    std::int64_t n;
-    double mu, f, df;
+struct Sums {
+    double f, df; // sum w_i / (delta_i - mu) and sum w_i / (delta_i - mu)²
 };
 
-struct SideKernel {
-    template <int Bytes> static SUBSPAN_INLINE void run(SideArgs *a) {
-        using V = simd::Vec<double, Bytes>;
-        constexpr int W = V::lanes;
-        const double mu = a->mu;
-        typename V::type f0{}, f1{}, g0{}, g1{}; // two chains hide the latency of the division
-        std::int64_t i = 0;
-        for (; i + 2 * W <= a->n; i += 2 * W) {
-            const auto r0 = 1.0 / (V::load(a->delta + i) - mu), r1 = 1.0 / (V::load(a->delta + i + W) - mu);
-            const auto t0 = V::load(a->w + i) * r0, t1 = V::load(a->w + i + W) * r1;
-            f0 += t0;
-            f1 += t1;
-            g0 += t0 * r0;
-            g1 += t1 * r1;
-        }
-        f0 += f1;
-        g0 += g1;
-        double sf = 0, sdf = 0;
-        for (int l = 0; l < W; ++l) {
-            sf += f0[l];
-            sdf += g0[l];
-        }
-        for (; i < a->n; ++i) {
-            const double r = 1.0 / (a->delta[i] - mu), t = a->w[i] * r;
-            sf += t;
-            sdf += t * r;
-        }
-        a->f = sf;
-        a->df = sdf;
+// Sums over the poles on one side of a root.
+template <int Bytes>
+SUBSPAN_INLINE Sums side(const double *delta, const double *w, std::int64_t n, double mu) {
+    using V = simd::Vec<double, Bytes>;
+    constexpr int W = V::lanes;
+    typename V::type f0{}, f1{}, g0{}, g1{}; // two chains hide the latency of the division
+    std::int64_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        const auto r0 = 1.0 / (V::load(delta + i) - mu), r1 = 1.0 / (V::load(delta + i + W) - mu);
+        const auto t0 = V::load(w + i) * r0, t1 = V::load(w + i + W) * r1;
+        f0 += t0;
+        f1 += t1;
+        g0 += t0 * r0;
+        g1 += t1 * r1;
     }
-};
+    for (; i + W <= n; i += W) {
+        const auto r = 1.0 / (V::load(delta + i) - mu);
+        const auto t = V::load(w + i) * r;
+        f0 += t;
+        g0 += t * r;
+    }
+    f0 += f1;
+    g0 += g1;
+    Sums s{0, 0};
+    for (int l = 0; l < W; ++l) {
+        s.f += f0[l];
+        s.df += g0[l];
+    }
+    for (; i < n; ++i) {
+        const double r = 1.0 / (delta[i] - mu), t = w[i] * r;
+        s.f += t;
+        s.df += t * r;
+    }
+    return s;
+}
 
 // One root of 1/rho + sum w_i / (d_i - x) in (d_j, d_{j+1}), the last one in (d_{K-1}, d_{K-1} + rho·sum w).
 // Returned as an offset mu from the pole `origin`, which keeps the relative accuracy of the distances to the poles.
 struct Secular {
     std::int64_t K;
-    const double *d, *w; // poles ascending, weights z²
+    const double *d, *w;   // poles ascending, weights z²
     double rho_inv, total; // total = rho·sum w
     double *delta;         // work, K
+    double *diff;          // K x K: row j receives d_i - lambda_j
+    double *prod;          // K: prod_i collects (lambda_j - d_i) / (d_j - d_i), without the divisor at i = j
+    double *lambda;        // K
+    bool failed;
+};
 
-    void eval(std::int64_t j, double mu, SideArgs &left, SideArgs &right) const {
-        left.delta = delta;
-        left.w = w;
-        left.n = j + 1;
-        left.mu = mu;
-        simd::dispatch<SideKernel>(&left);
-        right.delta = delta + j + 1;
-        right.w = w + j + 1;
-        right.n = K - j - 1;
-        right.mu = mu;
-        simd::dispatch<SideKernel>(&right);
+template <int Bytes> SUBSPAN_INLINE bool secular_root(const Secular &q, std::int64_t j, std::int64_t &origin, double &mu) {
+    const std::int64_t K = q.K;
+    const double *d = q.d, *w = q.w;
+    double *delta = q.delta;
+    const bool last = j + 1 == K;
+    const double gap = last ? q.total : d[j + 1] - d[j];
+    for (std::int64_t i = 0; i < K; ++i) delta[i] = d[i] - d[j];
+    Sums left = side<Bytes>(delta, w, j + 1, gap / 2), right = side<Bytes>(delta + j + 1, w + j + 1, K - j - 1, gap / 2);
+    const double mid = q.rho_inv + left.f + right.f;
+    const double wl = w[j], wr = last ? 0.0 : w[j + 1];
+    // The two nearest poles exactly, the others frozen at the midpoint.
+    const double c = mid + 2.0 * wl / gap - 2.0 * wr / gap;
+    double lo, hi;
+    if (mid >= 0.0 || last) {
+        origin = j;
+        lo = mid >= 0.0 ? 0.0 : gap / 2;
+        hi = mid >= 0.0 ? gap / 2 : gap;
+        const double a = c * gap + wl + wr, b = wl * gap, s = std::sqrt(std::abs(a * a - 4.0 * b * c));
+        mu = a > 0.0 ? 2.0 * b / (a + s) : (a - s) / (2.0 * c);
+    } else {
+        origin = j + 1;
+        lo = -gap / 2;
+        hi = 0.0;
+        for (std::int64_t i = 0; i < K; ++i) delta[i] = d[i] - d[j + 1];
+        const double a = -c * gap + wl + wr, b = wr * gap, s = std::sqrt(std::abs(a * a + 4.0 * b * c));
+        mu = a > 0.0 ? -2.0 * b / (a + s) : (a - s) / (2.0 * c);
     }
-
-    void root(std::int64_t j, std::int64_t &origin, double &mu) const {
-        const bool last = j + 1 == K;
-        const double gap = last ? total : d[j + 1] - d[j];
-        SideArgs left{}, right{};
-        for (std::int64_t i = 0; i < K; ++i) delta[i] = d[i] - d[j];
-        eval(j, gap / 2, left, right);
-        const double mid = rho_inv + left.f + right.f;
-        const double wl = w[j], wr = last ? 0.0 : w[j + 1];
-        // The two nearest poles exactly, the others frozen at the midpoint.
-        const double c = mid + 2.0 * wl / gap - 2.0 * wr / gap;
-        double lo, hi;
-        if (mid >= 0.0 || last) {
-            origin = j;
-            lo = mid >= 0.0 ? 0.0 : gap / 2;
-            hi = mid >= 0.0 ? gap / 2 : gap;
-            const double a = c * gap + wl + wr, b = wl * gap, s = std::sqrt(std::abs(a * a - 4.0 * b * c));
-            mu = a > 0.0 ? 2.0 * b / (a + s) : (a - s) / (2.0 * c);
-        } else {
-            origin = j + 1;
-            lo = -gap / 2;
-            hi = 0.0;
-            for (std::int64_t i = 0; i < K; ++i) delta[i] = d[i] - d[j + 1];
-            const double a = -c * gap + wl + wr, b = wr * gap, s = std::sqrt(std::abs(a * a + 4.0 * b * c));
-            mu = a > 0.0 ? -2.0 * b / (a + s) : (a - s) / (2.0 * c);
+    const double left_pole = origin == j ? 0.0 : -gap, right_pole = origin == j ? gap : 0.0;
+    for (int iteration = 0; iteration < 100; ++iteration) {
+        if (!(mu > lo && mu < hi)) {
+            // Bisect in the logarithm near a pole: the offset may be many orders of magnitude below the gap.
+            const double big = std::abs(hi) > std::abs(lo) ? hi : lo, small = big == hi ? lo : hi;
+            mu = small == 0.0 ? big / 1024 : std::copysign(std::sqrt(std::abs(big) * std::abs(small)), big);
+            if (!(mu > lo && mu < hi)) mu = lo + (hi - lo) / 2;
+            if (!(mu > lo && mu < hi)) return true; // adjacent numbers
         }
-        const double left_pole = origin == j ? 0.0 : -gap, right_pole = origin == j ? gap : 0.0;
-        for (int iteration = 0; iteration < 100; ++iteration) {
-            if (!(mu > lo && mu < hi)) {
-                // Bisect in the logarithm near a pole: the offset may be many orders of magnitude below the gap.
-                const double big = std::abs(hi) > std::abs(lo) ? hi : lo, small = big == hi ? lo : hi;
-                mu = small == 0.0 ? big / 1024 : std::copysign(std::sqrt(std::abs(big) * std::abs(small)), big);
-                if (!(mu > lo && mu < hi)) mu = lo + (hi - lo) / 2;
-                if (!(mu > lo && mu < hi)) return; // adjacent numbers
+        left = side<Bytes>(delta, w, j + 1, mu);
+        right = side<Bytes>(delta + j + 1, w + j + 1, K - j - 1, mu);
+        const double f = q.rho_inv + left.f + right.f;
+        const double bound = q.rho_inv + 8.0 * (std::abs(left.f) + std::abs(right.f)) + std::abs(mu) * (left.df + right.df);
+        if (std::abs(f) <= kEps * bound) return true;
+        (f < 0.0 ? lo : hi) = mu;
+        const double dl = left_pole - mu, dr = right_pole - mu;
+        const double cc = f - left.df * dl - right.df * dr;
+        const double a = (dl + dr) * f - dl * dr * (left.df + right.df), b = dl * dr * f;
+        const double s = std::sqrt(std::max(0.0, a * a - 4.0 * b * cc));
+        double eta = cc == 0.0 ? b / a : a <= 0.0 ? (a - s) / (2.0 * cc) : 2.0 * b / (a + s);
+        if (f * eta >= 0.0) eta = -f / (left.df + right.df); // rounding: a Newton step points the right way
+        const double next = mu + eta;
+        if (next == mu) return true;
+        mu = next;
+    }
+    return false;
+}
+
+struct SecularKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(Secular *q) {
+        const std::int64_t K = q->K;
+        const double *d = q->d;
+        double *prod = q->prod;
+        for (std::int64_t j = 0; j < K; ++j) {
+            std::int64_t origin = j;
+            double mu = 0;
+            if (!secular_root<Bytes>(*q, j, origin, mu)) {
+                q->failed = true;
+                return;
             }
-            eval(j, mu, left, right);
-            const double f = rho_inv + left.f + right.f;
-            const double bound = rho_inv + 8.0 * (std::abs(left.f) + std::abs(right.f)) +
-                                 std::abs(mu) * (left.df + right.df);
-            if (std::abs(f) <= kEps * bound) return;
-            (f < 0.0 ? lo : hi) = mu;
-            const double dl = left_pole - mu, dr = right_pole - mu;
-            const double cc = f - left.df * dl - right.df * dr;
-            const double a = (dl + dr) * f - dl * dr * (left.df + right.df), b = dl * dr * f;
-            const double s = std::sqrt(std::max(0.0, a * a - 4.0 * b * cc));
-            double eta = cc == 0.0 ? b / a : a <= 0.0 ? (a - s) / (2.0 * cc) : 2.0 * b / (a + s);
-            if (f * eta >= 0.0) eta = -f / (left.df + right.df); // rounding: a Newton step points the right way
-            const double next = mu + eta;
-            if (next == mu) return;
-            mu = next;
+            const double at = d[origin], dj = d[j];
+            q->lambda[j] = at + mu;
+            double *row = q->diff + j * K;
+            for (std::int64_t i = 0; i < K; ++i) row[i] = (d[i] - at) - mu;
+            for (std::int64_t i = 0; i < j; ++i) prod[i] *= row[i] / (d[i] - dj);
+            prod[j] *= -row[j];
+            for (std::int64_t i = j + 1; i < K; ++i) prod[i] *= row[i] / (d[i] - dj);
         }
-        throw LinAlgError("tridiagonal eigenproblem: the secular equation did not converge");
     }
 };
 
-struct ProductArgs {
-    std::int64_t K, j;
-    const double *d, *row; // row[i] = d_i - lambda_j
-    double *prod;
+struct VectorArgs {
+    std::int64_t K;
+    const double *zhat, *diff;
+    const std::int64_t *columns;
+    double *v, *out;
 };
 
-// prod_i *= (lambda_j - d_i) / (d_j - d_i), without the divisor at i = j.
-struct ProductKernel {
-    template <int Bytes> static SUBSPAN_INLINE void run(const ProductArgs *a) {
-        const double dj = a->d[a->j];
-        const double *d = a->d, *row = a->row;
-        double *prod = a->prod;
-        const std::int64_t j = a->j;
-        for (std::int64_t i = 0; i < j; ++i) prod[i] *= row[i] / (d[i] - dj);
-        prod[j] *= -row[j];
-        for (std::int64_t i = j + 1; i < a->K; ++i) prod[i] *= row[i] / (d[i] - dj);
+// out = normalised zhat_i / (d_i - lambda), in the order of `columns`.
+struct VectorKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const VectorArgs *a) {
+        using V = simd::Vec<double, Bytes>;
+        constexpr int W = V::lanes;
+        double *v = a->v;
+        for (std::int64_t i = 0; i < a->K; ++i) v[i] = a->zhat[i] / a->diff[i];
+        typename V::type sum{};
+        std::int64_t i = 0;
+        for (; i + W <= a->K; i += W) sum += V::load(v + i) * V::load(v + i);
+        double norm = 0;
+        for (int l = 0; l < W; ++l) norm += sum[l];
+        for (; i < a->K; ++i) norm += v[i] * v[i];
+        norm = 1.0 / std::sqrt(norm);
+        for (i = 0; i < a->K; ++i) a->out[i] = v[a->columns[i]] * norm;
     }
 };
 
@@ -316,19 +339,10 @@ class Solver {
         }
         Frame frame;
         double *diff_all = frame.take<double>(K * K), *delta = frame.take<double>(n);
-        if (K > 0) {
-            const Secular secular{K, dk.data(), wk.data(), 1.0 / rho, rho * sum, delta};
-            for (std::int64_t j = 0; j < K; ++j) {
-                std::int64_t origin = j;
-                double mu = 0;
-                secular.root(j, origin, mu);
-                lambda[j] = dk[origin] + mu;
-                double *row = diff_all + j * K;
-                for (std::int64_t i = 0; i < K; ++i) row[i] = (dk[i] - dk[origin]) - mu;
-                const ProductArgs args{K, j, dk.data(), row, prod.data()};
-                simd::dispatch<ProductKernel>(&args);
-            }
-        }
+        Secular secular{K,     dk.data(), wk.data(),   1.0 / rho,     rho * sum,
+                        delta, diff_all,  prod.data(), lambda.data(), false};
+        simd::dispatch<SecularKernel>(&secular);
+        if (secular.failed) throw LinAlgError("tridiagonal eigenproblem: the secular equation did not converge");
 
         // Ascending order of all eigenvalues; those below n - keep get no vector.
         struct Entry {
@@ -361,15 +375,8 @@ class Solver {
         std::int64_t row = 0;
         for (auto it = all.end() - keep; it != all.end(); ++it) {
             if (!it->is_live) continue;
-            const double *diff = diff_all + it->index * K;
-            double norm = 0;
-            for (std::int64_t i = 0; i < K; ++i) {
-                v[i] = zhat[i] / diff[i];
-                norm += v[i] * v[i];
-            }
-            norm = 1.0 / std::sqrt(norm);
-            double *out = coef + row * K;
-            for (std::int64_t i = 0; i < K; ++i) out[i] = v[columns[i]] * norm;
+            const VectorArgs args{K, zhat.data(), diff_all + it->index * K, columns.data(), v.data(), coef + row * K};
+            simd::dispatch<VectorKernel>(&args);
             ++row;
         }
         double *gather = frame.take<double>(K * std::max(n1, n2)), *product = frame.take<double>(wanted * n);
