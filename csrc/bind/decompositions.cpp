@@ -2,6 +2,7 @@
 #include "lapack_capsules.hpp"
 #include "register.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/moments.hpp"
 #include "subspan/truncated_svd.hpp"
 
 namespace subspan::bind {
@@ -127,6 +128,18 @@ void register_decompositions(py::module_ &m) {
         py::arg("matmat"), py::arg("rmatmat"), py::arg("rows"), py::arg("cols"), py::arg("single"), py::arg("rank"),
         py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"),
         py::arg("key"));
+    m.def(
+        "column_moments",
+        [](const py::object &x, const py::object &mean, const py::object &scatter) {
+            const Array a(x, "X"), am(mean, "mean", true), as(scatter, "scatter", true);
+            a.require_ndim(2);
+            am.require_dtype(DType::f64);
+            as.require_dtype(DType::f64);
+            double *pm = am.vector<double>(a.shape(1)), *ps = as.vector<double>(a.shape(1));
+            const py::gil_scoped_release release;
+            dispatch(a.dtype(), [&](auto t) { column_moments(a.matrix<const decltype(t)>(), pm, ps); });
+        },
+        py::arg("x"), py::arg("mean"), py::arg("scatter"));
     m.def(
         "product_svd",
         [](const py::object &a, const py::object &b, std::int64_t rank) {

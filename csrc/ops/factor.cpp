@@ -118,7 +118,7 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
     panel.add(x);
     std::fill_n(product, l * l, 0.0);
     for (std::int64_t i = 0; i < l; ++i) product[i * l + i] = 1.0;
-    const double good = 2.0 * eps * std::sqrt(double(l));
+    const double good = 5.0 * eps * std::sqrt(double(l));
     for (int pass = 0; pass < 5; ++pass) {
         gram(panel, 0, g);
         double off = 0, trace = 0;

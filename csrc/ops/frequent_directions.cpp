@@ -82,10 +82,7 @@ template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
     // A block of the buffer's size at a time: memory stays size x n however long the matrix is.
     Buffer<T> dense(std::min(rows.rows, size_) * n_);
     for (std::int64_t i = 0; i < rows.rows; i += size_) {
-        CsrView<T> part = rows;
-        part.rows = std::min(size_, rows.rows - i);
-        part.indptr = rows.wide ? static_cast<const void *>(static_cast<const std::int64_t *>(rows.indptr) + i)
-                                : static_cast<const void *>(static_cast<const std::int32_t *>(rows.indptr) + i);
+        const CsrView<T> part = slice_rows(rows, i, std::min(size_, rows.rows - i));
         Rows<T> block;
         block.csr = &part;
         materialise(block, dense.data());

@@ -27,6 +27,14 @@ template <class T> struct Rows {
     double w(std::int64_t i) const { return weight == nullptr ? 1.0 : weight[i]; }
 };
 
+/// Rows [first, first + count) of a CSR matrix.
+template <class T> CsrView<T> slice_rows(CsrView<T> x, std::int64_t first, std::int64_t count) {
+    x.rows = count;
+    x.indptr = x.wide ? static_cast<const void *>(static_cast<const std::int64_t *>(x.indptr) + first)
+                      : static_cast<const void *>(static_cast<const std::int32_t *>(x.indptr) + first);
+    return x;
+}
+
 /// Throws ValueError that names the first NaN or infinity.
 template <class T> void require_finite(const Rows<T> &r, const char *what) {
     const auto fail = [&](std::int64_t i, std::int64_t j, T v) {

@@ -7,6 +7,7 @@
 //                number: taken where the measured L_k / L_1 is far enough above eps.
 //   robust       C = B Vᵀ, R = B - C V, second pass C2 = R Vᵀ folded into the final rotation, Cholesky of the Gram
 //                matrix of R, and the SVD of the core K = [[S, 0], [C, L]] in double. Nothing is squared that matters.
+//   tall         More rows than columns: QR of A by pieces, and the SVD of its n x n factor. Nothing is squared either.
 //   householder  LAPACK's QR of all of Aᵀ. For first blocks and for blocks so much larger than the k-th singular
 //                value that the Gram matrix of R no longer resolves it.
 #include "subspan/streaming_svd.hpp"
@@ -106,7 +107,8 @@ template <class T> struct StreamingSvd<T>::Impl {
         try {
             // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
             const std::int64_t most = std::max<std::int64_t>(2 * opt.rank, 64);
-            if (opt.exact_blocks || b <= most) {
+            // More rows than columns need neither a Gram matrix nor a split.
+            if (opt.exact_blocks || b <= most || r + b > n) {
                 absorb(x, opt.forget);
             } else {
                 require_finite(x, "rows");
@@ -116,10 +118,7 @@ template <class T> struct StreamingSvd<T>::Impl {
                     Rows<T> part;
                     CsrView<T> csr;
                     if (x.csr != nullptr) {
-                        csr = *x.csr;
-                        csr.rows = i1 - i0;
-                        csr.indptr = csr.wide ? static_cast<const void *>(static_cast<const std::int64_t *>(csr.indptr) + i0)
-                                              : static_cast<const void *>(static_cast<const std::int32_t *>(csr.indptr) + i0);
+                        csr = slice_rows(*x.csr, i0, i1 - i0);
                         part.csr = &csr;
                     } else {
                         part.dense = x.dense.block_rows(i0, i1 - i0);
@@ -266,6 +265,10 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
 
     void decompose(Work &w, const double *block_mean) {
+        if (w.m > n) {
+            tall(w);
+            return;
+        }
         Frame frame;
         double *g = frame.take<double>(w.m * w.m);
         w.g = g;
@@ -444,7 +447,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         r = std::int64_t(s.size());
         dropped = left_out;
         clean = false;
-        if (first) canonical_signs();
+        if (first || opt.exact_blocks) canonical_signs();
     }
     // The state's directions stay; only forgetting acts on it.
     void commit_scale(const Work &w, std::int64_t keep, double) {
@@ -457,11 +460,20 @@ template <class T> struct StreamingSvd<T>::Impl {
     void canonical_signs() {
         for (std::int64_t i = 0; i < r; ++i) {
             T *row = v.data() + i * n;
-            T best = 0;
-            for (std::int64_t j = 0; j < n; ++j)
-                if (std::abs(row[j]) > std::abs(best)) best = row[j];
-            if (best < T(0))
-                for (std::int64_t j = 0; j < n; ++j) row[j] = -row[j];
+            constexpr int lanes = 16; // independent chains, so that the search is not one long dependency
+            T most[lanes] = {}, least[lanes] = {};
+            std::int64_t j = 0;
+            for (; j + lanes <= n; j += lanes)
+                for (int q = 0; q < lanes; ++q) {
+                    most[q] = row[j + q] > most[q] ? row[j + q] : most[q];
+                    least[q] = row[j + q] < least[q] ? row[j + q] : least[q];
+                }
+            for (; j < n; ++j) {
+                most[0] = std::max(most[0], row[j]);
+                least[0] = std::min(least[0], row[j]);
+            }
+            if (-*std::min_element(least, least + lanes) > *std::max_element(most, most + lanes))
+                for (j = 0; j < n; ++j) row[j] = -row[j];
         }
     }
 
@@ -476,8 +488,12 @@ template <class T> struct StreamingSvd<T>::Impl {
                 for (std::int64_t j = 0; j < cols; ++j) ct[j * rows + i] = core[i * cols + j];
             gram(Panel<double>(rows).add(MatrixView<const double>(ct, cols, rows)), 0, h);
             eigh_top<double>(cols, k, h, sigma, y);
-            if (std::is_same_v<T, float> || sigma[0] == 0.0 || sigma[k - 1] * kSpread * kSpread >= sigma[0]) {
+            if (std::is_same_v<T, float>) {
                 for (std::int64_t i = 0; i < k; ++i) sigma[i] = std::sqrt(std::max(sigma[i], 0.0));
+                return;
+            }
+            if (sigma[0] == 0.0 || sigma[k - 1] * kSpread * kSpread >= sigma[0]) {
+                rayleigh(rows, cols, core, k, sigma, y);
                 return;
             }
         }
@@ -485,7 +501,25 @@ template <class T> struct StreamingSvd<T>::Impl {
         double *all = frame.take<double>(p), *vt = frame.take<double>(p * cols);
         small_svd(rows, cols, core, all, nullptr, vt);
         std::copy_n(vt, k * cols, y);
-        std::copy_n(all, k, sigma);
+        rayleigh(rows, cols, core, k, sigma, y);
+    }
+
+    // sigma_i = ‖core y_i‖. A solver's values carry some ten eps·s_1 each time, which a long double stream adds up; a
+    // norm carries one. Order is restored where rounding swapped neighbours.
+    static void rayleigh(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) {
+        Frame frame;
+        double *z = frame.take<double>(k * rows);
+        gemm<double>(MatrixView<const double>(y, k, cols), MatrixView<const double>(core, rows, cols).transposed(),
+                     MatrixView<double>(z, k, rows));
+        for (std::int64_t i = 0; i < k; ++i) {
+            double sum = 0;
+            for (std::int64_t j = 0; j < rows; ++j) sum += z[i * rows + j] * z[i * rows + j];
+            sigma[i] = std::sqrt(sum);
+            for (std::int64_t j = i; j > 0 && sigma[j] > sigma[j - 1]; --j) {
+                std::swap(sigma[j], sigma[j - 1]);
+                std::swap_ranges(y + j * cols, y + (j + 1) * cols, y + (j - 1) * cols);
+            }
+        }
     }
 
     bool robust(Work &w, const Rows<T> &dense) {
@@ -636,12 +670,92 @@ template <class T> struct StreamingSvd<T>::Impl {
         commit(std::move(out), rr == 0, sel.dropped);
     }
 
+    // A = Q R by pieces of rows, R stays n x n: the right singular vectors of R are those of A. Work memory a few n².
+    void tall(Work &w) {
+        Frame frame;
+        const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(2 * n, 64), k = std::min(opt.rank, n);
+        if (n > 32767) throw ValueError("rows: a block with more rows than columns needs at most 32767 columns");
+        const std::int64_t most = n + std::min(piece, rr + b);
+        T *a = frame.take<T>(most * n), *rows = frame.take<T>(piece * n), *tau = frame.take<T>(n);
+        T *work = frame.take<T>(64 * n);
+        int lwork = int(64 * n), info = 0;
+        std::int64_t have = 0; // rows of R so far
+        std::vector<double> factor(std::size_t(n * n), 0.0);
+        double total = 0;
+        for (std::int64_t i0 = 0; i0 < rr + b;) {
+            const std::int64_t take = std::min(piece, i0 < rr ? rr - i0 : rr + b - i0);
+            if (i0 < rr) {
+                for (std::int64_t i = 0; i < take; ++i)
+                    for (std::int64_t j = 0; j < n; ++j)
+                        rows[i * n + j] = T(w.scale[std::size_t(i0 + i)]) * v.data()[(i0 + i) * n + j];
+            } else {
+                part(w.rows, i0 - rr, take, rows);
+            }
+            const std::int64_t m = have + take;
+            for (std::int64_t j = 0; j < n; ++j) { // column-major, R on top
+                for (std::int64_t i = 0; i < have; ++i) a[j * m + i] = i <= j ? T(factor[std::size_t(i * n + j)]) : T(0);
+                for (std::int64_t i = 0; i < take; ++i) a[j * m + have + i] = rows[i * n + j];
+            }
+            for (std::int64_t i = 0; i < take * n; ++i) total += double(rows[i]) * double(rows[i]);
+            if (!std::isfinite(total)) {
+                require_finite(w.rows, "rows");
+                throw ValueError("rows: squared norms overflow; scale the data");
+            }
+            int mi = int(m), ni = int(n);
+            lapack<T>().geqrf(&mi, &ni, a, &mi, tau, work, &lwork, &info);
+            if (info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
+            have = std::min(m, n);
+            for (std::int64_t i = 0; i < have; ++i)
+                for (std::int64_t j = i; j < n; ++j) factor[std::size_t(i * n + j)] = double(a[j * m + i]);
+            i0 += take;
+        }
+        double *sigma = frame.take<double>(k), *y = frame.take<double>(k * n);
+        core_svd(n, n, factor.data(), k, sigma, y);
+        for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
+        const Selected sel = select(sigma, k, total, w.dropped);
+        std::vector<double> out(static_cast<std::size_t>(sel.rank));
+        std::vector<T> fresh(std::size_t(sel.rank * n));
+        for (std::int64_t i = 0; i < sel.rank; ++i) {
+            out[std::size_t(i)] = std::sqrt(sigma[i]);
+            double best = 0, sign = 1;
+            for (std::int64_t j = 0; j < rr; ++j) {
+                double o = 0;
+                for (std::int64_t q = 0; q < n; ++q) o += y[i * n + q] * double(v.data()[j * n + q]);
+                if (std::abs(o) > best) {
+                    best = std::abs(o);
+                    sign = o < 0 ? -1 : 1;
+                }
+            }
+            for (std::int64_t q = 0; q < n; ++q) fresh[std::size_t(i * n + q)] = T(sign * y[i * n + q]);
+        }
+        std::copy(fresh.begin(), fresh.end(), v.data());
+        route = "tall";
+        commit(std::move(out), rr == 0, sel.dropped);
+    }
+
+    // Rows [first, first + count) of a block and its extra row, as materialise() makes them.
+    static void part(const Rows<T> &x, std::int64_t first, std::int64_t count, T *dst) {
+        Rows<T> p = x;
+        CsrView<T> csr;
+        const std::int64_t b = x.count(), from_block = std::min(count, b - first);
+        if (x.csr != nullptr) {
+            csr = slice_rows(*x.csr, first, from_block);
+            p.csr = &csr;
+        } else {
+            p.dense = x.dense.block_rows(first, from_block);
+        }
+        if (x.weight != nullptr) p.weight = x.weight + first;
+        p.extra = nullptr;
+        materialise(p, dst);
+        if (from_block < count) std::copy_n(x.extra, x.cols(), dst + from_block * x.cols());
+    }
+
     // ---- the basis at working precision -----------------------------------------------------------------------------
 
     void fold() {
         flush();
         if (clean || r == 0) return;
-        const double good = 2.0 * eps * std::sqrt(double(r));
+        const double good = 5.0 * eps * std::sqrt(double(r)); // half of what is promised
         for (int pass = 0; pass < 4; ++pass) {
             Frame frame;
             double *g = frame.take<double>(r * r), *inverse = frame.take<double>(r * r);
@@ -681,12 +795,14 @@ template <class T> struct StreamingSvd<T>::Impl {
         Work w;
         w.r = 0;
         w.b = w.m = r;
-        w.scale.assign(s.begin(), s.end());
+        const std::vector<double> weights = s;
+        w.scale = weights;
         w.dropped = dropped;
         Buffer<T> copy(r * n);
         std::copy_n(v.data(), r * n, copy.data());
         Rows<T> x;
         x.dense = MatrixView<const T>(copy.data(), r, n);
+        x.weight = weights.data();
         householder(w, x);
         clean = true;
     }

@@ -7,6 +7,7 @@
 #include "subspan/factor.hpp"
 #include "subspan/frequent_directions.hpp"
 #include "subspan/isa.hpp"
+#include "subspan/moments.hpp"
 #include "subspan/panel.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/rng.hpp"
