@@ -20,9 +20,10 @@ SvdMethod method_of(const std::string &name) {
 // The stream of one dtype, made by the first rows, behind a lock: objects may be shared between threads.
 class Stream {
   public:
-    Stream(std::int64_t rank, double forget, bool center, double energy, const std::string &method, bool exact_blocks) {
+    Stream(std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample,
+           bool exact_blocks) {
         load_lapack();
-        options_ = {rank, forget, center, energy, method_of(method), exact_blocks};
+        options_ = {rank, forget, center, energy, oversample, method_of(method), exact_blocks};
         StreamingSvd<float>{options_}; // checks the options
     }
 
@@ -256,8 +257,9 @@ class Stream {
 
 void register_streaming(py::module_ &m) {
     py::class_<Stream>(m, "Stream")
-        .def(py::init<std::int64_t, double, bool, double, const std::string &, bool>(), py::arg("rank"), py::arg("forget"),
-             py::arg("center"), py::arg("energy"), py::arg("method"), py::arg("exact_blocks"))
+        .def(py::init<std::int64_t, double, bool, double, const std::string &, std::int64_t, bool>(), py::arg("rank"),
+             py::arg("forget"), py::arg("center"), py::arg("energy"), py::arg("method"), py::arg("oversample"),
+             py::arg("exact_blocks"))
         .def("update", &Stream::update, py::arg("rows"))
         .def("update_csr", &Stream::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
              py::arg("cols"))

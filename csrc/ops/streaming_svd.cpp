@@ -42,7 +42,8 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     StreamingOptions opt;
     std::int64_t n = 0, r = 0, seen = 0;
-    Buffer<T> v; // max rank x n, the first r rows in use
+    std::int64_t keep = 0; // directions kept inside
+    Buffer<T> v;           // keep x n, the first r rows in use
     std::vector<double> s, mean;
     double weight = 0, dropped = 0;
     bool clean = true;          // v is orthonormal to working precision
@@ -62,7 +63,13 @@ template <class T> struct StreamingSvd<T>::Impl {
             throw ValueError("energy must be in (0, 1), got " + std::to_string(o.energy));
     }
 
-    std::int64_t capacity() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(opt.rank, 16); }
+    std::int64_t kept_for(std::int64_t columns) const {
+        if (opt.exact_blocks) return opt.rank;
+        if (opt.oversample >= 0) return std::min(columns, opt.rank + opt.oversample);
+        if (columns <= 128) return columns;
+        return std::min(columns, std::max(opt.rank, std::min<std::int64_t>(64, 2 * opt.rank + 32)));
+    }
+    std::int64_t capacity() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(keep, 16); }
     std::int64_t pending() const { return std::int64_t(waiting_weight.size()); }
     bool pending_csr() const { return csr_indptr.size() > 1; }
 
@@ -77,7 +84,8 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     void start(std::int64_t columns) {
         n = columns;
-        v.reserve(opt.rank * n);
+        keep = kept_for(n);
+        v.reserve(keep * n);
         if (opt.center) mean.assign(std::size_t(n), 0.0);
     }
 
@@ -86,7 +94,9 @@ template <class T> struct StreamingSvd<T>::Impl {
     void update(Rows<T> x) {
         check(x);
         if (x.csr != nullptr) check_csr(*x.csr, "rows");
-        const std::int64_t b = x.count(), cap = capacity();
+        const std::int64_t b = x.count();
+        if (n == 0) keep = kept_for(x.cols());
+        const std::int64_t cap = capacity();
         if (2 * b <= cap && cap > 0) { // thin: wait
             require_finite(x, "rows");
             if (pending() + b > cap || (pending() > 0 && pending_csr() != (x.csr != nullptr))) flush();
@@ -106,7 +116,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         if (fresh) start(x.cols());
         try {
             // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
-            const std::int64_t most = std::max<std::int64_t>(2 * opt.rank, 64);
+            const std::int64_t most = std::max<std::int64_t>(2 * keep, 64);
             // More rows than columns need neither a Gram matrix nor a split.
             if (opt.exact_blocks || b <= most || r + b > n) {
                 absorb(x, opt.forget);
@@ -196,15 +206,14 @@ template <class T> struct StreamingSvd<T>::Impl {
         double dropped = 0;
     };
 
-    // How many of the values l (descending squares) to keep, given the whole energy of this core.
+    // How many of the values l (descending squares) are more than rounding, given the whole energy of this core.
     Selected select(const double *l, std::int64_t count, double total, double before) const {
         Selected out;
         const double first = count > 0 ? std::max(l[0], 0.0) : 0.0;
         const double floor = kDrop * kDrop * eps * eps * first;
         double kept = 0;
-        for (std::int64_t i = 0; i < std::min(count, opt.rank); ++i) {
+        for (std::int64_t i = 0; i < std::min(count, keep); ++i) {
             if (!(l[i] > floor) || l[i] <= 0.0) break;
-            if (opt.energy > 0.0 && kept >= opt.energy * (total + before)) break;
             kept += l[i];
             ++out.rank;
         }
@@ -279,7 +288,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         Buffer<T> copy;
         Rows<T> dense = x;
         if (sparse) {
-            sparse_gram(v.data(), w.r, x, block_mean, copy.reserve(n * std::max(w.r, opt.rank)), g);
+            sparse_gram(v.data(), w.r, x, block_mean, copy.reserve(n * std::max(w.r, keep)), g);
         } else {
             if (x.csr != nullptr) densify(w, dense, copy);
             gram(panel(w.r, dense), 0, g);
@@ -380,14 +389,14 @@ template <class T> struct StreamingSvd<T>::Impl {
             --skip_gram;
             return false;
         }
-        if (w.r < std::min(opt.rank, n)) return opt.energy > 0.0 || w.m > opt.rank;
+        if (w.r < keep) return w.m > keep;
         const double ratio = s[std::size_t(r) - 1] / s[0];
         return ratio * kSpread >= 0.5; // near the limit: the new core decides
     }
 
     bool gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy) {
         Frame frame;
-        const std::int64_t m = w.m, k = std::min(opt.rank, std::min(m, n));
+        const std::int64_t m = w.m, k = std::min(keep, std::min(m, n));
         double *h = frame.take<double>(m * m), *l = frame.take<double>(k);
         T *vec = frame.take<T>(k * m);
         double total = 0;
@@ -409,8 +418,8 @@ template <class T> struct StreamingSvd<T>::Impl {
             for (std::int64_t i = 0; i < sel.rank; ++i) kept += l[i];
             sel.dropped = w.dropped + std::max(0.0, total - kept);
         } else if (sel.rank == 0 || l[sel.rank - 1] * kSpread * kSpread < l[0] ||
-                   // a short core: what was not kept must have been cut by the rank or the energy, not by rounding
-                   (sel.rank < opt.rank && opt.energy == 0.0)) {
+                   // what was not kept must have been cut by the rank, not by rounding
+                   sel.rank < keep) {
             return false;
         }
         const std::int64_t kept = sel.rank;
@@ -525,7 +534,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     bool robust(Work &w, const Rows<T> &dense) {
         if (w.r == 0) return false;
         Frame frame;
-        const std::int64_t rr = w.r, b = w.b, m = w.m, k = std::min(opt.rank, std::min(m, n));
+        const std::int64_t rr = w.r, b = w.b, m = w.m, k = std::min(keep, std::min(m, n));
         // V = L_M V̂ with V̂ orthonormal; C' = C L_M^-T are the coordinates of the block in V̂.
         double *lm = frame.take<double>(rr * rr), *lmi = frame.take<double>(rr * rr);
         for (std::int64_t i = 0; i < rr; ++i) std::copy_n(w.g + i * m, i + 1, lm + i * rr);
@@ -624,7 +633,7 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     void householder(Work &w, const Rows<T> &dense) {
         Frame frame;
-        const std::int64_t rr = w.r, m = w.m, p = std::min(m, n), k = std::min(opt.rank, p);
+        const std::int64_t rr = w.r, m = w.m, p = std::min(m, n), k = std::min(keep, p);
         if (n > std::numeric_limits<int>::max()) throw ValueError("rows: more than 2^31 - 1 columns");
         Buffer<T> a(m * n);
         for (std::int64_t i = 0; i < rr; ++i)
@@ -673,7 +682,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     // A = Q R by pieces of rows, R stays n x n: the right singular vectors of R are those of A. Work memory a few n².
     void tall(Work &w) {
         Frame frame;
-        const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(2 * n, 64), k = std::min(opt.rank, n);
+        const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(2 * n, 64), k = std::min(keep, n);
         if (n > 32767) throw ValueError("rows: a block with more rows than columns needs at most 32767 columns");
         const std::int64_t most = n + std::min(piece, rr + b);
         T *a = frame.take<T>(most * n), *rows = frame.take<T>(piece * n), *tau = frame.take<T>(n);
@@ -807,6 +816,30 @@ template <class T> struct StreamingSvd<T>::Impl {
         clean = true;
     }
 
+    // Components reported: the leading ones, by rank or by energy.
+    std::int64_t reported() const {
+        const std::int64_t most = std::min(r, opt.rank);
+        if (opt.energy <= 0.0) return most;
+        double total = dropped, sum = 0;
+        for (const double x : s) total += x * x;
+        std::int64_t k = 0;
+        while (k < most && sum < opt.energy * total) {
+            sum += s[std::size_t(k)] * s[std::size_t(k)];
+            ++k;
+        }
+        return k;
+    }
+    double captured() const {
+        double e = 0;
+        for (std::int64_t i = 0; i < reported(); ++i) e += s[std::size_t(i)] * s[std::size_t(i)];
+        return e;
+    }
+    double left_out() const {
+        double e = dropped;
+        for (std::int64_t i = reported(); i < r; ++i) e += s[std::size_t(i)] * s[std::size_t(i)];
+        return e;
+    }
+
     void downdate(MatrixView<const T> rows) {
         Rows<T> x;
         x.dense = rows;
@@ -931,7 +964,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     const auto bad = [](const std::string &what) { throw ValueError("saved state: " + what); };
     const auto r = std::int64_t(st.singular_values.size());
     if (st.features < 0 || st.rows_seen < 0) bad("negative counts");
-    if (r > o.rank) bad("more components than rank");
+    if (st.features > 0 && r > impl_->kept_for(st.features)) bad("more components than rank allows");
     if (std::int64_t(st.components.size()) != r * st.features) bad("components do not fit singular_values and features");
     if (std::int64_t(st.mean.size()) != (o.center ? st.features : 0)) bad("mean does not fit features");
     if (!(st.weight >= 0) || !(st.dropped >= 0) || !std::isfinite(st.weight) || !std::isfinite(st.dropped))
@@ -982,7 +1015,7 @@ template <class T> double StreamingSvd<T>::weight() const {
 }
 template <class T> std::int64_t StreamingSvd<T>::rank() {
     impl_->fold();
-    return impl_->r;
+    return impl_->reported();
 }
 template <class T> const double *StreamingSvd<T>::singular_values() {
     impl_->fold();
@@ -998,13 +1031,11 @@ template <class T> const double *StreamingSvd<T>::mean() {
 }
 template <class T> double StreamingSvd<T>::captured_energy() {
     impl_->fold();
-    double e = 0;
-    for (const double x : impl_->s) e += x * x;
-    return e;
+    return impl_->captured();
 }
 template <class T> double StreamingSvd<T>::residual_energy() {
     impl_->fold();
-    return impl_->dropped;
+    return impl_->left_out();
 }
 template <class T> const char *StreamingSvd<T>::last_route() const { return impl_->route; }
 
@@ -1019,7 +1050,7 @@ template <class T> std::vector<T> as_shift(const std::vector<double> &mean) { re
 
 template <class T> void StreamingSvd<T>::project(MatrixView<const T> x, MatrixView<T> z) {
     impl_->fold();
-    const std::int64_t n = impl_->n, k = impl_->r;
+    const std::int64_t n = impl_->n, k = impl_->reported();
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
     const auto shift = as_shift<T>(impl_->mean);
@@ -1029,7 +1060,7 @@ template <class T> void StreamingSvd<T>::project(MatrixView<const T> x, MatrixVi
 template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView<T> z) {
     impl_->fold();
     check_csr(x, "X");
-    const std::int64_t n = impl_->n, k = impl_->r;
+    const std::int64_t n = impl_->n, k = impl_->reported();
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
     const auto shift = as_shift<T>(impl_->mean);
@@ -1038,7 +1069,7 @@ template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView
 
 template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, MatrixView<T> x) {
     impl_->fold();
-    const std::int64_t n = impl_->n, k = impl_->r;
+    const std::int64_t n = impl_->n, k = impl_->reported();
     want(z.cols == k, "Z", z.rows, k, z.rows, z.cols);
     want(x.rows == z.rows && x.cols == n, "out", z.rows, n, x.rows, x.cols);
     gemm<T>(z, MatrixView<const T>(impl_->v.data(), k, n), x);
@@ -1052,7 +1083,7 @@ template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, Matr
 
 template <class T> void StreamingSvd<T>::residual(MatrixView<const T> x, T *out) {
     impl_->fold();
-    const std::int64_t n = impl_->n, k = impl_->r, step = 64;
+    const std::int64_t n = impl_->n, k = impl_->reported(), step = 64;
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     const auto shift = as_shift<T>(impl_->mean);
     const MatrixView<const T> v(impl_->v.data(), k, n);

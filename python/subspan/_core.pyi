@@ -17,7 +17,14 @@ def inspect_array(x: Any, writable: bool = False) -> tuple[str, tuple[int, ...],
 
 class Stream:
     def __init__(
-        self, rank: int, forget: float, center: bool, energy: float, method: str, exact_blocks: bool
+        self,
+        rank: int,
+        forget: float,
+        center: bool,
+        energy: float,
+        method: str,
+        oversample: int,
+        exact_blocks: bool,
     ) -> None: ...
     def update(self, rows: Any) -> None: ...
     def update_csr(self, data: Any, indices: Any, indptr: Any, rows: int, cols: int) -> None: ...

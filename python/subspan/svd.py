@@ -64,7 +64,7 @@ class StreamingSVD:
     center : bool, default False
         Track the mean and decompose the centred rows, as PCA does.
     energy : float, optional
-        Keep only as many components as hold this share of the energy seen; ``rank`` is then the upper limit.
+        Report only as many components as hold this share of the energy seen; ``rank`` is then the upper limit.
     method : {"auto", "robust", "gram"}
         ``"gram"`` works on a Gram matrix, which squares the condition number. ``"robust"`` projects, repeats the
         projection and orthonormalises the residual by a Cholesky factor. ``"auto"`` takes the Gram route where the
@@ -72,10 +72,14 @@ class StreamingSVD:
         one.
     dtype : optional
         float32 or float64; by default the first rows decide.
+    oversample : int, optional
+        Directions kept inside beyond ``rank``. What one truncation drops later rows cannot bring back, so a stream with
+        a slowly falling spectrum loses energy that the best rank-k approximation has; more directions lose less. By
+        default all directions are kept up to 128 columns, and ``max(rank, min(64, 2 rank + 32))`` above.
 
     Notes
     -----
-    An update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on the Gram route, about 1.5 times as much on
+    With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on the Gram route, about 1.5 times as much on
     the robust one, and ``O((k + b)**3)`` for the core. It reads the rows once (the Gram route twice, from cache) and
     needs less than ``3 (k + b) n`` items of work memory; nothing of size ``n × n`` exists. Blocks thinner than half the
     rank are collected, so single rows cost what blocks cost; taller ones than twice the rank are split.
@@ -111,8 +115,9 @@ class StreamingSVD:
         energy: float | None = None,
         method: str = "auto",
         dtype: Any = None,
+        oversample: int | None = None,
     ) -> None:
-        self._configure(rank, forget, center, energy, method, dtype, exact_blocks=False)
+        self._configure(rank, forget, center, energy, method, dtype, oversample, exact_blocks=False)
 
     def _configure(
         self,
@@ -122,13 +127,17 @@ class StreamingSVD:
         energy: float | None,
         method: str,
         dtype: Any,
+        oversample: int | None,
         exact_blocks: bool,
     ) -> None:
         if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
             raise TypeError(f"rank must be an int, got {type(rank).__name__}")
         if energy is not None and not 0.0 < energy < 1.0:
             raise ValueError(f"energy must be in (0, 1), got {energy}")
+        if oversample is not None and oversample < 0:
+            raise ValueError(f"oversample must not be negative, got {oversample}")
         self.rank = int(rank)
+        self.oversample = None if oversample is None else int(oversample)
         self.forget = float(forget)
         self.center = bool(center)
         self.energy = None if energy is None else float(energy)
@@ -136,13 +145,14 @@ class StreamingSVD:
         self._dtype = None if dtype is None else _float_dtype(dtype)
         self._exact_blocks = exact_blocks
         self._library = "numpy"
-        self._core = _core.Stream(self.rank, self.forget, self.center, self.energy or 0.0, method, exact_blocks)
+        more = -1 if self.oversample is None else self.oversample
+        self._core = _core.Stream(self.rank, self.forget, self.center, self.energy or 0.0, method, more, exact_blocks)
 
     @classmethod
     def _exact(cls, rank: int, *, center: bool) -> StreamingSVD:
         """A stream that takes each block as it is: for scikit-learn's semantics."""
         self = cls.__new__(cls)
-        self._configure(rank, 1.0, center, None, "auto", None, exact_blocks=True)
+        self._configure(rank, 1.0, center, None, "auto", None, None, exact_blocks=True)
         return self
 
     # -- updates -------------------------------------------------------------------------------------------------------
@@ -327,6 +337,7 @@ class StreamingSVD:
             center=self.center,
             energy=self.energy,
             method=self.method,
+            oversample=self.oversample,
             wanted_dtype=None if self._dtype is None else self._dtype.name,
             exact_blocks=self._exact_blocks,
             library=self._library,
@@ -343,6 +354,7 @@ class StreamingSVD:
             state["energy"],
             state["method"],
             state["wanted_dtype"],
+            state["oversample"],
             state["exact_blocks"],
         )
         self._core.restore(state)

@@ -12,10 +12,11 @@ namespace subspan {
 enum class SvdMethod { automatic, robust, gram };
 
 struct StreamingOptions {
-    std::int64_t rank = 0;  // largest number of components kept
+    std::int64_t rank = 0;  // largest number of components reported
     double forget = 1.0;    // the past is multiplied by it at each update, in (0, 1]
     bool center = false;    // track the mean and decompose the centred rows
-    double energy = 0.0;    // in (0, 1): keep as few components as hold this share of the energy; 0: keep `rank`
+    double energy = 0.0;    // in (0, 1): report as few components as hold this share of the energy; 0: `rank`
+    std::int64_t oversample = -1; // further directions kept inside, so that less is lost on the way; -1: see below
     SvdMethod method = SvdMethod::automatic;
     bool exact_blocks = false; // decompose each update as one block: no buffering of thin ones, no splitting of tall ones
 };
@@ -25,11 +26,14 @@ template <class T> struct StreamingState {
     std::int64_t features = 0, rows_seen = 0;
     double weight = 0.0, dropped = 0.0; // effective number of rows; squared norm that truncation left out
     std::vector<double> singular_values;
-    std::vector<T> components; // singular_values.size() x features
+    std::vector<T> components; // singular_values.size() x features, all directions kept inside
     std::vector<double> mean;  // features when centring, else empty
 };
 
-/// State: k components (k x n of T), at most max(k, 16) buffered rows, a few vectors. An update of b rows costs
+/// Directions kept inside: rank + oversample, by default all where n <= 128, else max(rank, min(64, 2 rank + 32)): what
+/// one truncation drops the next rows cannot bring back, and at these sizes keeping it costs next to nothing.
+///
+/// State, with k the number of directions kept: k x n of T, at most max(k, 16) buffered rows, a few vectors. An update of b rows costs
 /// n (k + b)² + 2 n k (k + b) flops in products and O((k + b)³) in the core where the spectrum allows the Gram route, 1.5
 /// times as much on the robust one, and reads the block once or twice. Nothing of size n x n exists.
 ///
@@ -59,7 +63,7 @@ template <class T> class StreamingSvd {
     std::int64_t rows_seen() const;
     std::int64_t buffered() const;
     double weight() const;
-    std::int64_t rank();             // current number of components
+    std::int64_t rank();             // current number of components, at most options().rank
     const double *singular_values(); // rank()
     const T *components();           // rank() x features()
     const double *mean();            // features(), null without centring

@@ -1,0 +1,1 @@
+"""The demonstration job behind ``python -m subspan demo``."""
