@@ -420,6 +420,8 @@ class StreamingSVD:
             options.append("center=True")
         if self.energy is not None:
             options.append(f"energy={self.energy:g}")
+        if self.oversample is not None:
+            options.append(f"oversample={self.oversample}")
         if self.method != "auto":
             options.append(f"method={self.method!r}")
         if self._core.dtype() is None:

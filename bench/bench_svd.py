@@ -1,0 +1,155 @@
+"""Streaming and one-shot truncated SVD against scikit-learn, on the same blocks."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.decomposition import IncrementalPCA
+from sklearn.utils.extmath import randomized_svd
+from subspan.svd import StreamingSVD, truncated_svd
+
+WARM = 3
+
+
+def stream(n: int, k: int, b: int, dtype: str, *, power: float = 0.5, blocks: int = 8) -> list[np.ndarray]:
+    """Blocks of 4k directions with singular values falling as i^-power, and noise a hundredth of the last of them."""
+    rng = np.random.default_rng(0)
+    width = min(4 * k, n)
+    scale = np.arange(1, width + 1) ** -power
+    basis = rng.standard_normal((width, n)) / np.sqrt(n)
+    rows = (rng.standard_normal((b * blocks, width)) * scale) @ basis
+    rows += 0.01 * scale[-1] * rng.standard_normal(rows.shape) / np.sqrt(n)
+    return [np.ascontiguousarray(x) for x in np.split(rows.astype(dtype), blocks)]
+
+
+def streaming_pair(blocks, k, **options):
+    """Two closures that each feed the next block to their own stream."""
+    ours, peer = StreamingSVD(k, **options), IncrementalPCA(n_components=k)
+    for block in blocks[:WARM]:
+        ours.update(block)
+        peer.partial_fit(block)
+    left, right = itertools.cycle(blocks), itertools.cycle(blocks)
+    return (lambda: ours.update(next(left))), (lambda: peer.partial_fit(next(right))), ours
+
+
+def flops(n: int, k: int, b: int) -> float:
+    return n * (2 * k * k + 4 * k * b + b * b)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "k", "b", "dtype"),
+    [
+        ("svd-f32-n4096-k128-b128", 4096, 128, 128, "float32"),
+        ("svd-f32-n4096-k64-b64", 4096, 64, 64, "float32"),
+        ("svd-f64-n1024-k64-b128", 1024, 64, 128, "float64"),
+        ("svd-f32-n16384-k128-b128", 16384, 128, 128, "float32"),
+    ],
+)
+def test_update(versus, name, n, k, b, dtype):
+    ours, peer, _ = streaming_pair(stream(n, k, b, dtype), k)
+    versus(name, ours, peer, flops=flops(n, k, b), dtype=dtype)
+
+
+@pytest.mark.threads(2)
+def test_update_two_threads(versus):
+    n, k, b = 4096, 128, 128
+    ours, peer, _ = streaming_pair(stream(n, k, b, "float32"), k)
+    versus("svd-f32-n4096-k128-b128-2threads", ours, peer, flops=flops(n, k, b))
+
+
+def test_robust(versus):
+    """A spectrum too wide for the Gram route."""
+    n, k, b = 4096, 128, 128
+    ours, peer, svd = streaming_pair(stream(n, k, b, "float32", power=1.5), k)
+    versus("svd-f32-robust-n4096-k128-b128", ours, peer, flops=flops(n, k, b))
+    assert svd._core.route() == "robust"
+
+
+def test_wide_spectrum_float64(versus):
+    n, k, b = 1024, 64, 128
+    ours, peer, svd = streaming_pair(stream(n, k, b, "float64", power=3.0), k)
+    versus("svd-f64-wide-spectrum-n1024-k64-b128", ours, peer, flops=flops(n, k, b), dtype="float64")
+    assert svd._core.route() == "robust"
+
+
+def test_single_rows(versus):
+    """2000 rows one by one against the same rows in blocks of 64."""
+    n, k = 4096, 64
+    rows = np.concatenate(stream(n, k, 250, "float32"))
+    blocks = [rows[i : i + 64] for i in range(0, 2000, 64)]
+
+    def one_by_one():
+        svd = StreamingSVD(k)
+        for i in range(2000):
+            svd.update(rows[i : i + 1])
+        return svd.singular_values
+
+    def in_blocks():
+        svd = StreamingSVD(k)
+        for block in blocks:
+            svd.update(block)
+        return svd.singular_values
+
+    versus("svd-f32-single-rows", one_by_one, in_blocks, repeats=2)
+
+
+def test_csr(versus):
+    n, k, b = 32768, 64, 256
+    rng = np.random.default_rng(0)
+    blocks = [
+        sparse.random_array((b, n), density=0.01, format="csr", dtype=np.float32, rng=rng) for _ in range(WARM + 2)
+    ]
+    dense = [x.toarray() for x in blocks]
+    ours, peer = StreamingSVD(k), IncrementalPCA(n_components=k)
+    for x, d in zip(blocks[:WARM], dense, strict=False):
+        ours.update(x)
+        peer.partial_fit(d)
+    left, right = itertools.cycle(blocks), itertools.cycle(dense)
+    versus("svd-f32-csr-n32768-k64-b256", lambda: ours.update(next(left)), lambda: peer.partial_fit(next(right)), repeats=2)
+
+
+def test_truncated(versus):
+    n, k = 4096, 128
+    rng = np.random.default_rng(0)
+    a = np.concatenate(stream(n, k, 512, "float32"))
+    assert a.shape == (n, n)
+    versus(
+        "truncated-f32-4096-k128-q2",
+        lambda: truncated_svd(a, k, oversample=10, power_iterations=2, rng=rng),
+        lambda: randomized_svd(a, k, n_oversamples=10, n_iter=2, random_state=0),
+        flops=6 * 2 * n * n * (k + 10),
+        repeats=2,
+    )
+
+
+def test_drop_in(versus):
+    from subspan.sklearn import IncrementalPCA as DropIn
+
+    n, k, b = 4096, 128, 128
+    blocks = stream(n, k, b, "float32")
+    ours, peer = DropIn(n_components=k), IncrementalPCA(n_components=k)
+    for block in blocks[:WARM]:
+        ours.partial_fit(block)
+        peer.partial_fit(block)
+    left, right = itertools.cycle(blocks), itertools.cycle(blocks)
+    versus(
+        "sklearn-drop-in-f32-n4096-k128-b128",
+        lambda: ours.partial_fit(next(left)),
+        lambda: peer.partial_fit(next(right)),
+    )
+
+
+def test_drop_in_fit(versus):
+    """fit() with scikit-learn's default batch size, 5 n."""
+    from subspan.sklearn import IncrementalPCA as DropIn
+
+    rows = np.concatenate(stream(200, 10, 500, "float64"))
+    versus(
+        "sklearn-fit-f64-n200",
+        lambda: DropIn(n_components=10).fit(rows),
+        lambda: IncrementalPCA(n_components=10).fit(rows),
+        repeats=2,
+    )

@@ -1,0 +1,111 @@
+"""The versus fixture: our code against the peer a user would call, in one process and one run.
+
+Absolute times mean nothing on a shared machine. So both sides run in alternating order on one thread, each round keeps
+the minimum of each side, and what is reported is the ratio with its band over the rounds, and the ratio to the floor
+that this machine's own product rate gives. A benchmark fails only when its whole band is below its budget.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import subspan
+from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BUDGETS = json.loads((Path(__file__).parent / "budgets.json").read_text())
+ROUNDS = int(os.environ.get("SUBSPAN_BENCH_ROUNDS", "5"))
+REPEATS = int(os.environ.get("SUBSPAN_BENCH_REPEATS", "4"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[int]:
+    """BLAS and own loops on the number of threads of the `threads` marker, one without it."""
+    marker = request.node.get_closest_marker("threads")
+    n = marker.args[0] if marker else 1
+    before = subspan.get_num_threads()
+    subspan.set_num_threads(n)
+    with threadpool_limits(n):
+        yield n
+    subspan.set_num_threads(before)
+
+
+_rates: dict[tuple[str, int], float] = {}
+
+
+def gemm_rate(dtype: str, threads: int) -> float:
+    """flops per second of NumPy's matrix product, 1500³, measured in this run."""
+    if (dtype, threads) not in _rates:
+        a = np.random.default_rng(0).standard_normal((1500, 1500)).astype(dtype)
+        a @ a
+        _rates[dtype, threads] = 2 * 1500**3 / min(timed(lambda: a @ a) for _ in range(5))
+    return _rates[dtype, threads]
+
+
+def timed(f: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    f()
+    return time.perf_counter() - start
+
+
+@dataclass
+class Versus:
+    benchmark: object
+    threads: int
+
+    def __call__(
+        self,
+        name: str,
+        ours: Callable[[], object],
+        peer: Callable[[], object],
+        *,
+        flops: float | None = None,
+        dtype: str = "float32",
+        repeats: int = REPEATS,
+    ) -> float:
+        """Measure, record, and judge against budgets.json; returns the ratio peer / ours."""
+        ours()
+        peer()
+        ratios, best = [], [float("inf"), float("inf")]
+        for round_ in range(ROUNDS):
+            low = [float("inf"), float("inf")]
+            for repeat in range(repeats):
+                order = (0, 1) if (round_ + repeat) % 2 == 0 else (1, 0)
+                for side in order:
+                    low[side] = min(low[side], timed((ours, peer)[side]))
+            ratios.append(low[1] / low[0])
+            best = [min(a, b) for a, b in zip(best, low, strict=True)]
+        self.benchmark.pedantic(ours, rounds=max(3, repeats), warmup_rounds=1)  # type: ignore[attr-defined]
+        budget = BUDGETS[name]
+        info = {
+            "name": name,
+            "peer": budget["peer"],
+            "ratio": best[1] / best[0],
+            "band": [min(ratios), max(ratios)],
+            "reach": budget["reach"],
+        }
+        if flops is not None:
+            floor = flops / gemm_rate(dtype, self.threads)
+            info["floor"] = best[0] / floor
+            info["floor_reach"] = budget.get("floor")
+        self.benchmark.extra_info.update(info)  # type: ignore[attr-defined]
+        print(f"\n{name}: {info['ratio']:.2f}x [{min(ratios):.2f}, {max(ratios):.2f}], reach {budget['reach']}")
+        if os.environ.get("SUBSPAN_BENCH_GATE", "1") == "1":
+            assert max(ratios) >= budget["reach"], f"{name}: whole band {min(ratios):.2f}..{max(ratios):.2f} is below {budget['reach']}"
+            if "floor" in budget and flops is not None:
+                assert info["floor"] <= budget["floor"], f"{name}: {info['floor']:.2f} times the floor"
+        return info["ratio"]
+
+
+@pytest.fixture
+def versus(benchmark: object, one_thread: int) -> Versus:
+    return Versus(benchmark, one_thread)
