@@ -23,7 +23,6 @@ template <class F> void fetch(F &slot, const py::dict &api, const std::string &n
 
 template <class T> void fill(const py::dict &api, const std::string &p) {
     LapackTable<T> t;
-    fetch(t.sytrd, api, p + "sytrd");
     fetch(t.gesdd, api, p + "gesdd");
     fetch(t.geqrf, api, p + "geqrf");
     fetch(t.orgqr, api, p + "orgqr");

@@ -33,8 +33,7 @@ struct CholeskyKernel {
                     v1 += V::load(ri + p + W) * V::load(rj + p + W);
                 }
                 v0 += v1;
-                double s = 0;
-                for (int l = 0; l < W; ++l) s += v0[l];
+                double s = V::sum(v0);
                 for (; p < j; ++p) s += ri[p] * rj[p];
                 s = ri[j] - s;
                 if (j < i) {

@@ -12,11 +12,6 @@ namespace subspan::simd {
 template <class T, int Bytes> struct Transpose {
     using V = Vec<T, Bytes>;
     static constexpr int W = V::lanes;
-#if defined(SUBSPAN_VECTOR_EXT) && defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define SUBSPAN_SHUFFLE 1
-#endif
-#endif
 #ifdef SUBSPAN_SHUFFLE
     // Round with distance D exchanges the off-diagonal D x D blocks of every 2D x 2D block.
     template <int D, int... I>

@@ -250,6 +250,14 @@ template <class T> struct GemmColsKernel { // A packed whole
     }
 };
 
+// Waking a thread costs some ten microseconds: products below this many multiplications stay with the caller.
+constexpr double kAlone = 4e6;
+
+void for_tasks(std::int64_t tasks, double work, const std::function<void(std::int64_t)> &body) {
+    if (work > kAlone) return parallel_for(tasks, body);
+    for (std::int64_t t = 0; t < tasks; ++t) body(t);
+}
+
 template <class K, class G> void launch(const G *args) { simd::dispatch<K, const G *>(args); }
 
 } // namespace
@@ -267,11 +275,11 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
         const GramArgs<T> args{&p, first_row, s * length, std::min(n, (s + 1) * length), sum};
         launch<GramKernel<T>>(&args);
     };
-    if (num_threads() == 1 && length <= kFlush * kDepth) {
+    const bool alone = num_threads() == 1 || slices == 1 || double(n) * double(m) * double(m) < 2 * kAlone;
+    if (alone && length <= kFlush * kDepth) {
         for (std::int64_t s = 0; s < slices; ++s) run(s, g);
         return;
     }
-    const bool alone = num_threads() == 1 || slices == 1;
     Frame frame;
     double *partial = frame.take<double>(triangle * (alone ? 1 : slices));
     const auto slice = [&](std::int64_t s, double *sum) {
@@ -308,7 +316,7 @@ template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out
     const PackAArgs<T> pa{MatrixView<const T>(w, k, m), nullptr, packed, tile.mr};
     launch<PackAKernel<T>>(&pa);
     const std::int64_t width = 4 * tile.nr;
-    parallel_for((n + width - 1) / width, [&](std::int64_t t) {
+    for_tasks((n + width - 1) / width, double(n) * double(k) * double(m), [&](std::int64_t t) {
         const CombineArgs<T> args{&p, packed, out, t * width, std::min(n, (t + 1) * width), accumulate};
         launch<CombineKernel<T>>(&args);
     });
@@ -326,12 +334,13 @@ void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool ac
     }
     const auto tile = simd::tile<T>();
     Frame frame;
+    const double work = double(c.rows) * double(c.cols) * double(a.cols);
     if (c.cols <= c.rows) {
         T *packed = frame.take<T>(round_up(c.cols, tile.nr) * b.rows);
         const PackAArgs<T> pb{b.transposed(), nullptr, packed, tile.nr};
         launch<PackAKernel<T>>(&pb);
         const std::int64_t height = 128;
-        parallel_for((c.rows + height - 1) / height, [&](std::int64_t t) {
+        for_tasks((c.rows + height - 1) / height, work, [&](std::int64_t t) {
             const GemmArgs<T> args{a, b, c, a_shift, packed, t * height, std::min(c.rows, (t + 1) * height), accumulate};
             launch<GemmRowsKernel<T>>(&args);
         });
@@ -340,7 +349,7 @@ void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool ac
         const PackAArgs<T> pa{a, a_shift, packed, tile.mr};
         launch<PackAKernel<T>>(&pa);
         const std::int64_t width = 4 * tile.nr;
-        parallel_for((c.cols + width - 1) / width, [&](std::int64_t t) {
+        for_tasks((c.cols + width - 1) / width, work, [&](std::int64_t t) {
             const GemmArgs<T> args{a, b, c, a_shift, packed, t * width, std::min(c.cols, (t + 1) * width), accumulate};
             launch<GemmColsKernel<T>>(&args);
         });

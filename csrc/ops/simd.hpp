@@ -19,6 +19,12 @@
 #define SUBSPAN_INLINE inline
 #endif
 
+#if defined(SUBSPAN_VECTOR_EXT) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SUBSPAN_SHUFFLE 1
+#endif
+#endif
+
 #if defined(SUBSPAN_VECTOR_EXT) && defined(__x86_64__) && !defined(SUBSPAN_NO_CLONES)
 #define SUBSPAN_MULTI_ISA 1
 #define SUBSPAN_TARGET_AVX2 __attribute__((target("arch=x86-64-v3")))
@@ -35,6 +41,20 @@ template <class T, int Bytes> struct Vec {
     typedef T unaligned __attribute__((vector_size(Bytes), aligned(sizeof(T)), may_alias));
     static SUBSPAN_INLINE type load(const T *p) { return *reinterpret_cast<const unaligned *>(p); }
     static SUBSPAN_INLINE void store(T *p, type v) { *reinterpret_cast<unaligned *>(p) = v; }
+#ifdef SUBSPAN_SHUFFLE
+    // Adds the upper half of the first 2·Half lanes to the lower one until one lane is left: log2(lanes) steps, where
+    // extracting lane after lane is a chain of `lanes`.
+    template <int Half, int... I> static SUBSPAN_INLINE type fold(type v, std::integer_sequence<int, I...>) {
+        return v + __builtin_shufflevector(v, v, (I < Half ? I + Half : I)...);
+    }
+    template <int Half> static SUBSPAN_INLINE T fold_all(type v) {
+        if constexpr (Half == 0)
+            return v[0];
+        else
+            return fold_all<Half / 2>(fold<Half>(v, std::make_integer_sequence<int, lanes>{}));
+    }
+    static SUBSPAN_INLINE T sum(type v) { return fold_all<lanes / 2>(v); }
+#endif
 #else
     // Compilers without vector types get arrays, whose loops they vectorise themselves.
     struct type {
@@ -77,6 +97,13 @@ template <class T, int Bytes> struct Vec {
         return r;
     }
     static SUBSPAN_INLINE void store(T *p, const type &x) { std::memcpy(p, x.v, Bytes); }
+#endif
+#ifndef SUBSPAN_SHUFFLE
+    static SUBSPAN_INLINE T sum(const type &v) {
+        T s = 0;
+        for (int l = 0; l < lanes; ++l) s += v[l];
+        return s;
+    }
 #endif
 };
 

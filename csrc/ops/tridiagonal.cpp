@@ -105,11 +105,7 @@ SUBSPAN_INLINE Sums side(const double *delta, const double *w, std::int64_t n, d
     }
     f0 += f1;
     g0 += g1;
-    Sums s{0, 0};
-    for (int l = 0; l < W; ++l) {
-        s.f += f0[l];
-        s.df += g0[l];
-    }
+    Sums s{V::sum(f0), V::sum(g0)};
     for (; i < n; ++i) {
         const double r = 1.0 / (delta[i] - mu), t = w[i] * r;
         s.f += t;
@@ -226,8 +222,7 @@ struct VectorKernel {
         typename V::type sum{};
         std::int64_t i = 0;
         for (; i + W <= a->K; i += W) sum += V::load(v + i) * V::load(v + i);
-        double norm = 0;
-        for (int l = 0; l < W; ++l) norm += sum[l];
+        double norm = V::sum(sum);
         for (; i < a->K; ++i) norm += v[i] * v[i];
         norm = 1.0 / std::sqrt(norm);
         for (i = 0; i < a->K; ++i) a->out[i] = v[a->columns[i]] * norm;

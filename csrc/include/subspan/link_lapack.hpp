@@ -11,7 +11,6 @@
 
 extern "C" {
 #define SUBSPAN_DECLARE(T, p)                                                                                          \
-    void SUBSPAN_LAPACK_NAME(p##sytrd)(char *, int *, T *, int *, T *, T *, T *, T *, int *, int *);                                       \
     void SUBSPAN_LAPACK_NAME(p##gesdd)(char *, int *, int *, T *, int *, T *, T *, int *, T *, int *, T *, int *, int *, int *);           \
     void SUBSPAN_LAPACK_NAME(p##geqrf)(int *, int *, T *, int *, T *, T *, int *, int *);                                                  \
     void SUBSPAN_LAPACK_NAME(p##orgqr)(int *, int *, int *, T *, int *, T *, T *, int *, int *);
@@ -23,9 +22,9 @@ SUBSPAN_DECLARE(double, d)
 namespace subspan {
 
 inline void link_lapack() {
-    set_lapack<float>({SUBSPAN_LAPACK_NAME(ssytrd), SUBSPAN_LAPACK_NAME(sgesdd),
+    set_lapack<float>({SUBSPAN_LAPACK_NAME(sgesdd),
                        SUBSPAN_LAPACK_NAME(sgeqrf), SUBSPAN_LAPACK_NAME(sorgqr)});
-    set_lapack<double>({SUBSPAN_LAPACK_NAME(dsytrd), SUBSPAN_LAPACK_NAME(dgesdd),
+    set_lapack<double>({SUBSPAN_LAPACK_NAME(dgesdd),
                         SUBSPAN_LAPACK_NAME(dgeqrf), SUBSPAN_LAPACK_NAME(dorgqr)});
 }
 
