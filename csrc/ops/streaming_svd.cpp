@@ -31,7 +31,7 @@ namespace {
 // Squaring costs eps s_1²/(2 s_k) in s_k: up to this spread s_1/s_k that stays below the 100 eps s_1 that is promised.
 constexpr double kSpread = 64.0;
 constexpr double kResidualMargin = 1000.0; // the robust route needs ‖R‖² <= 1000 s_k²
-constexpr double kDrop = 16.0;         // singular values below 16 eps s_1 are rounding
+constexpr double kDrop = 4.0; // singular values below 4 eps s_1 are rounding
 
 std::string str(std::int64_t x) { return std::to_string(x); }
 
@@ -112,7 +112,7 @@ template <class T> struct StreamingSvd<T>::Impl {
             require_finite(x, "rows");
             flush();
         }
-        const bool fresh = n == 0;
+        const bool fresh = n == 0, first = seen == 0;
         if (fresh) start(x.cols());
         try {
             // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
@@ -144,6 +144,7 @@ template <class T> struct StreamingSvd<T>::Impl {
             }
             throw;
         }
+        if (first) canonical_signs();
         seen += b;
     }
 
@@ -195,10 +196,11 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     struct Work {
         Rows<T> rows;
-        std::int64_t r, b, m; // state rows, block rows (with the mean correction), all
+        std::int64_t r = 0, b = 0, m = 0; // state rows, block rows (with the mean correction), all
         std::vector<double> scale;  // S·forget, then the weights
         const double *g = nullptr;  // raw Gram matrix, lower triangle
         double dropped = 0;         // what earlier truncations left out, forgetting applied
+        double unit = 1;            // scale and dropped are in this unit (its square)
     };
 
     struct Selected {
@@ -374,13 +376,21 @@ template <class T> struct StreamingSvd<T>::Impl {
         for (std::int64_t i = 0; i < count; ++i) fresh.data()[i] = std::ldexp(fresh.data()[i], -e);
         copy = std::move(fresh);
         double *weight_all = frame.take<double>(w.b);
-        for (std::int64_t i = 0; i < w.b; ++i) {
-            w.scale[std::size_t(w.r + i)] *= std::ldexp(1.0, e);
-            weight_all[i] = w.scale[std::size_t(w.r + i)];
-        }
+        for (std::int64_t i = w.r; i < w.m; ++i) w.scale[std::size_t(i)] *= std::ldexp(1.0, e);
+        in_units(w, *std::max_element(w.scale.begin(), w.scale.end()));
+        std::copy(w.scale.begin() + w.r, w.scale.end(), weight_all);
         dense = Rows<T>{};
         dense.dense = MatrixView<const T>(copy.data(), w.b, n);
         dense.weight = weight_all;
+    }
+
+    // Squares of extreme values leave the range of double: express everything in a unit (a power of two).
+    static void in_units(Work &w, double largest) {
+        int e = 0;
+        std::frexp(largest > 0 ? largest : 1.0, &e);
+        w.unit = std::ldexp(1.0, e);
+        for (double &x : w.scale) x = std::ldexp(x, -e);
+        w.dropped = w.dropped / w.unit / w.unit;
     }
 
     bool gram_may_work(const Work &w) {
@@ -407,7 +417,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         }
         eigh_top<T>(m, k, h, l, vec);
         if (total == 0.0) { // rows of zeros on an empty state
-            commit_scale(w, 0, total);
+            commit_nothing(w);
             return true;
         }
         const bool forced = opt.method == SvdMethod::gram;
@@ -447,22 +457,23 @@ template <class T> struct StreamingSvd<T>::Impl {
             combine(rot, panel(w.r, dense), MatrixView<T>(v.data(), kept, n));
             route = "gram";
         }
-        commit(std::move(sigma), w.r == 0, sel.dropped);
+        commit(w, std::move(sigma), w.r == 0, sel.dropped);
         return true;
     }
 
-    void commit(std::vector<double> &&sigma, bool first, double left_out) {
+    void commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out) {
         s = std::move(sigma);
+        for (double &x : s) x *= w.unit;
         r = std::int64_t(s.size());
-        dropped = left_out;
+        dropped = left_out * w.unit * w.unit;
         clean = false;
         if (first || opt.exact_blocks) canonical_signs();
     }
-    // The state's directions stay; only forgetting acts on it.
-    void commit_scale(const Work &w, std::int64_t keep, double) {
-        s.assign(w.scale.begin(), w.scale.begin() + keep);
-        r = keep;
-        dropped = w.dropped;
+    // Nothing but zeros so far.
+    void commit_nothing(const Work &w) {
+        s.clear();
+        r = 0;
+        dropped = w.dropped * w.unit * w.unit;
     }
 
     // The entry of largest magnitude of each row becomes positive.
@@ -597,7 +608,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
         const Selected sel = select(sigma, k, total, w.dropped);
         if (sel.rank == 0) {
-            commit_scale(w, 0, total);
+            commit_nothing(w);
             return true;
         }
         if (norm_r > kResidualMargin * sigma[sel.rank - 1]) return false;
@@ -627,7 +638,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         }
         combine(rot, p, MatrixView<T>(v.data(), kept, n));
         route = "robust";
-        commit(std::move(out), false, sel.dropped);
+        commit(w, std::move(out), false, sel.dropped);
         return true;
     }
 
@@ -676,7 +687,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         }
         combine(rot, Panel<T>(n).add(MatrixView<const T>(a.data(), p, n)), MatrixView<T>(v.data(), kept, n));
         route = "householder";
-        commit(std::move(out), rr == 0, sel.dropped);
+        commit(w, std::move(out), rr == 0, sel.dropped);
     }
 
     // A = Q R by pieces of rows, R stays n x n: the right singular vectors of R are those of A. Work memory a few n².
@@ -698,7 +709,7 @@ template <class T> struct StreamingSvd<T>::Impl {
                     for (std::int64_t j = 0; j < n; ++j)
                         rows[i * n + j] = T(w.scale[std::size_t(i0 + i)]) * v.data()[(i0 + i) * n + j];
             } else {
-                part(w.rows, i0 - rr, take, rows);
+                part(w.rows, i0 - rr, take, rows, w.unit);
             }
             const std::int64_t m = have + take;
             for (std::int64_t j = 0; j < n; ++j) { // column-major, R on top
@@ -706,10 +717,7 @@ template <class T> struct StreamingSvd<T>::Impl {
                 for (std::int64_t i = 0; i < take; ++i) a[j * m + have + i] = rows[i * n + j];
             }
             for (std::int64_t i = 0; i < take * n; ++i) total += double(rows[i]) * double(rows[i]);
-            if (!std::isfinite(total)) {
-                require_finite(w.rows, "rows");
-                throw ValueError("rows: squared norms overflow; scale the data");
-            }
+            if (!std::isfinite(total)) break;
             int mi = int(m), ni = int(n);
             lapack<T>().geqrf(&mi, &ni, a, &mi, tau, work, &lwork, &info);
             if (info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
@@ -717,6 +725,23 @@ template <class T> struct StreamingSvd<T>::Impl {
             for (std::int64_t i = 0; i < have; ++i)
                 for (std::int64_t j = i; j < n; ++j) factor[std::size_t(i * n + j)] = double(a[j * m + i]);
             i0 += take;
+        }
+        if (w.unit == 1.0 && !(total > 1e-250 && total < 1e250)) {
+            // Out of range, not finite, or all zero: again in units of the largest entry.
+            require_finite(w.rows, "rows");
+            double largest = 0;
+            for (std::int64_t i = 0; i < rr; ++i) largest = std::max(largest, w.scale[std::size_t(i)]);
+            for (std::int64_t i0 = 0; i0 < b; i0 += piece) {
+                const std::int64_t take = std::min(piece, b - i0);
+                part(w.rows, i0, take, rows, 1.0);
+                for (std::int64_t i = 0; i < take * n; ++i) largest = std::max(largest, double(std::abs(rows[i])));
+            }
+            if (largest > 0.0) {
+                if (!std::isfinite(largest)) throw ValueError("rows: centring or weights overflow; scale the data");
+                in_units(w, largest);
+                tall(w);
+                return;
+            }
         }
         double *sigma = frame.take<double>(k), *y = frame.take<double>(k * n);
         core_svd(n, n, factor.data(), k, sigma, y);
@@ -739,11 +764,11 @@ template <class T> struct StreamingSvd<T>::Impl {
         }
         std::copy(fresh.begin(), fresh.end(), v.data());
         route = "tall";
-        commit(std::move(out), rr == 0, sel.dropped);
+        commit(w, std::move(out), rr == 0, sel.dropped);
     }
 
-    // Rows [first, first + count) of a block and its extra row, as materialise() makes them.
-    static void part(const Rows<T> &x, std::int64_t first, std::int64_t count, T *dst) {
+    // Rows [first, first + count) of a block and its extra row, as materialise() makes them, in a unit.
+    static void part(const Rows<T> &x, std::int64_t first, std::int64_t count, T *dst, double unit) {
         Rows<T> p = x;
         CsrView<T> csr;
         const std::int64_t b = x.count(), from_block = std::min(count, b - first);
@@ -757,6 +782,11 @@ template <class T> struct StreamingSvd<T>::Impl {
         p.extra = nullptr;
         materialise(p, dst);
         if (from_block < count) std::copy_n(x.extra, x.cols(), dst + from_block * x.cols());
+        if (unit != 1.0) {
+            int e = 0;
+            std::frexp(unit, &e);
+            for (std::int64_t i = 0; i < count * x.cols(); ++i) dst[i] = std::ldexp(dst[i], 1 - e);
+        }
     }
 
     // ---- the basis at working precision -----------------------------------------------------------------------------
@@ -914,7 +944,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         }
         if (kept > 0)
             combine(rot, Panel<T>(n).add(MatrixView<const T>(v.data(), r, n)), MatrixView<T>(v.data(), kept, n));
-        commit(std::move(out), false, std::max(0.0, dropped - std::max(0.0, all - along)));
+        commit(Work{}, std::move(out), false, std::max(0.0, dropped - std::max(0.0, all - along)));
         if (opt.center) std::copy_n(new_mean, n, mean.begin());
         weight = std::max(0.0, new_weight);
         seen -= b;

@@ -391,7 +391,7 @@ class StreamingSVD:
         """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
         path = os.fspath(path)
         try:
-            with np.load(path, allow_pickle=False) as f:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as f:
                 raw = {k: f[k] for k in f.files}
         except (zipfile.BadZipFile, ValueError, EOFError, KeyError, AttributeError, OSError) as e:
             if isinstance(e, FileNotFoundError | PermissionError | IsADirectoryError):

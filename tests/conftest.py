@@ -1,0 +1,53 @@
+"""Shared inputs and references."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Examples are drawn from a fixed seed: a failure on one machine is a failure on all, and no run is slower by luck.
+settings.register_profile(
+    "subspan", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("subspan")
+
+EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float64): float(np.finfo(np.float64).eps)}
+
+
+def orthonormal(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+    q, r = np.linalg.qr(rng.standard_normal((n, k)))
+    return q * np.sign(np.diag(r))
+
+
+def orthogonality(basis: np.ndarray) -> float:
+    """max |V Vᵀ - I| in units of the bound 10 eps sqrt(k)."""
+    basis = np.asarray(basis)
+    k = basis.shape[0]
+    if k == 0:
+        return 0.0
+    wide = basis.astype(np.float64)
+    return float(np.abs(wide @ wide.T - np.eye(k)).max() / (10 * EPS[basis.dtype] * np.sqrt(k)))
+
+
+def subspace_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Sine of the largest principal angle between the row spaces of orthonormal a and b."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.linalg.norm(b - (b @ a.T) @ a, 2))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240611)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data that SUBSPAN_DATA names; without it the bundled sets of scikit-learn have to do."""
+    folder = os.environ.get("SUBSPAN_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("SUBSPAN_DATA names no data folder")
+    return Path(folder)
