@@ -50,6 +50,63 @@ struct CholeskyKernel {
     }
 };
 
+struct PivotedArgs {
+    std::int64_t n;
+    double *a, tolerance, *l;
+    std::int64_t *order;
+    double *left, *rest; // rest: work, n
+    std::int64_t rank;
+};
+
+struct PivotedKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(PivotedArgs *p) {
+        using V = simd::Vec<double, Bytes>;
+        constexpr int W = V::lanes;
+        const std::int64_t n = p->n;
+        double *a = p->a, *l = p->l, *rest = p->rest;
+        std::fill_n(l, n * n, 0.0);
+        for (std::int64_t i = 0; i < n; ++i) {
+            p->order[i] = i;
+            rest[i] = a[i * n + i];
+        }
+        for (std::int64_t j = 0; j < n; ++j) {
+            const std::int64_t q = std::max_element(rest + j, rest + n) - rest;
+            *p->left = std::max(rest[q], 0.0);
+            if (!(rest[q] > p->tolerance)) {
+                p->rank = j;
+                return;
+            }
+            if (q != j) {
+                std::swap_ranges(a + j * n, a + (j + 1) * n, a + q * n);
+                for (std::int64_t i = 0; i < n; ++i) std::swap(a[i * n + j], a[i * n + q]);
+                std::swap_ranges(l + j * n, l + j * n + j, l + q * n);
+                std::swap(rest[j], rest[q]);
+                std::swap(p->order[j], p->order[q]);
+            }
+            const double pivot = std::sqrt(rest[j]);
+            const double *lj = l + j * n;
+            l[j * n + j] = pivot;
+            for (std::int64_t i = j + 1; i < n; ++i) {
+                double *li = l + i * n;
+                typename V::type v0{}, v1{};
+                std::int64_t c = 0;
+                for (; c + 2 * W <= j; c += 2 * W) {
+                    v0 += V::load(li + c) * V::load(lj + c);
+                    v1 += V::load(li + c + W) * V::load(lj + c + W);
+                }
+                v0 += v1;
+                double s = V::sum(v0);
+                for (; c < j; ++c) s += li[c] * lj[c];
+                const double x = (a[i * n + j] - s) / pivot;
+                li[j] = x;
+                rest[i] -= x * x;
+            }
+        }
+        p->rank = n;
+        *p->left = 0.0;
+    }
+};
+
 struct InvertKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, const double *l, double *inv) {
         using V = simd::Vec<double, Bytes>;
@@ -100,6 +157,14 @@ std::int64_t cholesky(std::int64_t n, double *a, double floor) {
     std::int64_t dropped = 0;
     simd::dispatch<CholeskyKernel>(n, a, floor, frame.take<double>(n), &dropped);
     return dropped;
+}
+
+std::int64_t pivoted_cholesky(std::int64_t n, double *a, double tolerance, double *l, std::int64_t *order, double *left) {
+    Frame frame;
+    *left = 0.0;
+    PivotedArgs args{n, a, tolerance, l, order, left, frame.take<double>(n), 0};
+    simd::dispatch<PivotedKernel>(&args);
+    return args.rank;
 }
 
 void invert_lower(std::int64_t n, const double *l, double *inverse) { simd::dispatch<InvertKernel>(n, l, inverse); }

@@ -574,67 +574,74 @@ template <class T> struct StreamingSvd<T>::Impl {
         double *c2 = frame.take<double>(b * rr);
         for (std::int64_t i = 0; i < b; ++i) std::copy_n(g2 + (rr + i) * m, rr, c + i * rr);
         gemm<double>(MatrixView<const double>(c, b, rr), lmi_v.transposed(), MatrixView<double>(c2, b, rr));
-        double *lr = frame.take<double>(b * b), *lri = frame.take<double>(b * b), *cc = frame.take<double>(b * b);
+        // R Rᵀ without what the second pass takes off, and a bound of its norm: the largest row sum.
+        double *gr = frame.take<double>(b * b), *cc = frame.take<double>(b * b);
         gram(Panel<double>(rr).add(MatrixView<const double>(c2, b, rr)), 0, cc);
-        double norm_r = 0; // a bound of ‖R‖²: the largest row sum
+        double norm_r = 0, largest_r = 0;
         for (std::int64_t i = 0; i < b; ++i)
-            for (std::int64_t j = 0; j <= i; ++j) lr[i * b + j] = g2[(rr + i) * m + rr + j] - cc[i * b + j];
+            for (std::int64_t j = 0; j <= i; ++j)
+                gr[i * b + j] = gr[j * b + i] = g2[(rr + i) * m + rr + j] - cc[i * b + j];
         for (std::int64_t i = 0; i < b; ++i) {
             double sum = 0;
-            for (std::int64_t j = 0; j < b; ++j) sum += std::abs(lr[std::max(i, j) * b + std::min(i, j)]);
+            for (std::int64_t j = 0; j < b; ++j) sum += std::abs(gr[i * b + j]);
             norm_r = std::max(norm_r, sum);
+            largest_r = std::max(largest_r, g2[(rr + i) * m + rr + i]);
         }
         if (!std::isfinite(norm_r)) return false;
-        // A residual below the rounding of the block it came from is no direction at all.
-        double largest = 0;
-        for (std::int64_t i = rr; i < m; ++i)
-            largest = std::max(largest, w.g[i * m + i] * w.scale[std::size_t(i)] * w.scale[std::size_t(i)]);
-        for (std::int64_t i = 0; i < b; ++i)
-            if (lr[i * b + i] <= eps * eps * largest)
-                for (std::int64_t j = 0; j < b; ++j) lr[std::max(i, j) * b + std::min(i, j)] = 0.0;
-        cholesky(b, lr, 4.0 * eps);
-        invert_lower(b, lr, lri);
+        // R = L Q for the rows that have a direction of their own; pivoting leaves out what rounding alone made.
+        double *l = frame.take<double>(b * b), left = 0;
+        auto *order = frame.take<std::int64_t>(b);
+        const std::int64_t q = pivoted_cholesky(b, gr, 4.0 * eps * largest_r, l, order, &left), mq = rr + q;
+        double *lead = frame.take<double>(q * q), *lri = frame.take<double>(q * q);
+        for (std::int64_t i = 0; i < q; ++i) std::copy_n(l + i * b, q, lead + i * q);
+        invert_lower(q, lead, lri);
 
-        double *core = frame.zeros<double>(m * m), *sigma = frame.take<double>(k), *y = frame.take<double>(k * m);
+        const std::int64_t kq = std::min(k, mq);
+        double *core = frame.zeros<double>(m * mq), *sigma = frame.take<double>(kq), *y = frame.take<double>(kq * mq);
         for (std::int64_t i = 0; i < rr; ++i)
-            for (std::int64_t j = 0; j <= i; ++j) core[i * m + j] = w.scale[std::size_t(i)] * lm[i * rr + j];
+            for (std::int64_t j = 0; j <= i; ++j) core[i * mq + j] = w.scale[std::size_t(i)] * lm[i * rr + j];
         for (std::int64_t i = 0; i < b; ++i) {
-            for (std::int64_t j = 0; j < rr; ++j) core[(rr + i) * m + j] = c1[i * rr + j] + c2[i * rr + j];
-            std::copy_n(lr + i * b, i + 1, core + (rr + i) * m + rr);
+            // Rows in the order of the pivots.
+            for (std::int64_t j = 0; j < rr; ++j) core[(rr + i) * mq + j] = c1[order[i] * rr + j] + c2[order[i] * rr + j];
+            std::copy_n(l + i * b, q, core + (rr + i) * mq + rr);
         }
         double total = 0;
-        for (std::int64_t i = 0; i < m * m; ++i) total += core[i] * core[i];
-        core_svd(m, m, core, k, sigma, y);
-        for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
-        const Selected sel = select(sigma, k, total, w.dropped);
+        for (std::int64_t i = 0; i < m * mq; ++i) total += core[i] * core[i];
+        core_svd(m, mq, core, kq, sigma, y);
+        for (std::int64_t i = 0; i < kq; ++i) sigma[i] *= sigma[i];
+        const Selected sel = select(sigma, kq, total, w.dropped);
         if (sel.rank == 0) {
             commit_nothing(w);
             return true;
         }
         if (norm_r > kResidualMargin * sigma[sel.rank - 1]) return false;
+        // With room for more components, what was left out of R must be rounding, not a small component.
+        if (sel.rank < k && left * double(b) > kDrop * kDrop * eps * eps * sigma[0]) return false;
 
         // V' = Y1 V̂ + Y2 L_R^-1 (R - C2' V̂), with V̂ = L_M^-1 V.
         const std::int64_t kept = sel.rank;
-        double *z2 = frame.take<double>(kept * b), *z1 = frame.take<double>(kept * rr), *t1 = frame.take<double>(kept * rr);
-        const MatrixView<const double> y2(y + rr, kept, b, m, 1);
-        gemm<double>(y2, MatrixView<const double>(lri, b, b), MatrixView<double>(z2, kept, b));
-        gemm<double>(MatrixView<const double>(z2, kept, b), MatrixView<const double>(c2, b, rr),
+        double *z2 = frame.take<double>(kept * q), *z1 = frame.take<double>(kept * rr), *t1 = frame.take<double>(kept * rr);
+        double *c2q = frame.take<double>(q * rr);
+        for (std::int64_t i = 0; i < q; ++i) std::copy_n(c2 + order[i] * rr, rr, c2q + i * rr);
+        const MatrixView<const double> y2(y + rr, kept, q, mq, 1);
+        gemm<double>(y2, MatrixView<const double>(lri, q, q), MatrixView<double>(z2, kept, q));
+        gemm<double>(MatrixView<const double>(z2, kept, q), MatrixView<const double>(c2q, q, rr),
                      MatrixView<double>(t1, kept, rr));
         for (std::int64_t i = 0; i < kept; ++i)
-            for (std::int64_t j = 0; j < rr; ++j) t1[i * rr + j] = y[i * m + j] - t1[i * rr + j];
+            for (std::int64_t j = 0; j < rr; ++j) t1[i * rr + j] = y[i * mq + j] - t1[i * rr + j];
         gemm<double>(MatrixView<const double>(t1, kept, rr), lmi_v, MatrixView<double>(z1, kept, rr));
-        T *rot = frame.take<T>(kept * m);
+        T *rot = frame.zeros<T>(kept * m);
         std::vector<double> out(static_cast<std::size_t>(kept));
         for (std::int64_t i = 0; i < kept; ++i) {
             out[std::size_t(i)] = std::sqrt(sigma[i]);
             double best = 0, sign = 1;
             for (std::int64_t j = 0; j < rr; ++j)
-                if (std::abs(y[i * m + j]) > best) {
-                    best = std::abs(y[i * m + j]);
-                    sign = y[i * m + j] < 0 ? -1 : 1;
+                if (std::abs(y[i * mq + j]) > best) {
+                    best = std::abs(y[i * mq + j]);
+                    sign = y[i * mq + j] < 0 ? -1 : 1;
                 }
             for (std::int64_t j = 0; j < rr; ++j) rot[i * m + j] = T(sign * z1[i * rr + j]);
-            for (std::int64_t j = 0; j < b; ++j) rot[i * m + rr + j] = T(sign * z2[i * b + j]);
+            for (std::int64_t j = 0; j < q; ++j) rot[i * m + rr + order[j]] = T(sign * z2[i * q + j]);
         }
         combine(rot, p, MatrixView<T>(v.data(), kept, n));
         route = "robust";

@@ -18,6 +18,12 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower);
 /// before it: its pivot and column are set to zero. Returns the number of such rows.
 std::int64_t cholesky(std::int64_t n, double *a, double floor);
 
+/// Cholesky factor with diagonal pivoting of the symmetric positive semidefinite n x n `a` (row-major, both triangles,
+/// destroyed): a[order[i], order[j]] = (L Lᵀ)[i, j] up to `left`, the largest diagonal entry not factored. Stops when
+/// that is at most `tolerance`. L is n x n with the strict upper triangle and the columns past the rank zero. Returns
+/// the rank. (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 10.3.)
+std::int64_t pivoted_cholesky(std::int64_t n, double *a, double tolerance, double *l, std::int64_t *order, double *left);
+
 /// Inverse of a lower triangular matrix (row-major n x n) into `inverse`; rows and columns of zero pivots become zero.
 void invert_lower(std::int64_t n, const double *l, double *inverse);
 

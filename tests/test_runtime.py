@@ -1,0 +1,214 @@
+"""Threads, instruction sets, fork, the stub and the memory that an update takes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import subspan
+import subspan.svd
+from subspan import _core
+from subspan.svd import StreamingSVD
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def threads():
+    before = subspan.get_num_threads()
+    yield subspan.set_num_threads
+    subspan.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", ["gram", "robust"])
+@pytest.mark.parametrize("center", [False, True])
+def test_bit_identical_for_any_number_of_threads(rng, threads, dtype, method, center):
+    """n is beyond one slice of the Gram kernel; the first block is small enough to leave no LAPACK in the way."""
+    rows = rng.standard_normal((150, 5000)).astype(dtype)
+    results = []
+    for n in (1, 2, 3, 5):
+        threads(n)
+        svd = StreamingSVD(50, method=method, center=center)
+        for block in np.split(rows, 3):
+            svd.update(block)
+        results.append((svd.singular_values, svd.components, svd.project(rows), svd.residual(rows)))
+    for r in results[1:]:
+        for x, y in zip(results[0], r, strict=True):
+            if method == "gram":
+                np.testing.assert_array_equal(x, y)
+            else:  # its first block goes through LAPACK's QR, which may thread
+                np.testing.assert_allclose(x, y, atol=2e-3 if dtype == np.float32 else 1e-10)
+
+
+def test_set_num_threads(threads):
+    threads(3)
+    assert subspan.get_num_threads() == 3
+    with pytest.raises(ValueError, match="at least 1"):
+        threads(0)
+
+
+def test_one_stream_from_many_threads(rng):
+    """Calls take turns; every row counts."""
+    rows = rng.standard_normal((400, 130))
+    svd = StreamingSVD(130, center=True)
+    workers = [threading.Thread(target=lambda i=i: [svd.update(rows[j : j + 5]) for j in range(50 * i, 50 * i + 50, 5)]) for i in range(8)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert svd.rows_seen == 400
+    want = np.linalg.svd(rows - rows.mean(0), compute_uv=False)
+    np.testing.assert_allclose(svd.singular_values, want[: svd.singular_values.size], rtol=1e-8)
+
+
+def test_many_streams_in_many_threads(rng):
+    rows = rng.standard_normal((100, 3000)).astype(np.float32)
+    want = StreamingSVD(20).update(rows).singular_values
+    got = [None] * 6
+
+    def work(i):
+        for _ in range(5):
+            got[i] = StreamingSVD(20).update(rows).singular_values
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    for g in got:
+        np.testing.assert_allclose(g, want, rtol=1e-5)
+
+
+def run(code: str, **env: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_fork_with_a_running_pool():
+    code = """
+import os, warnings, numpy as np, subspan
+warnings.simplefilter("ignore")
+from subspan.svd import StreamingSVD
+subspan.set_num_threads(2)
+rows = np.random.default_rng(0).standard_normal((128, 20000)).astype(np.float32)
+want = StreamingSVD(16, method="gram").update(rows).singular_values
+pid = os.fork()
+same = bool(np.array_equal(StreamingSVD(16, method="gram").update(rows).singular_values, want))
+if pid == 0:
+    os._exit(0 if same else 1)
+assert same and os.waitpid(pid, 0)[1] == 0
+print("ok")
+"""
+    assert run(code).strip() == "ok"
+
+
+FUZZ = """
+import numpy as np, subspan
+from subspan import _core
+from subspan.svd import StreamingSVD, truncated_svd
+rng = np.random.default_rng(0)
+assert _core.isa() == {isa!r}
+for dtype, tol in ((np.float32, 3e-5), (np.float64, 1e-12)):
+    for n in (1, 5, 15, 16, 17, 47, 48, 49, 97, 131, 300):
+        for k in (1, 7, 8, 9, 24, 33):
+            for b in (1, 8, 31, 50):
+                k_ = min(k, n)
+                a = (rng.standard_normal((b + 20, k_)) @ rng.standard_normal((k_, n))).astype(dtype)
+                for method in ("gram", "robust"):
+                    svd = StreamingSVD(k_, method=method, center=True).update(a[:20]).update(a[20:])
+                    wide = a.astype(float) - a.mean(0, dtype=float)
+                    want = np.linalg.svd(wide, compute_uv=False)[:svd.singular_values.size]
+                    slack = tol if method == "robust" else tol ** 0.5
+                    assert np.all(np.abs(svd.singular_values - want) <= slack * max(want.max(initial=0), 1e-300)), (n, k, b, method)
+                    v = svd.components.astype(float)
+                    assert np.abs(v @ v.T - np.eye(len(v))).max(initial=0) <= 10 * np.finfo(dtype).eps * max(len(v), 1) ** 0.5
+                d = truncated_svd(a, min(k_, b + 20), rng=0)
+                assert np.abs(d.S - np.linalg.svd(a.astype(float), compute_uv=False)[:d.S.size]).max() <= tol * d.S[0] + 1e-300
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_every_instruction_set(isa):
+    order = ["generic", "avx2", "avx512"]
+    if order.index(isa) > order.index(_core.isa_available()):
+        pytest.skip(f"this machine or build stops at {_core.isa_available()}")
+    assert run(FUZZ.format(isa=isa), SUBSPAN_ISA=isa).strip() == "ok"
+
+
+def test_unknown_settings_are_errors():
+    for code, name, value in [("_core.isa()", "SUBSPAN_ISA", "sse9"), ("_core.num_threads()", "SUBSPAN_NUM_THREADS", "many")]:
+        out = run(f"from subspan import _core\ntry:\n    {code}\nexcept ValueError as e:\n    print(e)", **{name: value})
+        assert name in out
+        assert value in out
+
+
+def test_the_stub_lists_the_module():
+    tree = ast.parse((Path(subspan.__file__).parent / "_core.pyi").read_text())
+    functions = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    public = {n for n in dir(_core) if not n.startswith("_")}
+    assert public == functions | {c for c in classes if not c.startswith("_")}
+    for name in public & classes.keys():
+        node, methods = classes[name], set()
+        for part in (node, *(classes[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id in classes)):
+            methods |= {n.name for n in part.body if isinstance(n, ast.FunctionDef)}
+        assert {m for m in dir(getattr(_core, name)) if not m.startswith("_")} == methods - {"__init__"}
+
+
+def test_every_public_name_is_documented():
+    """A docstring, and an entry on the docs page of the family."""
+    page = ROOT / "docs" / "svd.md"
+    if not page.exists():
+        pytest.skip("not in a source checkout")
+    text = page.read_text()
+    for name in subspan.svd.__all__:
+        thing = getattr(subspan.svd, name)
+        assert inspect.getdoc(thing)
+        assert f"`{name}" in text, f"docs/svd.md says nothing of {name}"
+        if inspect.isclass(thing) and name != "TruncatedSVD":
+            for method, f in inspect.getmembers(thing):
+                if not method.startswith("_") and (callable(f) or isinstance(f, property)):
+                    assert inspect.getdoc(f), f"{name}.{method} has no docstring"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak-memory counter")
+@pytest.mark.parametrize("method", ["gram", "robust"])
+def test_peak_memory_of_an_update(method):
+    """Under 3 (k + b) n items beyond the state, whatever the number of columns."""
+    code = f"""
+import numpy as np, subspan
+from subspan.svd import StreamingSVD
+def status(key):
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
+n, k, b = 100_000, 64, 64
+rows = np.random.default_rng(0).standard_normal((3 * b, n), dtype=np.float32)
+svd = StreamingSVD(k, method={method!r})
+svd.update(rows[:b]); svd.update(rows[b:2 * b])
+with open("/proc/self/clear_refs", "w") as f:
+    f.write("5")
+before = status("VmRSS")
+svd.update(rows[2 * b:])
+print((status("VmHWM") - before) / ((k + b) * n * 4))
+"""
+    assert float(run(code)) < 3.0
+
+
+def test_doctests():
+    import doctest
+
+    failed, tried = doctest.testmod(subspan.svd)
+    assert (failed, tried > 10) == (0, True)
