@@ -9,6 +9,7 @@ import pytest
 from scipy import sparse
 from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.extmath import randomized_svd
+
 from subspan.svd import StreamingSVD, truncated_svd
 
 WARM = 3
@@ -108,7 +109,9 @@ def test_csr(versus):
         ours.update(x)
         peer.partial_fit(d)
     left, right = itertools.cycle(blocks), itertools.cycle(dense)
-    versus("svd-f32-csr-n32768-k64-b256", lambda: ours.update(next(left)), lambda: peer.partial_fit(next(right)), repeats=2)
+    versus(
+        "svd-f32-csr-n32768-k64-b256", lambda: ours.update(next(left)), lambda: peer.partial_fit(next(right)), repeats=2
+    )
 
 
 def test_truncated(versus):

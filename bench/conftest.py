@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import subspan
 from threadpoolctl import threadpool_limits
+
+import subspan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +101,9 @@ class Versus:
         self.benchmark.extra_info.update(info)  # type: ignore[attr-defined]
         print(f"\n{name}: {info['ratio']:.2f}x [{min(ratios):.2f}, {max(ratios):.2f}], reach {budget['reach']}")
         if os.environ.get("SUBSPAN_BENCH_GATE", "1") == "1":
-            assert max(ratios) >= budget["reach"], f"{name}: whole band {min(ratios):.2f}..{max(ratios):.2f} is below {budget['reach']}"
+            assert max(ratios) >= budget["reach"], (
+                f"{name}: whole band {min(ratios):.2f}..{max(ratios):.2f} is below {budget['reach']}"
+            )
             if "floor" in budget and flops is not None:
                 assert info["floor"] <= budget["floor"], f"{name}: {info['floor']:.2f} times the floor"
         return info["ratio"]

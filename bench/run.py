@@ -24,7 +24,9 @@ def main(args: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, "-m", "pytest", str(HERE), "-q", "-p", "no:cacheprovider", f"--benchmark-json={out}"]
-        status = subprocess.call([*command, "--benchmark-disable-gc", "--benchmark-columns=min", *args], cwd=HERE.parent)
+        status = subprocess.call(
+            [*command, "--benchmark-disable-gc", "--benchmark-columns=min", *args], cwd=HERE.parent
+        )
         if not out.exists() or not out.read_text():
             return status
         result = json.loads(out.read_text())
@@ -42,8 +44,7 @@ def main(args: list[str]) -> int:
     text = "\n".join(lines) + "\n"
     print(text)
     if save is not None:
-        from subspan import __version__
-        from subspan import _core
+        from subspan import __version__, _core
 
         cpu = result["machine_info"]["cpu"].get("brand_raw", platform.processor())
         head = f"subspan {__version__}, {cpu}, {_core.isa()}, Python {platform.python_version()}\n\n"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+
 from subspan import _core
 from subspan.svd import StreamingSVD, product_svd, truncated_svd
 
@@ -48,7 +49,9 @@ def test_views_keep_their_strides():
     assert _core.inspect_array(t[1:, 2:])[3] == t[1:, 2:].data_ptr()
 
 
-@pytest.mark.parametrize("view", [lambda a: a, lambda a: a.T, lambda a: a[::2], lambda a: a[:, ::-1], lambda a: a[3:, 5:]])
+@pytest.mark.parametrize(
+    "view", [lambda a: a, lambda a: a.T, lambda a: a[::2], lambda a: a[:, ::-1], lambda a: a[3:, 5:]]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_strided_input_gives_the_same_result(rng, view, dtype):
     a = view(rng.standard_normal((150, 150)).astype(dtype))
@@ -65,7 +68,11 @@ def test_results_are_of_the_input_library(rng, library):
     x = MAKERS[library](rng.standard_normal((30, 20)).astype(np.float32))
     svd = StreamingSVD(4, center=True).update(x)
     results = [svd.singular_values, svd.components, svd.mean, svd.project(x), svd.residual(x)]
-    results += [svd.reconstruct(svd.project(x)), *truncated_svd(x, 3, rng=0), *product_svd(x, MAKERS[library](np.asarray(x).T))]
+    results += [
+        svd.reconstruct(svd.project(x)),
+        *truncated_svd(x, 3, rng=0),
+        *product_svd(x, MAKERS[library](np.asarray(x).T)),
+    ]
     for r in results:
         assert isinstance(r, TYPES[library])
         assert str(r.dtype).endswith("float32")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import sparse
+
 from subspan.svd import StreamingSVD
 
 
@@ -29,7 +30,15 @@ def test_info(tmp_path):
 
 def test_demo_on_the_standard_library(tmp_path):
     out = call("demo", "--rank", "16", "--block", "512", "--save", "s.npz", cwd=tmp_path)
-    for word in ("rank", "rows/s", "exact truncated SVD", "scikit-learn", "asyncio.tasks", "Nearest", "picture written"):
+    for word in (
+        "rank",
+        "rows/s",
+        "exact truncated SVD",
+        "scikit-learn",
+        "asyncio.tasks",
+        "Nearest",
+        "picture written",
+    ):
         assert word in out
     assert (tmp_path / "demo_spectrum.png").read_bytes().startswith(b"\x89PNG")
     svd = StreamingSVD.load(tmp_path / "s.npz")

@@ -6,12 +6,13 @@ import pickle
 
 import numpy as np
 import pytest
-import subspan
-from conftest import EPS, orthogonality, orthonormal, subspace_distance
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+import subspan
+from conftest import EPS, orthogonality, orthonormal, subspace_distance
 from subspan.svd import FrequentDirections, StreamingSVD, choose_rank, merge_svd, product_svd, truncated_svd
 
 DTYPES = [np.float32, np.float64]
@@ -279,7 +280,7 @@ def test_frequent_directions_merge_sparse_pickle(rng):
     whole = parts[0].merge(parts[1]).merge(parts[2])
     dense = a.toarray()
     gap = np.linalg.eigvalsh(dense.T @ dense - whole.sketch.T @ whole.sketch)
-    assert -1e-9 <= gap[0]
+    assert gap[0] >= -1e-9
     assert gap[-1] <= whole.error_bound * (1 + 1e-9)
     assert whole.rows_seen == 200
     assert "200 rows" in repr(whole)

@@ -16,6 +16,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.utils.estimator_checks import check_estimator
+
 from subspan.sklearn import IncrementalPCA
 
 Peer = sklearn.decomposition.IncrementalPCA
@@ -69,12 +70,18 @@ def test_same_attributes_as_scikit_learn(rng, dtype, whiten, shape):
     names = ("mean_", "var_", "singular_values_", "explained_variance_", "explained_variance_ratio_", "noise_variance_")
     for name in names:
         np.testing.assert_allclose(getattr(ours, name), getattr(peer, name), rtol=tol, atol=tol, err_msg=name)
-    assert (ours.n_components_, ours.n_samples_seen_, ours.batch_size_) == (peer.n_components_, peer.n_samples_seen_, batch)
+    assert (ours.n_components_, ours.n_samples_seen_, ours.batch_size_) == (
+        peer.n_components_,
+        peer.n_samples_seen_,
+        batch,
+    )
     # scikit-learn's float32 results turn into float64 at the second batch; ours keep the dtype of the data.
     assert ours.components_.dtype == ours.singular_values_.dtype == dtype
     np.testing.assert_allclose(np.abs(np.sum(ours.components_ * peer.components_, axis=1)), 1, atol=20 * tol)
     np.testing.assert_allclose(ours.transform(X), peer.transform(X), atol=300 * tol)
-    np.testing.assert_allclose(ours.inverse_transform(ours.transform(X)), peer.inverse_transform(peer.transform(X)), atol=300 * tol)
+    np.testing.assert_allclose(
+        ours.inverse_transform(ours.transform(X)), peer.inverse_transform(peer.transform(X)), atol=300 * tol
+    )
 
 
 def test_first_batch_smaller_than_n_components(rng):

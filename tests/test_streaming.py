@@ -7,10 +7,11 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import EPS, orthogonality, orthonormal, subspace_distance
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
+
+from conftest import EPS, orthogonality, orthonormal, subspace_distance
 from subspan.svd import StreamingSVD
 
 DTYPES = [np.float32, np.float64]
@@ -37,7 +38,9 @@ def low_rank(rng, rows, n, k, kappa, dtype):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("dtype", "kappa"), [(np.float32, 1e2), (np.float32, 1e5), (np.float64, 1e5), (np.float64, 1e12)])
+@pytest.mark.parametrize(
+    ("dtype", "kappa"), [(np.float32, 1e2), (np.float32, 1e5), (np.float64, 1e5), (np.float64, 1e12)]
+)
 def test_streams_on_which_single_pass_gram_schmidt_and_plain_gram_fail(rng, dtype, kappa, method):
     """Exactly rank 32 in 1024 columns, 200 updates of 32 rows."""
     n, k, b = 1024, 32, 32
@@ -324,7 +327,11 @@ def test_csr_equals_dense(rng, dtype, n, center):
         tol = 100 * EPS[np.dtype(dtype)] * two.singular_values[0]
         assert np.abs(one.singular_values - two.singular_values).max() <= tol
         assert orthogonality(one.components) <= 1
-        np.testing.assert_allclose(one.project(a), two.project(a.toarray()) * np.sign(np.sum(one.components * two.components, 1)), atol=50 * tol)
+        np.testing.assert_allclose(
+            one.project(a),
+            two.project(a.toarray()) * np.sign(np.sum(one.components * two.components, 1)),
+            atol=50 * tol,
+        )
     # Thin sparse blocks, other formats, and mixtures with dense ones.
     mixed = StreamingSVD(20, center=center)
     mixed.update(a[:3]).update(a[3:5].toarray()).update(a[5:6]).update(a[6:90].tocsc()).update(a[90:])
@@ -333,7 +340,9 @@ def test_csr_equals_dense(rng, dtype, n, center):
 
 
 def test_csr_with_wide_indices_and_duplicates():
-    a = sparse.csr_matrix((np.array([1.0, 2.0, 3.0]), np.array([1, 1, 0], np.int64), np.array([0, 2, 3], np.int64)), shape=(2, 3))
+    a = sparse.csr_matrix(
+        (np.array([1.0, 2.0, 3.0]), np.array([1, 1, 0], np.int64), np.array([0, 2, 3], np.int64)), shape=(2, 3)
+    )
     svd = StreamingSVD(2).update(a)
     np.testing.assert_allclose(svd.singular_values, [3.0, 3.0])
 
@@ -581,7 +590,12 @@ def test_save_load_pickle_copy(tmp_path, rng, center):
     svd = StreamingSVD(4, center=center, forget=0.99, energy=0.999)
     svd.update(rng.standard_normal((30, 50)).astype(np.float32)).update(rng.standard_normal((1, 50)).astype(np.float32))
     svd.save(tmp_path / "s.npz")
-    others = [StreamingSVD.load(tmp_path / "s.npz"), pickle.loads(pickle.dumps(svd)), copy.copy(svd), copy.deepcopy(svd)]
+    others = [
+        StreamingSVD.load(tmp_path / "s.npz"),
+        pickle.loads(pickle.dumps(svd)),
+        copy.copy(svd),
+        copy.deepcopy(svd),
+    ]
     more = rng.standard_normal((20, 50)).astype(np.float32)
     svd.update(more)
     for other in others:
@@ -620,7 +634,12 @@ def test_damaged_files(tmp_path, rng):
     np.savez(path, something=np.ones(3))
     with pytest.raises(ValueError, match="lacks"):
         StreamingSVD.load(path)
-    for key, value in [("components", np.ones((3, 19))), ("singular_values", np.array([1.0, np.nan, 0.5])), ("format", "x"), ("rank", 0)]:
+    for key, value in [
+        ("components", np.ones((3, 19))),
+        ("singular_values", np.array([1.0, np.nan, 0.5])),
+        ("format", "x"),
+        ("rank", 0),
+    ]:
         path.write_bytes(raw)
         with np.load(path) as f:
             state = {k: f[k] for k in f.files}

@@ -3,7 +3,9 @@
 
 #include "subspan/errors.hpp"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -44,6 +46,12 @@ std::atomic<int> &setting() {
 }
 
 thread_local bool inside = false;
+
+// GCC 12 moved condition_variable::wait into a newer symbol version of libstdc++ than manylinux_2_34 promises;
+// wait_for is inline, so wheels built there stay compatible.
+template <class P> void wait(std::condition_variable &c, std::unique_lock<std::mutex> &lock, P done) {
+    while (!done()) c.wait_for(lock, std::chrono::hours(1));
+}
 
 struct Job {
     std::int64_t tasks = 0;
@@ -89,7 +97,7 @@ class Pool {
         job.work();
         std::unique_lock<std::mutex> lock(mutex_);
         wanted_ = 0; // late wakers no longer join
-        done_.wait(lock, [&] { return active_ == 0; });
+        wait(done_, lock, [&] { return active_ == 0; });
         job_ = nullptr;
         return true;
     }
@@ -102,7 +110,7 @@ class Pool {
         std::uint64_t seen = 0;
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
-            wake_.wait(lock, [&] { return stop_ || (generation_ != seen && wanted_ > 0); });
+            wait(wake_, lock, [&] { return stop_ || (generation_ != seen && wanted_ > 0); });
             if (stop_) return;
             seen = generation_;
             --wanted_;

@@ -36,7 +36,7 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
             if (m == l) break;
             if (iteration == 60) throw LinAlgError("tridiagonal eigenproblem: QL did not converge");
             double g = (d[l + 1] - d[l]) / (2.0 * e[l]);
-            double r = std::hypot(g, 1.0);
+            double r = std::sqrt(g * g + 1.0);
             g = d[m] - d[l] + e[l] / (g + std::copysign(r, g));
             double s = 1.0, c = 1.0, p = 0.0;
             std::int64_t i = m - 1;
@@ -300,7 +300,7 @@ class Solver {
                 continue;
             }
             if (previous >= 0) {
-                const double tau = std::hypot(z[i], z[previous]), c = z[i] / tau, s = -z[previous] / tau;
+                const double tau = std::sqrt(z[i] * z[i] + z[previous] * z[previous]), c = z[i] / tau, s = -z[previous] / tau;
                 const double t = dd[i] - dd[previous];
                 if (std::abs(t * c * s) <= tol) {
                     // A rotation moves the whole weight of the pair to i; `previous` is an eigenpair now.

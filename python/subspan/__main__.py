@@ -45,8 +45,11 @@ def parser() -> argparse.ArgumentParser:
     sub = p.add_subparsers(dest="command", required=True)
     sub.add_parser("info", help="version, instruction set, LAPACK, threads, CUDA")
     demo = sub.add_parser("demo", help="stream a corpus through StreamingSVD and show what it learned")
-    demo.add_argument("--input", metavar="FILE|DIR", help=".npy, .npz, .csv or a directory of text files; default: "
-                      "the source of Python's standard library")
+    demo.add_argument(
+        "--input",
+        metavar="FILE|DIR",
+        help=".npy, .npz, .csv or a directory of text files; default: the source of Python's standard library",
+    )
     demo.add_argument("--rank", type=int, default=64)
     demo.add_argument("--block", type=int, default=256, help="rows per update")
     demo.add_argument("--save", metavar="FILE.npz", help="keep the stream")

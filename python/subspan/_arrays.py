@@ -104,6 +104,6 @@ def check_float(x: Array, name: str) -> np.dtype[Any]:
     return dtype
 
 
-def rng_key(rng: None | int | np.random.Generator | np.integer[Any]) -> int:
+def rng_key(rng: int | np.random.Generator | np.integer[Any] | None) -> int:
     """A 64-bit key for the counter-based generator (SPEC 7)."""
     return int(np.random.default_rng(rng).integers(0, 2**63, dtype=np.int64))

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 from sklearn.base import _fit_context
 from sklearn.decomposition import IncrementalPCA as _IncrementalPCA
 from sklearn.utils import gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from subspan import _core
+from subspan._arrays import is_sparse
 from subspan.svd import StreamingSVD
 
 __all__ = ["IncrementalPCA"]
@@ -42,7 +42,19 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
     (300, 3)
     """
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    components_: Any
+    n_components_: int
+    n_samples_seen_: Any
+    mean_: Any
+    var_: Any
+    singular_values_: Any
+    explained_variance_: Any
+    explained_variance_ratio_: Any
+    noise_variance_: Any
+    batch_size_: int
+    _stream: StreamingSVD | None
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def fit(self, X: Any, y: Any = None) -> IncrementalPCA:
         """Fit on ``X (n_samples, n_features)``, dense or sparse, in batches of ``batch_size`` rows."""
         self.components_ = None
@@ -61,7 +73,7 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
             self.partial_fit(X[batch], check_input=False)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any = None, check_input: bool = True) -> IncrementalPCA:
         """Add one batch ``X (n_samples, n_features)``, dense or sparse."""
         first_pass = not hasattr(self, "components_")
@@ -127,7 +139,7 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
 
     def transform(self, X: Any) -> Any:
         """Project ``X (n_samples, n_features)``, dense or sparse, on the components."""
-        if not sparse.issparse(X):
+        if not is_sparse(X):
             return super().transform(X)
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse=["csr"], dtype=[np.float64, np.float32], reset=False)
@@ -145,7 +157,7 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
 
 def _moments(X: Any) -> tuple[Any, Any]:
     """Column means and sums of squared deviations, in float64."""
-    if sparse.issparse(X):
+    if is_sparse(X):
         mean = np.asarray(X.mean(axis=0, dtype=np.float64)).ravel()
         squares = np.asarray(X.multiply(X).sum(axis=0, dtype=np.float64)).ravel()
         return mean, np.maximum(squares - X.shape[0] * mean * mean, 0.0)

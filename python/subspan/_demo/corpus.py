@@ -7,6 +7,7 @@ import re
 import sysconfig
 import zlib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +33,7 @@ def hashed_ngrams(text: str) -> Counter[int]:
     """Counts of token unigrams and bigrams, hashed to COLUMNS buckets by CRC-32 (the same on every machine)."""
     tokens = [t.lower() for t in TOKEN.findall(text)]
     grams: Counter[str] = Counter(tokens)
-    grams.update(f"{a} {b}" for a, b in zip(tokens, tokens[1:], strict=False))
+    grams.update(f"{a} {b}" for a, b in pairwise(tokens))
     out: Counter[int] = Counter()
     for gram, count in grams.items():
         out[zlib.crc32(gram.encode()) % COLUMNS] += count
@@ -97,7 +98,9 @@ def standard_library(progress: Callable[[float], None]) -> Corpus:
         names += [module_name(path, root)] * len(parts)
         rows += [hashed_ngrams(p) for p in parts]
     order = np.random.default_rng(0).permutation(len(rows))
-    return Corpus(tfidf([rows[i] for i in order]), [names[i] for i in order], f"Python's standard library ({len(files)} files)")
+    return Corpus(
+        tfidf([rows[i] for i in order]), [names[i] for i in order], f"Python's standard library ({len(files)} files)"
+    )
 
 
 def directory(path: Path, progress: Callable[[float], None]) -> Corpus:
@@ -130,11 +133,14 @@ def load(path: Path, progress: Callable[[float], None]) -> Corpus:
     elif path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as f:
             if "format" in f.files and "shape" in f.files:
-                X = sparse.load_npz(path).tocsr()
+                stored: Any = sparse.load_npz(path)
+                X = stored.tocsr()
             elif len(f.files) == 1:
                 X = f[f.files[0]]
             else:
-                raise ValueError(f"{path}: holds {len(f.files)} arrays, wanted one, or a matrix of scipy.sparse.save_npz")
+                raise ValueError(
+                    f"{path}: holds {len(f.files)} arrays, wanted one, or a matrix of scipy.sparse.save_npz"
+                )
     elif path.suffix == ".csv":
         with open(path, encoding="utf-8") as f:
             first = f.readline()

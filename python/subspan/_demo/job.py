@@ -7,17 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 from scipy.sparse.linalg import svds
 
 import subspan
+from subspan._arrays import is_sparse
 from subspan._demo.corpus import Corpus, load, standard_library
 from subspan.svd import StreamingSVD
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-KNOWN = ("json", "asyncio.tasks", "sqlite3.dbapi2", "email.message", "tarfile", "unittest.case", "decimal", "_pydecimal")
+KNOWN = (
+    "json",
+    "asyncio.tasks",
+    "sqlite3.dbapi2",
+    "email.message",
+    "tarfile",
+    "unittest.case",
+    "decimal",
+    "_pydecimal",
+)
 PEER_BLOCKS = 3
 
 
@@ -61,7 +70,7 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
 
     X = corpus.X
     rows, n = X.shape
-    density = X.nnz / (rows * n) if sparse.issparse(X) else 1.0
+    density = X.nnz / (rows * n) if is_sparse(X) else 1.0
     table = Table(title=corpus.title, show_header=False, title_justify="left")
     table.add_row("rows × columns", f"{rows:,} × {n:,} ({X.dtype}, {100 * density:.2g}% nonzero)")
     table.add_row("rank", str(values.shape[0]))
@@ -74,20 +83,23 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
         kept = projected_energy(X, svd)
         table.add_row(
             "against the exact truncated SVD",
-            f"subspace holds {100 * kept / best:.2f}%, singular values {100 * svd.captured_energy / best:.2f}% of its energy",
+            f"subspace holds {100 * kept / best:.2f}% of its energy, "
+            f"singular values {100 * svd.captured_energy / best:.2f}%",
         )
     rate = rows / seconds
     table.add_row("subspan", f"{rate:,.0f} rows/s ({svd})")
     peer = peer_rate(X, values.shape[0], options.block)
     if isinstance(peer, float):
-        table.add_row("scikit-learn IncrementalPCA", f"{peer:,.0f} rows/s on the same blocks, dense: {rate / peer:,.1f} times")
+        table.add_row(
+            "scikit-learn IncrementalPCA", f"{peer:,.0f} rows/s on the same blocks, dense: {rate / peer:,.1f} times"
+        )
     else:
         table.add_row("scikit-learn IncrementalPCA", peer)
     console.print(table)
     if values.shape[0] == 0:
         console.print("all rows are zero: there is no subspace to show")
         return
-    Z = np.asarray(svd.project(np.ascontiguousarray(X) if not sparse.issparse(X) else X), dtype=np.float64)
+    Z = np.asarray(svd.project(np.ascontiguousarray(X) if not is_sparse(X) else X), dtype=np.float64)
     labels, places = by_label(corpus.names, Z)
     neighbours(labels, places, console)
     picture(labels, places, np.asarray(values, dtype=np.float64), exact, options.picture, console)
@@ -96,16 +108,18 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
 def exact_values(X: Any, k: int) -> Any:
     """Singular values by ARPACK or LAPACK, or None where that would take too long."""
     rows, n = X.shape
-    if not sparse.issparse(X) and min(rows, n) <= 1500:
+    if not is_sparse(X) and min(rows, n) <= 1500:
         return np.linalg.svd(np.asarray(X, dtype=np.float64), compute_uv=False)[:k]
-    if k >= min(rows, n) - 1 or (X.nnz if sparse.issparse(X) else rows * n) > 50_000_000:
+    if k >= min(rows, n) - 1 or (X.nnz if is_sparse(X) else rows * n) > 50_000_000:
         return None
     return np.sort(svds(X.astype(np.float64), k, return_singular_vectors=False, rng=np.random.default_rng(0)))[::-1]
 
 
 def projected_energy(X: Any, svd: StreamingSVD) -> float:
     """Squared norm of all rows inside the subspace, by blocks."""
-    return sum(float(np.sum(np.asarray(svd.project(X[i : i + 4096]), np.float64) ** 2)) for i in range(0, X.shape[0], 4096))
+    return sum(
+        float(np.sum(np.asarray(svd.project(X[i : i + 4096]), np.float64) ** 2)) for i in range(0, X.shape[0], 4096)
+    )
 
 
 def peer_rate(X: Any, k: int, block: int) -> float | str:
@@ -115,14 +129,14 @@ def peer_rate(X: Any, k: int, block: int) -> float | str:
     except ImportError:
         return "not installed"
     blocks = [X[i : i + block] for i in range(0, X.shape[0], block)][: PEER_BLOCKS + 1]
-    blocks = [b.toarray() if sparse.issparse(b) else np.array(b) for b in blocks if b.shape[0] == blocks[0].shape[0]]
+    blocks = [b.toarray() if is_sparse(b) else np.array(b) for b in blocks if b.shape[0] == blocks[0].shape[0]]
     if blocks[0].shape[0] < k or len(blocks) < 2:
         return f"not run: its first batch must have at least {k} rows, and two batches are timed at least"
     peer = IncrementalPCA(n_components=k).partial_fit(blocks[0])
     start = time.perf_counter()
     for b in blocks[1:]:
         peer.partial_fit(b)
-    return sum(b.shape[0] for b in blocks[1:]) / (time.perf_counter() - start)
+    return float(sum(b.shape[0] for b in blocks[1:]) / (time.perf_counter() - start))
 
 
 def by_label(names: list[str], Z: Any) -> tuple[list[str], Any]:

@@ -1,0 +1,226 @@
+// The C++ API without Python: kernels against double references, the eigensolver on hard matrices, a streaming update.
+// Prints one line a check and returns the number of failures.
+#include "subspan/link_lapack.hpp"
+#include "subspan/subspan.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <random>
+#include <vector>
+
+using namespace subspan;
+
+namespace {
+
+int failures = 0;
+
+void check(bool ok, const char *what, double value) {
+    if (!ok) {
+        std::printf("FAILED %s: %g\n", what, value);
+        ++failures;
+    }
+}
+
+std::mt19937_64 rng(7);
+
+template <class T> std::vector<T> gaussian(std::int64_t n) {
+    std::normal_distribution<double> d;
+    std::vector<T> v(static_cast<std::size_t>(n));
+    for (auto &x : v) x = T(d(rng));
+    return v;
+}
+
+template <class T> void products(std::int64_t m, std::int64_t n, std::int64_t k) {
+    const double tol = 4.0 * std::numeric_limits<T>::epsilon() * std::sqrt(double(std::max(n, k))) * 8;
+    const auto a = gaussian<T>(m * k), b = gaussian<T>(k * n);
+    std::vector<T> c(std::size_t(m * n), T(3));
+    for (int form = 0; form < 4; ++form) { // both operands plain and transposed
+        const MatrixView<const T> av = form & 1 ? MatrixView<const T>(a.data(), k, m).transposed() : MatrixView<const T>(a.data(), m, k);
+        const MatrixView<const T> bv = form & 2 ? MatrixView<const T>(b.data(), n, k).transposed() : MatrixView<const T>(b.data(), k, n);
+        gemm<T>(av, bv, MatrixView<T>(c.data(), m, n));
+        double worst = 0;
+        for (std::int64_t i = 0; i < m; ++i)
+            for (std::int64_t j = 0; j < n; ++j) {
+                double s = 0;
+                for (std::int64_t p = 0; p < k; ++p) s += double(av(i, p)) * double(bv(p, j));
+                worst = std::max(worst, std::abs(s - double(c[std::size_t(i * n + j)])));
+            }
+        check(worst <= tol, "gemm", worst);
+    }
+    // Gram matrix of stacked rows, and a combination of them in place.
+    auto v = gaussian<T>(m * n), w = gaussian<T>(k * n);
+    Panel<T> p(n);
+    p.add(MatrixView<const T>(v.data(), m, n)).add(MatrixView<const T>(w.data(), k, n));
+    const std::int64_t r = m + k;
+    std::vector<double> g(std::size_t(r * r));
+    gram(p, 0, g.data());
+    const auto row = [&](std::int64_t i) { return i < m ? v.data() + i * n : w.data() + (i - m) * n; };
+    double worst = 0;
+    for (std::int64_t i = 0; i < r; ++i)
+        for (std::int64_t j = 0; j <= i; ++j) {
+            long double s = 0; // a plain double sum of 40000 terms is further off than the kernel
+            for (std::int64_t q = 0; q < n; ++q) s += static_cast<long double>(row(i)[q]) * row(j)[q];
+            worst = std::max(worst, std::abs(double(s - g[std::size_t(i * r + j)])));
+        }
+    check(worst <= 20 * tol, "gram", worst);
+    const auto rot = gaussian<T>(m * r);
+    std::vector<double> want(std::size_t(m * n), 0.0);
+    for (std::int64_t i = 0; i < m; ++i)
+        for (std::int64_t q = 0; q < r; ++q)
+            for (std::int64_t j = 0; j < n; ++j) want[std::size_t(i * n + j)] += double(rot[std::size_t(i * r + q)]) * double(row(q)[j]);
+    combine(rot.data(), p, MatrixView<T>(v.data(), m, n));
+    worst = 0;
+    for (std::size_t i = 0; i < want.size(); ++i) worst = std::max(worst, std::abs(want[i] - double(v[i])));
+    check(worst <= 20 * tol, "combine in place", worst);
+}
+
+void tridiagonal(const char *name, std::vector<double> d, std::vector<double> e, std::int64_t k) {
+    const auto n = std::int64_t(d.size());
+    std::vector<double> values(static_cast<std::size_t>(n)), z(std::size_t(k * n)), dd = d, ee = e;
+    tridiagonal_top(n, k, dd.data(), ee.data(), values.data(), z.data());
+    double norm = 0, residual = 0, orth = 0;
+    for (std::int64_t i = 0; i < n; ++i)
+        norm = std::max(norm, std::abs(d[std::size_t(i)]) + (i ? std::abs(e[std::size_t(i) - 1]) : 0) + (i + 1 < n ? std::abs(e[std::size_t(i)]) : 0));
+    for (std::int64_t r = 0; r < k; ++r) {
+        const double *x = z.data() + r * n, value = values[std::size_t(n - k + r)];
+        for (std::int64_t i = 0; i < n; ++i) {
+            double s = (d[std::size_t(i)] - value) * x[i];
+            if (i) s += e[std::size_t(i) - 1] * x[i - 1];
+            if (i + 1 < n) s += e[std::size_t(i)] * x[i + 1];
+            residual = std::max(residual, std::abs(s));
+        }
+        for (std::int64_t q = 0; q <= r; ++q) {
+            double s = 0;
+            for (std::int64_t i = 0; i < n; ++i) s += x[i] * z[std::size_t(q * n + i)];
+            orth = std::max(orth, std::abs(s - (q == r)));
+        }
+    }
+    check(residual <= 1e-14 * norm, name, residual / (norm > 0 ? norm : 1));
+    check(orth <= 1e-14 * std::sqrt(double(n)), name, orth);
+    check(std::is_sorted(values.begin(), values.end()), name, -1);
+}
+
+void tridiagonals() {
+    std::normal_distribution<double> normal;
+    for (const std::size_t n : {1, 2, 3, 19, 20, 21, 40, 64, 101, 257}) {
+        const auto k = std::int64_t(n + 1) / 2, all = std::int64_t(n);
+        std::vector<double> d(n), e(n);
+        const auto fill = [&](auto fd, auto fe) {
+            for (std::size_t i = 0; i < n; ++i) {
+                d[i] = fd(double(i));
+                e[i] = fe(double(i));
+            }
+        };
+        fill([&](double) { return normal(rng); }, [&](double) { return normal(rng); });
+        tridiagonal("random", d, e, k);
+        tridiagonal("random, all", d, e, all);
+        fill([](double) { return 0.0; }, [](double) { return 1.0; });
+        tridiagonal("toeplitz", d, e, all);
+        fill([](double) { return 1.0; }, [](double) { return 0.0; });
+        tridiagonal("identity", d, e, all);
+        fill([](double) { return 0.0; }, [](double) { return 0.0; });
+        tridiagonal("zero", d, e, all);
+        fill([&](double i) { return std::abs(i - double(n - 1) / 2); }, [](double) { return 1.0; });
+        tridiagonal("wilkinson", d, e, all);
+        fill([](double i) { return std::abs(std::fmod(i, 21) - 10); }, [](double i) { return std::fmod(i, 21) == 20 ? 1e-8 : 1.0; });
+        tridiagonal("glued wilkinson", d, e, all);
+        fill([&](double i) { return std::pow(10, -14 * i / double(n)); }, [&](double i) { return 0.3 * std::pow(10, -14 * i / double(n)); });
+        tridiagonal("graded", d, e, all);
+        fill([&](double) { return 1 + 1e-15 * normal(rng); }, [&](double) { return 1e-14 * normal(rng); });
+        tridiagonal("cluster", d, e, all);
+        fill([&](double) { return 1e-300 * normal(rng); }, [&](double) { return 1e-300 * normal(rng); });
+        tridiagonal("tiny", d, e, all);
+        fill([&](double) { return 1e300 * normal(rng); }, [&](double) { return 1e299 * normal(rng); });
+        tridiagonal("huge", d, e, all);
+    }
+}
+
+template <class T> void eigen(std::int64_t n, std::int64_t k, double scale) {
+    const auto b = gaussian<double>(n * (n + 3));
+    std::vector<double> g(std::size_t(n * n));
+    gram(Panel<double>(n + 3).add(MatrixView<const double>(b.data(), n, n + 3)), 0, g.data());
+    for (std::int64_t i = 0; i < n; ++i)
+        for (std::int64_t j = 0; j <= i; ++j) g[std::size_t(j * n + i)] = g[std::size_t(i * n + j)] *= scale;
+    std::vector<double> values(static_cast<std::size_t>(k));
+    std::vector<T> z(std::size_t(k * n));
+    eigh_top<T>(n, k, g.data(), values.data(), z.data());
+    double residual = 0, orth = 0;
+    for (std::int64_t r = 0; r < k; ++r) {
+        for (std::int64_t i = 0; i < n; ++i) {
+            double s = -values[std::size_t(r)] * double(z[std::size_t(r * n + i)]);
+            for (std::int64_t j = 0; j < n; ++j) s += g[std::size_t(i * n + j)] * double(z[std::size_t(r * n + j)]);
+            residual = std::max(residual, std::abs(s));
+        }
+        for (std::int64_t q = 0; q <= r; ++q) {
+            double s = 0;
+            for (std::int64_t i = 0; i < n; ++i) s += double(z[std::size_t(r * n + i)]) * double(z[std::size_t(q * n + i)]);
+            orth = std::max(orth, std::abs(s - (q == r)));
+        }
+    }
+    const double eps = std::numeric_limits<T>::epsilon() * std::sqrt(double(n));
+    check(residual <= 4 * eps * values[0], "eigh_top residual", residual / values[0] / eps);
+    check(orth <= 4 * eps, "eigh_top orthogonality", orth / eps);
+}
+
+template <class T> void streaming() {
+    // Rank 5 in 300 columns with singular directions that stay: the values add up as sqrt(sum of squares).
+    const std::int64_t n = 300, k = 5;
+    auto basis = gaussian<T>(k * n);
+    lq_rows(MatrixView<T>(basis.data(), k, n), nullptr);
+    StreamingOptions options;
+    options.rank = k;
+    StreamingSvd<T> svd(options);
+    for (int block = 0; block < 40; ++block) {
+        std::vector<T> rows(std::size_t(k * n));
+        for (std::int64_t i = 0; i < k; ++i)
+            for (std::int64_t j = 0; j < n; ++j) rows[std::size_t(i * n + j)] = T(5 - i) * basis[std::size_t(i * n + j)];
+        svd.update(MatrixView<const T>(rows.data(), k, n));
+    }
+    const double eps = std::numeric_limits<T>::epsilon();
+    check(svd.rank() == k && svd.rows_seen() == 200, "streaming counts", double(svd.rank()));
+    for (std::int64_t i = 0; i < k; ++i) {
+        const double want = double(5 - i) * std::sqrt(40.0), got = svd.singular_values()[i];
+        check(std::abs(got - want) <= 100 * eps * 5 * std::sqrt(40.0), "streaming singular value", got - want);
+        double s = 0;
+        for (std::int64_t j = 0; j < n; ++j) s += double(svd.components()[i * n + j]) * double(basis[std::size_t(i * n + j)]);
+        check(std::abs(std::abs(s) - 1) <= 1e3 * eps, "streaming component", s);
+    }
+    try {
+        std::vector<T> bad(static_cast<std::size_t>(n), std::numeric_limits<T>::quiet_NaN());
+        svd.update(MatrixView<const T>(bad.data(), 1, n));
+        check(false, "NaN must throw", 0);
+    } catch (const ValueError &) {
+    }
+    check(svd.rows_seen() == 200, "a failed update must leave the stream alone", double(svd.rows_seen()));
+}
+
+} // namespace
+
+int main() {
+    try {
+        lapack<float>();
+        check(false, "lapack() must throw before a table is installed", 0);
+    } catch (const BackendError &) {
+    }
+    link_lapack();
+    for (const std::int64_t m : {1, 3, 8, 17, 49})
+        for (const std::int64_t n : {1, 15, 48, 49, 130, 1100})
+            for (const std::int64_t k : {1, 7, 33, 129}) {
+                products<float>(m, n, k);
+                products<double>(m, n, k);
+            }
+    products<double>(16, 40000, 3); // several slices of the Gram kernel
+    tridiagonals();
+    for (const std::int64_t n : {1, 2, 5, 31, 32, 33, 97, 200}) {
+        for (const double scale : {1.0, 1e-200, 1e200}) {
+            eigen<float>(n, (n + 1) / 2, scale);
+            eigen<double>(n, n, scale);
+        }
+    }
+    streaming<float>();
+    streaming<double>();
+    std::printf("%s, %d threads, %d failures\n", isa_name(isa()), num_threads(), failures);
+    return failures > 99 ? 99 : failures;
+}
