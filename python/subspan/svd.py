@@ -79,10 +79,10 @@ class StreamingSVD:
 
     Notes
     -----
-    With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on the
-    Gram route, about 1.5 times as much on the robust one, and ``O((k + b)**3)`` for the core. It reads the rows from
-    memory once and needs less than ``3 (k + b) n`` items of work memory; nothing of size ``n × n`` exists. Blocks thinner
-    than half of ``k`` are collected, so single rows cost what blocks cost; taller ones than ``2 k`` are split.
+    With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on
+    the Gram route, about 1.5 times as much on the robust one, and ``O((k + b)**3)`` for the core. It reads the rows
+    from memory once and needs less than ``3 (k + b) n`` items of work memory; nothing of size ``n × n`` exists. Blocks
+    thinner than half of ``k`` are collected, so single rows cost what blocks cost; taller ones than ``2 k`` are split.
 
     Fewer than ``rank`` components exist until as many independent rows were seen: all attributes have the current
     number ``k``. The sign of a component follows the component of the update before that it is closest to, so signs
