@@ -64,6 +64,11 @@ class Stream {
     }
 
     std::optional<DType> dtype() const {
+        const py::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return dtype_locked();
+    }
+    std::optional<DType> dtype_locked() const {
         if (std::holds_alternative<StreamingSvd<float>>(stream_)) return DType::f32;
         if (std::holds_alternative<StreamingSvd<double>>(stream_)) return DType::f64;
         return std::nullopt;
@@ -250,7 +255,7 @@ class Stream {
 
     StreamingOptions options_;
     std::variant<std::monostate, StreamingSvd<float>, StreamingSvd<double>> stream_;
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
 };
 
 } // namespace

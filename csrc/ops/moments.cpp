@@ -1,5 +1,6 @@
 #include "subspan/moments.hpp"
 
+#include "scratch.hpp"
 #include "simd.hpp"
 #include "subspan/parallel.hpp"
 
@@ -44,7 +45,77 @@ template <class T> struct MomentKernel {
     }
 };
 
+template <class T> struct MeanArgs {
+    MatrixView<const T> x;
+    std::int64_t begin, end;
+    const double *weights;
+    double *mean;
+};
+
+template <class T> struct MeanKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const MeanArgs<T> *a) {
+        double *mean = a->mean, total = 0;
+        std::fill(mean + a->begin, mean + a->end, 0.0);
+        for (std::int64_t i = 0; i < a->x.rows; ++i) {
+            const T *row = a->x.data + i * a->x.row_stride;
+            const double w = a->weights == nullptr ? 1.0 : a->weights[i];
+            total += w;
+            if (a->x.col_stride == 1)
+                for (std::int64_t j = a->begin; j < a->end; ++j) mean[j] += w * double(row[j]);
+            else
+                for (std::int64_t j = a->begin; j < a->end; ++j) mean[j] += w * double(row[j * a->x.col_stride]);
+        }
+        for (std::int64_t j = a->begin; j < a->end; ++j) mean[j] /= total;
+    }
+};
+
+template <class T> struct SquaresArgs {
+    MatrixView<const T> x;
+    double *rows; // one sum a row
+    std::int64_t begin, end;
+};
+
+template <class T> struct SquaresKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const SquaresArgs<T> *a) {
+        constexpr int lanes = 16; // independent sums, which the compiler turns into vectors
+        for (std::int64_t i = a->begin; i < a->end; ++i) {
+            const T *row = a->x.data + i * a->x.row_stride;
+            const std::int64_t cs = a->x.col_stride, n = a->x.cols;
+            double s[lanes] = {};
+            std::int64_t j = 0;
+            if (cs == 1)
+                for (; j + lanes <= n; j += lanes)
+                    for (int l = 0; l < lanes; ++l) s[l] += double(row[j + l]) * double(row[j + l]);
+            double sum = 0;
+            for (int l = 0; l < lanes; ++l) sum += s[l];
+            for (; j < n; ++j) sum += double(row[j * cs]) * double(row[j * cs]);
+            a->rows[i] = sum;
+        }
+    }
+};
+
 } // namespace
+
+template <class T> void column_means(MatrixView<const T> x, const double *weights, double *mean) {
+    const std::int64_t width = 256;
+    parallel_for((x.cols + width - 1) / width, [&](std::int64_t t) {
+        const MeanArgs<T> args{x, t * width, std::min(x.cols, (t + 1) * width), weights, mean};
+        simd::dispatch<MeanKernel<T>>(&args);
+    });
+}
+
+template <class T> double sum_of_squares(MatrixView<const T> x) {
+    // Along the contiguous direction, whichever it is.
+    if (x.col_stride != 1 && x.row_stride == 1) x = x.transposed();
+    Frame frame;
+    double *rows = frame.take<double>(x.rows), sum = 0;
+    parallel_for((x.rows + 63) / 64, [&](std::int64_t t) {
+        const SquaresArgs<T> args{x, rows, t * 64, std::min(x.rows, (t + 1) * 64)};
+        simd::dispatch<SquaresKernel<T>>(&args);
+    });
+    for (std::int64_t i = 0; i < x.rows; ++i) sum += rows[i];
+    return sum;
+}
 
 template <class T> void column_moments(MatrixView<const T> x, double *mean, double *scatter) {
     const std::int64_t width = 256;
@@ -56,5 +127,9 @@ template <class T> void column_moments(MatrixView<const T> x, double *mean, doub
 
 template void column_moments<float>(MatrixView<const float>, double *, double *);
 template void column_moments<double>(MatrixView<const double>, double *, double *);
+template void column_means<float>(MatrixView<const float>, const double *, double *);
+template void column_means<double>(MatrixView<const double>, const double *, double *);
+template double sum_of_squares<float>(MatrixView<const float>);
+template double sum_of_squares<double>(MatrixView<const double>);
 
 } // namespace subspan

@@ -3,6 +3,7 @@
 
 #include "scratch.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/moments.hpp"
 #include "subspan/panel.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/views.hpp"
@@ -41,6 +42,8 @@ template <class T> void require_finite(const Rows<T> &r, const char *what) {
         throw ValueError(std::string(what) + " must be finite, got " + (std::isnan(v) ? "NaN" : "infinity") +
                          " in row " + std::to_string(i) + ", column " + std::to_string(j));
     };
+    // A finite sum of squares says that everything is; only otherwise the entry is looked for.
+    if (r.csr == nullptr && std::isfinite(sum_of_squares(r.dense))) return;
     for (std::int64_t i = 0; i < r.count(); ++i) {
         if (r.csr != nullptr) {
             for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p)
@@ -48,9 +51,6 @@ template <class T> void require_finite(const Rows<T> &r, const char *what) {
             continue;
         }
         const T *x = r.dense.data + i * r.dense.row_stride;
-        T bad = 0; // x - x is zero, or NaN where x is not finite: one branch for a whole row
-        for (std::int64_t j = 0; j < r.dense.cols; ++j) bad += x[j * r.dense.col_stride] - x[j * r.dense.col_stride];
-        if (bad == T(0)) continue;
         for (std::int64_t j = 0; j < r.dense.cols; ++j)
             if (!std::isfinite(x[j * r.dense.col_stride])) fail(i, j, x[j * r.dense.col_stride]);
     }
@@ -93,25 +93,21 @@ template <class T> void materialise(const Rows<T> &r, T *dst) {
 template <class T> void weighted_mean(const Rows<T> &r, double *mean) {
     const std::int64_t n = r.cols(), b = r.count();
     double total = 0;
-    for (std::int64_t i = 0; i < b; ++i) total += r.w(i) * r.w(i);
-    std::fill_n(mean, n, 0.0);
     if (r.csr != nullptr) {
+        for (std::int64_t i = 0; i < b; ++i) total += r.w(i) * r.w(i);
+        std::fill_n(mean, n, 0.0);
         for (std::int64_t i = 0; i < b; ++i)
             for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p)
                 mean[r.csr->column(p)] += r.w(i) * r.w(i) * double(r.csr->values[p]);
     } else {
-        const std::int64_t width = 512;
-        parallel_for((n + width - 1) / width, [&](std::int64_t t) {
-            const std::int64_t j0 = t * width, j1 = std::min(n, j0 + width);
-            for (std::int64_t i = 0; i < b; ++i) {
-                const double ww = r.w(i) * r.w(i);
-                const T *x = r.dense.data + i * r.dense.row_stride;
-                if (r.dense.col_stride == 1)
-                    for (std::int64_t j = j0; j < j1; ++j) mean[j] += ww * double(x[j]);
-                else
-                    for (std::int64_t j = j0; j < j1; ++j) mean[j] += ww * double(x[j * r.dense.col_stride]);
-            }
-        });
+        Frame frame;
+        double *squares = nullptr;
+        if (r.weight != nullptr) {
+            squares = frame.take<double>(b);
+            for (std::int64_t i = 0; i < b; ++i) squares[i] = r.w(i) * r.w(i);
+        }
+        column_means(r.dense, squares, mean);
+        return;
     }
     for (std::int64_t j = 0; j < n; ++j) mean[j] /= total;
 }

@@ -11,18 +11,15 @@ namespace subspan {
 namespace {
 
 template <class T> double checked_norm(const Rows<T> &x) {
-    require_finite(x, "A");
     double sum = 0;
-    for (std::int64_t i = 0; i < x.count(); ++i) {
-        double s = 0;
-        if (x.csr != nullptr) {
-            for (std::int64_t p = x.csr->begin(i); p < x.csr->begin(i + 1); ++p)
-                s += double(x.csr->values[p]) * double(x.csr->values[p]);
-        } else {
-            for (std::int64_t j = 0; j < x.dense.cols; ++j) s += double(x.dense(i, j)) * double(x.dense(i, j));
-        }
-        sum += s;
+    if (x.csr == nullptr) {
+        sum = sum_of_squares(x.dense);
+        if (std::isfinite(sum)) return sum;
     }
+    require_finite(x, "A");
+    if (x.csr != nullptr)
+        for (std::int64_t p = x.csr->begin(0); p < x.csr->begin(x.csr->rows); ++p)
+            sum += double(x.csr->values[p]) * double(x.csr->values[p]);
     return sum;
 }
 

@@ -9,4 +9,11 @@ namespace subspan {
 /// one over memory.
 template <class T> void column_moments(MatrixView<const T> x, double *mean, double *scatter);
 
+/// mean[j] = sum_i f_i x_ij / sum_i f_i in double; null weights are ones.
+template <class T> void column_means(MatrixView<const T> x, const double *weights, double *mean);
+
+/// Sum of the squares of all entries, in double and in an order that does not depend on the number of threads. Finite
+/// for finite float input; NaN or infinity when an entry is, or when squares of doubles overflow.
+template <class T> double sum_of_squares(MatrixView<const T> x);
+
 } // namespace subspan
