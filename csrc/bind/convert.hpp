@@ -4,9 +4,16 @@
 #include "arrays.hpp"
 
 #include <optional>
+#include <stdexcept>
 #include <vector>
 
 namespace subspan::bind {
+
+/// A TypeError that may be thrown without the GIL.
+class WrongDType : public std::invalid_argument {
+  public:
+    using std::invalid_argument::invalid_argument;
+};
 
 /// A vector handed over to NumPy without a copy.
 template <class T> py::array_t<T> hand_over(std::vector<T> &&v, std::vector<py::ssize_t> shape) {
@@ -22,7 +29,7 @@ class Csr {
         const char *name)
         : data_(data, name), indices_(py::array::ensure(indices)), indptr_(py::array::ensure(indptr)), rows_(rows), cols_(cols) {
         const auto wide = [&](const py::array &a) {
-            if (a.ndim() != 1 || a.dtype().kind() != 'i' || (a.itemsize() != 4 && a.itemsize() != 8) ||
+            if (!a || a.ndim() != 1 || a.dtype().kind() != 'i' || (a.itemsize() != 4 && a.itemsize() != 8) ||
                 (a.size() > 1 && a.strides(0) != a.itemsize()))
                 throw py::value_error(std::string(name) + ": CSR indices must be contiguous int32 or int64 vectors");
             return a.itemsize() == 8;

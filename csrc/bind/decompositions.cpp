@@ -106,8 +106,12 @@ void register_decompositions(py::module_ &m) {
             const Csr x(data, indices, indptr, rows, cols, "A");
             const auto o = options(rank, energy, tol, oversample, power_iterations, key);
             return dispatch(x.dtype(), [&](auto t) {
-                CsrOperator<decltype(t)> op(x.view<decltype(t)>());
-                return run<decltype(t)>(op, o, initial);
+                std::optional<CsrOperator<decltype(t)>> op;
+                {
+                    const py::gil_scoped_release release;
+                    op.emplace(x.view<decltype(t)>());
+                }
+                return run<decltype(t)>(*op, o, initial);
             });
         },
         py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("rank"),

@@ -44,12 +44,20 @@ template <class T> class Sketch {
         run([&] { fd_.sketch(view); });
     }
     py::tuple numbers() {
-        return py::make_tuple(fd_.size(), fd_.features(), fd_.rows_seen(), fd_.error_bound(), fd_.squared_norm());
+        std::int64_t seen = 0;
+        double bound = 0, norm = 0;
+        run([&] {
+            seen = fd_.rows_seen();
+            bound = fd_.error_bound();
+            norm = fd_.squared_norm();
+        });
+        return py::make_tuple(fd_.size(), fd_.features(), seen, bound, norm);
     }
     py::array_t<T> buffer() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        std::vector<T> v(fd_.buffer(), fd_.buffer() + fd_.used() * fd_.features());
-        return hand_over(std::move(v), {py::ssize_t(fd_.used()), py::ssize_t(fd_.features())});
+        std::vector<T> v;
+        run([&] { v.assign(fd_.buffer(), fd_.buffer() + fd_.used() * fd_.features()); });
+        const auto rows = py::ssize_t(std::int64_t(v.size()) / fd_.features());
+        return hand_over(std::move(v), {rows, py::ssize_t(fd_.features())});
     }
     void restore(const py::object &buffer, double bound, double norm, std::int64_t seen) {
         const Array a(buffer, "buffer");
@@ -59,7 +67,7 @@ template <class T> class Sketch {
         std::vector<T> rows(std::size_t(v.rows * v.cols));
         for (std::int64_t i = 0; i < v.rows; ++i)
             for (std::int64_t j = 0; j < v.cols; ++j) rows[std::size_t(i * v.cols + j)] = v(i, j);
-        fd_.restore(v.rows, rows.data(), bound, norm, seen);
+        run([&] { fd_.restore(v.rows, rows.data(), bound, norm, seen); });
     }
 
   private:

@@ -1,4 +1,4 @@
-#include "arrays.hpp"
+#include "convert.hpp"
 #include "lapack_capsules.hpp"
 #include "register.hpp"
 #include "subspan/errors.hpp"
@@ -11,6 +11,8 @@ void register_runtime(py::module_ &m) {
     py::register_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);
+        } catch (const WrongDType &e) {
+            PyErr_SetString(PyExc_TypeError, e.what());
         } catch (const ValueError &e) {
             PyErr_SetString(PyExc_ValueError, e.what());
         } catch (const LinAlgError &e) {
@@ -33,7 +35,7 @@ void register_runtime(py::module_ &m) {
 #elif defined(_MSC_VER)
         d["compiler"] = "msvc " + std::to_string(_MSC_VER);
 #endif
-#ifdef SUBSPAN_NO_CLONES
+#if defined(SUBSPAN_NO_CLONES) || !defined(__x86_64__) || !(defined(__GNUC__) || defined(__clang__))
         d["multi_isa"] = false;
 #else
         d["multi_isa"] = true;

@@ -46,9 +46,6 @@ class Stream {
         with(a.dtype(), "rows", [&](auto &s, auto t) { s.downdate(a.matrix<const decltype(t)>()); });
     }
     void merge(Stream &other) {
-        const auto dtype = other.dtype();
-        if (!dtype) return;
-        require(*dtype, "other");
         const py::gil_scoped_release release;
         if (&other == this) {
             const std::lock_guard<std::mutex> lock(mutex_);
@@ -56,10 +53,19 @@ class Stream {
             return;
         }
         const std::scoped_lock lock(mutex_, other.mutex_);
+        const auto dtype = other.dtype_locked();
+        if (!dtype) return;
+        require_locked(*dtype, "other");
         dispatch(*dtype, [&](auto t) {
             using S = StreamingSvd<decltype(t)>;
+            const bool fresh = std::holds_alternative<std::monostate>(stream_);
             make<decltype(t)>();
-            std::get<S>(stream_).merge(std::get<S>(other.stream_));
+            try {
+                std::get<S>(stream_).merge(std::get<S>(other.stream_));
+            } catch (...) {
+                if (fresh) stream_ = std::monostate{};
+                throw;
+            }
         });
     }
 
@@ -216,10 +222,11 @@ class Stream {
     }
 
   private:
-    void require(DType d, const char *what) const {
-        const auto own = dtype();
+    // Without the GIL: a C++ exception that the translator makes a TypeError of.
+    void require_locked(DType d, const char *what) const {
+        const auto own = dtype_locked();
         if (own && *own != d)
-            throw py::type_error(std::string(what) + " must be " + (*own == DType::f32 ? "float32" : "float64") +
+            throw WrongDType(std::string(what) + " must be " + (*own == DType::f32 ? "float32" : "float64") +
                                  " as the stream is, got " + (d == DType::f32 ? "float32" : "float64"));
     }
     template <class T> void make() {
@@ -227,15 +234,13 @@ class Stream {
     }
     // Runs f(stream, T{}) without the GIL; a first block that fails leaves no dtype behind.
     template <class F> void with(DType d, const char *what, F &&f) {
-        require(d, what);
         const py::gil_scoped_release release;
         const std::lock_guard<std::mutex> lock(mutex_);
+        require_locked(d, what);
         dispatch(d, [&](auto t) {
             using T = decltype(t);
             const bool fresh = std::holds_alternative<std::monostate>(stream_);
             make<T>();
-            if (!std::holds_alternative<StreamingSvd<T>>(stream_))
-                throw ValueError(std::string(what) + ": another thread gave the stream its dtype");
             try {
                 f(std::get<StreamingSvd<T>>(stream_), t);
             } catch (...) {

@@ -232,6 +232,7 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
         if (!std::isfinite(copy[i])) throw LinAlgError("SVD of the core: the matrix holds NaN or infinity");
     char job = u == nullptr && vt == nullptr ? 'N' : 'S';
     int rows = int(n), cols = int(m), pi = int(p), info = 0;
+    if (p > 20000) throw ValueError("SVD of the core: " + std::to_string(p) + " rows are beyond LP64 LAPACK's work space");
     const std::int64_t need = 4 * p * p + 7 * p + std::max(m, n) + 64 * (m + n);
     int lwork = int(need);
     double *work = frame.take<double>(need);

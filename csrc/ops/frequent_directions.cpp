@@ -5,6 +5,21 @@
 #include "subspan/eigh.hpp"
 
 namespace subspan {
+namespace {
+
+// Squares of a whole buffer must stay within T: a shrink in the middle of an update may not fail.
+template <class T> void require_range(double squared_norm) {
+    if (!(squared_norm < double(std::numeric_limits<T>::max()) / 4))
+        throw ValueError("rows: their squared norm overflows the dtype; scale the data");
+}
+
+template <class T> double squares(const CsrView<T> &x) {
+    double sum = 0;
+    for (std::int64_t p = x.begin(0); p < x.begin(x.rows); ++p) sum += double(x.values[p]) * double(x.values[p]);
+    return sum;
+}
+
+} // namespace
 
 template <class T>
 FrequentDirections<T>::FrequentDirections(std::int64_t size, std::int64_t features) : size_(size), n_(features) {
@@ -53,8 +68,7 @@ template <class T> void FrequentDirections<T>::append(MatrixView<const T> rows) 
         Rows<T> part;
         part.dense = rows.block_rows(i, take);
         materialise(part, rows_.data() + used_ * n_);
-        for (std::int64_t r = used_; r < used_ + take; ++r)
-            for (std::int64_t j = 0; j < n_; ++j) norm_ += double(rows_[std::size_t(r * n_ + j)]) * double(rows_[std::size_t(r * n_ + j)]);
+        norm_ += sum_of_squares(MatrixView<const T>(rows_.data() + used_ * n_, take, n_));
         used_ += take;
         i += take;
     }
@@ -67,6 +81,7 @@ template <class T> void FrequentDirections<T>::update(MatrixView<const T> rows) 
     Rows<T> x;
     x.dense = rows;
     require_finite(x, "rows");
+    require_range<T>(norm_ + sum_of_squares(rows));
     append(rows);
     seen_ += rows.rows;
 }
@@ -79,6 +94,7 @@ template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
     Rows<T> x;
     x.csr = &rows;
     require_finite(x, "rows");
+    require_range<T>(norm_ + squares(rows));
     // A block of the buffer's size at a time: memory stays size x n however long the matrix is.
     Buffer<T> dense(std::min(rows.rows, size_) * n_);
     for (std::int64_t i = 0; i < rows.rows; i += size_) {
@@ -94,6 +110,7 @@ template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
 template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o) {
     if (o.n_ != n_)
         throw ValueError("merge: other has " + std::to_string(o.n_) + " columns, this sketch has " + std::to_string(n_));
+    require_range<T>(norm_ + o.norm_);
     const std::vector<T> theirs(o.rows_.begin(), o.rows_.begin() + o.used_ * n_);
     const double norm = norm_ + o.norm_, bound = o.bound_;
     const std::int64_t seen = o.seen_, used = o.used_;

@@ -30,12 +30,12 @@ template <int Bytes> struct Shape {
     static constexpr int nv_gram = Bytes == 64 ? 2 : 3;
 };
 
-// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·nr + j]
+// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]
 template <class T, int Bytes, int NV = Shape<Bytes>::nv>
-SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,
-                          bool add) {
+SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
+                          std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
     using V = Vec<T, Bytes>;
-    constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = NV * W;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
     typename V::type acc[MR][NV];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
@@ -52,7 +52,7 @@ SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const
             for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
         }
         a += sa;
-        b += NR;
+        b += sb;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)

@@ -213,7 +213,11 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
         for (auto p = p0; p < p1; ++p) {
             double *row = g + (r + columns.row[p]) * m + r;
             const auto a = double(columns.value[p]);
-            for (auto q = p0; q <= p; ++q) row[columns.row[q]] += a * double(columns.value[q]);
+            for (auto q = p0; q <= p; ++q) {
+                const double product = a * double(columns.value[q]);
+                // Duplicate entries of one cell: the square of their sum has their product twice.
+                row[columns.row[q]] += q < p && columns.row[q] == columns.row[p] ? 2.0 * product : product;
+            }
         }
     }
     if (e != 0) {

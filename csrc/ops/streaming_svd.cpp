@@ -67,11 +67,29 @@ template <class T> struct StreamingSvd<T>::Impl {
         if (opt.exact_blocks) return opt.rank;
         if (opt.oversample >= 0) return std::min(columns, opt.rank + opt.oversample);
         if (columns <= 128) return columns;
+        if (columns < 1024) return std::min(columns, 2 * opt.rank + 64);
         return std::min(columns, std::max(opt.rank, std::min<std::int64_t>(64, 2 * opt.rank + 32)));
     }
     std::int64_t capacity() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(keep, 16); }
     std::int64_t pending() const { return std::int64_t(waiting_weight.size()); }
     bool pending_csr() const { return csr_indptr.size() > 1; }
+
+    // Finite, and, when a mean will be taken off, small enough that a difference of two entries is finite.
+    void require_range(const Rows<T> &x) const {
+        require_finite(x, "rows");
+        if (!opt.center) return;
+        const T limit = std::numeric_limits<T>::max() / 8;
+        if (x.csr == nullptr && sum_of_squares(x.dense) <= double(limit) * double(limit)) return;
+        const auto too_large = [&](T value) {
+            if (std::abs(value) > limit) throw ValueError("rows: entries are too large to be centred; scale the data");
+        };
+        for (std::int64_t i = 0; i < x.count(); ++i) {
+            if (x.csr != nullptr)
+                for (std::int64_t p = x.csr->begin(i); p < x.csr->begin(i + 1); ++p) too_large(x.csr->values[p]);
+            else
+                for (std::int64_t j = 0; j < x.cols(); ++j) too_large(x.dense(i, j));
+        }
+    }
 
     void check(const Rows<T> &x) const {
         if (x.count() < 1) throw ValueError("rows must hold at least one row, got an empty block");
@@ -80,6 +98,12 @@ template <class T> struct StreamingSvd<T>::Impl {
         if (n == 0 && x.cols() < 1) throw ValueError("rows must have at least one column, got 0");
         if (n == 0 && opt.rank > x.cols())
             throw ValueError("rank must be at most the number of columns (" + str(x.cols()) + "), got " + str(opt.rank));
+    }
+
+    // Blocks with more rows than columns go through a QR with an n x n factor while n is small; exact blocks (those of
+    // scikit-learn's class, whose batches have 5 n rows by default) as long as that factor is reasonable.
+    bool is_tall(std::int64_t rows) const {
+        return rows > n && n <= (opt.exact_blocks ? 4096 : std::max<std::int64_t>(256, keep));
     }
 
     void start(std::int64_t columns) {
@@ -98,18 +122,28 @@ template <class T> struct StreamingSvd<T>::Impl {
         if (n == 0) keep = kept_for(x.cols());
         const std::int64_t cap = capacity();
         if (2 * b <= cap && cap > 0) { // thin: wait
-            require_finite(x, "rows");
+            require_range(x);
             if (pending() + b > cap || (pending() > 0 && pending_csr() != (x.csr != nullptr))) flush();
-            if (n == 0) start(x.cols());
-            append(x);
-            forget_all(opt.forget);
-            for (std::int64_t i = pending() - b; i < pending(); ++i) waiting_weight[std::size_t(i)] = 1.0;
-            seen += b;
-            if (pending() == cap) flush();
+            const bool fresh = n == 0;
+            if (fresh) start(x.cols());
+            const Small before = small();
+            const std::int64_t had = pending();
+            try {
+                append(x);
+                forget_all(opt.forget);
+                for (std::int64_t i = had; i < pending(); ++i) waiting_weight[std::size_t(i)] = 1.0;
+                seen += b;
+                if (pending() == cap) flush();
+            } catch (...) { // take the rows out again
+                restore(before);
+                shorten(had);
+                if (fresh) clear();
+                throw;
+            }
             return;
         }
         if (pending() > 0) { // what waits may only be folded in once this block is known to be good
-            require_finite(x, "rows");
+            require_range(x);
             flush();
         }
         const bool fresh = n == 0, first = seen == 0;
@@ -117,12 +151,14 @@ template <class T> struct StreamingSvd<T>::Impl {
         try {
             // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
             const std::int64_t most = std::max<std::int64_t>(2 * keep, 64);
-            // More rows than columns need neither a Gram matrix nor a split.
-            if (opt.exact_blocks || b <= most || r + b > n) {
+            // Few columns need neither a Gram matrix of the rows nor a split; see tall().
+            if (b <= most || is_tall(r + b) || (opt.exact_blocks && b <= n)) {
                 absorb(x, opt.forget);
             } else {
                 require_finite(x, "rows");
                 const std::int64_t pieces = (b + most / 2 - 1) / (most / 2);
+                const Snapshot whole(*this); // a later piece may still fail
+                try {
                 for (std::int64_t p = 0; p < pieces; ++p) {
                     const std::int64_t i0 = b * p / pieces, i1 = b * (p + 1) / pieces;
                     Rows<T> part;
@@ -135,18 +171,66 @@ template <class T> struct StreamingSvd<T>::Impl {
                     }
                     absorb(part, p == 0 ? opt.forget : 1.0);
                 }
+                } catch (...) {
+                    whole.back(*this);
+                    throw;
+                }
             }
         } catch (...) {
-            if (fresh) {
-                n = 0;
-                mean.clear();
-                v.release();
-            }
+            if (fresh) clear();
             throw;
         }
         if (first) canonical_signs();
         seen += b;
     }
+
+    // What an update changes besides V and the waiting rows.
+    struct Small {
+        std::int64_t r, seen;
+        std::vector<double> s, mean, waiting_weight;
+        double weight, dropped;
+        bool clean;
+        int skip_gram;
+        const char *route;
+    };
+    Small small() const { return {r, seen, s, mean, waiting_weight, weight, dropped, clean, skip_gram, route}; }
+    void restore(const Small &o) {
+        r = o.r;
+        seen = o.seen;
+        s = o.s;
+        mean = o.mean;
+        waiting_weight = o.waiting_weight;
+        weight = o.weight;
+        dropped = o.dropped;
+        clean = o.clean;
+        skip_gram = o.skip_gram;
+        route = o.route;
+    }
+    // The waiting rows from `count` on go.
+    void shorten(std::int64_t count) {
+        waiting_weight.resize(std::size_t(count));
+        if (csr_indptr.empty()) return;
+        csr_indptr.resize(std::size_t(std::min<std::int64_t>(count, std::int64_t(csr_indptr.size()) - 1)) + 1);
+        csr_values.resize(std::size_t(csr_indptr.back()));
+        csr_indices.resize(std::size_t(csr_indptr.back()));
+    }
+    void clear() {
+        n = r = seen = 0;
+        s.clear();
+        mean.clear();
+        weight = dropped = 0;
+        shorten(0);
+        v.release();
+    }
+    struct Snapshot {
+        Small small;
+        std::vector<T> v;
+        explicit Snapshot(const Impl &o) : small(o.small()), v(o.v.data(), o.v.data() + o.r * o.n) {}
+        void back(Impl &o) const {
+            o.restore(small);
+            std::copy(v.begin(), v.end(), o.v.data());
+        }
+    };
 
     void append(const Rows<T> &x) {
         const std::int64_t b = x.count(), at = pending();
@@ -234,6 +318,7 @@ template <class T> struct StreamingSvd<T>::Impl {
             for (std::int64_t i = 0; i < b; ++i) weight_b += x.w(i) * x.w(i);
         }
         const double past = weight * f * f;
+        if (!(past + weight_b > 0) && b == 0) return; // a merge with nothing
         double *block_mean = nullptr;
         if (opt.center) {
             block_mean = frame.take<double>(n);
@@ -271,12 +356,13 @@ template <class T> struct StreamingSvd<T>::Impl {
         // Nothing below can throw.
         if (opt.center)
             for (std::int64_t j = 0; j < n; ++j)
-                mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
+                if (weight_b > 0)
+                    mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
         weight = past + weight_b;
     }
 
     void decompose(Work &w, const double *block_mean) {
-        if (w.m > n) {
+        if (is_tall(w.m)) {
             tall(w);
             return;
         }
@@ -285,12 +371,17 @@ template <class T> struct StreamingSvd<T>::Impl {
         w.g = g;
         const Rows<T> &x = w.rows;
         // Products of a sparse block pay off up to a tenth of nonzeros; past that it is dense with detours.
-        const bool sparse = x.csr != nullptr &&
+        bool sparse = x.csr != nullptr &&
                             double(x.csr->begin(x.csr->rows) - x.csr->begin(0)) < 0.1 * double(x.csr->rows) * double(n);
         Buffer<T> copy;
         Rows<T> dense = x;
         if (sparse) {
             sparse_gram(v.data(), w.r, x, block_mean, copy.reserve(n * std::max(w.r, keep)), g);
+            if (x.shift != nullptr && cancels(w, block_mean)) { // the mean dominates: take it off before multiplying
+                sparse = false;
+                densify(w, dense, copy);
+                gram(panel(w.r, dense), 0, g);
+            }
         } else {
             if (x.csr != nullptr) densify(w, dense, copy);
             gram(panel(w.r, dense), 0, g);
@@ -314,6 +405,15 @@ template <class T> struct StreamingSvd<T>::Impl {
         if (sparse) densify(w, dense, copy);
         if (robust(w, dense)) return;
         householder(w, dense);
+    }
+
+    // Whether <b, b> - 2 <b, mean> + <mean, mean> has lost digits that T would have kept.
+    bool cancels(const Work &w, const double *block_mean) const {
+        double mm = 0, centred = 0;
+        for (std::int64_t j = 0; j < n; ++j) mm += block_mean[j] * block_mean[j];
+        const std::int64_t b = w.rows.count();
+        for (std::int64_t i = w.r; i < w.r + b; ++i) centred += w.g[i * w.m + i];
+        return mm * double(b) * 2.3e-16 > eps * 4.0 * centred;
     }
 
     Panel<T> panel(std::int64_t state_rows, const Rows<T> &x) const {
@@ -344,7 +444,11 @@ template <class T> struct StreamingSvd<T>::Impl {
             if (!std::isfinite(d)) return false;
             most = std::max(most, d);
         }
-        return most == 0.0 ? block_is_zero(w) : most > tiny;
+        if (most == 0.0 ? !block_is_zero(w) : most <= tiny) return false;
+        double top = 0; // and the squares with the state's scale stay within double
+        for (std::int64_t i = 0; i < w.m; ++i)
+            top = std::max(top, w.scale[std::size_t(i)] * w.scale[std::size_t(i)] * w.g[i * w.m + i]);
+        return (top > 1e-250 && top < 1e250) || (w.r == 0 && most == 0.0);
     }
     bool block_is_zero(const Work &w) const {
         const Rows<T> &x = w.rows;
@@ -464,8 +568,9 @@ template <class T> struct StreamingSvd<T>::Impl {
     void commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out) {
         s = std::move(sigma);
         for (double &x : s) x *= w.unit;
+        while (!s.empty() && s.back() == 0.0) s.pop_back(); // forgotten until nothing is left
         r = std::int64_t(s.size());
-        dropped = left_out * w.unit * w.unit;
+        dropped = std::min(left_out * w.unit * w.unit, std::numeric_limits<double>::max());
         clean = false;
         if (first || opt.exact_blocks) canonical_signs();
     }
@@ -700,8 +805,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     // A = Q R by pieces of rows, R stays n x n: the right singular vectors of R are those of A. Work memory a few n².
     void tall(Work &w) {
         Frame frame;
-        const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(2 * n, 64), k = std::min(keep, n);
-        if (n > 32767) throw ValueError("rows: a block with more rows than columns needs at most 32767 columns");
+        const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(n, 64), k = std::min(keep, n);
         const std::int64_t most = n + std::min(piece, rr + b);
         T *a = frame.take<T>(most * n), *rows = frame.take<T>(piece * n), *tau = frame.take<T>(n);
         T *work = frame.take<T>(64 * n);
@@ -896,7 +1000,7 @@ template <class T> struct StreamingSvd<T>::Impl {
             T *shift = frame.take<T>(n);
             for (std::int64_t j = 0; j < n; ++j) shift[j] = T(block_mean[j]);
             x.shift = shift;
-            if (new_weight > 0.5) {
+            if (new_weight > 1e-9 * weight) {
                 T *extra = frame.take<T>(n);
                 const double c = std::sqrt(double(b) * new_weight / weight);
                 for (std::int64_t j = 0; j < n; ++j) {
@@ -934,8 +1038,8 @@ template <class T> struct StreamingSvd<T>::Impl {
             eigh_top<double>(r, r, h, l, y);
             if (l[r - 1] < -tolerance)
                 throw LinAlgError("downdate: the factor would become indefinite; the rows cannot all have been added");
-            const double floor = std::max(kDrop * kDrop * eps * eps * top, 0.0);
-            while (kept < r && l[kept] > floor && l[kept] > 4.0 * eps * top * eps) ++kept;
+            // What the difference of the squares cannot tell from zero goes.
+            while (kept < r && l[kept] > 16.0 * eps * top) ++kept;
         }
         T *rot = frame.take<T>(kept * r);
         std::vector<double> out(static_cast<std::size_t>(kept));
@@ -967,7 +1071,8 @@ template <class T> struct StreamingSvd<T>::Impl {
             throw ValueError("merge: one stream is centred and the other is not");
         o.fold();
         flush();
-        if (n == 0) start(o.n);
+        const bool fresh = n == 0;
+        if (fresh) start(o.n);
         Buffer<T> same; // merging a stream with itself: the block must not change under the update
         const T *theirs = o.v.data();
         if (&o == this) {
@@ -981,7 +1086,12 @@ template <class T> struct StreamingSvd<T>::Impl {
         x.dense = MatrixView<const T>(theirs, o.r, n);
         x.weight = their_s.data();
         if (o.r > 0 || opt.center) {
-            absorb(x, 1.0, their_mean.data(), their_weight, their_dropped);
+            try {
+                absorb(x, 1.0, their_mean.data(), their_weight, their_dropped);
+            } catch (...) {
+                if (fresh) clear();
+                throw;
+            }
         } else {
             weight += their_weight;
             dropped += their_dropped;
@@ -1007,7 +1117,9 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     if (!(st.weight >= 0) || !(st.dropped >= 0) || !std::isfinite(st.weight) || !std::isfinite(st.dropped))
         bad("weight and dropped energy must be finite and not negative");
     for (std::size_t i = 0; i < st.singular_values.size(); ++i)
-        if (!(st.singular_values[i] > 0) || !std::isfinite(st.singular_values[i])) bad("singular values must be positive");
+        if (!(st.singular_values[i] > 0) || !std::isfinite(st.singular_values[i]) ||
+            (i > 0 && st.singular_values[i] > st.singular_values[i - 1]))
+            bad("singular values must be positive and descending");
     for (const T x : st.components)
         if (!std::isfinite(x)) bad("components must be finite");
     for (const double x : st.mean)
@@ -1024,7 +1136,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     impl_->seen = st.rows_seen;
     impl_->weight = st.weight;
     impl_->dropped = st.dropped;
-    impl_->clean = true; // saved after a fold; the next update measures it again
+    impl_->clean = false; // measured when somebody looks
     std::copy(st.components.begin(), st.components.end(), impl_->v.data());
 }
 
@@ -1085,13 +1197,27 @@ void want(bool ok, const char *name, std::int64_t rows, std::int64_t cols, std::
 template <class T> std::vector<T> as_shift(const std::vector<double> &mean) { return {mean.begin(), mean.end()}; }
 } // namespace
 
+namespace {
+// Products write rows: an out of other strides gets a copy of a contiguous result.
+template <class T, class F> void with_rows(MatrixView<T> out, F &&f) {
+    if (out.col_stride == 1) return f(out);
+    Buffer<T> rows(std::max<std::int64_t>(out.rows * out.cols, 1));
+    f(MatrixView<T>(rows.data(), out.rows, out.cols));
+    for (std::int64_t i = 0; i < out.rows; ++i)
+        for (std::int64_t j = 0; j < out.cols; ++j) out(i, j) = rows.data()[i * out.cols + j];
+}
+} // namespace
+
 template <class T> void StreamingSvd<T>::project(MatrixView<const T> x, MatrixView<T> z) {
     impl_->fold();
     const std::int64_t n = impl_->n, k = impl_->reported();
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
     const auto shift = as_shift<T>(impl_->mean);
-    gemm<T>(x, MatrixView<const T>(impl_->v.data(), k, n).transposed(), z, false, shift.empty() ? nullptr : shift.data());
+    with_rows(z, [&](MatrixView<T> rows) {
+        gemm<T>(x, MatrixView<const T>(impl_->v.data(), k, n).transposed(), rows, false,
+                shift.empty() ? nullptr : shift.data());
+    });
 }
 
 template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView<T> z) {
@@ -1101,7 +1227,9 @@ template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
     const auto shift = as_shift<T>(impl_->mean);
-    csr_times_rows(x, impl_->v.data(), k, shift.empty() ? nullptr : shift.data(), z);
+    with_rows(z, [&](MatrixView<T> rows) {
+        csr_times_rows(x, impl_->v.data(), k, shift.empty() ? nullptr : shift.data(), rows);
+    });
 }
 
 template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, MatrixView<T> x) {
@@ -1109,13 +1237,15 @@ template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, Matr
     const std::int64_t n = impl_->n, k = impl_->reported();
     want(z.cols == k, "Z", z.rows, k, z.rows, z.cols);
     want(x.rows == z.rows && x.cols == n, "out", z.rows, n, x.rows, x.cols);
-    gemm<T>(z, MatrixView<const T>(impl_->v.data(), k, n), x);
     const auto shift = as_shift<T>(impl_->mean);
-    if (!shift.empty())
-        parallel_for(x.rows, [&](std::int64_t i) {
-            T *row = x.data + i * x.row_stride;
-            for (std::int64_t j = 0; j < n; ++j) row[j] += shift[std::size_t(j)];
-        });
+    with_rows(x, [&](MatrixView<T> rows) {
+        gemm<T>(z, MatrixView<const T>(impl_->v.data(), k, n), rows);
+        if (!shift.empty())
+            parallel_for(rows.rows, [&](std::int64_t i) {
+                T *row = rows.data + i * rows.row_stride;
+                for (std::int64_t j = 0; j < n; ++j) row[j] += shift[std::size_t(j)];
+            });
+    });
 }
 
 template <class T> void StreamingSvd<T>::residual(MatrixView<const T> x, T *out) {

@@ -23,6 +23,15 @@ template <class T> double checked_norm(const Rows<T> &x) {
     return sum;
 }
 
+// The power of two that brings a matrix whose squares over- or underflow T near one; 1 for all others.
+template <class T> double unit_for(double norm, double largest) {
+    const double high = double(std::numeric_limits<T>::max()) * 1e-8, low = double(std::numeric_limits<T>::min()) * 1e8;
+    if (largest == 0.0 || (norm < high && norm > low)) return 1.0;
+    int e = 0;
+    std::frexp(largest, &e);
+    return std::ldexp(1.0, e);
+}
+
 // Enough for the next product: one pass of Cholesky QR keeps the span as long as the rows are numerically independent;
 // where they are not, the careful route decides.
 template <class T> void orthonormalise_roughly(MatrixView<T> x) {
@@ -116,10 +125,11 @@ TruncatedSvd<T> iterate(LinearOperator<T> &a, const TruncatedOptions &o, std::in
     return out;
 }
 
-template <class T> TruncatedSvd<T> cut(TruncatedSvd<T> &&d, const std::vector<double> &all, std::int64_t k) {
+template <class T>
+TruncatedSvd<T> cut(TruncatedSvd<T> &&d, const std::vector<double> &all, std::int64_t k, double unit) {
     d.k = k;
     d.s.resize(std::size_t(k));
-    for (std::int64_t i = 0; i < k; ++i) d.s[std::size_t(i)] = T(all[std::size_t(i)]);
+    for (std::int64_t i = 0; i < k; ++i) d.s[std::size_t(i)] = T(all[std::size_t(i)] * unit);
     d.vh.resize(std::size_t(k * d.n));
     std::vector<T> u_rows(d.u.begin(), d.u.begin() + k * d.m);
     d.u.clear();
@@ -133,6 +143,19 @@ template <class T> DenseOperator<T>::DenseOperator(MatrixView<const T> a) : a_(a
     Rows<T> rows;
     rows.dense = a;
     norm_ = checked_norm(rows);
+    double largest = 1.0;
+    if (unit_for<T>(norm_, 1.5) != 1.0) {
+        largest = 0.0;
+        for (std::int64_t i = 0; i < a.rows; ++i)
+            for (std::int64_t j = 0; j < a.cols; ++j) largest = std::max(largest, std::abs(double(a(i, j))));
+    }
+    unit_ = unit_for<T>(norm_, largest);
+    if (unit_ == 1.0) return;
+    copy_.resize(std::size_t(a.rows * a.cols));
+    for (std::int64_t i = 0; i < a.rows; ++i)
+        for (std::int64_t j = 0; j < a.cols; ++j) copy_[std::size_t(i * a.cols + j)] = T(double(a(i, j)) / unit_);
+    a_ = MatrixView<const T>(copy_.data(), a.rows, a.cols);
+    norm_ = sum_of_squares(a_);
 }
 template <class T> void DenseOperator<T>::apply(std::int64_t count, const T *x, T *y) {
     gemm<T>(MatrixView<const T>(x, count, a_.cols), a_.transposed(), MatrixView<T>(y, count, a_.rows));
@@ -146,6 +169,16 @@ template <class T> CsrOperator<T>::CsrOperator(const CsrView<T> &a) : a_(a) {
     Rows<T> rows;
     rows.csr = &a_;
     norm_ = checked_norm(rows);
+    double largest = 0.0;
+    const std::int64_t first = a_.begin(0), last = a_.begin(a_.rows);
+    for (std::int64_t p = first; p < last; ++p) largest = std::max(largest, std::abs(double(a_.values[p])));
+    unit_ = unit_for<T>(norm_, largest);
+    if (unit_ != 1.0) {
+        copy_.resize(std::size_t(last));
+        for (std::int64_t p = first; p < last; ++p) copy_[std::size_t(p)] = T(double(a_.values[p]) / unit_);
+        a_.values = copy_.data();
+        norm_ = checked_norm(rows);
+    }
     columns_of(a_, by_row_, start_, row_, value_);
 }
 template <class T> void CsrOperator<T>::apply(std::int64_t count, const T *x, T *y) {
@@ -187,6 +220,9 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
         throw ValueError("power_iterations must not be negative, got " + std::to_string(o.power_iterations));
     if (initial.rows > 0 && initial.cols != n)
         throw ValueError("initial must have " + std::to_string(n) + " columns, got " + std::to_string(initial.cols));
+    for (std::int64_t i = 0; i < initial.rows; ++i)
+        for (std::int64_t j = 0; j < n; ++j)
+            if (!std::isfinite(initial(i, j))) throw ValueError("initial must be finite, got NaN or infinity in row " + std::to_string(i));
     const bool adaptive = o.rank == 0;
     if (adaptive && o.energy <= 0.0 && o.tol <= 0.0) throw ValueError("one of rank, energy and tol must be given");
     const double norm = o.energy > 0.0 ? a.squared_norm() : 0.0;
@@ -197,7 +233,7 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
         double kept = 0;
         while (k < most) {
             if (o.energy > 0.0 && kept >= o.energy * norm) break;
-            if (o.tol > 0.0 && s[std::size_t(k)] < o.tol * s[0]) break;
+            if (o.tol > 0.0 && (s[std::size_t(k)] < o.tol * s[0] || s[0] == 0.0)) break;
             kept += s[std::size_t(k)] * s[std::size_t(k)];
             ++k;
         }
@@ -208,7 +244,7 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
     if (!adaptive) {
         const std::int64_t l = std::min(full, o.rank + o.oversample);
         out = iterate(a, o, l, initial, all);
-        return cut(std::move(out), all, wanted(all, std::min(o.rank, l)));
+        return cut(std::move(out), all, wanted(all, std::min(o.rank, l)), a.unit());
     }
     // Doubling; each try starts from the one before. The last `oversample` values are not trusted.
     std::int64_t l = std::min(full, std::max<std::int64_t>(16, initial.rows) + o.oversample);
@@ -217,7 +253,7 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
     for (;;) {
         out = iterate(a, o, l, start, all);
         const std::int64_t trusted = l == full ? l : l - o.oversample, k = wanted(all, trusted);
-        if (k < trusted || l == full) return cut(std::move(out), all, k);
+        if (k < trusted || l == full) return cut(std::move(out), all, k, a.unit());
         previous = std::move(out);
         start = MatrixView<const T>(previous.vh.data(), l, n);
         l = std::min(full, 2 * l);

@@ -46,6 +46,9 @@ def csr_parts(x: Array, name: str) -> tuple[Any, Any, Any, int, int]:
     if x.ndim != 2:
         raise ValueError(f"{name} must have 2 dimensions, got shape {x.shape}")
     csr = x if x.format == "csr" else x.tocsr()
+    if not csr.has_canonical_format:  # duplicate entries of one cell add up
+        csr = csr.copy()
+        csr.sum_duplicates()
     indices, indptr = csr.indices, csr.indptr
     if indices.dtype != indptr.dtype:
         indptr = indptr.astype(np.int64)

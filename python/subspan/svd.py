@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 _FORMAT = "subspan.StreamingSVD/1"
+# Results are handed back to the library that rows came from; a saved stream may name no other module.
+_LIBRARIES = ("numpy", "torch", "jax", "cupy")
 
 
 class TruncatedSVD(NamedTuple):
@@ -75,14 +77,16 @@ class StreamingSVD:
     oversample : int, optional
         Directions kept inside beyond ``rank``. What one truncation drops later rows cannot bring back, so a stream with
         a slowly falling spectrum loses energy that the best rank-k approximation has; more directions lose less. By
-        default all directions are kept up to 128 columns, and ``max(rank, min(64, 2 rank + 32))`` above.
+        default all directions are kept up to 128 columns, ``2 rank + 64`` below 1024, ``max(rank, min(64, 2 rank + 32))``
+        above.
 
     Notes
     -----
     With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on
-    the Gram route, about 1.5 times as much on the robust one, and ``O((k + b)**3)`` for the core. It reads the rows
-    from memory once and needs less than ``3 (k + b) n`` items of work memory; nothing of size ``n × n`` exists. Blocks
-    thinner than half of ``k`` are collected, so single rows cost what blocks cost; taller ones than ``2 k`` are split.
+    the Gram route, about 1.5 times as much on the robust one, and ``O((k + b)**3)`` for the core. No
+    row is needed again after its update. Work memory is less than ``3 (k + b) n`` items, and some ten matrices of
+    doubles of the core's size ``(k + b)**2``; nothing of size ``n × n`` exists but where ``n <= 256``. Blocks thinner
+    than half of ``k`` are collected, so single rows cost what blocks cost; taller ones than ``2 k`` are split.
 
     Fewer than ``rank`` components exist until as many independent rows were seen: all attributes have the current
     number ``k``. The sign of a component follows the component of the update before that it is closest to, so signs
@@ -208,6 +212,12 @@ class StreamingSVD:
         if not isinstance(other, StreamingSVD):
             raise TypeError(f"other must be a StreamingSVD, got {type(other).__name__}")
         fresh = self._core.dtype() is None
+        theirs = other._core.dtype()
+        if theirs is not None:
+            if self._dtype is not None and self._dtype != theirs:
+                raise TypeError(f"other must be {self._dtype} as the stream is, got {theirs}")
+            if not fresh and self._library != other._library:
+                raise TypeError(f"other must hold {self._library} arrays as the stream does, got {other._library}")
         self._core.merge(other._core)
         if fresh:
             self._library = other._library
@@ -358,8 +368,10 @@ class StreamingSVD:
             state["exact_blocks"],
         )
         self._core.restore(state)
+        if state["library"] not in _LIBRARIES:
+            raise ValueError(f"library is {state['library']!r}, wanted one of {', '.join(_LIBRARIES)}")
         self._library = state["library"]
-        if self._library not in ("numpy", "__main__"):
+        if self._library != "numpy":
             __import__(self._library)
 
     def copy(self) -> StreamingSVD:
@@ -391,11 +403,11 @@ class StreamingSVD:
         """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
         path = os.fspath(path)
         try:
-            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as f:
-                raw = {k: f[k] for k in f.files}
-        except (zipfile.BadZipFile, ValueError, EOFError, KeyError, AttributeError, OSError) as e:
-            if isinstance(e, FileNotFoundError | PermissionError | IsADirectoryError):
-                raise
+            with open(path, "rb") as handle, zipfile.ZipFile(handle) as archive:
+                raw = {k.removesuffix(".npy"): _read_member(archive, k) for k in archive.namelist()}
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except Exception as e:  # a damaged archive can raise anything: BadZipFile, NotImplementedError, MemoryError, ...
             raise ValueError(f"{path}: not a readable StreamingSVD file ({e})") from e
         missing = {"format", "rank", "dtype", "library"} - raw.keys()
         if missing:
@@ -408,7 +420,7 @@ class StreamingSVD:
         self = cls.__new__(cls)
         try:
             self.__setstate__(state)
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"{path}: damaged StreamingSVD file ({e})") from e
         return self
 
@@ -431,6 +443,11 @@ class StreamingSVD:
             f"<{self.rows_seen} rows of {self._core.features()} {self._core.dtype()}, "
             f"route {self._core.route()}>"
         )
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> Any:
+    with archive.open(name) as f:
+        return np.lib.format.read_array(f, allow_pickle=False)
 
 
 def _float_dtype(dtype: Any) -> np.dtype[Any]:
@@ -628,6 +645,8 @@ class FrequentDirections:
         else:
             rows = as_array(rows, "rows")
             core = self._make(check_float(rows, "rows"))
+            if self._core is not None and library_of(rows) != self._library:
+                raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library_of(rows)}")
             core.update(rows)
             if self._core is None:
                 self._library = library_of(rows)

@@ -14,7 +14,8 @@ namespace subspan {
 template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g, double *values, T *vectors);
 
 /// All eigenvalues (ascending) of the symmetric tridiagonal matrix with diagonal d and off-diagonal e, and the
-/// eigenvectors of the k largest as rows of `vectors` (k x n), the largest last. d and e are overwritten.
+/// eigenvectors of the k largest as rows of `vectors` (k x n), the largest last. d and e hold n items each (the last of
+/// e is work space) and are overwritten.
 /// Divide and conquer: Cuppen (1981) with the stable vectors of Gu and Eisenstat (SIAM J. Matrix Anal. 16, 1995).
 void tridiagonal_top(std::int64_t n, std::int64_t k, double *d, double *e, double *values, double *vectors);
 

@@ -30,12 +30,13 @@ template <class T> struct StreamingState {
     std::vector<double> mean;  // features when centring, else empty
 };
 
-/// Directions kept inside: rank + oversample, by default all where n <= 128, else max(rank, min(64, 2 rank + 32)): what
-/// one truncation drops the next rows cannot bring back, and at these sizes keeping it costs next to nothing.
+/// Directions kept inside: rank + oversample; by default all where n <= 128, 2 rank + 64 where n < 1024, else
+/// max(rank, min(64, 2 rank + 32)). What one truncation drops the next rows cannot bring back.
 ///
-/// State, with k the number of directions kept: k x n of T, at most max(k, 16) buffered rows, a few vectors. An update of b rows costs
-/// n (k + b)² + 2 n k (k + b) flops in products and O((k + b)³) in the core where the spectrum allows the Gram route, 1.5
-/// times as much on the robust one, and reads the block once or twice. Nothing of size n x n exists.
+/// State, with k the number of directions kept: k x n of T, at most max(k, 16) buffered rows, a few vectors. An update of
+/// b rows costs n (k + b)² + 2 n k (k + b) flops in products and O((k + b)³) in the core where the spectrum allows the
+/// Gram route, 1.5 times as much on the robust one. Work memory: less than 3 (k + b) n items of T, plus some ten
+/// matrices of doubles of the size of the core, (k + b)². Nothing of size n x n exists, but where n <= max(256, k).
 ///
 /// Rows thinner than the buffer are collected, so single rows cost what blocks of k rows cost; every accessor folds
 /// them in first. Not thread-safe: one caller at a time.
@@ -69,7 +70,7 @@ template <class T> class StreamingSvd {
     const double *mean();            // features(), null without centring
     double captured_energy();        // sum of the squared singular values
     double residual_energy();        // squared norm of what truncation left out
-    const char *last_route() const;  // "gram", "robust", "householder", "sparse" or "none"
+    const char *last_route() const;  // "gram", "sparse", "robust", "householder", "tall" or "none"
 
     /// Z = (X - mean) Vᵀ, X is m x n, Z m x k.
     void project(MatrixView<const T> x, MatrixView<T> z);

@@ -24,9 +24,11 @@ template <class T> class LinearOperator {
     virtual void adjoint(std::int64_t count, const T *y, T *x) = 0; // x_i = Aᵀ y_i
     /// ‖A‖_F² when it is known without products, else a negative number.
     virtual double squared_norm() { return -1.0; }
+    /// The matrix is this power of two times what apply() multiplies with.
+    virtual double unit() const { return 1.0; }
 };
 
-/// ValueError on NaN or infinity.
+/// ValueError on NaN or infinity. A matrix whose squares leave the range of T is copied and scaled.
 template <class T> class DenseOperator final : public LinearOperator<T> {
   public:
     explicit DenseOperator(MatrixView<const T> a);
@@ -35,13 +37,15 @@ template <class T> class DenseOperator final : public LinearOperator<T> {
     void apply(std::int64_t count, const T *x, T *y) override;
     void adjoint(std::int64_t count, const T *y, T *x) override;
     double squared_norm() override { return norm_; }
+    double unit() const override { return unit_; }
 
   private:
     MatrixView<const T> a_;
-    double norm_;
+    std::vector<T> copy_;
+    double norm_, unit_ = 1.0;
 };
 
-/// Keeps its own copy by columns for the adjoint.
+/// Keeps its own copy by columns for the adjoint; scales as DenseOperator does.
 template <class T> class CsrOperator final : public LinearOperator<T> {
   public:
     explicit CsrOperator(const CsrView<T> &a);
@@ -50,12 +54,14 @@ template <class T> class CsrOperator final : public LinearOperator<T> {
     void apply(std::int64_t count, const T *x, T *y) override;
     void adjoint(std::int64_t count, const T *y, T *x) override;
     double squared_norm() override { return norm_; }
+    double unit() const override { return unit_; }
 
   private:
     CsrView<T> a_;
+    std::vector<T> copy_;
     std::vector<std::int64_t> by_row_, start_, row_;
     std::vector<T> value_;
-    double norm_;
+    double norm_, unit_ = 1.0;
 };
 
 struct TruncatedOptions {
