@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 from subspan.svd import StreamingSVD, truncated_svd
 
 WARM = 3
+BUDGETS = json.loads((Path(__file__).parent / "budgets.json").read_text())
 
 
 def stream(n: int, k: int, b: int, dtype: str, *, power: float = 0.5, blocks: int = 8) -> list[np.ndarray]:
@@ -156,3 +159,32 @@ def test_drop_in_fit(versus):
         lambda: IncrementalPCA(n_components=10).fit(rows),
         repeats=2,
     )
+
+
+def test_peak_memory(benchmark):
+    """Peak of one update beyond the state, in units of (k + b) n items; Linux only."""
+    n, k, b = 100_000, 64, 64
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux's peak-memory counter")
+
+    def status(key):
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
+
+    rows = np.random.default_rng(0).standard_normal((3 * b, n), dtype=np.float32)
+    svd = StreamingSVD(k).update(rows[:b]).update(rows[b : 2 * b])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    svd.update(rows[2 * b :])
+    units = (status("VmHWM") - before) / ((k + b) * n * 4)
+    benchmark.pedantic(lambda: svd.update(rows[2 * b :]), rounds=2)
+    budget = BUDGETS["svd-f32-memory-n100000-k64-b64"]
+    benchmark.extra_info.update(
+        name="svd-f32-memory-n100000-k64-b64",
+        peer=budget["peer"],
+        ratio=units,
+        band=[units, units],
+        reach=budget["reach"],
+        less=True,
+    )
+    assert units < budget["reach"]

@@ -36,10 +36,11 @@ def main(args: list[str]) -> int:
         floor = f"{i['floor']:.2f}" if "floor" in i else ""
         if i.get("floor_reach"):
             floor += f" (reach {i['floor_reach']})"
-        met = "" if i["ratio"] >= i["reach"] else " (missed)"
+        less = i.get("less", False)
+        met = "" if (i["ratio"] <= i["reach"] if less else i["ratio"] >= i["reach"]) else " (missed)"
         lines.append(
             f"| {i['name']} | {i['peer']} | {i['ratio']:.2f}× | {i['band'][0]:.2f}–{i['band'][1]:.2f} "
-            f"| {i['reach']}×{met} | {floor} |"
+            f"| {'under ' if less else ''}{i['reach']}×{met} | {floor} |"
         )
     text = "\n".join(lines) + "\n"
     print(text)

@@ -107,6 +107,18 @@ def test_sparse_and_operators_agree_with_dense(rng):
     assert single.S.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.float32, 1e25), (np.float32, 1e-25), (np.float64, 1e170), (np.float64, 1e-170)]
+)
+def test_truncated_svd_at_extreme_scales(rng, dtype, scale):
+    a = matrix(rng, 50, 40, [3.0, 2, 1, 0.5], dtype)
+    big = (a.astype(np.float64) * scale).astype(dtype)
+    for x in (big, sparse.csr_array(big)):
+        d = truncated_svd(x, 4, rng=0)
+        np.testing.assert_allclose(d.S.astype(np.float64) / scale, [3, 2, 1, 0.5], rtol=1e-5)
+        assert orthogonality(d.Vh) <= 1
+
+
 def test_operator_errors():
     class Wrong:
         shape = (5, 4)
@@ -291,6 +303,10 @@ def test_frequent_directions_errors(rng):
         FrequentDirections(0, 4)
     with pytest.raises(ValueError, match="n_features"):
         FrequentDirections(4, 0)
+    single = FrequentDirections(2, 4).update(np.ones((3, 4), np.float32))
+    with pytest.raises(ValueError, match="overflows"):
+        single.update(np.full((9, 4), 1e20, np.float32))
+    assert (single.rows_seen, single.squared_norm) == (3, 12.0)
     fd = FrequentDirections(3, 4).update(rng.standard_normal((5, 4)))
     before = fd.sketch
     for bad, error, message in [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 
@@ -133,6 +134,20 @@ def test_real_data_captures_the_best_rank_k(name, dtype, center):
             assert inside >= (1 - 1e-3) * best
             total = svd.captured_energy + svd.residual_energy
             assert total == pytest.approx(squares.sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("k", [5, 16, 32, 64, 100])
+def test_real_data_of_many_columns(k, center):
+    """Eight digits a row, 512 columns: here truncation happens."""
+    from sklearn.datasets import load_digits
+
+    a = load_digits().data[:1792].reshape(-1, 512)
+    wide = a - a.mean(axis=0) if center else a
+    best = np.sum(np.linalg.svd(wide, compute_uv=False)[:k] ** 2)
+    svd = feed(StreamingSVD(k, center=center), a, range(50, a.shape[0], 50))
+    assert abs(svd.captured_energy - best) <= 1e-3 * best
+    assert np.sum((wide @ svd.components.T) ** 2) >= (1 - 1e-3) * best
 
 
 @pytest.mark.data
@@ -339,6 +354,49 @@ def test_csr_equals_dense(rng, dtype, n, center):
     assert mixed.rows_seen == 130
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_csr_with_duplicate_entries_on_the_sparse_route(rng, center):
+    rows, cols = np.sort(rng.integers(0, 120, 3000)), rng.integers(0, 110, 3000)
+    indptr = np.searchsorted(rows, np.arange(121))
+    doubled = sparse.csr_array((rng.standard_normal(3000), cols, indptr), shape=(120, 2000))
+    assert not doubled.has_canonical_format
+    svd = StreamingSVD(20, center=center, oversample=80).update(doubled)
+    dense = doubled.toarray()
+    want = np.linalg.svd(dense - dense.mean(0) if center else dense, compute_uv=False)[:20]
+    np.testing.assert_allclose(svd.singular_values, want, rtol=1e-9)
+    assert svd._core.route() == "sparse"
+
+
+def test_centred_csr_whose_mean_dominates(rng):
+    """Taking the mean off the products would lose (mean / spread)² eps; such blocks are centred first."""
+    a = np.zeros((40, 3000))
+    a[:, :100] = 1e6 + rng.standard_normal((40, 100))
+    svd = StreamingSVD(10, center=True, oversample=30).update(sparse.csr_array(a))
+    want = np.linalg.svd(a - a.mean(0), compute_uv=False)[:10]
+    np.testing.assert_allclose(svd.singular_values, want, rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+def test_out_of_any_strides(rng, kind):
+    a = rng.standard_normal((30, 200))
+    svd = StreamingSVD(4, center=True).update(a)
+    x = sparse.csr_array(a) if kind == "csr" else a
+    want = svd.project(x)
+    for out in (np.zeros((30, 4), order="F"), np.zeros((30, 8))[:, ::2], np.zeros((30, 4))[:, ::-1]):
+        assert svd.project(x, out=out) is out
+        np.testing.assert_array_equal(out, want)
+    back = np.zeros((30, 200), order="F")
+    np.testing.assert_array_equal(svd.reconstruct(want, out=back), svd.reconstruct(want))
+
+
+def test_a_tall_block_beyond_the_small_columns(rng):
+    """More rows than columns at n = 1500: split, not squared, and no n x n factor."""
+    a = rng.standard_normal((2000, 6)) @ rng.standard_normal((6, 1500))
+    svd = StreamingSVD(6).update(a)
+    np.testing.assert_allclose(svd.singular_values, np.linalg.svd(a, compute_uv=False)[:6], rtol=1e-9)
+    assert svd._core.route() != "tall"
+
+
 def test_csr_with_wide_indices_and_duplicates():
     a = sparse.csr_matrix(
         (np.array([1.0, 2.0, 3.0]), np.array([1, 1, 0], np.int64), np.array([0, 2, 3], np.int64)), shape=(2, 3)
@@ -487,11 +545,52 @@ def test_bad_rows(stream, rows, error, message):
     with pytest.raises(error, match=message):
         stream.update(rows)
     assert fingerprint(stream) == before
-    stream.update(np.ones((1, 150), np.float32))  # thin rows waiting
-    after_thin = fingerprint(stream)
+    # The same while a thin row waits, which a fingerprint would fold in: against a twin that never saw the bad rows.
+    twin = stream.copy()
+    for svd in (stream, twin):
+        svd.update(np.ones((1, 150), np.float32))
+    assert stream._core.buffered() == 1
     with pytest.raises(error, match=message):
         stream.update(rows)
-    assert fingerprint(stream) == after_thin
+    assert stream._core.buffered() == 1
+    assert fingerprint(stream) == fingerprint(twin)
+
+
+def test_a_full_buffer_that_fails_gives_the_last_rows_back():
+    """Rows whose difference overflows: refused when they come, and the stream goes on."""
+    svd = StreamingSVD(4, center=True).update(np.ones((2, 200), np.float32))
+    with pytest.raises(ValueError, match="too large to be centred"):
+        svd.update(np.full((1, 200), 3e38, np.float32))
+    assert svd.rows_seen == 2
+    svd.update(np.zeros((2, 200), np.float32))
+    np.testing.assert_allclose(svd.singular_values, [np.sqrt(200)], rtol=1e-6)
+
+
+def test_a_split_block_that_fails_late_leaves_no_piece_behind(rng):
+    svd = StreamingSVD(3, center=True).update(rng.standard_normal((40, 1500)))
+    before = fingerprint(svd)
+    bad = rng.standard_normal((400, 1500))
+    bad[399] = 1.7e308
+    bad[398] = -1.7e308
+    with pytest.raises(ValueError):
+        svd.update(bad)
+    assert fingerprint(svd) == before
+
+
+def test_scales_may_mix():
+    """Huge, ordinary and tiny rows in one float64 stream, and zeros after tiny ones."""
+    for first, second in ((1e200, 1.0), (1e-200, 1.0), (1.0, 1e200), (1e-200, 0.0), (1e160, 1e160)):
+        svd = StreamingSVD(3, oversample=0)
+        svd.update(first * np.eye(3, 300)).update(second * np.eye(3, 300))
+        want = np.hypot(first, second)
+        np.testing.assert_allclose(svd.singular_values, want, rtol=1e-12)
+        pickle.loads(pickle.dumps(svd))
+    fading = StreamingSVD(2, forget=0.5).update(np.eye(2, 300))
+    for _ in range(1200):
+        fading.update(np.zeros((40, 300)))
+    assert fading.singular_values.shape == (0,)
+    fading.update(np.eye(2, 300))
+    np.testing.assert_allclose(fading.singular_values, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +607,36 @@ def test_bad_downdates(stream, rows, error, message):
     with pytest.raises(error, match=message):
         stream.downdate(rows)
     assert fingerprint(stream) == before
+
+
+def test_downdate_leaves_no_noise_components(rng):
+    basis = orthonormal(rng, 300, 4).T.astype(np.float32)
+    a = (rng.standard_normal((60, 4)).astype(np.float32) * np.float32([4, 3, 2, 1])) @ basis
+    svd = StreamingSVD(8).update(a[:40]).update(a[40:])
+    svd.downdate(a[40:])
+    assert svd.components.shape == (4, 300)
+
+
+def test_downdate_with_forgetting_keeps_the_mean(rng):
+    a = rng.standard_normal((30, 5)) + 6
+    svd = StreamingSVD(2, forget=0.5, center=True)
+    for row in np.split(a, 15):
+        svd.update(row)
+    svd.update(a[:1])
+    svd.downdate(a[:1])
+    assert np.all(svd.mean > 3)
+
+
+def test_merge_of_emptied_streams_and_of_other_kinds(rng):
+    a = rng.standard_normal((10, 20))
+    empty = StreamingSVD(3, center=True).update(a).downdate(a)
+    svd = StreamingSVD(3, center=True).merge(empty)
+    svd.update(a)
+    np.testing.assert_allclose(svd.mean, a.mean(0), atol=1e-12)
+    single = StreamingSVD(2, dtype=np.float32)
+    with pytest.raises(TypeError, match="float32"):
+        single.merge(StreamingSVD(2).update(a))
+    single.update(a.astype(np.float32))
 
 
 def test_downdate_of_unseen_rows_inside_the_subspace(rng):
@@ -647,6 +776,23 @@ def test_damaged_files(tmp_path, rng):
         np.savez(path, **state)
         with pytest.raises(ValueError, match=r"s\.npz"):
             StreamingSVD.load(path)
+    flips = np.random.default_rng(0).integers(0, 8 * len(raw), 300)
+    for bit in flips:
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        # A flip may hit a byte that nobody reads; whatever else is raised fails the test.
+        with contextlib.suppress(ValueError):
+            StreamingSVD.load(path)
+    np.save(tmp_path / "s.npy", np.ones(3))
+    with pytest.raises(ValueError, match=r"s\.npy"):
+        StreamingSVD.load(tmp_path / "s.npy")
+    path.write_bytes(raw)
+    with np.load(path) as f:
+        state = {k: f[k] for k in f.files}
+    np.savez(path, **{**state, "library": "this"})
+    with pytest.raises(ValueError, match="library"):
+        StreamingSVD.load(path)
     with pytest.raises(FileNotFoundError):
         StreamingSVD.load(tmp_path / "none.npz")
 

@@ -83,10 +83,10 @@ class StreamingSVD:
     Notes
     -----
     With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on
-    the Gram route, about 1.5 times as much on the robust one, and ``O((k + b)**3)`` for the core. No
-    row is needed again after its update. Work memory is less than ``3 (k + b) n`` items, and some ten matrices of
-    doubles of the core's size ``(k + b)**2``; nothing of size ``n × n`` exists but where ``n <= 256``. Blocks thinner
-    than half of ``k`` are collected, so single rows cost what blocks cost; taller ones than ``2 k`` are split.
+    the Gram route, about 1.5 times as much on the robust one, and ``O((k + b)**3)`` for the core. Work memory is less
+    than ``3 (k + b) n`` items, and some ten matrices of doubles of the core's size ``(k + b)**2``; nothing of size
+    ``n × n`` exists but where ``n <= 256``. Blocks thinner than half of ``k`` are collected, so single rows cost what
+    blocks cost; taller ones than ``2 k`` are split.
 
     Fewer than ``rank`` components exist until as many independent rows were seen: all attributes have the current
     number ``k``. The sign of a component follows the component of the update before that it is closest to, so signs
@@ -407,7 +407,9 @@ class StreamingSVD:
                 raw = {k.removesuffix(".npy"): _read_member(archive, k) for k in archive.namelist()}
         except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
-        except Exception as e:  # a damaged archive can raise anything: BadZipFile, NotImplementedError, MemoryError, ...
+        except (
+            Exception
+        ) as e:  # a damaged archive can raise anything: BadZipFile, NotImplementedError, MemoryError, ...
             raise ValueError(f"{path}: not a readable StreamingSVD file ({e})") from e
         missing = {"format", "rank", "dtype", "library"} - raw.keys()
         if missing:

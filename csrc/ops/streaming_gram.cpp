@@ -1,0 +1,296 @@
+// One update: with A = [S V; B] (rows of the state, then the block), find the k leading right singular vectors of A.
+//
+// The Gram matrix of [V; B] is measured in full at each update, V Vᵀ included. So the state is represented exactly by
+// (S, V) even where V has drifted from orthonormal, drift cannot build up, and the two products with V are one pass.
+//
+//   gram         H = D [V; B][V; B]ᵀ D, D = diag(S, 1); H = W L Wᵀ; V' = L^-1/2 Wᵀ D [V; B]. Squares the condition
+//                number: taken where the measured L_k / L_1 is far enough above eps.
+//   robust       C = B Vᵀ, R = B - C V, second pass C2 = R Vᵀ folded into the final rotation, Cholesky of the Gram
+//                matrix of R, and the SVD of the core K = [[S, 0], [C, L]] in double. Nothing is squared that matters.
+//   tall         More rows than columns: QR of A by pieces, and the SVD of its n x n factor. Nothing is squared either.
+//   householder  LAPACK's QR of all of Aᵀ. For first blocks and for blocks so much larger than the k-th singular
+//                value that the Gram matrix of R no longer resolves it.
+#include "sparse.hpp"
+#include "streaming_impl.hpp"
+#include "subspan/eigh.hpp"
+#include "subspan/factor.hpp"
+#include "subspan/panel.hpp"
+
+#include <algorithm>
+
+namespace subspan {
+
+template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *block_mean) {
+    if (is_tall(w.m)) {
+        tall(w);
+        return;
+    }
+    Frame frame;
+    double *g = frame.take<double>(w.m * w.m);
+    w.g = g;
+    const Rows<T> &x = w.rows;
+    // Products of a sparse block pay off up to a tenth of nonzeros; past that it is dense with detours.
+    bool sparse = x.csr != nullptr &&
+                        double(x.csr->begin(x.csr->rows) - x.csr->begin(0)) < 0.1 * double(x.csr->rows) * double(n);
+    Buffer<T> copy;
+    Rows<T> dense = x;
+    if (sparse) {
+        sparse_gram(v.data(), w.r, x, block_mean, copy.reserve(n * std::max(w.r, keep)), g);
+        if (x.shift != nullptr && cancels(w, block_mean)) { // the mean dominates: take it off before multiplying
+            sparse = false;
+            densify(w, dense, copy);
+            gram(panel(w.r, dense), 0, g);
+        }
+    } else {
+        if (x.csr != nullptr) densify(w, dense, copy);
+        gram(panel(w.r, dense), 0, g);
+    }
+    if (!scaled_well(w)) {
+        // Squares overflowed or vanished, or the input is not finite.
+        require_finite(x, "rows");
+        rescale(w, dense, copy, frame);
+        gram(panel(w.r, dense), 0, g);
+        for (std::int64_t i = 0; i < w.m; ++i)
+            if (!std::isfinite(g[i * w.m + i])) throw ValueError("rows: the squared norm of row " + str(i - w.r) +
+                                                               " overflows; scale the data");
+        if (opt.method != SvdMethod::gram && robust(w, dense)) return;
+        householder(w, dense);
+        return;
+    }
+    if (opt.method == SvdMethod::gram || (opt.method == SvdMethod::automatic && gram_may_work(w))) {
+        if (gram_route(w, dense, sparse, copy)) return;
+        skip_gram = 8; // a core solved in vain: do not try again at once
+    }
+    if (sparse) densify(w, dense, copy);
+    if (robust(w, dense)) return;
+    householder(w, dense);
+}
+
+template <class T> bool StreamingSvd<T>::Impl::cancels(const Work &w, const double *block_mean) const {
+    double mm = 0, centred = 0;
+    for (std::int64_t j = 0; j < n; ++j) mm += block_mean[j] * block_mean[j];
+    const std::int64_t b = w.rows.count();
+    for (std::int64_t i = w.r; i < w.r + b; ++i) centred += w.g[i * w.m + i];
+    return mm * double(b) * 2.3e-16 > eps * 4.0 * centred;
+}
+
+template <class T> void StreamingSvd<T>::Impl::densify(const Work &w, Rows<T> &dense, Buffer<T> &copy) const {
+    Rows<T> plain = w.rows;
+    plain.weight = nullptr;
+    plain.extra = nullptr;
+    materialise(plain, copy.reserve(plain.count() * n));
+    dense = w.rows;
+    dense.csr = nullptr;
+    dense.shift = nullptr;
+    dense.dense = MatrixView<const T>(copy.data(), plain.count(), n);
+}
+
+template <class T> bool StreamingSvd<T>::Impl::scaled_well(const Work &w) const {
+    const double tiny = std::is_same_v<T, float> ? 1e-24 : 1e-250;
+    double most = 0;
+    for (std::int64_t i = w.r; i < w.m; ++i) {
+        const double d = w.g[i * w.m + i];
+        if (!std::isfinite(d)) return false;
+        most = std::max(most, d);
+    }
+    if (most == 0.0 ? !block_is_zero(w) : most <= tiny) return false;
+    double top = 0; // and the squares with the state's scale stay within double
+    for (std::int64_t i = 0; i < w.m; ++i)
+        top = std::max(top, w.scale[std::size_t(i)] * w.scale[std::size_t(i)] * w.g[i * w.m + i]);
+    return (top > 1e-250 && top < 1e250) || (w.r == 0 && most == 0.0);
+}
+
+template <class T> bool StreamingSvd<T>::Impl::block_is_zero(const Work &w) const {
+    const Rows<T> &x = w.rows;
+    if (x.shift != nullptr || x.extra != nullptr) return false;
+    for (std::int64_t i = 0; i < x.count(); ++i) {
+        if (x.csr != nullptr) {
+            for (std::int64_t p = x.csr->begin(i); p < x.csr->begin(i + 1); ++p)
+                if (x.csr->values[p] != T(0)) return false;
+        } else {
+            for (std::int64_t j = 0; j < n; ++j)
+                if (x.dense(i, j) != T(0)) return false;
+        }
+    }
+    return true;
+}
+
+template <class T> void StreamingSvd<T>::Impl::rescale(Work &w, Rows<T> &dense, Buffer<T> &copy, Frame &frame) const {
+    Rows<T> plain = w.rows;
+    plain.weight = nullptr;
+    const std::int64_t count = w.b * n;
+    Buffer<T> fresh(count);
+    materialise(plain, fresh.data());
+    T most = 0;
+    for (std::int64_t i = 0; i < count; ++i) most = std::max(most, T(std::abs(fresh.data()[i])));
+    if (!std::isfinite(most)) throw ValueError("rows: centring overflows the dtype's range; scale the data");
+    int e = 0;
+    std::frexp(most == T(0) ? T(1) : most, &e);
+    for (std::int64_t i = 0; i < count; ++i) fresh.data()[i] = std::ldexp(fresh.data()[i], -e);
+    copy = std::move(fresh);
+    double *weight_all = frame.take<double>(w.b);
+    for (std::int64_t i = w.r; i < w.m; ++i) w.scale[std::size_t(i)] *= std::ldexp(1.0, e);
+    in_units(w, *std::max_element(w.scale.begin(), w.scale.end()));
+    std::copy(w.scale.begin() + w.r, w.scale.end(), weight_all);
+    dense = Rows<T>{};
+    dense.dense = MatrixView<const T>(copy.data(), w.b, n);
+    dense.weight = weight_all;
+}
+
+template <class T> void StreamingSvd<T>::Impl::in_units(Work &w, double largest) {
+    int e = 0;
+    std::frexp(largest > 0 ? largest : 1.0, &e);
+    w.unit = std::ldexp(1.0, e);
+    for (double &x : w.scale) x = std::ldexp(x, -e);
+    w.dropped = w.dropped / w.unit / w.unit;
+}
+
+template <class T> bool StreamingSvd<T>::Impl::gram_may_work(const Work &w) {
+    if (w.r == 0) return true;
+    if (skip_gram > 0) {
+        --skip_gram;
+        return false;
+    }
+    if (w.r < keep) return w.m > keep;
+    const double ratio = s[std::size_t(r) - 1] / s[0];
+    return ratio * kSpread >= 0.5; // near the limit: the new core decides
+}
+
+template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy) {
+    Frame frame;
+    const std::int64_t m = w.m, k = std::min(keep, std::min(m, n));
+    double *h = frame.take<double>(m * m), *l = frame.take<double>(k);
+    T *vec = frame.take<T>(k * m);
+    double total = 0;
+    for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t j = 0; j <= i; ++j)
+            h[i * m + j] = w.g[i * m + j] * w.scale[std::size_t(i)] * w.scale[std::size_t(j)];
+        total += h[i * m + i];
+    }
+    eigh_top<T>(m, k, h, l, vec);
+    if (total == 0.0) { // rows of zeros on an empty state
+        commit_nothing(w);
+        return true;
+    }
+    const bool forced = opt.method == SvdMethod::gram;
+    Selected sel = select(l, k, total, w.dropped);
+    if (forced) { // rounding of the squares hides what is below
+        while (sel.rank > 0 && l[sel.rank - 1] < double(m) * eps * l[0]) --sel.rank;
+        double kept = 0;
+        for (std::int64_t i = 0; i < sel.rank; ++i) kept += l[i];
+        sel.dropped = w.dropped + std::max(0.0, total - kept);
+    } else if (sel.rank == 0 || l[sel.rank - 1] * kSpread * kSpread < l[0] ||
+               // what was not kept must have been cut by the rank, not by rounding
+               sel.rank < keep) {
+        return false;
+    }
+    const std::int64_t kept = sel.rank;
+    T *rot = frame.take<T>(kept * m);
+    std::vector<double> sigma(static_cast<std::size_t>(kept));
+    for (std::int64_t i = 0; i < kept; ++i) {
+        const double si = std::sqrt(l[i]);
+        sigma[std::size_t(i)] = si;
+        // <v'_i, v_j> = s'_i W_ij / s_j: the sign follows the old component that the new one is closest to.
+        double best = 0, sign = 1;
+        for (std::int64_t j = 0; j < w.r; ++j) {
+            const double o = double(vec[i * m + j]) / w.scale[std::size_t(j)];
+            if (std::abs(o) > best) {
+                best = std::abs(o);
+                sign = o < 0 ? -1 : 1;
+            }
+        }
+        for (std::int64_t j = 0; j < m; ++j)
+            rot[i * m + j] = T(sign * double(vec[i * m + j]) * w.scale[std::size_t(j)] / si);
+    }
+    if (sparse) {
+        sparse_combine(rot, kept, v.data(), w.r, w.rows, copy.reserve(n * kept));
+        route = "sparse";
+    } else {
+        combine(rot, panel(w.r, dense), MatrixView<T>(v.data(), kept, n));
+        route = "gram";
+    }
+    commit(w, std::move(sigma), w.r == 0, sel.dropped);
+    return true;
+}
+
+template <class T> void StreamingSvd<T>::Impl::commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out) {
+    s = std::move(sigma);
+    for (double &x : s) x *= w.unit;
+    while (!s.empty() && s.back() == 0.0) s.pop_back(); // forgotten until nothing is left
+    r = std::int64_t(s.size());
+    dropped = std::min(left_out * w.unit * w.unit, std::numeric_limits<double>::max());
+    clean = false;
+    if (first || opt.exact_blocks) canonical_signs();
+}
+
+template <class T> void StreamingSvd<T>::Impl::commit_nothing(const Work &w) {
+    s.clear();
+    r = 0;
+    dropped = w.dropped * w.unit * w.unit;
+}
+
+template <class T> void StreamingSvd<T>::Impl::canonical_signs() {
+    for (std::int64_t i = 0; i < r; ++i) {
+        T *row = v.data() + i * n;
+        constexpr int lanes = 16; // independent chains, so that the search is not one long dependency
+        T most[lanes] = {}, least[lanes] = {};
+        std::int64_t j = 0;
+        for (; j + lanes <= n; j += lanes)
+            for (int q = 0; q < lanes; ++q) {
+                most[q] = row[j + q] > most[q] ? row[j + q] : most[q];
+                least[q] = row[j + q] < least[q] ? row[j + q] : least[q];
+            }
+        for (; j < n; ++j) {
+            most[0] = std::max(most[0], row[j]);
+            least[0] = std::min(least[0], row[j]);
+        }
+        if (-*std::min_element(least, least + lanes) > *std::max_element(most, most + lanes))
+            for (j = 0; j < n; ++j) row[j] = -row[j];
+    }
+}
+
+template <class T> void StreamingSvd<T>::Impl::core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) const {
+    Frame frame;
+    const bool expect_wide = !s.empty() && s.back() * kSpread < 0.5 * s.front();
+    if (std::is_same_v<T, float> || !expect_wide) {
+        double *ct = frame.take<double>(rows * cols), *h = frame.take<double>(cols * cols);
+        for (std::int64_t i = 0; i < rows; ++i)
+            for (std::int64_t j = 0; j < cols; ++j) ct[j * rows + i] = core[i * cols + j];
+        gram(Panel<double>(rows).add(MatrixView<const double>(ct, cols, rows)), 0, h);
+        eigh_top<double>(cols, k, h, sigma, y);
+        if (std::is_same_v<T, float>) {
+            for (std::int64_t i = 0; i < k; ++i) sigma[i] = std::sqrt(std::max(sigma[i], 0.0));
+            return;
+        }
+        if (sigma[0] == 0.0 || sigma[k - 1] * kSpread * kSpread >= sigma[0]) {
+            rayleigh(rows, cols, core, k, sigma, y);
+            return;
+        }
+    }
+    const std::int64_t p = std::min(rows, cols);
+    double *all = frame.take<double>(p), *vt = frame.take<double>(p * cols);
+    small_svd(rows, cols, core, all, nullptr, vt);
+    std::copy_n(vt, k * cols, y);
+    rayleigh(rows, cols, core, k, sigma, y);
+}
+
+template <class T> void StreamingSvd<T>::Impl::rayleigh(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) {
+    Frame frame;
+    double *z = frame.take<double>(k * rows);
+    gemm<double>(MatrixView<const double>(y, k, cols), MatrixView<const double>(core, rows, cols).transposed(),
+                 MatrixView<double>(z, k, rows));
+    for (std::int64_t i = 0; i < k; ++i) {
+        double sum = 0;
+        for (std::int64_t j = 0; j < rows; ++j) sum += z[i * rows + j] * z[i * rows + j];
+        sigma[i] = std::sqrt(sum);
+        for (std::int64_t j = i; j > 0 && sigma[j] > sigma[j - 1]; --j) {
+            std::swap(sigma[j], sigma[j - 1]);
+            std::swap_ranges(y + j * cols, y + (j + 1) * cols, y + (j - 1) * cols);
+        }
+    }
+}
+
+template struct StreamingSvd<float>::Impl;
+template struct StreamingSvd<double>::Impl;
+
+} // namespace subspan

@@ -1,0 +1,256 @@
+// The state of a StreamingSvd and the steps of an update; streaming_updates.cpp, streaming_gram.cpp and
+// streaming_robust.cpp define them.
+#pragma once
+
+#include "rows.hpp"
+#include "scratch.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/streaming_svd.hpp"
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace subspan {
+
+// Squaring costs eps s_1²/(2 s_k) in s_k: up to this spread s_1/s_k that stays below the 100 eps s_1 that is promised.
+inline constexpr double kSpread = 64.0;
+inline constexpr double kResidualMargin = 1000.0; // the robust route needs ‖R‖² <= 1000 s_k²
+inline constexpr double kDrop = 4.0; // singular values below 4 eps s_1 are rounding
+
+inline std::string str(std::int64_t x) { return std::to_string(x); }
+
+template <class T> struct StreamingSvd<T>::Impl {
+    static constexpr double eps = std::numeric_limits<T>::epsilon();
+
+    StreamingOptions opt;
+    std::int64_t n = 0, r = 0, seen = 0;
+    std::int64_t keep = 0; // directions kept inside
+    Buffer<T> v;           // keep x n, the first r rows in use
+    std::vector<double> s, mean;
+    double weight = 0, dropped = 0;
+    bool clean = true;          // v is orthonormal to working precision
+    const char *route = "none";
+    int skip_gram = 0;          // updates for which the Gram route is not tried
+    // Rows waiting for company: dense or CSR, never both.
+    Buffer<T> waiting;
+    std::vector<T> csr_values;
+    std::vector<std::int64_t> csr_indices, csr_indptr;
+    std::vector<double> waiting_weight;
+
+    explicit Impl(const StreamingOptions &o) : opt(o) {
+        if (o.rank < 1) throw ValueError("rank must be at least 1, got " + str(o.rank));
+        if (!(o.forget > 0.0 && o.forget <= 1.0))
+            throw ValueError("forget must be in (0, 1], got " + std::to_string(o.forget));
+        if (!(o.energy >= 0.0 && o.energy < 1.0))
+            throw ValueError("energy must be in (0, 1), got " + std::to_string(o.energy));
+    }
+
+    std::int64_t kept_for(std::int64_t columns) const {
+        if (opt.exact_blocks) return opt.rank;
+        if (opt.oversample >= 0) return std::min(columns, opt.rank + opt.oversample);
+        if (columns <= 128) return columns;
+        if (columns < 1024) return std::min(columns, 2 * opt.rank + 64);
+        return std::min(columns, std::max(opt.rank, std::min<std::int64_t>(64, 2 * opt.rank + 32)));
+    }
+    std::int64_t capacity() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(keep, 16); }
+    std::int64_t pending() const { return std::int64_t(waiting_weight.size()); }
+    bool pending_csr() const { return csr_indptr.size() > 1; }
+
+    // Finite, and, when a mean will be taken off, small enough that a difference of two entries is finite.
+    void require_range(const Rows<T> &x) const;
+
+    void check(const Rows<T> &x) const;
+
+    // Blocks with more rows than columns go through a QR with an n x n factor while n is small; exact blocks (those of
+    // scikit-learn's class, whose batches have 5 n rows by default) as long as that factor is reasonable.
+    bool is_tall(std::int64_t rows) const {
+        return rows > n && n <= (opt.exact_blocks ? 4096 : std::max<std::int64_t>(256, keep));
+    }
+
+    void start(std::int64_t columns) {
+        n = columns;
+        keep = kept_for(n);
+        v.reserve(keep * n);
+        if (opt.center) mean.assign(std::size_t(n), 0.0);
+    }
+
+    // ---- updates --------------------------------------------------------------------------------------------------
+
+    void update(Rows<T> x);
+
+    // What an update changes besides V and the waiting rows.
+    struct Small {
+        std::int64_t r, seen;
+        std::vector<double> s, mean, waiting_weight;
+        double weight, dropped;
+        bool clean;
+        int skip_gram;
+        const char *route;
+    };
+    Small small() const { return {r, seen, s, mean, waiting_weight, weight, dropped, clean, skip_gram, route}; }
+    void restore(const Small &o) {
+        r = o.r;
+        seen = o.seen;
+        s = o.s;
+        mean = o.mean;
+        waiting_weight = o.waiting_weight;
+        weight = o.weight;
+        dropped = o.dropped;
+        clean = o.clean;
+        skip_gram = o.skip_gram;
+        route = o.route;
+    }
+    // The waiting rows from `count` on go.
+    void shorten(std::int64_t count);
+    void clear() {
+        n = r = seen = 0;
+        s.clear();
+        mean.clear();
+        weight = dropped = 0;
+        shorten(0);
+        v.release();
+    }
+    struct Snapshot {
+        Small small;
+        std::vector<T> v;
+        explicit Snapshot(const Impl &o) : small(o.small()), v(o.v.data(), o.v.data() + o.r * o.n) {}
+        void back(Impl &o) const {
+            o.restore(small);
+            std::copy(v.begin(), v.end(), o.v.data());
+        }
+    };
+
+    void wait(const Rows<T> &x);
+    void append(const Rows<T> &x);
+    void absorb_pieces(const Rows<T> &x, std::int64_t pieces);
+
+    void forget_all(double f);
+
+    void flush();
+
+    // ---- one block ------------------------------------------------------------------------------------------------
+
+    struct Work {
+        Rows<T> rows;
+        std::int64_t r = 0, b = 0, m = 0; // state rows, block rows (with the mean correction), all
+        std::vector<double> scale;  // S·forget, then the weights
+        const double *g = nullptr;  // raw Gram matrix, lower triangle
+        double dropped = 0;         // what earlier truncations left out, forgetting applied
+        double unit = 1;            // scale and dropped are in this unit (its square)
+    };
+
+    struct Selected {
+        std::int64_t rank = 0;
+        double dropped = 0;
+    };
+
+    // How many of the values l (descending squares) are more than rounding, given the whole energy of this core.
+    Selected select(const double *l, std::int64_t count, double total, double before) const {
+        Selected out;
+        const double first = count > 0 ? std::max(l[0], 0.0) : 0.0;
+        const double floor = kDrop * kDrop * eps * eps * first;
+        double kept = 0;
+        for (std::int64_t i = 0; i < std::min(count, keep); ++i) {
+            if (!(l[i] > floor) || l[i] <= 0.0) break;
+            kept += l[i];
+            ++out.rank;
+        }
+        out.dropped = before + std::max(0.0, total - kept);
+        return out;
+    }
+
+    // Block of rows with weights; the past is multiplied by f first. mean_b and weight_b describe the block when the
+    // caller has centred it already (merge); otherwise they are measured here.
+    void absorb(Rows<T> x, double f, const double *mean_b = nullptr, double weight_b = -1, double dropped_b = 0);
+
+    void decompose(Work &w, const double *block_mean);
+
+    // Whether <b, b> - 2 <b, mean> + <mean, mean> has lost digits that T would have kept.
+    bool cancels(const Work &w, const double *block_mean) const;
+
+    Panel<T> panel(std::int64_t state_rows, const Rows<T> &x) const {
+        Panel<T> p(n);
+        p.add(MatrixView<const T>(v.data(), state_rows, n));
+        p.add(x.dense, x.shift);
+        if (x.extra != nullptr) p.add(MatrixView<const T>(x.extra, 1, n));
+        return p;
+    }
+
+    // A CSR block as a dense one without its weights, mean already off.
+    void densify(const Work &w, Rows<T> &dense, Buffer<T> &copy) const;
+
+    bool scaled_well(const Work &w) const;
+    bool block_is_zero(const Work &w) const;
+
+    // Copies the block scaled by a power of two (exact) so that its largest entry is near one; the weights undo it.
+    void rescale(Work &w, Rows<T> &dense, Buffer<T> &copy, Frame &frame) const;
+
+    // Squares of extreme values leave the range of double: express everything in a unit (a power of two).
+    static void in_units(Work &w, double largest);
+
+    bool gram_may_work(const Work &w);
+
+    bool gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy);
+
+    void commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out);
+    // Nothing but zeros so far.
+    void commit_nothing(const Work &w);
+
+    // The entry of largest magnitude of each row becomes positive.
+    void canonical_signs();
+
+    // The k leading right singular vectors (rows of y) and singular values of the rows x cols core, k <= rows. Squaring
+    // in double is exact enough for float (what it cannot resolve is below kDrop eps s_1); for double up to kSpread.
+    void core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) const;
+
+    // sigma_i = ‖core y_i‖. A solver's values carry some ten eps·s_1 each time, which a long double stream adds up; a
+    // norm carries one. Order is restored where rounding swapped neighbours.
+    static void rayleigh(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y);
+
+    bool robust(Work &w, const Rows<T> &dense);
+
+    void householder(Work &w, const Rows<T> &dense);
+
+    // A = Q R by pieces of rows, R stays n x n: the right singular vectors of R are those of A. Work memory a few n².
+    void tall(Work &w);
+
+    // Rows [first, first + count) of a block and its extra row, as materialise() makes them, in a unit.
+    static void part(const Rows<T> &x, std::int64_t first, std::int64_t count, T *dst, double unit);
+
+    // ---- the basis at working precision -----------------------------------------------------------------------------
+
+    void fold();
+
+    // Components reported: the leading ones, by rank or by energy.
+    std::int64_t reported() const {
+        const std::int64_t most = std::min(r, opt.rank);
+        if (opt.energy <= 0.0) return most;
+        double total = dropped, sum = 0;
+        for (const double x : s) total += x * x;
+        std::int64_t k = 0;
+        while (k < most && sum < opt.energy * total) {
+            sum += s[std::size_t(k)] * s[std::size_t(k)];
+            ++k;
+        }
+        return k;
+    }
+    double captured() const {
+        double e = 0;
+        for (std::int64_t i = 0; i < reported(); ++i) e += s[std::size_t(i)] * s[std::size_t(i)];
+        return e;
+    }
+    double left_out() const {
+        double e = dropped;
+        for (std::int64_t i = reported(); i < r; ++i) e += s[std::size_t(i)] * s[std::size_t(i)];
+        return e;
+    }
+
+    void downdate(MatrixView<const T> rows);
+
+    void merge(Impl &o);
+};
+
+} // namespace subspan

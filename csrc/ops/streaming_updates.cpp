@@ -1,0 +1,401 @@
+// What happens around a decomposition: buffering, splitting, forgetting, means, downdates, merges, and the way back
+// when something fails.
+#include "sparse.hpp"
+#include "streaming_impl.hpp"
+#include "subspan/eigh.hpp"
+#include "subspan/factor.hpp"
+#include "subspan/moments.hpp"
+#include "subspan/panel.hpp"
+
+#include <algorithm>
+
+namespace subspan {
+
+template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) const {
+    require_finite(x, "rows");
+    if (!opt.center) return;
+    const T limit = std::numeric_limits<T>::max() / 8;
+    if (x.csr == nullptr && sum_of_squares(x.dense) <= double(limit) * double(limit)) return;
+    const auto too_large = [&](T value) {
+        if (std::abs(value) > limit) throw ValueError("rows: entries are too large to be centred; scale the data");
+    };
+    for (std::int64_t i = 0; i < x.count(); ++i) {
+        if (x.csr != nullptr)
+            for (std::int64_t p = x.csr->begin(i); p < x.csr->begin(i + 1); ++p) too_large(x.csr->values[p]);
+        else
+            for (std::int64_t j = 0; j < x.cols(); ++j) too_large(x.dense(i, j));
+    }
+}
+
+template <class T> void StreamingSvd<T>::Impl::check(const Rows<T> &x) const {
+    if (x.count() < 1) throw ValueError("rows must hold at least one row, got an empty block");
+    if (n != 0 && x.cols() != n)
+        throw ValueError("rows must have " + str(n) + " columns as the stream has, got " + str(x.cols()));
+    if (n == 0 && x.cols() < 1) throw ValueError("rows must have at least one column, got 0");
+    if (n == 0 && opt.rank > x.cols())
+        throw ValueError("rank must be at most the number of columns (" + str(x.cols()) + "), got " + str(opt.rank));
+}
+
+template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
+    check(x);
+    if (x.csr != nullptr) check_csr(*x.csr, "rows");
+    const std::int64_t b = x.count();
+    if (n == 0) keep = kept_for(x.cols());
+    const std::int64_t cap = capacity();
+    if (2 * b <= cap && cap > 0) { // thin: wait
+        require_range(x);
+        if (pending() + b > cap || (pending() > 0 && pending_csr() != (x.csr != nullptr))) flush();
+        const bool fresh = n == 0;
+        if (fresh) start(x.cols());
+        const std::int64_t had = pending();
+        if (had + b < cap) {
+            wait(x);
+            return;
+        }
+        const Small before = small();
+        try {
+            wait(x);
+            flush();
+        } catch (...) { // take the rows out again
+            restore(before);
+            shorten(had);
+            if (fresh) clear();
+            throw;
+        }
+        return;
+    }
+    if (pending() > 0) { // what waits may only be folded in once this block is known to be good
+        require_range(x);
+        flush();
+    }
+    const bool fresh = n == 0, first = seen == 0;
+    if (fresh) start(x.cols());
+    try {
+        // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
+        const std::int64_t most = std::max<std::int64_t>(2 * keep, 64);
+        // Few columns need neither a Gram matrix of the rows nor a split; see tall().
+        if (b <= most || is_tall(r + b) || (opt.exact_blocks && b <= n)) {
+            absorb(x, opt.forget);
+        } else {
+            require_finite(x, "rows");
+            const Snapshot whole(*this); // a later piece may still fail
+            try {
+                absorb_pieces(x, (b + most / 2 - 1) / (most / 2));
+            } catch (...) {
+                whole.back(*this);
+                throw;
+            }
+        }
+    } catch (...) {
+        if (fresh) clear();
+        throw;
+    }
+    if (first) canonical_signs();
+    seen += b;
+}
+
+template <class T> void StreamingSvd<T>::Impl::shorten(std::int64_t count) {
+    waiting_weight.resize(std::size_t(count));
+    if (csr_indptr.empty()) return;
+    csr_indptr.resize(std::size_t(std::min<std::int64_t>(count, std::int64_t(csr_indptr.size()) - 1)) + 1);
+    csr_values.resize(std::size_t(csr_indptr.back()));
+    csr_indices.resize(std::size_t(csr_indptr.back()));
+}
+
+template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, std::int64_t pieces) {
+    for (std::int64_t p = 0; p < pieces; ++p) {
+        const std::int64_t b = x.count(), i0 = b * p / pieces, i1 = b * (p + 1) / pieces;
+        Rows<T> piece;
+        CsrView<T> csr;
+        if (x.csr != nullptr) {
+            csr = slice_rows(*x.csr, i0, i1 - i0);
+            piece.csr = &csr;
+        } else {
+            piece.dense = x.dense.block_rows(i0, i1 - i0);
+        }
+        absorb(piece, p == 0 ? opt.forget : 1.0);
+    }
+}
+
+// One call of update() whose rows go to the buffer: the past is forgotten by its factor, the new rows have weight one.
+template <class T> void StreamingSvd<T>::Impl::wait(const Rows<T> &x) {
+    const std::int64_t had = pending();
+    append(x);
+    forget_all(opt.forget);
+    std::fill(waiting_weight.begin() + had, waiting_weight.end(), 1.0);
+    seen += x.count();
+}
+
+template <class T> void StreamingSvd<T>::Impl::append(const Rows<T> &x) {
+    const std::int64_t b = x.count(), at = pending();
+    if (x.csr != nullptr) {
+        if (csr_indptr.empty()) csr_indptr.push_back(0);
+        for (std::int64_t i = 0; i < b; ++i) {
+            for (std::int64_t p = x.csr->begin(i); p < x.csr->begin(i + 1); ++p) {
+                csr_values.push_back(x.csr->values[p]);
+                csr_indices.push_back(x.csr->column(p));
+            }
+            csr_indptr.push_back(std::int64_t(csr_values.size()));
+        }
+    } else {
+        waiting.reserve(capacity() * n);
+        materialise(x, waiting.data() + at * n);
+    }
+    waiting_weight.resize(std::size_t(at + b), 1.0);
+}
+
+template <class T> void StreamingSvd<T>::Impl::forget_all(double f) {
+    if (f == 1.0) return;
+    for (double &x : s) x *= f;
+    for (double &x : waiting_weight) x *= f;
+    weight *= f * f;
+    dropped *= f * f;
+}
+
+template <class T> void StreamingSvd<T>::Impl::flush() {
+    if (pending() == 0) return;
+    Rows<T> x;
+    CsrView<T> csr;
+    if (pending_csr()) {
+        csr = {csr_values.data(), csr_indptr.data(), csr_indices.data(), pending(), n, true};
+        x.csr = &csr;
+    } else {
+        x.dense = MatrixView<const T>(waiting.data(), pending(), n);
+    }
+    if (opt.forget != 1.0) x.weight = waiting_weight.data();
+    absorb(x, 1.0);
+    waiting_weight.clear();
+    csr_values.clear();
+    csr_indices.clear();
+    csr_indptr.clear();
+}
+
+template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, double weight_b, double dropped_b) {
+    Frame frame;
+    const std::int64_t b = x.count();
+    const bool given = weight_b >= 0;
+    if (!given) {
+        weight_b = 0;
+        for (std::int64_t i = 0; i < b; ++i) weight_b += x.w(i) * x.w(i);
+    }
+    const double past = weight * f * f;
+    if (!(past + weight_b > 0) && b == 0) return; // a merge with nothing
+    double *block_mean = nullptr;
+    if (opt.center) {
+        block_mean = frame.take<double>(n);
+        if (given) {
+            std::copy_n(mean_b, n, block_mean);
+        } else {
+            weighted_mean(x, block_mean);
+            for (std::int64_t j = 0; j < n; ++j)
+                if (!std::isfinite(block_mean[j])) {
+                    require_finite(x, "rows");
+                    throw ValueError("rows: the mean overflows double precision");
+                }
+            T *shift = frame.take<T>(n);
+            for (std::int64_t j = 0; j < n; ++j) shift[j] = T(block_mean[j]);
+            x.shift = shift;
+        }
+        if (past > 0) {
+            T *extra = frame.take<T>(n);
+            const double c = std::sqrt(past * weight_b / (past + weight_b));
+            for (std::int64_t j = 0; j < n; ++j) extra[j] = T(c * (mean[std::size_t(j)] - block_mean[j]));
+            x.extra = extra;
+        }
+    }
+    Work w;
+    w.rows = x;
+    w.r = r;
+    w.b = b + (x.extra != nullptr);
+    w.m = w.r + w.b;
+    w.scale.resize(std::size_t(w.m), 1.0);
+    for (std::int64_t i = 0; i < r; ++i) w.scale[std::size_t(i)] = s[std::size_t(i)] * f;
+    for (std::int64_t i = 0; i < b; ++i) w.scale[std::size_t(r + i)] = x.w(i);
+    w.dropped = dropped * f * f + dropped_b;
+    decompose(w, block_mean);
+
+    // Nothing below can throw.
+    if (opt.center)
+        for (std::int64_t j = 0; j < n; ++j)
+            if (weight_b > 0)
+                mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
+    weight = past + weight_b;
+}
+
+template <class T> void StreamingSvd<T>::Impl::fold() {
+    flush();
+    if (clean || r == 0) return;
+    const double good = 5.0 * eps * std::sqrt(double(r)); // half of what is promised
+    for (int pass = 0; pass < 4; ++pass) {
+        Frame frame;
+        double *g = frame.take<double>(r * r), *inverse = frame.take<double>(r * r);
+        Panel<T> p(n);
+        p.add(MatrixView<const T>(v.data(), r, n));
+        gram(p, 0, g);
+        double off = 0;
+        for (std::int64_t i = 0; i < r; ++i)
+            for (std::int64_t j = 0; j <= i; ++j) off = std::max(off, std::abs(g[i * r + j] - (i == j ? 1.0 : 0.0)));
+        if (off <= good) {
+            clean = true;
+            return;
+        }
+        if (cholesky(r, g, 0.0) > 0) break;
+        invert_lower(r, g, inverse);
+        double *core = frame.take<double>(r * r), *sigma = frame.take<double>(r), *y = frame.take<double>(r * r);
+        double *t = frame.take<double>(r * r);
+        for (std::int64_t i = 0; i < r; ++i)
+            for (std::int64_t j = 0; j < r; ++j) core[i * r + j] = s[std::size_t(i)] * g[i * r + j];
+        core_svd(r, r, core, r, sigma, y);
+        gemm<double>(MatrixView<const double>(y, r, r), MatrixView<const double>(inverse, r, r),
+                     MatrixView<double>(t, r, r));
+        T *rot = frame.take<T>(r * r);
+        for (std::int64_t i = 0; i < r; ++i) {
+            double best = 0, sign = 1;
+            for (std::int64_t j = 0; j < r; ++j)
+                if (std::abs(y[i * r + j]) > best) {
+                    best = std::abs(y[i * r + j]);
+                    sign = y[i * r + j] < 0 ? -1 : 1;
+                }
+            for (std::int64_t j = 0; j < r; ++j) rot[i * r + j] = T(sign * t[i * r + j]);
+        }
+        combine(rot, p, MatrixView<T>(v.data(), r, n));
+        std::copy_n(sigma, r, s.begin());
+    }
+    // Four rounds of Cholesky did not get there: Householder does.
+    Work w;
+    w.r = 0;
+    w.b = w.m = r;
+    const std::vector<double> weights = s;
+    w.scale = weights;
+    w.dropped = dropped;
+    Buffer<T> copy(r * n);
+    std::copy_n(v.data(), r * n, copy.data());
+    Rows<T> x;
+    x.dense = MatrixView<const T>(copy.data(), r, n);
+    x.weight = weights.data();
+    householder(w, x);
+    clean = true;
+}
+
+template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows) {
+    Rows<T> x;
+    x.dense = rows;
+    if (n == 0) throw ValueError("downdate: the stream has seen no rows");
+    check(x);
+    require_finite(x, "rows");
+    const std::int64_t b = rows.rows;
+    if (b > seen) throw ValueError("downdate: " + str(b) + " rows, but the stream has seen " + str(seen));
+    fold();
+    Frame frame;
+    const double new_weight = weight - double(b);
+    double *block_mean = nullptr, *new_mean = nullptr;
+    if (opt.center) {
+        block_mean = frame.take<double>(n);
+        new_mean = frame.take<double>(n);
+        weighted_mean(x, block_mean);
+        T *shift = frame.take<T>(n);
+        for (std::int64_t j = 0; j < n; ++j) shift[j] = T(block_mean[j]);
+        x.shift = shift;
+        if (new_weight > 1e-9 * weight) {
+            T *extra = frame.take<T>(n);
+            const double c = std::sqrt(double(b) * new_weight / weight);
+            for (std::int64_t j = 0; j < n; ++j) {
+                new_mean[j] = mean[std::size_t(j)] + (mean[std::size_t(j)] - block_mean[j]) * (double(b) / new_weight);
+                extra[j] = T(c * (new_mean[j] - block_mean[j]));
+            }
+            x.extra = extra;
+        } else {
+            std::fill_n(new_mean, n, 0.0);
+        }
+    }
+    const std::int64_t bb = b + (x.extra != nullptr), m = r + bb;
+    double *g = frame.take<double>(m * m), *h = frame.take<double>(r * r), *l = frame.take<double>(r);
+    double *c = frame.take<double>(r * bb), *y = frame.take<double>(r * r);
+    gram(panel(r, x), 0, g);
+    double along = 0, all = 0, captured = 0;
+    for (std::int64_t i = 0; i < bb; ++i) {
+        all += g[(r + i) * m + r + i];
+        for (std::int64_t j = 0; j < r; ++j) {
+            c[j * bb + i] = g[(r + i) * m + j];
+            along += c[j * bb + i] * c[j * bb + i];
+        }
+    }
+    gram(Panel<double>(bb).add(MatrixView<const double>(c, r, bb)), 0, h);
+    for (std::int64_t i = 0; i < r; ++i) {
+        for (std::int64_t j = 0; j <= i; ++j) h[i * r + j] = (i == j ? s[std::size_t(i)] * s[std::size_t(i)] : 0.0) - h[i * r + j];
+        captured += s[std::size_t(i)] * s[std::size_t(i)];
+    }
+    const double top = r > 0 ? s[0] * s[0] : 0.0, tolerance = 100.0 * eps * std::max(top, captured / 4);
+    if (all - along > dropped + tolerance + 1e-2 * dropped)
+        throw LinAlgError("downdate: the rows hold more energy outside of the subspace than the stream has left out; "
+                          "they cannot all have been added");
+    std::int64_t kept = 0;
+    if (r > 0) {
+        eigh_top<double>(r, r, h, l, y);
+        if (l[r - 1] < -tolerance)
+            throw LinAlgError("downdate: the factor would become indefinite; the rows cannot all have been added");
+        // What the difference of the squares cannot tell from zero goes.
+        while (kept < r && l[kept] > 16.0 * eps * top) ++kept;
+    }
+    T *rot = frame.take<T>(kept * r);
+    std::vector<double> out(static_cast<std::size_t>(kept));
+    for (std::int64_t i = 0; i < kept; ++i) {
+        out[std::size_t(i)] = std::sqrt(l[i]);
+        double best = 0, sign = 1;
+        for (std::int64_t j = 0; j < r; ++j)
+            if (std::abs(y[i * r + j]) > best) {
+                best = std::abs(y[i * r + j]);
+                sign = y[i * r + j] < 0 ? -1 : 1;
+            }
+        for (std::int64_t j = 0; j < r; ++j) rot[i * r + j] = T(sign * y[i * r + j]);
+    }
+    if (kept > 0)
+        combine(rot, Panel<T>(n).add(MatrixView<const T>(v.data(), r, n)), MatrixView<T>(v.data(), kept, n));
+    commit(Work{}, std::move(out), false, std::max(0.0, dropped - std::max(0.0, all - along)));
+    if (opt.center) std::copy_n(new_mean, n, mean.begin());
+    weight = std::max(0.0, new_weight);
+    seen -= b;
+}
+
+template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
+    if (o.n == 0) return;
+    if (n != 0 && o.n != n)
+        throw ValueError("merge: other has " + str(o.n) + " columns, this stream has " + str(n));
+    if (n == 0 && opt.rank > o.n)
+        throw ValueError("rank must be at most the number of columns (" + str(o.n) + "), got " + str(opt.rank));
+    if (opt.center != o.opt.center)
+        throw ValueError("merge: one stream is centred and the other is not");
+    o.fold();
+    flush();
+    const bool fresh = n == 0;
+    if (fresh) start(o.n);
+    Buffer<T> same; // merging a stream with itself: the block must not change under the update
+    const T *theirs = o.v.data();
+    if (&o == this) {
+        std::copy_n(v.data(), r * n, same.reserve(std::max<std::int64_t>(r * n, 1)));
+        theirs = same.data();
+    }
+    const std::vector<double> their_s = o.s, their_mean = o.mean;
+    const double their_weight = o.weight, their_dropped = o.dropped;
+    const std::int64_t their_seen = o.seen;
+    Rows<T> x;
+    x.dense = MatrixView<const T>(theirs, o.r, n);
+    x.weight = their_s.data();
+    if (o.r > 0 || opt.center) {
+        try {
+            absorb(x, 1.0, their_mean.data(), their_weight, their_dropped);
+        } catch (...) {
+            if (fresh) clear();
+            throw;
+        }
+    } else {
+        weight += their_weight;
+        dropped += their_dropped;
+    }
+    seen += their_seen;
+}
+
+template struct StreamingSvd<float>::Impl;
+template struct StreamingSvd<double>::Impl;
+
+} // namespace subspan
