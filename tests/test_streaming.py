@@ -501,6 +501,44 @@ def test_an_outlier_row(rng):
     assert orthogonality(svd.components) <= 1
 
 
+def test_one_block_far_from_the_origin_in_single_precision(rng):
+    """The mean is taken off in two parts: the digits that float32 rows have survive."""
+    a = (rng.standard_normal((60, 300)) * np.linspace(2, 0.5, 300) + 1e6).astype(np.float32)
+    want = np.linalg.svd(a.astype(np.float64) - a.mean(axis=0, dtype=np.float64), compute_uv=False)[:20]
+    for x in (a, sparse.csr_array(a)):
+        svd = StreamingSVD(20, center=True).update(x)
+        np.testing.assert_allclose(svd.singular_values, want, rtol=2e-6)
+
+
+def test_copies_go_on_as_the_original_would(rng):
+    a = rng.standard_normal((100, 150)).astype(np.float32)
+    svd = StreamingSVD(10)
+    for row in a[:40]:
+        svd.update(row[None])
+    twin = svd.copy()
+    for row in a[40:]:
+        svd.update(row[None])
+        twin.update(row[None])
+    np.testing.assert_array_equal(svd.components, twin.components)
+
+
+def test_energy_at_extreme_scales(rng):
+    a = rng.standard_normal((100, 30)) * 0.8 ** np.arange(30)
+    sizes = {StreamingSVD(25, energy=0.9).update(a * s).components.shape[0] for s in (1.0, 1e-170, 1e150, 1e153)}
+    assert len(sizes) == 1
+
+
+def test_masked_and_lazily_negated_arrays(rng):
+    import torch
+
+    with pytest.raises(TypeError, match="masked"):
+        StreamingSVD(2).update(np.ma.array(np.eye(3), mask=np.eye(3) > 0))
+    lazy = torch.from_numpy(rng.standard_normal((6, 4)) + 1j * rng.standard_normal((6, 4))).conj().imag
+    assert lazy.is_neg()
+    svd = StreamingSVD(4).update(lazy)
+    np.testing.assert_allclose(svd.reconstruct(svd.project(lazy)), lazy.resolve_neg(), atol=1e-12)
+
+
 def test_large_mean_in_single_precision(rng):
     a = (rng.standard_normal((300, 150)) * np.linspace(3, 0.1, 150) + 1e4).astype(np.float32)
     svd = feed(StreamingSVD(10, center=True, oversample=140), a, range(30, 300, 30))

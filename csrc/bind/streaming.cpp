@@ -182,6 +182,7 @@ class Stream {
             d["features"] = st.features;
             d["rows_seen"] = st.rows_seen;
             d["weight"] = st.weight;
+            d["skip_gram"] = st.skip_gram;
             d["dropped"] = st.dropped;
             d["components"] = hand_over(std::move(st.components), {k, py::ssize_t(st.features)});
             d["singular_values"] = hand_over(std::move(st.singular_values), {k});
@@ -195,11 +196,14 @@ class Stream {
     void restore(const py::dict &d) {
         if (d["dtype"].is_none()) return;
         const Array components(d["components"], "components");
+        if (d["dtype"].cast<std::string>() != components.dtype_name())
+            throw py::value_error("saved state: dtype does not fit the components");
         dispatch(components.dtype(), [&](auto t) {
             using T = decltype(t);
             StreamingState<T> st;
             st.features = d["features"].template cast<std::int64_t>();
             st.rows_seen = d["rows_seen"].template cast<std::int64_t>();
+            st.skip_gram = d["skip_gram"].template cast<std::int64_t>();
             st.weight = d["weight"].template cast<double>();
             st.dropped = d["dropped"].template cast<double>();
             const auto vector = [](const py::object &o, const char *name) {

@@ -31,7 +31,8 @@ template <class T, int Bytes> struct Transpose {
     }
 #endif
     /// dst[d·stride + l] = src[l·ls + d] (minus shift[d]) for a full block.
-    static SUBSPAN_INLINE void block(const T *src, std::int64_t ls, const T *shift, T *dst, std::int64_t stride) {
+    static SUBSPAN_INLINE void block(const T *src, std::int64_t ls, const T *shift, const T *shift_low, T *dst,
+                                     std::int64_t stride) {
 #ifdef SUBSPAN_SHUFFLE
         typename V::type r[W];
 #pragma GCC unroll 16
@@ -40,13 +41,19 @@ template <class T, int Bytes> struct Transpose {
             const auto s = V::load(shift);
 #pragma GCC unroll 16
             for (int l = 0; l < W; ++l) r[l] -= s;
+            if (shift_low != nullptr) {
+                const auto low = V::load(shift_low);
+#pragma GCC unroll 16
+                for (int l = 0; l < W; ++l) r[l] -= low;
+            }
         }
         rounds<W / 2>(r);
 #pragma GCC unroll 16
         for (int d = 0; d < W; ++d) V::store(dst + d * stride, r[d]);
 #else
         for (int d = 0; d < W; ++d)
-            for (int l = 0; l < W; ++l) dst[d * stride + l] = src[l * ls + d] - (shift ? shift[d] : T(0));
+            for (int l = 0; l < W; ++l)
+                dst[d * stride + l] = src[l * ls + d] - (shift ? shift[d] : T(0)) - (shift_low ? shift_low[d] : T(0));
 #endif
     }
 };
@@ -56,6 +63,7 @@ template <class T> struct PackSource {
     std::int64_t lane_stride, depth_stride;
     const T *shift;        // subtracted, or null
     bool shift_by_lane;    // indexed by the lane (else by the depth)
+    const T *shift_low = nullptr; // subtracted after it: what rounding left out of a mean
 };
 
 /// Packs lanes [first, first + lanes) of a panel buffer; lanes counts the source's. See the formula on top.
@@ -81,10 +89,17 @@ SUBSPAN_INLINE void pack(const PackSource<T> &s, std::int64_t first, std::int64_
                     for (; i + W <= g; i += W) V::store(o + i, V::load(p + i));
                     for (; i < g; ++i) o[i] = p[i];
                 } else if (s.shift_by_lane) {
-                    for (; i + W <= g; i += W) V::store(o + i, V::load(p + i) - V::load(sh + l + i));
-                    for (; i < g; ++i) o[i] = p[i] - sh[l + i];
+                    const T *low = s.shift_low;
+                    if (low == nullptr) {
+                        for (; i + W <= g; i += W) V::store(o + i, V::load(p + i) - V::load(sh + l + i));
+                        for (; i < g; ++i) o[i] = p[i] - sh[l + i];
+                    } else {
+                        for (; i + W <= g; i += W)
+                            V::store(o + i, V::load(p + i) - V::load(sh + l + i) - V::load(low + l + i));
+                        for (; i < g; ++i) o[i] = p[i] - sh[l + i] - low[l + i];
+                    }
                 } else {
-                    for (; i < g; ++i) o[i] = p[i] - sh[d];
+                    for (; i < g; ++i) o[i] = p[i] - sh[d] - (s.shift_low ? s.shift_low[d] : T(0));
                 }
             }
             l += g;
@@ -95,12 +110,15 @@ SUBSPAN_INLINE void pack(const PackSource<T> &s, std::int64_t first, std::int64_
         std::int64_t d = 0;
         if (s.depth_stride == 1 && !(s.shift != nullptr && s.shift_by_lane) && g == W) {
             for (; d + W <= depth; d += W)
-                Transpose<T, Bytes>::block(src + d, s.lane_stride, s.shift ? s.shift + d : nullptr, out + d * nr, nr);
+                Transpose<T, Bytes>::block(src + d, s.lane_stride, s.shift ? s.shift + d : nullptr,
+                                           s.shift_low ? s.shift_low + d : nullptr, out + d * nr, nr);
         }
         for (; d < depth; ++d)
             for (int i = 0; i < g; ++i) {
-                const T sh = s.shift == nullptr ? T(0) : s.shift[s.shift_by_lane ? l + i : d];
-                out[d * nr + i] = src[i * s.lane_stride + d * s.depth_stride] - sh;
+                const std::int64_t at_shift = s.shift_by_lane ? l + i : d;
+                const T sh = s.shift == nullptr ? T(0) : s.shift[at_shift];
+                const T low = s.shift_low == nullptr ? T(0) : s.shift_low[at_shift];
+                out[d * nr + i] = src[i * s.lane_stride + d * s.depth_stride] - sh - low;
             }
         l += g;
     }

@@ -113,7 +113,8 @@ template <class T> struct GramKernel {
             std::int64_t lane = 0;
             for (const auto &s : g->panel->segments) {
                 const PackSource<T> src{s.rows.data + c * s.rows.col_stride, s.rows.row_stride, s.rows.col_stride,
-                                        s.shift ? s.shift + c : nullptr, false};
+                                        s.shift ? s.shift + c : nullptr, false,
+                                        s.shift_low ? s.shift_low + c : nullptr};
                 simd::pack<T, Bytes>(src, lane, s.rows.rows, depth, NR, packed);
                 lane += s.rows.rows;
             }
@@ -164,7 +165,8 @@ template <class T> struct CombineKernel {
                     const std::int64_t lanes = std::min<std::int64_t>(NR, cols - j);
                     const PackSource<T> src{s.rows.data + r * s.rows.row_stride + (g->begin + j) * s.rows.col_stride,
                                             s.rows.col_stride, s.rows.row_stride,
-                                            s.shift ? s.shift + g->begin + j : nullptr, true};
+                                            s.shift ? s.shift + g->begin + j : nullptr, true,
+                                            s.shift_low ? s.shift_low + g->begin + j : nullptr};
                     T *dst = base + j * depth + in * NR;
                     simd::pack<T, Bytes>(src, 0, lanes, take, NR, dst);
                     simd::pad(lanes, take, NR, dst);

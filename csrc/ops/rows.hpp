@@ -21,6 +21,7 @@ template <class T> struct Rows {
     const CsrView<T> *csr = nullptr;
     const double *weight = nullptr; // null: ones
     const T *shift = nullptr;       // mean of the block in T, null when not centring
+    const T *shift_low = nullptr;   // the rest of the mean: x - shift is exact where it matters, so float keeps its digits
     const T *extra = nullptr;       // one more row, already weighted (the mean correction), or null
 
     std::int64_t count() const { return csr != nullptr ? csr->rows : dense.rows; }
@@ -72,13 +73,17 @@ template <class T> void materialise(const Rows<T> &r, T *dst) {
             else
                 for (std::int64_t j = 0; j < n; ++j) out[j] = -r.shift[j];
             for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p) out[r.csr->column(p)] += r.csr->values[p];
+            if (r.shift_low != nullptr)
+                for (std::int64_t j = 0; j < n; ++j) out[j] -= r.shift_low[j];
             if (w != T(1))
                 for (std::int64_t j = 0; j < n; ++j) out[j] *= w;
             return;
         }
         const T *x = r.dense.data + i * r.dense.row_stride;
         const std::int64_t cs = r.dense.col_stride;
-        if (r.shift != nullptr)
+        if (r.shift != nullptr && r.shift_low != nullptr)
+            for (std::int64_t j = 0; j < n; ++j) out[j] = w * (x[j * cs] - r.shift[j] - r.shift_low[j]);
+        else if (r.shift != nullptr)
             for (std::int64_t j = 0; j < n; ++j) out[j] = w * (x[j * cs] - r.shift[j]);
         else if (w != T(1))
             for (std::int64_t j = 0; j < n; ++j) out[j] = w * x[j * cs];

@@ -18,7 +18,7 @@ template <class T> struct TransposeKernel {
         for (; i + W <= a->k; i += W) {
             std::int64_t j = a->begin;
             for (; j + W <= a->end; j += W)
-                simd::Transpose<T, Bytes>::block(a->v + i * a->n + j, a->n, nullptr, a->vt + j * a->k + i, a->k);
+                simd::Transpose<T, Bytes>::block(a->v + i * a->n + j, a->n, nullptr, nullptr, a->vt + j * a->k + i, a->k);
             for (; j < a->end; ++j)
                 for (int l = 0; l < W; ++l) a->vt[j * a->k + i + l] = a->v[(i + l) * a->n + j];
         }
@@ -85,7 +85,7 @@ template <class T> struct AddTransposedKernel {
         for (; i + W <= a->k; i += W) {
             std::int64_t j = a->begin;
             for (; j + W <= a->end; j += W) {
-                simd::Transpose<T, Bytes>::block(a->d + j * a->k + i, a->k, nullptr, tile, W);
+                simd::Transpose<T, Bytes>::block(a->d + j * a->k + i, a->k, nullptr, nullptr, tile, W);
                 for (int l = 0; l < W; ++l) {
                     T *out = a->v + (i + l) * a->n + j;
                     V::store(out, V::load(out) + V::load(tile + l * W));
@@ -259,8 +259,8 @@ template <class T>
 void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, const Rows<T> &rows, T *work) {
     const CsrView<T> &x = *rows.csr;
     const std::int64_t n = x.cols, b = x.rows, e = rows.extra != nullptr, m = r + b + e;
-    // Dense part: V, the mean row (weight minus the sum of the block's weights) and the extra row.
-    const std::int64_t s = rows.shift != nullptr, dense = r + s + e;
+    // Dense part: V, the mean (weight minus the sum of the block's weights; in two parts where one is rounded) and the extra row.
+    const std::int64_t s = (rows.shift != nullptr) + (rows.shift_low != nullptr), dense = r + s + e;
     Frame frame;
     T *wd = frame.take<T>(new_rows * dense), *wb = frame.take<T>(b * new_rows);
     for (std::int64_t i = 0; i < new_rows; ++i) {
@@ -271,12 +271,13 @@ void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, con
             sum += double(row[r + j]);
             wb[j * new_rows + i] = row[r + j];
         }
-        if (s != 0) wd[i * dense + r] = T(-sum);
+        for (std::int64_t q = 0; q < s; ++q) wd[i * dense + r + q] = T(-sum);
         if (e != 0) wd[i * dense + r + s] = row[m - 1];
     }
     Panel<T> panel(n);
     panel.add(MatrixView<const T>(v, r, n));
-    if (s != 0) panel.add(MatrixView<const T>(rows.shift, 1, n));
+    if (rows.shift != nullptr) panel.add(MatrixView<const T>(rows.shift, 1, n));
+    if (rows.shift_low != nullptr) panel.add(MatrixView<const T>(rows.shift_low, 1, n));
     if (e != 0) panel.add(MatrixView<const T>(rows.extra, 1, n));
     combine(wd, panel, MatrixView<T>(v, new_rows, n));
     // Sparse part: column j of the result gains sum_p value · wb[row], k contiguous items at a time.

@@ -81,7 +81,7 @@ template <class T> void StreamingSvd<T>::Impl::densify(const Work &w, Rows<T> &d
     materialise(plain, copy.reserve(plain.count() * n));
     dense = w.rows;
     dense.csr = nullptr;
-    dense.shift = nullptr;
+    dense.shift = dense.shift_low = nullptr;
     dense.dense = MatrixView<const T>(copy.data(), plain.count(), n);
 }
 

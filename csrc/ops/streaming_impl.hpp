@@ -174,7 +174,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     Panel<T> panel(std::int64_t state_rows, const Rows<T> &x) const {
         Panel<T> p(n);
         p.add(MatrixView<const T>(v.data(), state_rows, n));
-        p.add(x.dense, x.shift);
+        p.add(x.dense, x.shift, x.shift_low);
         if (x.extra != nullptr) p.add(MatrixView<const T>(x.extra, 1, n));
         return p;
     }
@@ -228,11 +228,13 @@ template <class T> struct StreamingSvd<T>::Impl {
     std::int64_t reported() const {
         const std::int64_t most = std::min(r, opt.rank);
         if (opt.energy <= 0.0) return most;
-        double total = dropped, sum = 0;
-        for (const double x : s) total += x * x;
+        if (r == 0) return 0;
+        const double top = s[0]; // in units of the first, so that squares of extreme values stay in range
+        double total = dropped / top / top, sum = 0;
+        for (const double x : s) total += (x / top) * (x / top);
         std::int64_t k = 0;
         while (k < most && sum < opt.energy * total) {
-            sum += s[std::size_t(k)] * s[std::size_t(k)];
+            sum += (s[std::size_t(k)] / top) * (s[std::size_t(k)] / top);
             ++k;
         }
         return k;

@@ -44,6 +44,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     impl_->seen = st.rows_seen;
     impl_->weight = st.weight;
     impl_->dropped = st.dropped;
+    impl_->skip_gram = int(std::clamp<std::int64_t>(st.skip_gram, 0, 8));
     impl_->clean = false; // measured when somebody looks
     std::copy(st.components.begin(), st.components.end(), impl_->v.data());
 }
@@ -189,6 +190,7 @@ template <class T> StreamingState<T> StreamingSvd<T>::state() {
     st.rows_seen = impl_->seen;
     st.weight = impl_->weight;
     st.dropped = impl_->dropped;
+    st.skip_gram = impl_->skip_gram;
     st.singular_values = impl_->s;
     st.mean = impl_->mean;
     if (impl_->n > 0) st.components.assign(impl_->v.data(), impl_->v.data() + impl_->r * impl_->n);

@@ -193,8 +193,13 @@ template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const
                     throw ValueError("rows: the mean overflows double precision");
                 }
             T *shift = frame.take<T>(n);
-            for (std::int64_t j = 0; j < n; ++j) shift[j] = T(block_mean[j]);
+            T *low = frame.take<T>(n);
+            for (std::int64_t j = 0; j < n; ++j) {
+                shift[j] = T(block_mean[j]);
+                low[j] = T(block_mean[j] - double(shift[j]));
+            }
             x.shift = shift;
+            if (std::is_same_v<T, float>) x.shift_low = low;
         }
         if (past > 0) {
             T *extra = frame.take<T>(n);
@@ -293,9 +298,13 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
         block_mean = frame.take<double>(n);
         new_mean = frame.take<double>(n);
         weighted_mean(x, block_mean);
-        T *shift = frame.take<T>(n);
-        for (std::int64_t j = 0; j < n; ++j) shift[j] = T(block_mean[j]);
+        T *shift = frame.take<T>(n), *low = frame.take<T>(n);
+        for (std::int64_t j = 0; j < n; ++j) {
+            shift[j] = T(block_mean[j]);
+            low[j] = T(block_mean[j] - double(shift[j]));
+        }
         x.shift = shift;
+        if (std::is_same_v<T, float>) x.shift_low = low;
         if (new_weight > 1e-9 * weight) {
             T *extra = frame.take<T>(n);
             const double c = std::sqrt(double(b) * new_weight / weight);

@@ -24,6 +24,10 @@ def library_of(x: Array) -> str:
 
 def as_array(x: Array, name: str) -> Array:
     """Arrays pass through; lists and tuples of numbers become NumPy arrays."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and masks would be ignored; fill it first, e.g. with x.filled(0)")
+    if library_of(x) == "torch" and hasattr(x, "is_neg") and x.is_neg():
+        return x.resolve_neg()  # a lazy minus sign that DLPack does not carry
     if isinstance(x, np.ndarray) or hasattr(x, "__dlpack__"):
         return x
     if isinstance(x, (list, tuple, int, float)):

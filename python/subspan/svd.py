@@ -77,8 +77,8 @@ class StreamingSVD:
     oversample : int, optional
         Directions kept inside beyond ``rank``. What one truncation drops later rows cannot bring back, so a stream with
         a slowly falling spectrum loses energy that the best rank-k approximation has; more directions lose less. By
-        default all directions are kept up to 128 columns, ``2 rank + 64`` below 1024, ``max(rank, min(64, 2 rank + 32))``
-        above.
+        default all directions are kept up to 128 columns, ``2 rank + 64`` below 1024, and
+        ``max(rank, min(64, 2 rank + 32))`` above.
 
     Notes
     -----
@@ -138,6 +138,8 @@ class StreamingSVD:
             raise TypeError(f"rank must be an int, got {type(rank).__name__}")
         if energy is not None and not 0.0 < energy < 1.0:
             raise ValueError(f"energy must be in (0, 1), got {energy}")
+        if oversample is not None and not isinstance(oversample, (int, np.integer)):
+            raise TypeError(f"oversample must be an int, got {type(oversample).__name__}")
         if oversample is not None and oversample < 0:
             raise ValueError(f"oversample must not be negative, got {oversample}")
         self.rank = int(rank)
@@ -389,6 +391,11 @@ class StreamingSVD:
         """Write the stream to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
         state = {k: ("" if v is None else v) for k, v in self.__getstate__().items()}
         path = os.fspath(path)
+        folder = os.path.dirname(path) or "."
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"{path}: there is no folder {folder}")
+        if os.path.isdir(path):
+            raise IsADirectoryError(f"{path} is a folder")
         aside = f"{path}.{os.getpid()}.{threading.get_ident()}.part"
         try:
             with open(aside, "wb") as f:
@@ -422,7 +429,7 @@ class StreamingSVD:
         self = cls.__new__(cls)
         try:
             self.__setstate__(state)
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
+        except Exception as e:  # whatever a wrong member makes the pieces below raise
             raise ValueError(f"{path}: damaged StreamingSVD file ({e})") from e
         return self
 
@@ -529,6 +536,9 @@ def truncated_svd(
         raise ValueError(f"energy must be in (0, 1), got {energy}")
     if tol is not None and not 0.0 < tol < 1.0:
         raise ValueError(f"tol must be in (0, 1), got {tol}")
+    for name, value in (("oversample", oversample), ("power_iterations", power_iterations)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     options = (int(rank or 0), energy or 0.0, tol or 0.0, int(oversample), int(power_iterations))
     key = rng_key(rng)
     if is_sparse(A):
@@ -659,6 +669,8 @@ class FrequentDirections:
         """Add another sketch over the same columns; the error bounds add."""
         if not isinstance(other, FrequentDirections):
             raise TypeError(f"other must be a FrequentDirections, got {type(other).__name__}")
+        if other.n_features != self.n_features:
+            raise ValueError(f"merge: other has {other.n_features} columns, this sketch has {self.n_features}")
         if other._core is None:
             return self
         core = self._make(np.dtype(np.float32 if isinstance(other._core, _core.SketchF32) else np.float64))

@@ -14,15 +14,16 @@ namespace subspan {
 template <class T> struct Panel {
     struct Segment {
         MatrixView<const T> rows;
-        const T *shift; // subtracted from every row when not null (a mean, one entry per column)
+        const T *shift;     // subtracted from every row when not null (a mean, one entry per column)
+        const T *shift_low; // subtracted after it when not null (what rounding the mean to T left out)
     };
     std::vector<Segment> segments;
     std::int64_t rows = 0, cols = 0;
 
     explicit Panel(std::int64_t n) : cols(n) {}
-    Panel &add(MatrixView<const T> v, const T *shift = nullptr) {
+    Panel &add(MatrixView<const T> v, const T *shift = nullptr, const T *shift_low = nullptr) {
         if (v.rows > 0) {
-            segments.push_back({v, shift});
+            segments.push_back({v, shift, shift_low});
             rows += v.rows;
         }
         return *this;

@@ -24,6 +24,7 @@ struct StreamingOptions {
 /// A plain copy of a stream, for saving.
 template <class T> struct StreamingState {
     std::int64_t features = 0, rows_seen = 0;
+    std::int64_t skip_gram = 0; // for how many updates the Gram route is not tried again
     double weight = 0.0, dropped = 0.0; // effective number of rows; squared norm that truncation left out
     std::vector<double> singular_values;
     std::vector<T> components; // singular_values.size() x features, all directions kept inside

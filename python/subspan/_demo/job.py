@@ -34,6 +34,9 @@ def run(options: Any, console: Console) -> StreamingSVD:
     """The whole job; options are those of the command line."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    for path in (options.save, options.picture):
+        if path and not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"{path}: there is no such folder to write to")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
         reading = bar.add_task("reading", total=100)
@@ -51,7 +54,10 @@ def run(options: Any, console: Console) -> StreamingSVD:
         for i in range(0, rows, options.block):
             block = corpus.X[i : i + options.block]
             start = time.perf_counter()
-            svd.update(block)
+            try:
+                svd.update(block)
+            except ValueError as e:
+                raise ValueError(f"{corpus.title}, block of rows from {i} on: {e}") from e
             seconds += time.perf_counter() - start
             bar.update(streaming, completed=min(rows, i + options.block))
         start = time.perf_counter()
@@ -71,8 +77,9 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
     X = corpus.X
     rows, n = X.shape
     density = X.nnz / (rows * n) if is_sparse(X) else 1.0
+    nonzero = f"{100 * density:.2g}% nonzero" if is_sparse(X) else "dense"
     table = Table(title=corpus.title, show_header=False, title_justify="left")
-    table.add_row("rows × columns", f"{rows:,} × {n:,} ({X.dtype}, {100 * density:.2g}% nonzero)")
+    table.add_row("rows × columns", f"{rows:,} × {n:,} ({X.dtype}, {nonzero})")
     table.add_row("rank", str(values.shape[0]))
     total = svd.captured_energy + svd.residual_energy
     if total > 0:
@@ -86,6 +93,8 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
             f"subspace holds {100 * kept / best:.2f}% of its energy, "
             f"singular values {100 * svd.captured_energy / best:.2f}%",
         )
+    elif values.shape[0]:
+        table.add_row("against the exact truncated SVD", "not computed: the matrix is large")
     rate = rows / seconds
     table.add_row("subspan", f"{rate:,.0f} rows/s ({svd})")
     peer = peer_rate(X, values.shape[0], options.block)
@@ -97,7 +106,7 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
         table.add_row("scikit-learn IncrementalPCA", peer)
     console.print(table)
     if values.shape[0] == 0:
-        console.print("all rows are zero: there is no subspace to show")
+        console.print("all rows are zero (of texts: all have the same words), so there is no subspace to show")
         return
     Z = np.asarray(svd.project(np.ascontiguousarray(X) if not is_sparse(X) else X), dtype=np.float64)
     labels, places = by_label(corpus.names, Z)
@@ -108,6 +117,8 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
 def exact_values(X: Any, k: int) -> Any:
     """Singular values by ARPACK or LAPACK, or None where that would take too long."""
     rows, n = X.shape
+    if k == 0:
+        return None
     if not is_sparse(X) and min(rows, n) <= 1500:
         return np.linalg.svd(np.asarray(X, dtype=np.float64), compute_uv=False)[:k]
     if k >= min(rows, n) - 1 or (X.nnz if is_sparse(X) else rows * n) > 50_000_000:
@@ -128,10 +139,11 @@ def peer_rate(X: Any, k: int, block: int) -> float | str:
         from sklearn.decomposition import IncrementalPCA
     except ImportError:
         return "not installed"
+    rows = X.shape[0]
     blocks = [X[i : i + block] for i in range(0, X.shape[0], block)][: PEER_BLOCKS + 1]
     blocks = [b.toarray() if is_sparse(b) else np.array(b) for b in blocks if b.shape[0] == blocks[0].shape[0]]
     if blocks[0].shape[0] < k or len(blocks) < 2:
-        return f"not run: its first batch must have at least {k} rows, and two batches are timed at least"
+        return f"not run: it needs two blocks of {max(k, 1)} rows or more, there are {rows} rows in blocks of {block}"
     peer = IncrementalPCA(n_components=k).partial_fit(blocks[0])
     start = time.perf_counter()
     for b in blocks[1:]:
