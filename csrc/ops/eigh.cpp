@@ -8,6 +8,7 @@
 #include "simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/panel.hpp"
+#include "subspan/parallel.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -268,7 +269,12 @@ template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g
         const double *from = z + (k - 1 - i) * n;
         for (std::int64_t j = 0; j < n; ++j) vectors[i * n + j] = T(from[j]);
     }
-    apply_reflectors<T>(n, ld, k, reflectors, tau, vectors);
+    // Rows are independent of one another: one part a thread, and the same bits whatever the parts.
+    const std::int64_t parts = double(n) * double(n) * double(k) > 2e6 ? std::min<std::int64_t>(num_threads(), k) : 1;
+    parallel_for(parts, [&](std::int64_t p) {
+        const std::int64_t first = k * p / parts, last = k * (p + 1) / parts;
+        apply_reflectors<T>(n, ld, last - first, reflectors, tau, vectors + first * n);
+    });
 }
 
 template void eigh_top<float>(std::int64_t, std::int64_t, const double *, double *, float *);

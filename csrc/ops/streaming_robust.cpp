@@ -166,7 +166,7 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
 
 template <class T> void StreamingSvd<T>::Impl::tall(Work &w) {
     Frame frame;
-    const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(n, 64), k = std::min(keep, n);
+    const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(2 * n, 64), k = std::min(keep, n);
     const std::int64_t most = n + std::min(piece, rr + b);
     T *a = frame.take<T>(most * n), *rows = frame.take<T>(piece * n), *tau = frame.take<T>(n);
     T *work = frame.take<T>(64 * n);

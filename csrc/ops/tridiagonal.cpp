@@ -6,6 +6,7 @@
 #include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/panel.hpp"
+#include "subspan/parallel.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -182,25 +183,37 @@ template <int Bytes> SUBSPAN_INLINE bool secular_root(const Secular &q, std::int
     return false;
 }
 
-struct SecularKernel {
-    template <int Bytes> static SUBSPAN_INLINE void run(Secular *q) {
+// Roots [begin, end) and their rows of differences.
+struct RootsKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(Secular *q, std::int64_t begin, std::int64_t end) {
         const std::int64_t K = q->K;
         const double *d = q->d;
-        double *prod = q->prod;
-        for (std::int64_t j = 0; j < K; ++j) {
+        for (std::int64_t j = begin; j < end; ++j) {
             std::int64_t origin = j;
             double mu = 0;
             if (!secular_root<Bytes>(*q, j, origin, mu)) {
                 q->failed = true;
                 return;
             }
-            const double at = d[origin], dj = d[j];
+            const double at = d[origin];
             q->lambda[j] = at + mu;
             double *row = q->diff + j * K;
             for (std::int64_t i = 0; i < K; ++i) row[i] = (d[i] - at) - mu;
-            for (std::int64_t i = 0; i < j; ++i) prod[i] *= row[i] / (d[i] - dj);
-            prod[j] *= -row[j];
-            for (std::int64_t i = j + 1; i < K; ++i) prod[i] *= row[i] / (d[i] - dj);
+        }
+    }
+};
+
+// prod_i for i in [begin, end), in the order of the roots.
+struct ProductsKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const Secular *q, std::int64_t begin, std::int64_t end) {
+        const double *d = q->d;
+        double *prod = q->prod;
+        for (std::int64_t j = 0; j < q->K; ++j) {
+            const double dj = d[j];
+            const double *row = q->diff + j * q->K;
+            for (std::int64_t i = begin; i < std::min(end, j); ++i) prod[i] *= row[i] / (d[i] - dj);
+            if (j >= begin && j < end) prod[j] *= -row[j];
+            for (std::int64_t i = std::max(begin, j + 1); i < end; ++i) prod[i] *= row[i] / (d[i] - dj);
         }
     }
 };
@@ -247,8 +260,13 @@ class Solver {
         d_[first + n1 - 1] -= rho;
         d_[first + n1] -= rho;
         e_[first + n1 - 1] = 0.0;
-        solve(first, n1, n1);
-        solve(first + n1, n2, n2);
+        // The halves share nothing; near the root they are worth waking a thread for.
+        if (n >= 192) {
+            parallel_for(2, [&](std::int64_t half) { half == 0 ? solve(first, n1, n1) : solve(first + n1, n2, n2); });
+        } else {
+            solve(first, n1, n1);
+            solve(first + n1, n2, n2);
+        }
         merge(first, n1, n2, beta, keep);
     }
 
@@ -333,11 +351,24 @@ class Solver {
             sum += wk[i];
         }
         Frame frame;
-        double *diff_all = frame.take<double>(K * K), *delta = frame.take<double>(n);
-        Secular secular{K,     dk.data(), wk.data(),   1.0 / rho,     rho * sum,
-                        delta, diff_all,  prod.data(), lambda.data(), false};
-        simd::dispatch<SecularKernel>(&secular);
-        if (secular.failed) throw LinAlgError("tridiagonal eigenproblem: the secular equation did not converge");
+        double *diff_all = frame.take<double>(K * K);
+        // A few parts, each with its own work array: more than threads, so that they even out.
+        const std::int64_t parts = K >= 128 ? std::min<std::int64_t>(2 * num_threads(), K / 32) : 1;
+        std::vector<Secular> secular(static_cast<std::size_t>(parts),
+                                     Secular{K, dk.data(), wk.data(), 1.0 / rho, rho * sum, nullptr, diff_all,
+                                             prod.data(), lambda.data(), false});
+        for (std::int64_t p = 0; p < parts; ++p) secular[std::size_t(p)].delta = frame.take<double>(K);
+        parallel_for(parts, [&](std::int64_t p) {
+            simd::dispatch<RootsKernel>(&secular[std::size_t(p)], K * p / parts, K * (p + 1) / parts);
+        });
+        bool failed = false;
+        for (const auto &q : secular) failed = failed || q.failed;
+        if (!failed)
+            parallel_for(parts, [&](std::int64_t p) {
+                const Secular *q = &secular[std::size_t(p)];
+                simd::dispatch<ProductsKernel>(q, K * p / parts, K * (p + 1) / parts);
+            });
+        if (failed) throw LinAlgError("tridiagonal eigenproblem: the secular equation did not converge");
 
         // Ascending order of all eigenvalues; those below n - keep get no vector.
         struct Entry {
