@@ -18,8 +18,9 @@ namespace {
 using simd::PackSource;
 using simd::Vec;
 
-constexpr std::int64_t kDepth = 128;       // columns of a packed chunk: nr x kDepth stays in L1
-constexpr std::int64_t kFlush = 16;        // chunks summed in T before they go to double
+constexpr std::int64_t kDepth = 128;       // depth of a packed chunk: nr x kDepth stays in L1
+constexpr std::int64_t kGramDepth = 256;   // its tiles are narrower; longer pieces of rows come faster from memory
+constexpr std::int64_t kFlush = 8;        // chunks summed in T before they go to double
 constexpr std::int64_t kSlices = 16;       // at most; the partition depends on the columns alone, never on threads
 constexpr std::int64_t kSliceColumns = 1024; // at least
 
@@ -105,11 +106,11 @@ template <class T> struct GramKernel {
         constexpr int MR = Shape<Bytes>::mr, NV = Shape<Bytes>::nv_gram, NR = NV * Vec<T, Bytes>::lanes;
         const std::int64_t m = g->panel->rows, mp = round_up(m, NR);
         Frame frame;
-        T *packed = frame.take<T>(mp * kDepth), *acc = frame.take<T>(mp * mp);
+        T *packed = frame.take<T>(mp * kGramDepth), *acc = frame.take<T>(mp * mp);
         const std::int64_t first = g->first_row / MR * MR;
         std::int64_t pending = 0;
-        for (std::int64_t c = g->begin; c < g->end; c += kDepth) {
-            const std::int64_t depth = std::min(kDepth, g->end - c);
+        for (std::int64_t c = g->begin; c < g->end; c += kGramDepth) {
+            const std::int64_t depth = std::min(kGramDepth, g->end - c);
             std::int64_t lane = 0;
             for (const auto &s : g->panel->segments) {
                 const PackSource<T> src{s.rows.data + c * s.rows.col_stride, s.rows.row_stride, s.rows.col_stride,
@@ -269,7 +270,7 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
     const std::int64_t triangle = m * m;
     std::fill(g + first_row * m, g + triangle, 0.0);
     if (m == 0 || n == 0) return;
-    const std::int64_t length = round_up(std::max(kSliceColumns, (n + kSlices - 1) / kSlices), kDepth);
+    const std::int64_t length = round_up(std::max(kSliceColumns, (n + kSlices - 1) / kSlices), kGramDepth);
     const std::int64_t slices = (n + length - 1) / length;
     // Slice sums are added in the order of the slices, so the result does not depend on the number of threads. A slice
     // of one flush may go straight into g when it is alone: 0 + x is x.
@@ -278,7 +279,7 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
         launch<GramKernel<T>>(&args);
     };
     const bool alone = num_threads() == 1 || slices == 1 || double(n) * double(m) * double(m) < 2 * kAlone;
-    if (alone && length <= kFlush * kDepth) {
+    if (alone && length <= kFlush * kGramDepth) {
         for (std::int64_t s = 0; s < slices; ++s) run(s, g);
         return;
     }
