@@ -191,7 +191,7 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
             off = std::max(off, std::abs(g[i * l + i] - 1.0));
             trace += g[i * l + i];
         }
-        if (!std::isfinite(trace)) throw LinAlgError("orthonormalisation: the rows hold NaN, infinity or overflow");
+        if (!std::isfinite(trace)) throw LinAlgError("orthonormalisation: squares of the rows are not finite; scale the data");
         if (off <= good) break;
         // Where Cholesky meets a pivot that rounding made, a shift keeps it positive and the next pass repairs it;
         // a row that stays dependent has no direction of its own and needs a completion.

@@ -190,15 +190,9 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
     for (std::int64_t i = 0; i < kept; ++i) {
         const double si = std::sqrt(l[i]);
         sigma[std::size_t(i)] = si;
-        // <v'_i, v_j> = s'_i W_ij / s_j: the sign follows the old component that the new one is closest to.
-        double best = 0, sign = 1;
-        for (std::int64_t j = 0; j < w.r; ++j) {
-            const double o = double(vec[i * m + j]) / w.scale[std::size_t(j)];
-            if (std::abs(o) > best) {
-                best = std::abs(o);
-                sign = o < 0 ? -1 : 1;
-            }
-        }
+        // <v'_i, v_j> = s'_i W_ij / s_j
+        const double sign = closest_sign(
+            w.r, [&](std::int64_t j) { return double(vec[i * m + j]) / w.scale[std::size_t(j)]; });
         for (std::int64_t j = 0; j < m; ++j)
             rot[i * m + j] = T(sign * double(vec[i * m + j]) * w.scale[std::size_t(j)] / si);
     }

@@ -195,6 +195,19 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     bool gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy);
 
+    // The sign of the overlap with the old component that a new one is closest to: signs stay stable along a stream.
+    template <class F> static double closest_sign(std::int64_t count, F &&overlap) {
+        double best = 0, sign = 1;
+        for (std::int64_t j = 0; j < count; ++j) {
+            const double o = overlap(j);
+            if (std::abs(o) > best) {
+                best = std::abs(o);
+                sign = o < 0 ? -1 : 1;
+            }
+        }
+        return sign;
+    }
+
     void commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out);
     // Nothing but zeros so far.
     void commit_nothing(const Work &w);

@@ -101,12 +101,7 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     std::vector<double> out(static_cast<std::size_t>(kept));
     for (std::int64_t i = 0; i < kept; ++i) {
         out[std::size_t(i)] = std::sqrt(sigma[i]);
-        double best = 0, sign = 1;
-        for (std::int64_t j = 0; j < rr; ++j)
-            if (std::abs(y[i * mq + j]) > best) {
-                best = std::abs(y[i * mq + j]);
-                sign = y[i * mq + j] < 0 ? -1 : 1;
-            }
+        const double sign = closest_sign(rr, [&](std::int64_t j) { return y[i * mq + j]; });
         for (std::int64_t j = 0; j < rr; ++j) rot[i * m + j] = T(sign * z1[i * rr + j]);
         for (std::int64_t j = 0; j < q; ++j) rot[i * m + rr + order[j]] = T(sign * z2[i * q + j]);
     }
@@ -147,16 +142,12 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
     std::vector<double> out(static_cast<std::size_t>(kept));
     for (std::int64_t i = 0; i < kept; ++i) {
         out[std::size_t(i)] = std::sqrt(sigma[i]);
-        double best = 0, sign = 1; // <v'_i, v_j> = Y_i · (row j of Rᵀ) / s_j
-        for (std::int64_t j = 0; j < rr; ++j) {
+        // <v'_i, v_j> = Y_i · (row j of Rᵀ) / s_j
+        const double sign = closest_sign(rr, [&](std::int64_t j) {
             double o = 0;
             for (std::int64_t q = 0; q <= std::min(j, p - 1); ++q) o += y[i * p + q] * rt[j * p + q];
-            o /= w.scale[std::size_t(j)];
-            if (std::abs(o) > best) {
-                best = std::abs(o);
-                sign = o < 0 ? -1 : 1;
-            }
-        }
+            return o / w.scale[std::size_t(j)];
+        });
         for (std::int64_t j = 0; j < p; ++j) rot[i * p + j] = T(sign * y[i * p + j]);
     }
     combine(rot, Panel<T>(n).add(MatrixView<const T>(a.data(), p, n)), MatrixView<T>(v.data(), kept, n));
@@ -223,15 +214,11 @@ template <class T> void StreamingSvd<T>::Impl::tall(Work &w) {
     std::vector<T> fresh(std::size_t(sel.rank * n));
     for (std::int64_t i = 0; i < sel.rank; ++i) {
         out[std::size_t(i)] = std::sqrt(sigma[i]);
-        double best = 0, sign = 1;
-        for (std::int64_t j = 0; j < rr; ++j) {
+        const double sign = closest_sign(rr, [&](std::int64_t j) {
             double o = 0;
             for (std::int64_t q = 0; q < n; ++q) o += y[i * n + q] * double(v.data()[j * n + q]);
-            if (std::abs(o) > best) {
-                best = std::abs(o);
-                sign = o < 0 ? -1 : 1;
-            }
-        }
+            return o;
+        });
         for (std::int64_t q = 0; q < n; ++q) fresh[std::size_t(i * n + q)] = T(sign * y[i * n + q]);
     }
     std::copy(fresh.begin(), fresh.end(), v.data());

@@ -255,12 +255,7 @@ template <class T> void StreamingSvd<T>::Impl::fold() {
                      MatrixView<double>(t, r, r));
         T *rot = frame.take<T>(r * r);
         for (std::int64_t i = 0; i < r; ++i) {
-            double best = 0, sign = 1;
-            for (std::int64_t j = 0; j < r; ++j)
-                if (std::abs(y[i * r + j]) > best) {
-                    best = std::abs(y[i * r + j]);
-                    sign = y[i * r + j] < 0 ? -1 : 1;
-                }
+            const double sign = closest_sign(r, [&](std::int64_t j) { return y[i * r + j]; });
             for (std::int64_t j = 0; j < r; ++j) rot[i * r + j] = T(sign * t[i * r + j]);
         }
         combine(rot, p, MatrixView<T>(v.data(), r, n));
@@ -350,12 +345,7 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
     std::vector<double> out(static_cast<std::size_t>(kept));
     for (std::int64_t i = 0; i < kept; ++i) {
         out[std::size_t(i)] = std::sqrt(l[i]);
-        double best = 0, sign = 1;
-        for (std::int64_t j = 0; j < r; ++j)
-            if (std::abs(y[i * r + j]) > best) {
-                best = std::abs(y[i * r + j]);
-                sign = y[i * r + j] < 0 ? -1 : 1;
-            }
+        const double sign = closest_sign(r, [&](std::int64_t j) { return y[i * r + j]; });
         for (std::int64_t j = 0; j < r; ++j) rot[i * r + j] = T(sign * y[i * r + j]);
     }
     if (kept > 0)

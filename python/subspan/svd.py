@@ -414,9 +414,7 @@ class StreamingSVD:
                 raw = {k.removesuffix(".npy"): _read_member(archive, k) for k in archive.namelist()}
         except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
-        except (
-            Exception
-        ) as e:  # a damaged archive can raise anything: BadZipFile, NotImplementedError, MemoryError, ...
+        except Exception as e:  # a damaged archive can raise anything: BadZipFile, NotImplementedError, MemoryError
             raise ValueError(f"{path}: not a readable StreamingSVD file ({e})") from e
         missing = {"format", "rank", "dtype", "library"} - raw.keys()
         if missing:
