@@ -97,7 +97,7 @@ def test_single_rows(versus):
             svd.update(block)
         return svd.singular_values
 
-    versus("svd-f32-single-rows", one_by_one, in_blocks, repeats=2)
+    versus("svd-f32-single-rows", one_by_one, in_blocks, flops=2000 / 64 * flops(n, k, 64), repeats=2)
 
 
 def test_csr(versus):
@@ -113,7 +113,11 @@ def test_csr(versus):
         peer.partial_fit(d)
     left, right = itertools.cycle(blocks), itertools.cycle(dense)
     versus(
-        "svd-f32-csr-n32768-k64-b256", lambda: ours.update(next(left)), lambda: peer.partial_fit(next(right)), repeats=2
+        "svd-f32-csr-n32768-k64-b256",
+        lambda: ours.update(next(left)),
+        lambda: peer.partial_fit(next(right)),
+        flops=3 * n * k * k + 4 * 0.01 * b * n * k,  # the dense basis measured and rotated, and each nonzero twice
+        repeats=2,
     )
 
 
@@ -145,6 +149,7 @@ def test_drop_in(versus):
         "sklearn-drop-in-f32-n4096-k128-b128",
         lambda: ours.partial_fit(next(left)),
         lambda: peer.partial_fit(next(right)),
+        flops=flops(n, k, b),
     )
 
 
@@ -157,6 +162,8 @@ def test_drop_in_fit(versus):
         "sklearn-fit-f64-n200",
         lambda: DropIn(n_components=10).fit(rows),
         lambda: IncrementalPCA(n_components=10).fit(rows),
+        flops=rows.shape[0] * rows.shape[1] ** 2,  # the Gram matrix of the columns
+        dtype="float64",
         repeats=2,
     )
 

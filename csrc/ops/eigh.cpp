@@ -19,20 +19,7 @@ namespace {
 constexpr std::int64_t kPanel = 32; // columns reduced between two updates of the rest
 constexpr std::int64_t kBack = 48;  // reflectors applied at a time: the width of a register tile
 
-template <class T, int Bytes> SUBSPAN_INLINE T dot(const T *x, const T *y, std::int64_t n) {
-    using V = simd::Vec<T, Bytes>;
-    constexpr int W = V::lanes;
-    typename V::type a{}, b{};
-    std::int64_t i = 0;
-    for (; i + 2 * W <= n; i += 2 * W) {
-        a += V::load(x + i) * V::load(y + i);
-        b += V::load(x + i + W) * V::load(y + i + W);
-    }
-    a += b;
-    T s = V::sum(a);
-    for (; i < n; ++i) s += x[i] * y[i];
-    return s;
-}
+using simd::dot;
 
 // y[0, n) += sum_q f_q · row q of a, for `rows` rows of stride ld: y stays in registers.
 template <class T, int Bytes>

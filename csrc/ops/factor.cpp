@@ -24,17 +24,7 @@ struct CholeskyKernel {
             double *ri = a + i * n;
             for (std::int64_t j = 0; j <= i; ++j) {
                 const double *rj = a + j * n;
-                constexpr int W = simd::Vec<double, Bytes>::lanes;
-                using V = simd::Vec<double, Bytes>;
-                typename V::type v0{}, v1{};
-                std::int64_t p = 0;
-                for (; p + 2 * W <= j; p += 2 * W) {
-                    v0 += V::load(ri + p) * V::load(rj + p);
-                    v1 += V::load(ri + p + W) * V::load(rj + p + W);
-                }
-                v0 += v1;
-                double s = V::sum(v0);
-                for (; p < j; ++p) s += ri[p] * rj[p];
+                double s = simd::dot<double, Bytes>(ri, rj, j);
                 s = ri[j] - s;
                 if (j < i) {
                     ri[j] = rj[j] > 0.0 ? s / rj[j] : 0.0;
@@ -60,8 +50,6 @@ struct PivotedArgs {
 
 struct PivotedKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(PivotedArgs *p) {
-        using V = simd::Vec<double, Bytes>;
-        constexpr int W = V::lanes;
         const std::int64_t n = p->n;
         double *a = p->a, *l = p->l, *rest = p->rest;
         std::fill_n(l, n * n, 0.0);
@@ -88,15 +76,7 @@ struct PivotedKernel {
             l[j * n + j] = pivot;
             for (std::int64_t i = j + 1; i < n; ++i) {
                 double *li = l + i * n;
-                typename V::type v0{}, v1{};
-                std::int64_t c = 0;
-                for (; c + 2 * W <= j; c += 2 * W) {
-                    v0 += V::load(li + c) * V::load(lj + c);
-                    v1 += V::load(li + c + W) * V::load(lj + c + W);
-                }
-                v0 += v1;
-                double s = V::sum(v0);
-                for (; c < j; ++c) s += li[c] * lj[c];
+                const double s = simd::dot<double, Bytes>(li, lj, j);
                 const double x = (a[i * n + j] - s) / pivot;
                 li[j] = x;
                 rest[i] -= x * x;

@@ -253,7 +253,7 @@ template <class T> struct GemmColsKernel { // A packed whole
     }
 };
 
-// Waking a thread costs some ten microseconds: products below this many multiplications stay with the caller.
+// Products below this many multiplications stay with the caller: waking a thread would cost more than it saves.
 constexpr double kAlone = 4e6;
 
 void for_tasks(std::int64_t tasks, double work, const std::function<void(std::int64_t)> &body) {

@@ -107,6 +107,22 @@ template <class T, int Bytes> struct Vec {
 #endif
 };
 
+/// x · y, two chains of vectors.
+template <class T, int Bytes> SUBSPAN_INLINE T dot(const T *x, const T *y, std::int64_t n) {
+    using V = Vec<T, Bytes>;
+    constexpr int W = V::lanes;
+    typename V::type a{}, b{};
+    std::int64_t i = 0;
+    for (; i + 2 * W <= n; i += 2 * W) {
+        a += V::load(x + i) * V::load(y + i);
+        b += V::load(x + i + W) * V::load(y + i + W);
+    }
+    a += b;
+    T s = V::sum(a);
+    for (; i < n; ++i) s += x[i] * y[i];
+    return s;
+}
+
 #ifdef SUBSPAN_MULTI_ISA
 template <class K, class... A> SUBSPAN_TARGET_AVX2 void run_avx2(A... a) { K::template run<32>(a...); }
 template <class K, class... A> SUBSPAN_TARGET_AVX512 void run_avx512(A... a) { K::template run<64>(a...); }

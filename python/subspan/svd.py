@@ -83,7 +83,7 @@ class StreamingSVD:
     Notes
     -----
     With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on
-    the Gram route, about 1.5 times as much on the robust one, and ``O((k + b)**3)`` for the core. Work memory is less
+    the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the core. Work memory is less
     than ``3 (k + b) n`` items, and some ten matrices of doubles of the core's size ``(k + b)**2``; nothing of size
     ``n × n`` exists but where ``n <= 256``. Blocks thinner than half of ``k`` are collected, so single rows cost what
     blocks cost; taller ones than ``2 k`` are split.
@@ -414,7 +414,7 @@ class StreamingSVD:
                 raw = {k.removesuffix(".npy"): _read_member(archive, k) for k in archive.namelist()}
         except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
-        except Exception as e:  # a damaged archive can raise anything: BadZipFile, NotImplementedError, MemoryError
+        except Exception as e:  # a damaged archive can raise almost anything, MemoryError included
             raise ValueError(f"{path}: not a readable StreamingSVD file ({e})") from e
         missing = {"format", "rank", "dtype", "library"} - raw.keys()
         if missing:
@@ -615,7 +615,7 @@ class FrequentDirections:
 
     Notes
     -----
-    A buffer of ``2 size`` rows shrinks when it is full: ``6 size n`` flops a row on average. Ghashami, Liberty,
+    A buffer of ``2 size`` rows shrinks when it is full: ``8 size n`` flops a row on average. Ghashami, Liberty,
     Phillips and Woodruff, SIAM J. Comput. 45 (2016).
 
     Examples

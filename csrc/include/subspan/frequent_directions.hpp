@@ -9,7 +9,7 @@
 namespace subspan {
 
 /// Ghashami, Liberty, Phillips and Woodruff, SIAM J. Comput. 45 (2016). The buffer holds 2·size rows and shrinks when
-/// it is full, so a row costs 6·size·n flops on average. Rows that came after the last shrink are part of the sketch.
+/// it is full, so a row costs 8·size·n flops on average. Rows that came after the last shrink are part of the sketch.
 /// An exception leaves the sketch as it was. Not thread-safe.
 template <class T> class FrequentDirections {
   public:
