@@ -415,6 +415,8 @@ def test_project_reconstruct_residual(rng):
     np.testing.assert_allclose(back, z @ v + mean, atol=1e-12)
     np.testing.assert_allclose(svd.residual(a), np.sum((a - back) ** 2, axis=1), rtol=1e-9)
     np.testing.assert_allclose(svd.residual(sparse.csr_array(a)), svd.residual(a))
+    many = np.tile(a, (12, 1))  # several strips
+    np.testing.assert_allclose(svd.residual(sparse.csc_array(many)), svd.residual(many))
 
 
 def test_tiny_residuals_keep_their_digits(rng):

@@ -326,7 +326,11 @@ class StreamingSVD:
         """
         self._require_rows()
         if is_sparse(X):
-            X = X.toarray()
+            r, _ = output(out, (X.shape[0],), check_float(X, "X"), "numpy")
+            rows = X.tocsr()
+            for i in range(0, X.shape[0], 256):  # residuals are dense: a strip at a time
+                self._core.residual(rows[i : i + 256].toarray(), r[i : i + 256])
+            return r
         X = as_array(X, "X")
         dtype = check_float(X, "X")
         _require_2d(X, "X")
