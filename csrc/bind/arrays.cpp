@@ -154,4 +154,94 @@ void Array::require_dtype(DType d) const {
                              dtype_name());
 }
 
+void Array::require_matrices() const {
+    if (ndim() < 2)
+        throw py::value_error(std::string(name_) + " must have at least 2 dimensions, got shape " + shape_text());
+}
+
+void Array::require_rows() const {
+    if (ndim() < 1)
+        throw py::value_error(std::string(name_) + " must have at least 1 dimension, got shape " + shape_text());
+}
+
+std::vector<std::int64_t> Array::leading_strides(const std::vector<std::int64_t> &batch, std::size_t core) const {
+    const std::size_t mine = shape_.size() - core;
+    std::vector<std::int64_t> strides(batch.size(), 0);
+    bool fits = mine <= batch.size();
+    for (std::size_t a = 0; fits && a < mine; ++a) {
+        const std::size_t b = batch.size() - mine + a;
+        if (shape_[a] == batch[b])
+            strides[b] = shape_[a] == 1 ? 0 : strides_[a];
+        else
+            fits = shape_[a] == 1;
+    }
+    if (!fits) {
+        std::string text;
+        for (const auto n : batch) text += (text.empty() ? "" : ", ") + std::to_string(n);
+        throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() +
+                              ", do not broadcast to (" + text + (batch.size() == 1 ? ",)" : ")"));
+    }
+    return strides;
+}
+
+std::vector<std::int64_t> broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arrays) {
+    std::vector<std::int64_t> batch;
+    for (const auto &[a, core] : arrays) {
+        const auto lead = a->leading(core);
+        if (lead.size() > batch.size()) batch.insert(batch.begin(), lead.size() - batch.size(), 1);
+        for (std::size_t i = 0; i < lead.size(); ++i) {
+            auto &b = batch[batch.size() - lead.size() + i];
+            if (b == 1)
+                b = lead[i];
+            else if (lead[i] != 1 && lead[i] != b)
+                throw py::value_error("leading axes of " + std::string(a->name()) + ", shape " + a->shape_text() +
+                                      ", do not broadcast with those of the other arguments");
+        }
+    }
+    return batch;
+}
+
+namespace {
+
+// First and one past the last byte that an array touches.
+std::pair<const char *, const char *> extent(const Array &a) {
+    const std::int64_t item = a.dtype() == DType::f32 ? 4 : 8;
+    std::int64_t low = 0, high = 0;
+    for (int i = 0; i < a.ndim(); ++i) {
+        if (a.shape(i) == 0) return {nullptr, nullptr};
+        (a.stride(i) < 0 ? low : high) += (a.shape(i) - 1) * a.stride(i);
+    }
+    const auto *p = static_cast<const char *>(a.data());
+    return {p + low * item, p + (high + 1) * item};
+}
+
+py::array as_numpy(const Array &a) {
+    std::vector<py::ssize_t> shape, strides;
+    const py::ssize_t item = a.dtype() == DType::f32 ? 4 : 8;
+    for (int i = 0; i < a.ndim(); ++i) {
+        shape.push_back(py::ssize_t(a.shape(i)));
+        strides.push_back(py::ssize_t(a.stride(i)) * item);
+    }
+    return py::array(py::dtype(a.dtype_name()), shape, strides, a.data(), py::none());
+}
+
+} // namespace
+
+void require_apart(const Array &out, const Array &other, bool same) {
+    for (int i = 0; i < out.ndim(); ++i)
+        if (out.stride(i) == 0 && out.shape(i) > 1)
+            throw py::value_error(std::string(out.name()) + " is a broadcast view: several of its elements are one");
+    if (same && out.data() == other.data() && out.ndim() == other.ndim()) {
+        bool equal = true;
+        for (int i = 0; i < out.ndim(); ++i)
+            equal = equal && out.shape(i) == other.shape(i) && (out.shape(i) <= 1 || out.stride(i) == other.stride(i));
+        if (equal) return;
+    }
+    const auto a = extent(out), b = extent(other);
+    if (a.first == nullptr || b.first == nullptr || a.second <= b.first || b.second <= a.first) return;
+    if (py::cast<bool>(py::module_::import("numpy").attr("shares_memory")(as_numpy(out), as_numpy(other))))
+        throw py::value_error(std::string(out.name()) + " overlaps " + other.name() +
+                              (same ? " without being the same view" : "") + "; the result would depend on the order of writes");
+}
+
 } // namespace subspan::bind

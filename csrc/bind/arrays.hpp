@@ -4,10 +4,14 @@
 
 #include "subspan/views.hpp"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace subspan::bind {
@@ -31,6 +35,8 @@ class Array {
     const char *dtype_name() const { return dtype_ == DType::f32 ? "float32" : "float64"; }
     int ndim() const { return int(shape_.size()); }
     std::int64_t shape(int i) const { return shape_[std::size_t(i)]; }
+    std::int64_t stride(int i) const { return strides_[std::size_t(i)]; } // in elements
+    const void *data() const { return data_; }
     std::string shape_text() const;
     const char *name() const { return name_; }
 
@@ -39,6 +45,26 @@ class Array {
         require_ndim(2);
         return {static_cast<T *>(data_), shape_[0], shape_[1], strides_[0], strides_[1]};
     }
+    /// The last two axes as matrices of a stack over `batch`, to which the leading axes are broadcast.
+    template <class T> StackView<T> stack(const std::vector<std::int64_t> &batch) const {
+        require_matrices();
+        const std::size_t d = shape_.size();
+        return {MatrixView<T>(static_cast<T *>(data_), shape_[d - 2], shape_[d - 1], strides_[d - 2], strides_[d - 1]),
+                batch, leading_strides(batch, 2)};
+    }
+    /// The last axis as 1 x n matrices of a stack, likewise.
+    template <class T> StackView<T> row_stack(const std::vector<std::int64_t> &batch) const {
+        require_rows();
+        const std::size_t d = shape_.size();
+        return {MatrixView<T>(static_cast<T *>(data_), 1, shape_[d - 1], 0, strides_[d - 1]), batch,
+                leading_strides(batch, 1)};
+    }
+    /// Leading axes before the last `core` ones.
+    std::vector<std::int64_t> leading(int core = 2) const {
+        return {shape_.begin(), shape_.end() - std::min<std::ptrdiff_t>(core, std::ptrdiff_t(shape_.size()))};
+    }
+    void require_matrices() const;
+    void require_rows() const;
     /// The array as a contiguous vector; ValueError otherwise.
     template <class T> T *vector(std::int64_t size) const {
         require_ndim(1);
@@ -49,6 +75,7 @@ class Array {
     void require_dtype(DType d) const;
 
   private:
+    std::vector<std::int64_t> leading_strides(const std::vector<std::int64_t> &batch, std::size_t core) const;
     void require_vector(std::int64_t size) const;
     void from_numpy(const py::array &a, bool writable);
     void from_dlpack(py::handle obj, bool writable);
@@ -62,6 +89,13 @@ class Array {
     void *managed_ = nullptr;                   // a DLPack tensor to release
     bool versioned_ = false;
 };
+
+/// Shape to which leading axes broadcast, as in NumPy; `core` counts the trailing axes of each array that do not.
+std::vector<std::int64_t> broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arrays);
+
+/// ValueError when writing `out` would change `other` before it is read: they share memory and are not the same view.
+/// With `same` they may be the same view. Also when two elements of `out` are one.
+void require_apart(const Array &out, const Array &other, bool same = false);
 
 /// Calls f with a value of the dtype's C++ type: one switch inside each binding.
 template <class F> decltype(auto) dispatch(DType d, F &&f) {

@@ -6,4 +6,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     subspan::bind::register_streaming(m);
     subspan::bind::register_decompositions(m);
     subspan::bind::register_frequent_directions(m);
+    subspan::bind::register_apply_core(m);
+    subspan::bind::register_householder(m);
+    subspan::bind::register_orthonormalize(m);
 }

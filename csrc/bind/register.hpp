@@ -8,5 +8,8 @@ void register_runtime(pybind11::module_ &m);
 void register_streaming(pybind11::module_ &m);
 void register_decompositions(pybind11::module_ &m);
 void register_frequent_directions(pybind11::module_ &m);
+void register_apply_core(pybind11::module_ &m);
+void register_householder(pybind11::module_ &m);
+void register_orthonormalize(pybind11::module_ &m);
 
 } // namespace subspan::bind

@@ -25,6 +25,8 @@ void register_runtime(py::module_ &m) {
     m.def("isa_available", [] { return std::string(isa_name(isa_available())); });
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads, py::arg("n"));
+    m.def("work_memory_peak", &work_memory_peak);
+    m.def("reset_work_memory_peak", &reset_work_memory_peak);
     m.def("load_lapack", &load_lapack);
     m.def("build_info", [] {
         py::dict d;

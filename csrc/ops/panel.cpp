@@ -3,6 +3,7 @@
 // that machine; see docs/notes/kernels.md.
 #include "subspan/panel.hpp"
 
+#include "micro.hpp"
 #include "pack.hpp"
 #include "scratch.hpp"
 #include "simd.hpp"
@@ -15,7 +16,11 @@
 namespace subspan {
 namespace {
 
+using simd::block;
+using simd::micro;
 using simd::PackSource;
+using simd::round_up;
+using simd::Shape;
 using simd::Vec;
 
 constexpr std::int64_t kDepth = 128;       // depth of a packed chunk: nr x kDepth stays in L1
@@ -23,75 +28,6 @@ constexpr std::int64_t kGramDepth = 256;   // its tiles are narrower; longer pie
 constexpr std::int64_t kFlush = 8;        // chunks summed in T before they go to double
 constexpr std::int64_t kSlices = 16;       // at most; the partition depends on the columns alone, never on threads
 constexpr std::int64_t kSliceColumns = 1024; // at least
-
-template <int Bytes> struct Shape {
-    static constexpr int mr = Bytes == 64 ? 8 : Bytes == 32 ? 4 : 2;
-    static constexpr int nv = 3;
-    // Narrower tiles waste less on the diagonal of a triangle; they are as fast while both operands come from L1 and L2.
-    static constexpr int nv_gram = Bytes == 64 ? 2 : 3;
-};
-
-// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]
-template <class T, int Bytes, int NV = Shape<Bytes>::nv>
-SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
-                          std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
-    using V = Vec<T, Bytes>;
-    constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
-    typename V::type acc[MR][NV];
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
-    for (std::int64_t d = 0; d < depth; ++d) {
-        typename V::type y[NV];
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < MR; ++r) {
-            const T x = a[r];
-#pragma GCC unroll 4
-            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
-        }
-        a += sa;
-        b += sb;
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) {
-            T *p = c + r * ldc + q * W;
-            V::store(p, add ? V::load(p) + acc[r][q] : acc[r][q]);
-        }
-}
-
-// The same for a tile that sticks out of C: through a full tile on the stack.
-template <class T, int Bytes>
-SUBSPAN_INLINE void micro_edge(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,
-                               bool add, int rows, int cols) {
-    constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-    alignas(64) T tile[MR * NR];
-    micro<T, Bytes>(depth, a, sa, b, tile, NR, false);
-    for (int r = 0; r < rows; ++r)
-        for (int j = 0; j < cols; ++j) c[r * ldc + j] = add ? c[r * ldc + j] + tile[r * NR + j] : tile[r * NR + j];
-}
-
-// A block of C, rows x cols, from packed operands: A in panels of mr, B in panels of nr, both `depth` deep.
-template <class T, int Bytes>
-SUBSPAN_INLINE void block(std::int64_t depth, const T *a, const T *b, T *c, std::int64_t ldc, std::int64_t rows,
-                          std::int64_t cols, bool add) {
-    constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-    for (std::int64_t j = 0; j < cols; j += NR)
-        for (std::int64_t i = 0; i < rows; i += MR) {
-            const T *pa = a + (i / MR) * depth * MR, *pb = b + (j / NR) * depth * NR;
-            const int r = int(std::min<std::int64_t>(MR, rows - i)), q = int(std::min<std::int64_t>(NR, cols - j));
-            if (r == MR && q == NR)
-                micro<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add);
-            else
-                micro_edge<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add, r, q);
-        }
-}
-
-std::int64_t round_up(std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; }
 
 // ---- gram ---------------------------------------------------------------------------------------------------------
 
@@ -222,15 +158,24 @@ template <class T> struct GemmRowsKernel { // B packed whole
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const std::int64_t rows = g->end - g->begin, n = g->c.cols, np = round_up(n, NR), depth_all = g->a.cols;
         Frame frame;
-        T *pa = frame.take<T>(round_up(rows, MR) * kDepth);
-        for (std::int64_t d = 0; d < depth_all; d += kDepth) {
+        // Where C is A, all of a block of rows is packed before any of it is overwritten.
+        const bool in_place = static_cast<const void *>(g->c.data) == static_cast<const void *>(g->a.data);
+        const std::int64_t rp = round_up(rows, MR), keep = in_place ? depth_all : std::min(kDepth, depth_all);
+        T *pa = frame.take<T>(rp * keep);
+        const auto pack_rows = [&](std::int64_t d, T *to) SUBSPAN_LAMBDA_INLINE {
             const std::int64_t depth = std::min(kDepth, depth_all - d);
             const PackSource<T> src{g->a.data + g->begin * g->a.row_stride + d * g->a.col_stride, g->a.row_stride,
                                     g->a.col_stride, g->a_shift ? g->a_shift + d : nullptr, false};
-            simd::pack<T, Bytes>(src, 0, rows, depth, MR, pa);
-            simd::pad(rows, depth, MR, pa);
-            block<T, Bytes>(depth, pa, g->packed + d * np, g->c.data + g->begin * g->c.row_stride, g->c.row_stride,
-                            rows, n, g->accumulate || d > 0);
+            simd::pack<T, Bytes>(src, 0, rows, depth, MR, to);
+            simd::pad(rows, depth, MR, to);
+        };
+        if (in_place)
+            for (std::int64_t d = 0; d < depth_all; d += kDepth) pack_rows(d, pa + d * rp);
+        for (std::int64_t d = 0; d < depth_all; d += kDepth) {
+            const std::int64_t depth = std::min(kDepth, depth_all - d);
+            if (!in_place) pack_rows(d, pa);
+            block<T, Bytes>(depth, in_place ? pa + d * rp : pa, g->packed + d * np,
+                            g->c.data + g->begin * g->c.row_stride, g->c.row_stride, rows, n, g->accumulate || d > 0);
         }
     }
 };

@@ -1,6 +1,7 @@
 // A pool of std::thread workers. No OpenMP: a second OpenMP runtime in one process is a known cause of hangs.
 #include "subspan/parallel.hpp"
 
+#include "scratch.hpp"
 #include "subspan/errors.hpp"
 
 #include <algorithm>
@@ -161,6 +162,12 @@ Pool &pool() {
 }
 
 } // namespace
+
+std::int64_t work_memory_peak() { return WorkMemory::peak.load(std::memory_order_relaxed); }
+
+void reset_work_memory_peak() {
+    WorkMemory::peak.store(WorkMemory::in_use.load(std::memory_order_relaxed), std::memory_order_relaxed);
+}
 
 int num_threads() { return setting().load(std::memory_order_relaxed); }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <new>
@@ -49,6 +50,11 @@ template <class T> class Buffer {
     std::int64_t n_ = 0;
 };
 
+/// What frames of all threads hold now, and have held at most since it was reset: for tests and bug reports.
+struct WorkMemory {
+    static inline std::atomic<std::int64_t> in_use{0}, peak{0};
+};
+
 /// The calling thread's stack of work memory. Frames nest; what a frame took is given back when it ends. Up to kKeep
 /// bytes stay with the thread between calls, the rest goes back to the system.
 class Arena {
@@ -69,6 +75,10 @@ class Arena {
         }
         void *p = blocks_[current_].data() + used_;
         used_ += bytes;
+        const std::int64_t now = WorkMemory::in_use.fetch_add(std::int64_t(bytes), std::memory_order_relaxed) + std::int64_t(bytes);
+        std::int64_t peak = WorkMemory::peak.load(std::memory_order_relaxed);
+        while (now > peak && !WorkMemory::peak.compare_exchange_weak(peak, now, std::memory_order_relaxed)) {}
+        taken_ += std::int64_t(bytes);
         return p;
     }
 
@@ -90,12 +100,17 @@ class Arena {
     }
     std::vector<Buffer<std::byte>> blocks_;
     std::size_t current_ = 0, used_ = 0;
+    std::int64_t taken_ = 0; // bytes of all open frames
 };
 
 class Frame {
   public:
-    Frame() : arena_(Arena::mine()), block_(arena_.current_), used_(arena_.used_) {}
-    ~Frame() { arena_.give_back(block_, used_); }
+    Frame() : arena_(Arena::mine()), block_(arena_.current_), used_(arena_.used_), taken_(arena_.taken_) {}
+    ~Frame() {
+        WorkMemory::in_use.fetch_sub(arena_.taken_ - taken_, std::memory_order_relaxed);
+        arena_.taken_ = taken_;
+        arena_.give_back(block_, used_);
+    }
     Frame(const Frame &) = delete;
     Frame &operator=(const Frame &) = delete;
     /// Uninitialised items, valid until the frame ends. Frames of one thread must end in reverse order.
@@ -111,6 +126,7 @@ class Frame {
   private:
     Arena &arena_;
     std::size_t block_, used_;
+    std::int64_t taken_;
 };
 
 } // namespace subspan

@@ -15,8 +15,10 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define SUBSPAN_VECTOR_EXT 1
 #define SUBSPAN_INLINE inline __attribute__((always_inline))
+#define SUBSPAN_LAMBDA_INLINE __attribute__((always_inline))
 #else
 #define SUBSPAN_INLINE inline
+#define SUBSPAN_LAMBDA_INLINE
 #endif
 
 #if defined(SUBSPAN_VECTOR_EXT) && defined(__has_builtin)
@@ -106,6 +108,12 @@ template <class T, int Bytes> struct Vec {
     }
 #endif
 };
+
+SUBSPAN_INLINE void prefetch([[maybe_unused]] const void *p) {
+#ifdef SUBSPAN_VECTOR_EXT
+    __builtin_prefetch(p);
+#endif
+}
 
 /// x · y, two chains of vectors.
 template <class T, int Bytes> SUBSPAN_INLINE T dot(const T *x, const T *y, std::int64_t n) {

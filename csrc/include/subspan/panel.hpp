@@ -39,7 +39,8 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
 /// and may be a segment of P: columns are read before they are written. Cost 2 n · out.rows · P.rows flops.
 template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out, bool accumulate = false);
 
-/// C = A B (accumulate: C += A B); C must have unit column stride. Keeps a packed copy of the smaller operand.
+/// C = A B (accumulate: C += A B); C must have unit column stride. Keeps a packed copy of the smaller operand. C may be A
+/// where it has at least as many rows as columns.
 /// `a_shift`, when given, is subtracted from every row of A as it is read (a mean).
 template <class T>
 void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate = false,

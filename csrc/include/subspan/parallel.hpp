@@ -16,4 +16,8 @@ void set_num_threads(int n);
 /// The first exception of a task is rethrown here.
 void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)> &body);
 
+/// The most bytes of work memory that calls of all threads together have held since the last reset.
+std::int64_t work_memory_peak();
+void reset_work_memory_peak();
+
 } // namespace subspan

@@ -2,6 +2,7 @@
 // same for any number of threads and on any device. Philox4x32-10 (Salmon et al., SC 2011).
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace subspan {
@@ -31,6 +32,16 @@ struct Philox {
     void uniform4(std::uint64_t index, double *out) const {
         const Block b = (*this)(index);
         for (int i = 0; i < 4; ++i) out[i] = (double(b.v[i] >> 8) + 0.5) * 0x1p-23 - 1.0;
+    }
+    /// Four standard normal values, by the method of Box and Muller (Ann. Math. Stat. 29, 1958), of 32 bits each.
+    void normal4(std::uint64_t index, double *out) const {
+        const Block b = (*this)(index);
+        for (int i = 0; i < 4; i += 2) {
+            const double r = std::sqrt(-2.0 * std::log((double(b.v[i]) + 0.5) * 0x1p-32));
+            const double phase = (double(b.v[i + 1]) + 0.5) * 0x1p-32 * 6.283185307179586476925;
+            out[i] = r * std::cos(phase);
+            out[i + 1] = r * std::sin(phase);
+        }
     }
 };
 

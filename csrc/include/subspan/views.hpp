@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace subspan {
 
@@ -26,6 +28,49 @@ template <class T> struct MatrixView {
     MatrixView block_rows(std::int64_t first, std::int64_t count) const {
         return {data + first * row_stride, count, cols, row_stride, col_stride};
     }
+    MatrixView block_cols(std::int64_t first, std::int64_t count) const {
+        return {data + first * col_stride, rows, count, row_stride, col_stride};
+    }
+};
+
+/// Matrices along leading axes, as NumPy's (..., m, n). A leading stride may be zero: one matrix for the whole axis.
+template <class T> struct StackView {
+    MatrixView<T> first;
+    std::vector<std::int64_t> shape, strides; // leading axes; strides in elements
+
+    StackView() = default;
+    StackView(MatrixView<T> m) : first(m) {}
+    StackView(MatrixView<T> m, std::vector<std::int64_t> s, std::vector<std::int64_t> st)
+        : first(m), shape(std::move(s)), strides(std::move(st)) {}
+    template <class U>
+        requires std::is_same_v<T, const U>
+    StackView(const StackView<U> &o) : first(o.first), shape(o.shape), strides(o.strides) {}
+
+    std::int64_t rows() const { return first.rows; }
+    std::int64_t cols() const { return first.cols; }
+    std::int64_t size() const {
+        std::int64_t n = 1;
+        for (const auto s : shape) n *= s;
+        return n;
+    }
+    /// Matrix i in C order of the leading axes.
+    MatrixView<T> operator[](std::int64_t i) const {
+        MatrixView<T> m = first;
+        for (std::size_t a = shape.size(); a-- > 0;) {
+            m.data += (i % shape[a]) * strides[a];
+            i /= shape[a];
+        }
+        return m;
+    }
+    StackView transposed() const { return {first.transposed(), shape, strides}; }
+};
+
+/// A matrix of 4-bit codes, two to a byte (the even one in the low half), in row-major order without padding. The value
+/// of code q is scale * (q - zero), with one scale and one zero for every `group` consecutive codes.
+template <class T> struct Int4View {
+    const std::uint8_t *codes = nullptr;
+    const T *scale = nullptr, *zero = nullptr;
+    std::int64_t rows = 0, cols = 0, group = 256;
 };
 
 /// Compressed sparse rows with 32- or 64-bit indices, as scipy.sparse stores them.

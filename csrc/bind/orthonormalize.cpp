@@ -1,0 +1,74 @@
+#include "convert.hpp"
+#include "lapack_capsules.hpp"
+#include "register.hpp"
+#include "subspan/hadamard.hpp"
+#include "subspan/orthonormalize.hpp"
+
+namespace subspan::bind {
+
+void register_orthonormalize(py::module_ &m) {
+    m.def(
+        "orthonormalize",
+        [](const py::object &a, const py::object &out, int method, bool complete) {
+            load_lapack();
+            const Array xa(a, "A"), xo(out, "out", true);
+            xo.require_dtype(xa.dtype());
+            const auto batch = xa.leading();
+            require_apart(xo, xa, true);
+            dispatch(xa.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto va = xa.stack<const T>(batch);
+                const auto vo = xo.stack<T>(batch);
+                if (vo.first.col_stride != 1 && vo.cols() > 1)
+                    throw py::value_error("out must have contiguous rows");
+                const py::gil_scoped_release release;
+                subspan::orthonormalize<T>(va, vo, static_cast<Orthonormalization>(method), complete);
+            });
+        },
+        py::arg("a"), py::arg("out"), py::arg("method"), py::arg("complete"));
+    m.def(
+        "random_orthogonal",
+        [](std::uint64_t key, const py::object &out) {
+            const Array xo(out, "out", true);
+            const auto batch = xo.leading();
+            dispatch(xo.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto vo = xo.stack<T>(batch);
+                const py::gil_scoped_release release;
+                subspan::random_orthogonal<T>(key, vo);
+            });
+        },
+        py::arg("key"), py::arg("out"));
+    m.def(
+        "orthonormality_defect",
+        [](const py::object &u) {
+            const Array xu(u, "U");
+            const auto batch = xu.leading();
+            return dispatch(xu.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto vu = xu.stack<const T>(batch);
+                const py::gil_scoped_release release;
+                return subspan::orthonormality_defect<T>(vu);
+            });
+        },
+        py::arg("u"));
+    m.def(
+        "hadamard",
+        [](const py::object &x, const py::object &out, double scale, bool transpose, bool check) {
+            const Array xx(x, "x"), xo(out, "out", true);
+            xo.require_dtype(xx.dtype());
+            require_apart(xo, xx, true);
+            const auto batch = xx.leading();
+            dispatch(xx.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto vx = xx.stack<const T>(batch);
+                const auto vo = xo.stack<T>(batch);
+                const py::gil_scoped_release release;
+                subspan::hadamard<T>(vx, vo, static_cast<T>(scale), transpose, check);
+            });
+        },
+        py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("transpose"), py::arg("check"));
+    m.def("hadamard_base", &hadamard_base, py::arg("n"));
+}
+
+} // namespace subspan::bind

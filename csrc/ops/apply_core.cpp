@@ -1,0 +1,742 @@
+// out = alpha C + V M (VᵀX) by two sweeps over C: W = VᵀX in register tiles, then C += V (M W). V is packed a block of
+// rows at a time beside the sweep, so that a 4-bit V is never unpacked whole. Rows are read in blocks of 16 with
+// software prefetch along each row: hardware prefetchers do not follow 16 rows whose stride is a power of two (3.6
+// against 2.1 ms for the first sweep over 64 MiB at k = 8; docs/notes/kernels.md).
+#include "subspan/apply_core.hpp"
+
+#include "int4.hpp"
+#include "micro.hpp"
+#include "pack.hpp"
+#include "scan.hpp"
+#include "scratch.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/parallel.hpp"
+
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <string>
+
+namespace subspan {
+namespace {
+
+using simd::micro;
+using simd::PackSource;
+using simd::round_up;
+using simd::Shape;
+using simd::Vec;
+using std::int64_t;
+
+constexpr int64_t kDirect = 64;       // up to this k tiles of C are read in place, beyond through a packed copy
+constexpr int64_t kDirectRows = 16;   // rows of a block where tiles are read in place
+constexpr int64_t kPackedRows = 64;   // rows of a block where they are packed
+constexpr int64_t kDot = 32;          // up to this k the right form works on dot products along the rows
+constexpr int64_t kFlushRows = 1024;  // terms added up before a partial sum goes to the total
+constexpr int64_t kDepth = 128;       // columns of a packed chunk in the right form
+constexpr int64_t kDeep = 256;        // beyond this k rows of V are packed in larger blocks, and depth is cut
+constexpr int64_t kAhead = 768;       // bytes of prefetch along a row
+constexpr int64_t kStripItems = 1 << 20; // of W in a strip: 4 MiB in float32
+
+template <class T> struct Item {
+    MatrixView<const T> c, x; // x without data: X is C
+    MatrixView<T> out;
+    MatrixView<const T> v;
+    const Int4View<T> *packed = nullptr;
+    typename Core<T>::Kind kind = Core<T>::Kind::scalar;
+    T scalar = T(1), alpha = T(1);
+    MatrixView<const T> m; // transposed already where the right form needs it
+    int64_t k = 0;
+};
+
+template <class T> struct Piece {
+    const Item<T> *item;
+    int64_t begin, end; // columns (left), rows (right)
+    T *w;               // tiles of NR columns (rows): kp x NR each
+    bool read, write, check;
+    bool finite = true; // W; only looked at with check
+};
+
+// ---- pieces of both forms ------------------------------------------------------------------------------------------
+
+// Rows [row, row + count) of V, as panels of nr lanes: lanes are the columns of V (by_rows false) or its rows.
+template <class T, int Bytes>
+SUBSPAN_INLINE void pack_v(const Item<T> &it, int64_t row, int64_t count, bool by_rows, int nr, T *dst, T *unpacked) {
+    MatrixView<const T> v;
+    if (it.packed != nullptr) {
+        unpack_int4<T, Bytes>(*it.packed, row, count, 0, it.k, unpacked, it.k);
+        v = {unpacked, count, it.k};
+    } else {
+        v = it.v.block_rows(row, count);
+    }
+    const int64_t lanes = by_rows ? count : it.k, depth = by_rows ? it.k : count;
+    const PackSource<T> src{v.data, by_rows ? v.row_stride : v.col_stride, by_rows ? v.col_stride : v.row_stride,
+                            nullptr, false};
+    simd::pack<T, Bytes>(src, 0, lanes, depth, nr, dst);
+    simd::pad(lanes, depth, nr, dst);
+}
+
+// micro() on B read in place, with prefetch ahead in each of its rows.
+template <class T, int Bytes, int NV>
+SUBSPAN_INLINE void micro_stream(int64_t depth, const T *a, const T *b, int64_t sb, T *c) {
+    using V = Vec<T, Bytes>;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
+    typename V::type acc[MR][NV];
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+    for (int64_t d = 0; d < depth; ++d) {
+        typename V::type y[NV];
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) {
+            y[q] = V::load(b + q * W);
+            simd::prefetch(reinterpret_cast<const char *>(b + q * W) + kAhead);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+            const T x = a[r];
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
+        }
+        a += MR;
+        b += sb;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) {
+            T *p = c + r * NR + q * W;
+            V::store(p, V::load(p) + acc[r][q]);
+        }
+}
+
+// w[g] += (panel g of A)ᵀ tile for a tile of `cols` columns that is padded to NR: full vectors only as far as needed.
+template <class T, int Bytes>
+SUBSPAN_INLINE void tile_products(int64_t depth, int64_t groups, const T *a, const T *tile, T *w, int64_t cols) {
+    constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
+    if (cols > 2 * W) {
+        for (int64_t g = 0; g < groups; ++g)
+            micro<T, Bytes, 3>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+    } else if (cols > W) {
+        for (int64_t g = 0; g < groups; ++g)
+            micro<T, Bytes, 2>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+    } else {
+        for (int64_t g = 0; g < groups; ++g)
+            micro<T, Bytes, 1>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+    }
+}
+
+// out = alpha C + Aᵀ B for one register tile; A is depth x MR with row stride sa, B is depth x NR.
+template <class T, int Bytes, int NV, bool Ahead>
+SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out,
+                           int64_t ldo, T alpha) {
+    using V = Vec<T, Bytes>;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
+    typename V::type acc[MR][NV];
+    if (alpha == T(0)) {
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+    } else {
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) {
+                const T *p = c + r * ldc + q * W;
+                acc[r][q] = V::load(p);
+                if constexpr (Ahead) simd::prefetch(reinterpret_cast<const char *>(p) + kAhead);
+            }
+        if (alpha != T(1)) {
+#pragma GCC unroll 8
+            for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+                for (int q = 0; q < NV; ++q) acc[r][q] = alpha * acc[r][q];
+        }
+    }
+    for (int64_t d = 0; d < depth; ++d) {
+        typename V::type y[NV];
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+            const T x = a[r];
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
+        }
+        a += sa;
+        b += NR;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) V::store(out + r * ldo + q * W, acc[r][q]);
+}
+
+// The same for a tile that sticks out of C, through a copy on the stack.
+template <class T, int Bytes, int NV>
+SUBSPAN_INLINE void update_edge(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out,
+                                int64_t ldo, T alpha, int64_t rows, int64_t cols) {
+    constexpr int MR = Shape<Bytes>::mr, LD = NV * Vec<T, Bytes>::lanes;
+    alignas(64) T tile[MR * LD];
+    std::fill_n(tile, MR * LD, T(0));
+    if (alpha != T(0))
+        for (int64_t r = 0; r < rows; ++r) std::copy_n(c + r * ldc, cols, tile + r * LD);
+    update<T, Bytes, NV, false>(depth, a, sa, b, tile, LD, tile, LD, alpha);
+    for (int64_t r = 0; r < rows; ++r) std::copy_n(tile + r * LD, cols, out + r * ldo);
+}
+
+// As many vectors as the columns need.
+template <class T, int Bytes, bool Ahead>
+SUBSPAN_INLINE void update_any(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out,
+                               int64_t ldo, T alpha, int64_t rows, int64_t cols) {
+    constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
+    static_assert(Shape<Bytes>::nv == 3);
+    const int64_t r = std::min<int64_t>(rows, MR), n = std::min<int64_t>(cols, NR);
+    if (r == MR && n == 3 * W)
+        update<T, Bytes, 3, Ahead>(depth, a, sa, b, c, ldc, out, ldo, alpha);
+    else if (r == MR && n == 2 * W)
+        update<T, Bytes, 2, Ahead>(depth, a, sa, b, c, ldc, out, ldo, alpha);
+    else if (r == MR && n == W)
+        update<T, Bytes, 1, Ahead>(depth, a, sa, b, c, ldc, out, ldo, alpha);
+    else if (n > 2 * W)
+        update_edge<T, Bytes, 3>(depth, a, sa, b, c, ldc, out, ldo, alpha, r, n);
+    else if (n > W)
+        update_edge<T, Bytes, 2>(depth, a, sa, b, c, ldc, out, ldo, alpha, r, n);
+    else
+        update_edge<T, Bytes, 1>(depth, a, sa, b, c, ldc, out, ldo, alpha, r, n);
+}
+
+template <class T> bool finite_items(const T *w, int64_t n) { return all_finite<T>(MatrixView<const T>(w, 1, n)); }
+
+// W <- M W, tile by tile.
+template <class T, int Bytes> SUBSPAN_INLINE void core_step(const Item<T> &it, T *w, int64_t tiles) {
+    using V = Vec<T, Bytes>;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
+    const int64_t k = it.k, kp = round_up(k, MR);
+    if (it.kind != Core<T>::Kind::full) {
+        if (it.kind == Core<T>::Kind::scalar && it.scalar == T(1)) return;
+        for (int64_t t = 0; t < tiles; ++t)
+            for (int64_t l = 0; l < k; ++l) {
+                const T s = it.kind == Core<T>::Kind::scalar ? it.scalar : it.m(0, l);
+                T *p = w + t * kp * NR + l * NR;
+                for (int j = 0; j < NR; j += W) V::store(p + j, s * V::load(p + j));
+            }
+        return;
+    }
+    Frame frame;
+    T *mp = frame.take<T>(kp * k), *next = frame.take<T>(kp * NR);
+    const PackSource<T> src{it.m.data, it.m.row_stride, it.m.col_stride, nullptr, false};
+    simd::pack<T, Bytes>(src, 0, k, k, MR, mp);
+    simd::pad(k, k, MR, mp);
+    for (int64_t t = 0; t < tiles; ++t) {
+        T *wt = w + t * kp * NR;
+        for (int64_t g = 0; g < kp / MR; ++g)
+            micro<T, Bytes, 3>(k, mp + g * k * MR, MR, wt, next + g * MR * NR, NR, false, NR);
+        std::copy_n(next, k * NR, wt);
+    }
+}
+
+// Adds partial sums up in two levels, so that rounding grows with the root of the number of blocks.
+template <class T> class Totals {
+  public:
+    Totals(Frame &frame, T *w, int64_t items, bool needed)
+        : w_(w), total_(needed ? frame.zeros<T>(items) : nullptr), items_(items) {}
+    void flush() {
+        if (total_ == nullptr) return;
+        for (int64_t i = 0; i < items_; ++i) {
+            total_[i] += w_[i];
+            w_[i] = T(0);
+        }
+    }
+    void finish() {
+        if (total_ == nullptr) return;
+        for (int64_t i = 0; i < items_; ++i) w_[i] += total_[i];
+    }
+
+  private:
+    T *w_, *total_;
+    int64_t items_;
+};
+
+// ---- left ----------------------------------------------------------------------------------------------------------
+
+template <class T> struct LeftKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(Piece<T> *p) {
+        if (p->read) read<Bytes>(p);
+        if (p->write && p->finite) write<Bytes>(p);
+    }
+    template <int Bytes> static SUBSPAN_INLINE void read(Piece<T> *p) {
+        using V = Vec<T, Bytes>;
+        constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
+        const Item<T> &it = *p->item;
+        const int64_t m = it.c.rows, n = p->end - p->begin, k = it.k, kp = round_up(k, MR), groups = kp / MR;
+        const int64_t tiles = (n + NR - 1) / NR;
+        const bool differs = it.x.data != nullptr, direct = k <= kDirect && !differs;
+        const int64_t block = direct ? kDirectRows : kPackedRows;
+        Frame frame;
+        T *va = frame.take<T>(block * kp), *tile = frame.take<T>(block * NR);
+        T *unpacked = it.packed != nullptr ? frame.take<T>(block * k) : nullptr;
+        std::fill_n(p->w, tiles * kp * NR, T(0));
+        Totals<T> totals(frame, p->w, tiles * kp * NR, m > kFlushRows);
+        const MatrixView<const T> x = differs ? it.x : it.c;
+        for (int64_t r = 0; r < m; r += block) {
+            const int64_t depth = std::min(block, m - r);
+            pack_v<T, Bytes>(it, r, depth, false, MR, va, unpacked);
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t j = p->begin + t * NR, cols = std::min<int64_t>(NR, p->end - j);
+                const T *b = x.data + r * x.row_stride + j;
+                T *w = p->w + t * kp * NR;
+                if (direct && cols % W == 0) {
+                    if (cols == 3 * W)
+                        in_place<Bytes, 3>(depth, groups, va, b, x.row_stride, w);
+                    else if (cols == 2 * W)
+                        in_place<Bytes, 2>(depth, groups, va, b, x.row_stride, w);
+                    else
+                        in_place<Bytes, 1>(depth, groups, va, b, x.row_stride, w);
+                    continue;
+                }
+                copy_tile<Bytes>(b, x.row_stride, depth, cols, tile);
+                if (differs) {
+                    const T *c = it.c.data + r * it.c.row_stride + j;
+                    for (int64_t d = 0; d < depth; ++d)
+                        for (int64_t i = 0; i < cols; ++i) tile[d * NR + i] -= c[d * it.c.row_stride + i];
+                }
+                tile_products<T, Bytes>(depth, groups, va, tile, w, cols);
+            }
+            if ((r + block) % kFlushRows == 0) totals.flush();
+        }
+        totals.finish();
+        p->finite = !p->check || finite_items(p->w, tiles * kp * NR);
+    }
+    template <int Bytes, int NV>
+    static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        for (int64_t g = 0; g < groups; ++g)
+            micro_stream<T, Bytes, NV>(depth, va + g * depth * MR, b, ldb, w + g * MR * NR);
+    }
+    template <int Bytes>
+    static SUBSPAN_INLINE void copy_tile(const T *b, int64_t ldb, int64_t depth, int64_t cols, T *tile) {
+        using V = Vec<T, Bytes>;
+        constexpr int NV = Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
+        for (int64_t d = 0; d < depth; ++d, b += ldb, tile += NR) {
+            if (cols == NR) {
+#pragma GCC unroll 4
+                for (int q = 0; q < NV; ++q) {
+                    V::store(tile + q * W, V::load(b + q * W));
+                    simd::prefetch(reinterpret_cast<const char *>(b + q * W) + kAhead);
+                }
+            } else {
+                std::copy_n(b, cols, tile);
+                std::fill(tile + cols, tile + NR, T(0));
+            }
+        }
+    }
+    template <int Bytes> static SUBSPAN_INLINE void write(Piece<T> *p) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        const Item<T> &it = *p->item;
+        const int64_t m = it.c.rows, n = p->end - p->begin, k = it.k, kp = round_up(k, MR);
+        const int64_t tiles = (n + NR - 1) / NR, block = k <= kDeep ? MR : 64, deep = k <= kDeep ? k : 2 * kDeep;
+        core_step<T, Bytes>(it, p->w, tiles);
+        Frame frame;
+        T *va = frame.take<T>(block * k), *unpacked = it.packed != nullptr ? frame.take<T>(block * k) : nullptr;
+        for (int64_t r = 0; r < m; r += block) {
+            const int64_t rows = std::min(block, m - r);
+            pack_v<T, Bytes>(it, r, rows, true, MR, va, unpacked);
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t j = p->begin + t * NR, cols = std::min<int64_t>(NR, p->end - j);
+                const T *c = it.c.data + r * it.c.row_stride + j;
+                T *out = it.out.data + r * it.out.row_stride + j;
+                const T *w = p->w + t * kp * NR;
+                if (k <= kDeep) {
+                    update_any<T, Bytes, true>(k, va, MR, w, c, it.c.row_stride, out, it.out.row_stride, it.alpha,
+                                               rows, cols);
+                    continue;
+                }
+                for (int64_t d = 0; d < k; d += deep) {
+                    const int64_t depth = std::min(deep, k - d);
+                    for (int64_t i = 0; i < rows; i += MR) {
+                        T *o = out + i * it.out.row_stride;
+                        if (d == 0)
+                            update_any<T, Bytes, false>(depth, va + i * k, MR, w, c + i * it.c.row_stride,
+                                                        it.c.row_stride, o, it.out.row_stride, it.alpha, rows - i, cols);
+                        else
+                            update_any<T, Bytes, false>(depth, va + i * k + d * MR, MR, w + d * NR, o,
+                                                        it.out.row_stride, o, it.out.row_stride, T(1), rows - i, cols);
+                    }
+                }
+            }
+        }
+    }
+};
+
+// ---- right ---------------------------------------------------------------------------------------------------------
+
+template <class T> struct RightKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(Piece<T> *p) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        const Item<T> &it = *p->item;
+        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), step = 4 * NR;
+        const bool dots = k <= kDot && it.packed == nullptr;
+        Frame frame;
+        T *vt = nullptr; // [tile of NR columns][kd][NR], the whole of Vᵀ, where k is small
+        const int64_t kd = round_up(k, 4), width = (n + NR - 1) / NR;
+        if (dots) {
+            vt = frame.zeros<T>(width * kd * NR);
+            for (int64_t t = 0; t < width; ++t)
+                pack_v<T, Bytes>(it, t * NR, std::min<int64_t>(NR, n - t * NR), true, NR, vt + t * kd * NR, nullptr);
+        }
+        // A block of rows is read and written while it is in the cache, unless the caller wants all of it read first.
+        const int64_t block = p->read && p->write && dots ? NR : step;
+        for (int64_t r = p->begin; r < p->end; r += block) {
+            const int64_t rows = std::min(block, p->end - r), tiles = (rows + NR - 1) / NR;
+            T *w = p->w + (r - p->begin) * kp;
+            if (p->read) {
+                if (dots)
+                    read_dots<Bytes>(it, r, rows, vt, w);
+                else
+                    read_packed<Bytes>(it, r, rows, w);
+                if (p->check && !finite_items(w, tiles * kp * NR)) {
+                    p->finite = false;
+                    return;
+                }
+            }
+            if (!p->write) continue;
+            core_step<T, Bytes>(it, w, tiles);
+            if (dots)
+                write_dots<Bytes>(it, r, rows, vt, w);
+            else
+                write_packed<Bytes>(it, r, rows, w);
+        }
+    }
+
+    // Y[r][l] += C[r] · Vᵀ[l] for DR rows and 4 columns of V over `tiles` tiles.
+    template <int Bytes, int DR>
+    static SUBSPAN_INLINE void dots(const T *c, int64_t ldc, const T *vt, int64_t step, int64_t tiles,
+                                    typename Vec<T, Bytes>::type (&acc)[DR][4]) {
+        using V = Vec<T, Bytes>;
+        constexpr int NV = Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
+        for (int64_t t = 0; t < tiles; ++t, c += NR, vt += step) {
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) {
+                typename V::type x[DR];
+#pragma GCC unroll 4
+                for (int r = 0; r < DR; ++r) x[r] = V::load(c + r * ldc + q * W);
+#pragma GCC unroll 4
+                for (int l = 0; l < 4; ++l) {
+                    const auto y = V::load(vt + l * NR + q * W);
+#pragma GCC unroll 4
+                    for (int r = 0; r < DR; ++r) acc[r][l] += x[r] * y;
+                }
+            }
+        }
+    }
+    template <int Bytes, int DR>
+    static SUBSPAN_INLINE void dot_rows(const T *c, int64_t ldc, int64_t n, int64_t k, const T *vt, T *w) {
+        using V = Vec<T, Bytes>;
+        constexpr int NR = Shape<Bytes>::nv * V::lanes;
+        constexpr int64_t kLong = 256; // tiles summed in T
+        const int64_t kd = round_up(k, 4), full = n / NR, rest = n % NR;
+        alignas(64) T edge[DR * NR];
+        if (rest > 0) {
+            std::fill_n(edge, DR * NR, T(0));
+            for (int r = 0; r < DR; ++r) std::copy_n(c + r * ldc + full * NR, rest, edge + r * NR);
+        }
+        for (int64_t l = 0; l < kd; l += 4) {
+            double sum[DR][4] = {};
+            for (int64_t t = 0; t <= full; t += kLong) {
+                typename V::type acc[DR][4];
+                for (int r = 0; r < DR; ++r)
+                    for (int q = 0; q < 4; ++q) acc[r][q] = typename V::type{};
+                const int64_t tiles = std::min(kLong, full - t);
+                dots<Bytes, DR>(c + t * NR, ldc, vt + (t * kd + l) * NR, kd * NR, tiles, acc);
+                if (t + tiles == full && rest > 0 && tiles < kLong)
+                    dots<Bytes, DR>(edge, NR, vt + (full * kd + l) * NR, kd * NR, 1, acc);
+                for (int r = 0; r < DR; ++r)
+                    for (int q = 0; q < 4; ++q) sum[r][q] += double(V::sum(acc[r][q]));
+            }
+            for (int q = 0; q < 4 && l + q < k; ++q)
+                for (int r = 0; r < DR; ++r) w[(l + q) * NR + r] = T(sum[r][q]);
+        }
+    }
+    template <int Bytes>
+    static SUBSPAN_INLINE void read_dots(const Item<T> &it, int64_t first, int64_t rows, const T *vt, T *w) {
+        constexpr int DR = Bytes == 64 ? 4 : 2, MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR);
+        const bool differs = it.x.data != nullptr;
+        Frame frame;
+        T *difference = differs ? frame.take<T>(DR * n) : nullptr;
+        std::fill_n(w, round_up(rows, NR) * kp, T(0));
+        for (int64_t i = 0; i < rows;) {
+            const int64_t count = rows - i >= DR ? DR : 1;
+            const T *c = it.c.data + (first + i) * it.c.row_stride;
+            int64_t ldc = it.c.row_stride;
+            if (differs) {
+                for (int64_t r = 0; r < count; ++r) {
+                    const T *x = it.x.data + (first + i + r) * it.x.row_stride;
+                    for (int64_t j = 0; j < n; ++j) difference[r * n + j] = x[j] - c[r * ldc + j];
+                }
+                c = difference;
+                ldc = n;
+            }
+            T *to = w + (i / NR) * kp * NR + i % NR;
+            if (count == DR)
+                dot_rows<Bytes, DR>(c, ldc, n, k, vt, to);
+            else
+                dot_rows<Bytes, 1>(c, ldc, n, k, vt, to);
+            i += count;
+        }
+    }
+    template <int Bytes>
+    static SUBSPAN_INLINE void write_dots(const Item<T> &it, int64_t first, int64_t rows, const T *vt, const T *w) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), kd = round_up(k, 4);
+        for (int64_t i = 0; i < rows; i += MR) {
+            const T *a = w + (i / NR) * kp * NR + i % NR;
+            const T *c = it.c.data + (first + i) * it.c.row_stride;
+            T *out = it.out.data + (first + i) * it.out.row_stride;
+            for (int64_t j = 0; j < n; j += NR)
+                update_any<T, Bytes, true>(k, a, NR, vt + (j / NR) * kd * NR, c + j, it.c.row_stride, out + j,
+                                           it.out.row_stride, it.alpha, rows - i, n - j);
+        }
+    }
+    template <int Bytes> static SUBSPAN_INLINE void read_packed(const Item<T> &it, int64_t first, int64_t rows, T *w) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), tiles = (rows + NR - 1) / NR;
+        const bool differs = it.x.data != nullptr;
+        Frame frame;
+        T *va = frame.take<T>(kDepth * kp), *tile = frame.take<T>(kDepth * NR);
+        T *other = differs ? frame.take<T>(kDepth * NR) : nullptr;
+        T *unpacked = it.packed != nullptr ? frame.take<T>(kDepth * k) : nullptr;
+        std::fill_n(w, tiles * kp * NR, T(0));
+        Totals<T> totals(frame, w, tiles * kp * NR, n > 4 * kFlushRows);
+        for (int64_t d = 0; d < n; d += kDepth) {
+            const int64_t depth = std::min(kDepth, n - d);
+            pack_v<T, Bytes>(it, d, depth, false, MR, va, unpacked);
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t r = first + t * NR, lanes = std::min<int64_t>(NR, rows - t * NR);
+                const auto gather = [&](const MatrixView<const T> &x, T *to) SUBSPAN_LAMBDA_INLINE {
+                    const PackSource<T> src{x.data + r * x.row_stride + d, x.row_stride, 1, nullptr, false};
+                    simd::pack<T, Bytes>(src, 0, lanes, depth, NR, to);
+                    simd::pad(lanes, depth, NR, to);
+                };
+                gather(differs ? it.x : it.c, tile);
+                if (differs) {
+                    gather(it.c, other);
+                    for (int64_t i = 0; i < depth * NR; ++i) tile[i] -= other[i];
+                }
+                tile_products<T, Bytes>(depth, kp / MR, va, tile, w + t * kp * NR, lanes);
+            }
+            if ((d + kDepth) % (4 * kFlushRows) == 0) totals.flush();
+        }
+        totals.finish();
+    }
+    template <int Bytes>
+    static SUBSPAN_INLINE void write_packed(const Item<T> &it, int64_t first, int64_t rows, const T *w) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), deep = 2 * kDeep;
+        Frame frame;
+        T *vt = frame.take<T>(NR * k), *unpacked = it.packed != nullptr ? frame.take<T>(NR * k) : nullptr;
+        for (int64_t j = 0; j < n; j += NR) {
+            pack_v<T, Bytes>(it, j, std::min<int64_t>(NR, n - j), true, NR, vt, unpacked);
+            for (int64_t d = 0; d < k; d += deep)
+                for (int64_t i = 0; i < rows; i += MR) {
+                    const T *a = w + (i / NR) * kp * NR + d * NR + i % NR;
+                    T *out = it.out.data + (first + i) * it.out.row_stride + j;
+                    const T *c = d == 0 ? it.c.data + (first + i) * it.c.row_stride + j : out;
+                    update_any<T, Bytes, false>(std::min(deep, k - d), a, NR, vt + d * NR, c,
+                                                d == 0 ? it.c.row_stride : it.out.row_stride, out, it.out.row_stride,
+                                                d == 0 ? it.alpha : T(1), rows - i, n - j);
+                }
+        }
+    }
+};
+
+// ---- the call ------------------------------------------------------------------------------------------------------
+
+template <class T> void copy(const MatrixView<const T> &from, const MatrixView<T> &to) {
+    for (int64_t i = 0; i < from.rows; ++i)
+        for (int64_t j = 0; j < from.cols; ++j) to(i, j) = from(i, j);
+}
+
+template <class T> void launch(Side side, Piece<T> *p) {
+    if (side == Side::left)
+        simd::dispatch<LeftKernel<T>>(p);
+    else
+        simd::dispatch<RightKernel<T>>(p);
+}
+
+// Where rows are not contiguous a piece works on a copy of its columns (left) or rows (right).
+template <class T> void run_piece(Side side, Piece<T> *p) {
+    const Item<T> &it = *p->item;
+    const auto plain = [](const auto &m) { return m.data == nullptr || m.col_stride == 1 || m.cols == 1; };
+    if (plain(it.c) && plain(it.out) && plain(it.x)) return launch(side, p);
+    const int64_t count = p->end - p->begin, rows = side == Side::left ? it.c.rows : count;
+    const int64_t cols = side == Side::left ? count : it.c.cols;
+    const auto cut = [&](auto m) {
+        return side == Side::left ? m.block_cols(p->begin, count) : m.block_rows(p->begin, count);
+    };
+    Frame frame;
+    Item<T> local = it;
+    const MatrixView<T> c(frame.take<T>(rows * cols), rows, cols);
+    copy<T>(cut(it.c), c);
+    local.c = local.out = c;
+    if (it.x.data != nullptr) {
+        const MatrixView<T> x(frame.take<T>(rows * cols), rows, cols);
+        copy<T>(cut(it.x), x);
+        local.x = x;
+    }
+    Piece<T> q{&local, 0, count, p->w, p->read, p->write, p->check};
+    launch(side, &q);
+    p->finite = q.finite;
+    if (p->write && p->finite) copy<T>(c, cut(it.out));
+}
+
+// Leading axes and rows as the rows of one matrix, where strides allow it.
+template <class T> bool merge_axes(StackView<T> &s) {
+    for (std::size_t a = s.shape.size(); a-- > 0;) {
+        if (s.shape[a] != 1 && s.first.rows != 1 && s.strides[a] != s.first.rows * s.first.row_stride) return false;
+        if (s.shape[a] != 1 && s.first.rows == 1) s.first.row_stride = s.strides[a];
+        s.first.rows *= s.shape[a];
+    }
+    s.shape.clear();
+    s.strides.clear();
+    return true;
+}
+
+template <class T> bool shared(const StackView<const T> &s) {
+    for (std::size_t a = 0; a < s.shape.size(); ++a)
+        if (s.shape[a] != 1 && s.strides[a] != 0) return false;
+    return true;
+}
+
+std::string shape_of(int64_t rows, int64_t cols) {
+    return "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")";
+}
+
+} // namespace
+
+template <class T>
+void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T> &m_in, T alpha, Side side,
+                const StackView<T> &out_in, bool check, const StackView<const T> *source) {
+    using Kind = typename Core<T>::Kind;
+    StackView<const T> c = c_in, x = source != nullptr ? *source : StackView<const T>();
+    StackView<T> out = out_in;
+    Core<T> m = m_in;
+    const int64_t k = v.cols(), inner = side == Side::left ? c.rows() : c.cols();
+    if (v.rows() != inner)
+        throw ValueError("V must have " + std::to_string(inner) + " rows to act on C " + shape_of(c.rows(), c.cols()) +
+                         " from the " + (side == Side::left ? "left" : "right") + ", got " + shape_of(v.rows(), k));
+    if (out.rows() != c.rows() || out.cols() != c.cols()) throw ValueError("out must have the shape of C");
+    if (m.kind == Kind::full && (m.matrix.rows() != k || m.matrix.cols() != k))
+        throw ValueError("M must be " + shape_of(k, k) + ", got " + shape_of(m.matrix.rows(), m.matrix.cols()));
+    if (m.kind == Kind::diagonal && (m.matrix.rows() != 1 || m.matrix.cols() != k))
+        throw ValueError("a diagonal M must have " + std::to_string(k) + " entries, got " + std::to_string(m.matrix.cols()));
+    if (check && !(std::isfinite(alpha) && std::isfinite(m.scalar))) throw ValueError("alpha and M must be finite");
+    if (c.rows() == 0 || c.cols() == 0 || c.size() == 0) return;
+    if (check && m.kind != Kind::scalar)
+        for (int64_t i = 0; i < (shared(m.matrix) ? 1 : c.size()); ++i)
+            if (!all_finite<T>(m.matrix[i])) throw ValueError("M holds NaN or infinity");
+
+    // A matrix that is contiguous along its columns is the other form of its transpose.
+    const auto along_columns = [](const auto &s) { return s.first.row_stride == 1 && s.first.col_stride != 1; };
+    if (c.cols() > 1 && along_columns(c) && along_columns(out) && (source == nullptr || along_columns(x))) {
+        c = c.transposed();
+        out = out.transposed();
+        if (source != nullptr) x = x.transposed();
+        if (m.kind == Kind::full) m.matrix = m.matrix.transposed();
+        side = side == Side::left ? Side::right : Side::left;
+    }
+    if (c.cols() == 1) c.first.col_stride = out.first.col_stride = x.first.col_stride = 1;
+    const bool one_basis = v.packed != nullptr || shared(v.dense);
+    const bool in_place = c.first.data == out.first.data;
+    if (side == Side::right && one_basis && (m.kind == Kind::scalar || shared(m.matrix)) && !c.shape.empty()) {
+        auto cc = c, xx = x;
+        auto oo = out;
+        if (merge_axes(cc) && merge_axes(oo) && (source == nullptr || merge_axes(xx))) {
+            c = cc;
+            out = oo;
+            x = xx;
+            if (m.kind != Kind::scalar) m.matrix = StackView<const T>(m.matrix.first);
+        }
+    }
+
+    const int64_t items = c.size(), along = side == Side::left ? c.cols() : c.rows();
+    const auto item = [&](int64_t i) {
+        Item<T> it;
+        it.c = c[i];
+        it.out = out[i];
+        if (source != nullptr) it.x = x[i];
+        if (v.packed != nullptr)
+            it.packed = v.packed;
+        else
+            it.v = one_basis ? v.dense.first : v.dense[i];
+        it.kind = m.kind;
+        it.scalar = m.scalar;
+        it.alpha = alpha;
+        it.k = k;
+        if (m.kind != Kind::scalar) it.m = shared(m.matrix) ? m.matrix.first : m.matrix[i];
+        if (m.kind == Kind::full && side == Side::right) it.m = it.m.transposed();
+        return it;
+    };
+    const auto plain = [](const auto &s) { return s.first.data == nullptr || s.first.col_stride == 1; };
+    const bool strided = !(plain(c) && plain(out) && plain(x));
+
+    // Pieces: strips of columns or blocks of rows. A column (row) is computed alike whatever piece it is in.
+    const auto tile = simd::tile<T>();
+    const int64_t nr = tile.nr, kp = round_up(std::max<int64_t>(k, 1), tile.mr);
+    const double work = 2.0 * double(items) * double(c.rows()) * double(c.cols()) * double(k);
+    const int threads = work > 4e6 ? num_threads() : 1;
+    int64_t width = round_up(along, nr);
+    if (threads > 1 && items < 4 * threads)
+        width = std::min(width, round_up(std::max<int64_t>((along + 4 * threads - 1) / (4 * threads), 4 * nr), nr));
+    if (side == Side::left) width = std::min(width, std::max(nr, kStripItems / kp / nr * nr));
+    if (strided) width = std::min(width, side == Side::left ? 2 * nr : nr);
+    const int64_t pieces = (along + width - 1) / width, tasks = items * pieces, w_items = width * kp;
+
+    std::atomic<bool> good{true};
+    const auto for_tasks = [&](const std::function<void(int64_t)> &body) {
+        if (threads > 1) return parallel_for(tasks, body);
+        for (int64_t t = 0; t < tasks; ++t) body(t);
+    };
+    const auto run = [&](int64_t t, T *w, bool read, bool write) {
+        const Item<T> it = item(t / pieces);
+        const int64_t begin = t % pieces * width;
+        Piece<T> p{&it, begin, std::min(along, begin + width), w, read, write, check};
+        run_piece(side, &p);
+        if (!p.finite) good.store(false, std::memory_order_relaxed);
+    };
+    const auto fused = [&](int64_t t) {
+        if (!good.load(std::memory_order_relaxed)) return;
+        Frame frame;
+        run(t, frame.take<T>(w_items), true, true);
+    };
+    if (!(check && in_place)) {
+        for_tasks(fused);
+    } else if (tasks == 1) {
+        Frame frame;
+        T *w = frame.take<T>(w_items);
+        run(0, w, true, false);
+        if (good) run(0, w, false, true);
+    } else {
+        Frame frame;
+        T *w = frame.take<T>(tasks * w_items);
+        for_tasks([&](int64_t t) { run(t, w + t * w_items, true, false); });
+        if (good) for_tasks([&](int64_t t) { run(t, w + t * w_items, false, true); });
+    }
+    if (good) return;
+    // The slow way round, to name the culprit.
+    for (int64_t i = 0; i < items; ++i) {
+        if (!all_finite<T>(c[i])) throw ValueError("C holds NaN or infinity");
+        if (source != nullptr && !all_finite<T>(x[i])) throw ValueError("source holds NaN or infinity");
+        if (v.packed == nullptr && !all_finite<T>(one_basis ? v.dense.first : v.dense[i])) throw ValueError("V holds NaN or infinity");
+    }
+    throw ValueError("the products of V and C overflow; scale them");
+}
+
+template void apply_core<float>(const StackView<const float> &, const Basis<float> &, const Core<float> &, float, Side,
+                                const StackView<float> &, bool, const StackView<const float> *);
+template void apply_core<double>(const StackView<const double> &, const Basis<double> &, const Core<double> &, double,
+                                 Side, const StackView<double> &, bool, const StackView<const double> *);
+
+} // namespace subspan

@@ -1,0 +1,359 @@
+// Products of Householder reflections that the caller gives, and their gradients, through the WY form: a few products
+// of matrices instead of a loop over reflections.
+#include "subspan/householder.hpp"
+
+#include "scan.hpp"
+#include "scratch.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/panel.hpp"
+#include "subspan/parallel.hpp"
+#include "wy.hpp"
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <string>
+
+namespace subspan {
+namespace {
+
+using std::int64_t;
+
+template <class T> void require_finite(bool check, const StackView<const T> &s, const char *name) {
+    if (!check) return;
+    for (int64_t i = 0; i < s.size(); ++i)
+        if (!all_finite<T>(s[i])) throw ValueError(std::string(name) + " holds NaN or infinity");
+}
+
+// Lengths of the columns, safe from overflow and underflow.
+template <class T> void column_norms(MatrixView<const T> v, double *norm) {
+    std::fill_n(norm, v.cols, 0.0);
+    for (int64_t i = 0; i < v.rows; ++i)
+        for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(v(i, j)) * double(v(i, j));
+    for (int64_t j = 0; j < v.cols; ++j) {
+        if (norm[j] > 1e-280 && norm[j] < 1e280) {
+            norm[j] = std::sqrt(norm[j]);
+            continue;
+        }
+        double top = 0, sum = 0;
+        for (int64_t i = 0; i < v.rows; ++i) top = std::max(top, std::abs(double(v(i, j))));
+        if (top > 0)
+            for (int64_t i = 0; i < v.rows; ++i) sum += (double(v(i, j)) / top) * (double(v(i, j)) / top);
+        norm[j] = top * std::sqrt(sum);
+    }
+}
+
+// One set of reflections, ready for products: V as given, or with columns of length one.
+template <class T> struct Prepared {
+    MatrixView<const T> v;
+    const T *tau = nullptr;
+    double *norm = nullptr; // of the given columns, for unit reflections
+
+    Prepared(Frame &frame, const Reflections<T> &h, int64_t item) {
+        const MatrixView<const T> given = h.v[item];
+        const int64_t m = given.rows, k = given.cols;
+        T *t = frame.take<T>(k);
+        tau = t;
+        if (h.tau != nullptr) {
+            const auto row = (*h.tau)[item];
+            for (int64_t j = 0; j < k; ++j) t[j] = row(0, j);
+            v = given;
+            return;
+        }
+        norm = frame.take<double>(k);
+        column_norms(given, norm);
+        double *scale = frame.take<double>(k);
+        for (int64_t j = 0; j < k; ++j) {
+            t[j] = norm[j] > 0 ? T(2) : T(0);
+            scale[j] = norm[j] > 0 ? 1.0 / norm[j] : 0.0;
+            // The reciprocal of a subnormal length overflows; such columns are divided instead.
+            if (!std::isfinite(scale[j])) scale[j] = 0.0;
+        }
+        T *unit = frame.take<T>(m * k);
+        for (int64_t i = 0; i < m; ++i)
+            for (int64_t j = 0; j < k; ++j)
+                unit[i * k + j] = scale[j] != 0.0 || norm[j] == 0.0 ? T(double(given(i, j)) * scale[j])
+                                                                    : T(double(given(i, j)) / norm[j]);
+        v = {unit, m, k};
+    }
+};
+
+template <class T> void negate(T *x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] = -x[i];
+}
+
+// T for all reflections of a set.
+template <class T> T *whole_triangle(Frame &frame, const Prepared<T> &p) {
+    const int64_t k = p.v.cols;
+    T *t = frame.take<T>(k * k);
+    wy_products(p.v, t, k);
+    wy_triangle(k, p.tau, t, k);
+    return t;
+}
+
+template <class T> void product(MatrixView<const T> a, MatrixView<const T> b, T *c, bool accumulate = false) {
+    gemm<T>(a, b, MatrixView<T>(c, a.rows, b.cols), accumulate);
+}
+
+// out = T X, or TᵀX, for an upper triangular T: half of the products of a full one.
+template <class T> void triangle_product(MatrixView<const T> t, bool transpose, MatrixView<const T> x, T *out) {
+    constexpr int64_t kStep = 128;
+    const int64_t k = t.rows;
+    for (int64_t i = 0; i < k; i += kStep) {
+        const int64_t rows = std::min(kStep, k - i);
+        const MatrixView<T> to(out + i * x.cols, rows, x.cols);
+        if (transpose)
+            gemm<T>(t.block_rows(0, i + rows).block_cols(i, rows).transposed(), x.block_rows(0, i + rows), to);
+        else
+            gemm<T>(t.block_rows(i, rows).block_cols(i, k - i), x.block_rows(i, k - i), to);
+    }
+}
+
+// From dT (k x k): the symmetric part that V multiplies, and dtau. T = (I + D S)⁻¹ D gives
+// dS = -Tᵀ dT Tᵀ (strict upper part) and dtau_i = [(I - T S)ᵀ dT (I - S T)ᵀ]_ii: nothing is divided by tau.
+template <class T> void triangle_backward(int64_t k, const T *t, const T *s, const T *dt, T *symmetric, T *dtau) {
+    const MatrixView<const T> tm(t, k, k), dm(dt, k, k);
+    Frame frame;
+    T *x = frame.take<T>(k * k);
+    triangle_product<T>(tm, true, dm, x);
+    constexpr int64_t kStep = 128;
+    for (int64_t i = 0; i < k; i += kStep) { // the upper triangle of (Tᵀ dT) Tᵀ, by block columns
+        const int64_t cols = std::min(kStep, k - i);
+        gemm<T>(MatrixView<const T>(x, k, k).block_rows(0, i + cols).block_cols(i, k - i),
+                tm.block_rows(i, cols).block_cols(i, k - i).transposed(),
+                MatrixView<T>(symmetric + i, i + cols, cols, k, 1));
+    }
+    for (int64_t i = 0; i < k; ++i) {
+        symmetric[i * k + i] = T(0);
+        for (int64_t j = i + 1; j < k; ++j) symmetric[i * k + j] = symmetric[j * k + i] = -symmetric[i * k + j];
+    }
+    if (dtau == nullptr) return;
+    const MatrixView<const T> sm(s, k, k);
+    T *left = frame.take<T>(k * k), *right = frame.take<T>(k * k);
+    product<T>(tm, sm, left);
+    product<T>(sm, tm, right);
+    negate(left, k * k);
+    negate(right, k * k);
+    for (int64_t i = 0; i < k; ++i) {
+        left[i * k + i] += T(1);
+        right[i * k + i] += T(1);
+    }
+    product<T>(MatrixView<const T>(left, k, k).transposed(), dm, x);
+    for (int64_t i = 0; i < k; ++i) {
+        double sum = 0;
+        for (int64_t b = 0; b < k; ++b) sum += double(x[i * k + b]) * double(right[i * k + b]);
+        dtau[i] += T(sum);
+    }
+}
+
+// From the gradient of a unit column to that of the given one: g <- (g - v (v · g)) / length, zero for a zero column.
+template <class T> void unit_backward(const Prepared<T> &p, MatrixView<T> g) {
+    const int64_t m = g.rows, k = g.cols;
+    Frame frame;
+    double *dot = frame.zeros<double>(k);
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < k; ++j) dot[j] += double(p.v(i, j)) * double(g(i, j));
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < k; ++j)
+            g(i, j) = p.norm[j] > 0 ? T((double(g(i, j)) - double(p.v(i, j)) * dot[j]) / p.norm[j]) : T(0);
+}
+
+// Distinct matrices of a stack with zero strides are those whose index along such axes is zero.
+template <class T> bool first_of_its_kind(const StackView<T> &s, int64_t item) {
+    for (std::size_t a = s.shape.size(); a-- > 0;) {
+        if (s.strides[a] == 0 && item % s.shape[a] != 0) return false;
+        item /= s.shape[a];
+    }
+    return true;
+}
+
+// Calls body(item) for every item, on the library's threads when there are enough of them.
+void for_items(int64_t items, const std::function<void(int64_t)> &body) {
+    if (items > 1) return parallel_for(items, body);
+    for (int64_t i = 0; i < items; ++i) body(i);
+}
+
+} // namespace
+
+template <class T>
+void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Side side, bool transpose,
+                       const StackView<T> &out, bool check) {
+    const int64_t m = h.v.rows(), k = h.v.cols(), items = c.size();
+    if ((side == Side::left ? c.rows() : c.cols()) != m)
+        throw ValueError("V must have as many rows as C has " + std::string(side == Side::left ? "rows" : "columns"));
+    if (check) {
+        require_finite(check, h.v, "V");
+        if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
+        if (c.first.data == out.first.data && k > kReflectionBlock) require_finite(check, c, "C");
+    }
+    // Sets of reflections that the whole stack shares are prepared once; C is then taken in one call.
+    bool shared = true;
+    for (std::size_t a = 0; a < c.shape.size(); ++a)
+        if (c.shape[a] > 1 && (h.v.strides[a] != 0 || (h.tau != nullptr && h.tau->strides[a] != 0))) shared = false;
+    const auto run = [&](int64_t item, const StackView<const T> &cs, const StackView<T> &os) {
+        Frame frame;
+        const Prepared<T> p(frame, h, item);
+        const int64_t blocks = (k + kReflectionBlock - 1) / kReflectionBlock;
+        const bool ascending = (side == Side::left) == transpose;
+        if (blocks == 0) return apply_core<T>(cs, p.v, Core<T>(), T(1), side, os, check);
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t at = (ascending ? b : blocks - 1 - b) * kReflectionBlock, w = std::min(kReflectionBlock, k - at);
+            Frame inner;
+            Prepared<T> part = p;
+            part.v = p.v.block_cols(at, w);
+            part.tau = p.tau + at;
+            T *t = whole_triangle(inner, part);
+            negate(t, w * w);
+            const MatrixView<const T> tm(t, w, w);
+            // The core is the same for every matrix: it is broadcast.
+            StackView<const T> core(transpose ? tm.transposed() : tm, cs.shape, std::vector<int64_t>(cs.shape.size(), 0));
+            StackView<const T> basis(part.v, cs.shape, std::vector<int64_t>(cs.shape.size(), 0));
+            const StackView<const T> from = b == 0 ? cs : StackView<const T>(os);
+            apply_core<T>(from, basis, Core<T>::full(core), T(1), side, os, check && b == 0);
+        }
+    };
+    if (shared) return items == 0 ? void() : run(0, c, out);
+    if (check && c.first.data == out.first.data) require_finite(check, c, "C"); // before any matrix is written
+    for_items(items, [&](int64_t i) { run(i, StackView<const T>(c[i]), StackView<T>(out[i])); });
+}
+
+template <class T>
+void householder_apply_backward(const Reflections<T> &h, const StackView<const T> &c, const StackView<const T> &grad,
+                                Side side, bool transpose, const StackView<T> &dv, const StackView<T> *dtau,
+                                const StackView<T> &dc, bool check) {
+    const int64_t m = h.v.rows(), k = h.v.cols(), items = c.size();
+    if ((side == Side::left ? c.rows() : c.cols()) != m)
+        throw ValueError("V must have as many rows as C has " + std::string(side == Side::left ? "rows" : "columns"));
+    require_finite(check, h.v, "V");
+    if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
+    require_finite(check, c, "C");
+    require_finite(check, grad, "grad");
+    // Y = C - V T VᵀC for the left form; the right form is the left one of the transposes with T transposed.
+    const bool plain = (side == Side::left) != transpose;
+    // Everything that shares one V is summed before it goes back to V, so groups are what runs in parallel.
+    std::vector<int64_t> leaders;
+    for (int64_t i = 0; i < items; ++i)
+        if (first_of_its_kind(dv, i)) leaders.push_back(i);
+    const auto group = [&](int64_t leader) {
+        Frame frame;
+        const Prepared<T> p(frame, h, leader);
+        T *s = frame.zeros<T>(k * k), *t = frame.take<T>(k * k), *dt = frame.zeros<T>(k * k);
+        wy_products(p.v, s, k);
+        std::copy_n(s, k * k, t);
+        wy_triangle(k, p.tau, t, k);
+        const MatrixView<const T> tm(t, k, k);
+        const MatrixView<const T> forward = plain ? tm : tm.transposed();
+        MatrixView<T> g = dv[leader];
+        for (int64_t i = 0; i < m; ++i) std::fill_n(&g(i, 0), k, T(0));
+        const auto target = dv[leader].data;
+        T *core = frame.take<T>(k * k);
+        std::copy_n(t, k * k, core);
+        negate(core, k * k);
+        const MatrixView<const T> cm(core, k, k);
+        for (int64_t i = leader; i < items; ++i) {
+            if (dv[i].data != target) continue;
+            Frame inner;
+            const auto ci = side == Side::left ? c[i] : c[i].transposed();
+            const auto gi = side == Side::left ? grad[i] : grad[i].transposed();
+            const int64_t n = ci.cols;
+            T *w = inner.take<T>(k * n), *q = inner.take<T>(k * n), *x = inner.take<T>(k * n);
+            product<T>(p.v.transposed(), ci, w);
+            product<T>(p.v.transposed(), gi, q);
+            product<T>(forward, MatrixView<const T>(w, k, n), x);
+            negate(x, k * n);
+            gemm<T>(gi, MatrixView<const T>(x, k, n).transposed(), g, true);
+            product<T>(forward.transposed(), MatrixView<const T>(q, k, n), x);
+            negate(x, k * n);
+            gemm<T>(ci, MatrixView<const T>(x, k, n).transposed(), g, true);
+            negate(q, k * n);
+            if (plain) // dT = -P Wᵀ, of Tᵀ its transpose
+                product<T>(MatrixView<const T>(q, k, n), MatrixView<const T>(w, k, n).transposed(), dt, true);
+            else
+                product<T>(MatrixView<const T>(w, k, n), MatrixView<const T>(q, k, n).transposed(), dt, true);
+            apply_core<T>(StackView<const T>(grad[i]), p.v, Core<T>::full(transpose ? cm : cm.transposed()), T(1), side,
+                          StackView<T>(dc[i]), false);
+        }
+        T *symmetric = frame.take<T>(k * k), *dtau_here = dtau != nullptr ? frame.zeros<T>(k) : nullptr;
+        triangle_backward(k, t, s, dt, symmetric, dtau_here);
+        gemm<T>(p.v, MatrixView<const T>(symmetric, k, k), g, true);
+        if (h.tau == nullptr) unit_backward(p, g);
+        if (dtau != nullptr) {
+            const auto row = (*dtau)[leader];
+            for (int64_t j = 0; j < k; ++j) row(0, j) = dtau_here[j];
+        }
+    };
+    for_items(int64_t(leaders.size()), [&](int64_t l) { group(leaders[std::size_t(l)]); });
+}
+
+template <class T> void householder_product(const Reflections<T> &h, const StackView<T> &q, bool check) {
+    const int64_t m = h.v.rows(), k = h.v.cols(), cols = std::min(m, k);
+    if (q.rows() != m || q.cols() != cols) throw ValueError("householder_product: Q must be m x min(m, k)");
+    require_finite(check, h.v, "V");
+    if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
+    for_items(q.size(), [&](int64_t item) {
+        Frame frame;
+        const Prepared<T> p(frame, h, item);
+        const MatrixView<const T> t(whole_triangle(frame, p), k, k);
+        T *w = frame.take<T>(k * cols);
+        triangle_product<T>(t, false, p.v.block_rows(0, cols).transposed(), w);
+        negate(w, k * cols);
+        const auto out = q[item];
+        gemm<T>(p.v, MatrixView<const T>(w, k, cols), out);
+        for (int64_t i = 0; i < cols; ++i) out(i, i) += T(1);
+    });
+}
+
+template <class T>
+void householder_product_backward(const Reflections<T> &h, const StackView<const T> &grad, const StackView<T> &dv,
+                                  const StackView<T> *dtau, bool check) {
+    const int64_t m = h.v.rows(), k = h.v.cols(), cols = std::min(m, k);
+    if (grad.rows() != m || grad.cols() != cols) throw ValueError("grad must have the shape of the product");
+    require_finite(check, h.v, "V");
+    if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
+    require_finite(check, grad, "grad");
+    for_items(grad.size(), [&](int64_t item) {
+        Frame frame;
+        const Prepared<T> p(frame, h, item);
+        T *s = frame.zeros<T>(k * k), *t = frame.take<T>(k * k);
+        wy_products(p.v, s, k);
+        std::copy_n(s, k * k, t);
+        wy_triangle(k, p.tau, t, k);
+        const MatrixView<const T> tm(t, k, k), top = p.v.block_rows(0, cols), gq = grad[item];
+        // The product is H applied to the first columns of the identity, so W = VᵀC is the top of V, transposed.
+        T *q = frame.take<T>(k * cols), *x = frame.take<T>(k * cols), *dt = frame.take<T>(k * k);
+        const MatrixView<T> g = dv[item];
+        product<T>(p.v.transposed(), gq, q);
+        triangle_product<T>(tm, false, top.transposed(), x);
+        negate(x, k * cols);
+        gemm<T>(gq, MatrixView<const T>(x, k, cols).transposed(), g);
+        negate(q, k * cols);
+        const MatrixView<const T> qm(q, k, cols);
+        triangle_product<T>(tm, true, qm, x);
+        for (int64_t i = 0; i < cols; ++i)
+            for (int64_t j = 0; j < k; ++j) g(i, j) += x[j * cols + i];
+        product<T>(qm, top, dt);
+        T *symmetric = frame.take<T>(k * k), *dtau_here = dtau != nullptr ? frame.zeros<T>(k) : nullptr;
+        triangle_backward(k, t, s, dt, symmetric, dtau_here);
+        gemm<T>(p.v, MatrixView<const T>(symmetric, k, k), g, true);
+        if (h.tau == nullptr) unit_backward(p, g);
+        if (dtau != nullptr) {
+            const auto row = (*dtau)[item];
+            for (int64_t j = 0; j < k; ++j) row(0, j) = dtau_here[j];
+        }
+    });
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template void householder_apply<T>(const Reflections<T> &, const StackView<const T> &, Side, bool,                 \
+                                       const StackView<T> &, bool);                                                    \
+    template void householder_apply_backward<T>(const Reflections<T> &, const StackView<const T> &,                    \
+                                                const StackView<const T> &, Side, bool, const StackView<T> &,          \
+                                                const StackView<T> *, const StackView<T> &, bool);                     \
+    template void householder_product<T>(const Reflections<T> &, const StackView<T> &, bool);                          \
+    template void householder_product_backward<T>(const Reflections<T> &, const StackView<const T> &,                  \
+                                                  const StackView<T> &, const StackView<T> *, bool);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan

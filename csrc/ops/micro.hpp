@@ -1,0 +1,80 @@
+// The register tile that every product goes through: MR rows broadcast against NV vectors, MR·NV accumulators.
+#pragma once
+
+#include "simd.hpp"
+
+#include <algorithm>
+#include <cstdint>
+
+namespace subspan::simd {
+
+template <int Bytes> struct Shape {
+    static constexpr int mr = Bytes == 64 ? 8 : Bytes == 32 ? 4 : 2;
+    static constexpr int nv = 3;
+    // Narrower tiles waste less on the diagonal of a triangle; they are as fast while both operands come from L1 and L2.
+    static constexpr int nv_gram = Bytes == 64 ? 2 : 3;
+};
+
+// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]
+template <class T, int Bytes, int NV = Shape<Bytes>::nv>
+SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
+                          std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
+    using V = Vec<T, Bytes>;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
+    typename V::type acc[MR][NV];
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+    for (std::int64_t d = 0; d < depth; ++d) {
+        typename V::type y[NV];
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+            const T x = a[r];
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
+        }
+        a += sa;
+        b += sb;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) {
+            T *p = c + r * ldc + q * W;
+            V::store(p, add ? V::load(p) + acc[r][q] : acc[r][q]);
+        }
+}
+
+// The same for a tile that sticks out of C: through a full tile on the stack.
+template <class T, int Bytes>
+SUBSPAN_INLINE void micro_edge(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,
+                               bool add, int rows, int cols) {
+    constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+    alignas(64) T tile[MR * NR];
+    micro<T, Bytes>(depth, a, sa, b, tile, NR, false);
+    for (int r = 0; r < rows; ++r)
+        for (int j = 0; j < cols; ++j) c[r * ldc + j] = add ? c[r * ldc + j] + tile[r * NR + j] : tile[r * NR + j];
+}
+
+// A block of C, rows x cols, from packed operands: A in panels of mr, B in panels of nr, both `depth` deep.
+template <class T, int Bytes>
+SUBSPAN_INLINE void block(std::int64_t depth, const T *a, const T *b, T *c, std::int64_t ldc, std::int64_t rows,
+                          std::int64_t cols, bool add) {
+    constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+    for (std::int64_t j = 0; j < cols; j += NR)
+        for (std::int64_t i = 0; i < rows; i += MR) {
+            const T *pa = a + (i / MR) * depth * MR, *pb = b + (j / NR) * depth * NR;
+            const int r = int(std::min<std::int64_t>(MR, rows - i)), q = int(std::min<std::int64_t>(NR, cols - j));
+            if (r == MR && q == NR)
+                micro<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add);
+            else
+                micro_edge<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add, r, q);
+        }
+}
+
+inline std::int64_t round_up(std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; }
+
+} // namespace subspan::simd

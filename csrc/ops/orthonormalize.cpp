@@ -1,0 +1,335 @@
+#include "subspan/orthonormalize.hpp"
+
+#include "scan.hpp"
+#include "scratch.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/factor.hpp"
+#include "subspan/householder.hpp"
+#include "subspan/panel.hpp"
+#include "subspan/parallel.hpp"
+#include "subspan/rng.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+
+namespace subspan {
+namespace {
+
+using std::int64_t;
+
+template <class T> void copy(MatrixView<const T> from, MatrixView<T> to) {
+    for (int64_t i = 0; i < from.rows; ++i)
+        for (int64_t j = 0; j < from.cols; ++j) to(i, j) = from(i, j);
+}
+
+[[noreturn]] void dependent(int64_t column) {
+    throw LinAlgError("orthonormalize: column " + std::to_string(column) +
+                      " of A depends on the columns before it; rank_deficient='complete' puts any orthonormal one there");
+}
+
+// Householder QR; q may be a.
+template <class T> void by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete) {
+    const int64_t m = a.rows, k = a.cols;
+    Frame frame;
+    const MatrixView<T> v(frame.take<T>(m * k), m, k), r(frame.take<T>(k * k), k, k);
+    const MatrixView<T> t(frame.take<T>(k * std::min(k, kReflectionBlock)), k, std::min(k, kReflectionBlock));
+    const MatrixView<T> tau(frame.take<T>(k), 1, k);
+    householder_qr<T>(StackView<const T>(a), v, r, tau, t);
+    if (!complete)
+        for (int64_t j = 0; j < k; ++j) {
+            double length = 0;
+            for (int64_t i = 0; i <= j; ++i) length = std::max(length, std::abs(double(r(i, j))));
+            if (!(std::abs(double(r(j, j))) > double(m) * std::numeric_limits<T>::epsilon() * length)) dependent(j);
+        }
+    factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), q);
+}
+
+// Shifted Cholesky QR; false where it does not get through. q may be a; when it is, q holds a matrix with the same
+// column space afterwards, whatever is returned.
+template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q, bool complete) {
+    constexpr double eps = std::numeric_limits<T>::epsilon();
+    const int64_t m = a.rows, k = a.cols;
+    Frame frame;
+    double *g = frame.take<double>(k * k), *l = frame.take<double>(k * k), *inverse = frame.take<double>(k * k);
+    double *scale = frame.take<double>(k), *diagonal = frame.take<double>(k);
+    T *w = frame.take<T>(k * k);
+    std::fill_n(diagonal, k, 1.0);
+    const double good = 5.0 * eps * std::sqrt(double(k));
+    MatrixView<const T> x = a;
+    for (int pass = 0; pass < 6; ++pass) {
+        Panel<T> panel(m);
+        panel.add(x.transposed());
+        gram(panel, 0, g);
+        double off = 0;
+        for (int64_t i = 0; i < k; ++i) {
+            if (!(g[i * k + i] > 1e3 * double(std::numeric_limits<T>::min()) / eps) || !std::isfinite(g[i * k + i])) return false;
+            off = std::max(off, std::abs(g[i * k + i] - 1.0));
+            for (int64_t j = 0; j < i; ++j) off = std::max(off, std::abs(g[i * k + j]));
+        }
+        if (!std::isfinite(off)) return false;
+        if (off <= good && pass > 0) {
+            if (!complete)
+                for (int64_t j = 0; j < k; ++j)
+                    if (!(diagonal[j] > double(m) * eps)) dependent(j);
+            return true;
+        }
+        // Columns of unit length: grading costs nothing, and the shift is in proportion for each of them.
+        for (int64_t i = 0; i < k; ++i) scale[i] = 1.0 / std::sqrt(g[i * k + i]);
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t j = 0; j <= i; ++j) g[i * k + j] = i == j ? 1.0 : g[i * k + j] * scale[i] * scale[j];
+        std::copy_n(g, k * k, l);
+        if (cholesky(k, l, 8.0 * eps) > 0) {
+            const double shift = 11.0 * eps * (std::sqrt(double(m)) + std::sqrt(double(k))) * std::sqrt(double(k));
+            std::copy_n(g, k * k, l);
+            for (int64_t i = 0; i < k; ++i) l[i * k + i] += shift;
+            if (pass >= 3 || cholesky(k, l, 0.0) > 0) return false;
+        }
+        for (int64_t j = 0; j < k; ++j) diagonal[j] *= l[j * k + j];
+        invert_lower(k, l, inverse);
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t j = 0; j < k; ++j) w[j * k + i] = T(inverse[i * k + j] * scale[j]);
+        gemm<T>(x, MatrixView<const T>(w, k, k), q);
+        x = q;
+    }
+    return false;
+}
+
+// The orthogonal polar factor of the square r, in place; false when r is singular to working precision.
+bool halley(int64_t k, double *r) {
+    Frame frame;
+    const int64_t kk = k * k;
+    double top = 0, one = 0, inf = 0;
+    for (int64_t i = 0; i < kk; ++i) top = std::max(top, std::abs(r[i]));
+    if (!(top > 0)) return false;
+    for (int64_t i = 0; i < kk; ++i) r[i] /= top;
+    double *sums = frame.zeros<double>(k);
+    for (int64_t i = 0; i < k; ++i) {
+        double row = 0;
+        for (int64_t j = 0; j < k; ++j) {
+            row += std::abs(r[i * k + j]);
+            sums[j] += std::abs(r[i * k + j]);
+        }
+        inf = std::max(inf, row);
+    }
+    for (int64_t j = 0; j < k; ++j) one = std::max(one, sums[j]);
+    const double norm = std::sqrt(one * inf); // at least the spectral norm
+    for (int64_t i = 0; i < kk; ++i) r[i] /= norm;
+    // 1 / ||R⁻¹||_F is a lower bound of the least singular value.
+    double *l = frame.take<double>(kk), *inverse = frame.take<double>(kk), *z = frame.take<double>(kk);
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) l[i * k + j] = j <= i ? r[j * k + i] : 0.0;
+    for (int64_t i = 0; i < k; ++i)
+        if (l[i * k + i] == 0.0) return false;
+    invert_lower(k, l, inverse);
+    double sum = 0;
+    for (int64_t i = 0; i < kk; ++i) sum += inverse[i] * inverse[i];
+    double low = 1.0 / std::sqrt(sum);
+    if (!(low > 1e-15)) return false;
+    low = std::min(low, 1.0);
+    double *next = frame.take<double>(kk);
+    for (int step = 0; step < 12; ++step) {
+        const double l2 = low * low, d = std::cbrt(4.0 * (1.0 - l2) / (l2 * l2));
+        const double a = std::sqrt(1.0 + d) + 0.5 * std::sqrt(8.0 - 4.0 * d + 8.0 * (2.0 - l2) / (l2 * std::sqrt(1.0 + d)));
+        const double b = (a - 1.0) * (a - 1.0) / 4.0, c = a + b - 1.0;
+        const MatrixView<const double> x(r, k, k);
+        const double first = b / c;
+        if (c > 100.0) {
+            // [√c X; I] = [Q1; Q2] R, and X (I + c XᵀX)⁻¹ = Q1 Q2ᵀ / √c: stable for any condition.
+            Frame inner;
+            const MatrixView<double> stacked(inner.zeros<double>(2 * kk), 2 * k, k), v(inner.take<double>(2 * kk), 2 * k, k);
+            const MatrixView<double> tri(inner.take<double>(kk), k, k), tau(inner.take<double>(k), 1, k);
+            const int64_t nb = std::min(k, kReflectionBlock);
+            const MatrixView<double> t(inner.take<double>(k * nb), k, nb);
+            const double root = std::sqrt(c);
+            for (int64_t i = 0; i < kk; ++i) stacked.data[i] = root * r[i];
+            for (int64_t i = 0; i < k; ++i) stacked(k + i, i) = 1.0;
+            householder_qr<double>(StackView<const double>(stacked), v, tri, tau, t);
+            factored_array<double>(StackView<const double>(v), MatrixView<const double>(t), stacked);
+            gemm<double>(stacked.block_rows(0, k), MatrixView<const double>(stacked.block_rows(k, k)).transposed(),
+                         MatrixView<double>(next, k, k));
+            const double second = (a - first) / root;
+            for (int64_t i = 0; i < kk; ++i) next[i] = first * r[i] + second * next[i];
+        } else {
+            gemm<double>(x.transposed(), x, MatrixView<double>(z, k, k));
+            for (int64_t i = 0; i < kk; ++i) z[i] *= c;
+            for (int64_t i = 0; i < k; ++i) z[i * k + i] += 1.0;
+            if (cholesky(k, z, 0.0) > 0) return false;
+            invert_lower(k, z, inverse);
+            const MatrixView<const double> li(inverse, k, k);
+            gemm<double>(x, li.transposed(), MatrixView<double>(z, k, k));
+            gemm<double>(MatrixView<const double>(z, k, k), li, MatrixView<double>(next, k, k));
+            const double second = a - first;
+            for (int64_t i = 0; i < kk; ++i) next[i] = first * r[i] + second * next[i];
+        }
+        double change = 0;
+        for (int64_t i = 0; i < kk; ++i) {
+            change += (next[i] - r[i]) * (next[i] - r[i]);
+            r[i] = next[i];
+        }
+        low = std::min(1.0, low * (a + b * l2) / (1.0 + c * l2));
+        // Cubic convergence: the next change would be of the order of this one cubed.
+        if (1.0 - low < 1e-14 && std::sqrt(change) < 1e-5 * std::sqrt(double(k))) return true;
+    }
+    return true;
+}
+
+template <class T> void by_polar(MatrixView<const T> a, MatrixView<T> q, bool complete) {
+    const int64_t m = a.rows, k = a.cols;
+    Frame frame;
+    const MatrixView<T> basis(frame.take<T>(m * k), m, k), rt(frame.take<T>(k * k), k, k);
+    if (!by_cholesky<T>(a, basis, complete)) by_householder<T>(a, basis, complete);
+    gemm<T>(MatrixView<const T>(basis).transposed(), a, rt);
+    double *r = frame.zeros<double>(k * k);
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = i; j < k; ++j) r[i * k + j] = double(rt(i, j));
+    double *kept = frame.take<double>(k * k);
+    std::copy_n(r, k * k, kept);
+    if (!halley(k, r)) {
+        // Singular: any orthogonal factor between the singular vectors is nearest.
+        double *s = frame.take<double>(k), *u = frame.take<double>(k * k), *vt = frame.take<double>(k * k);
+        small_svd(k, k, kept, s, u, vt);
+        gemm<double>(MatrixView<const double>(u, k, k), MatrixView<const double>(vt, k, k), MatrixView<double>(r, k, k));
+    }
+    for (int64_t i = 0; i < k * k; ++i) rt.data[i] = T(r[i]);
+    gemm<T>(MatrixView<const T>(basis), MatrixView<const T>(rt), q);
+}
+
+template <class T> void one(MatrixView<const T> a, MatrixView<T> q, Orthonormalization method, bool complete) {
+    if (method == Orthonormalization::householder) return by_householder<T>(a, q, complete);
+    // Entries far from one would lose their squares.
+    const T top = max_abs(a);
+    int e = 0;
+    if (top > T(0)) std::frexp(double(top), &e);
+    Frame frame;
+    if (std::abs(e) > 40) {
+        T *scaled = frame.take<T>(a.rows * a.cols);
+        for (int64_t i = 0; i < a.rows; ++i)
+            for (int64_t j = 0; j < a.cols; ++j) scaled[i * a.cols + j] = T(std::ldexp(double(a(i, j)), -e));
+        a = {scaled, a.rows, a.cols};
+    }
+    if (method == Orthonormalization::polar) return by_polar<T>(a, q, complete);
+    if (by_cholesky<T>(a, q, complete)) return;
+    if (method == Orthonormalization::cholesky)
+        throw LinAlgError("orthonormalize: Cholesky QR cannot separate the columns of A; use method 'auto' or 'householder'");
+    by_householder<T>(a, q, complete);
+}
+
+} // namespace
+
+template <class T>
+void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete) {
+    const int64_t m = a.rows(), k = a.cols(), items = a.size();
+    if (k > m)
+        throw ValueError("A has " + std::to_string(k) + " columns of " + std::to_string(m) +
+                         " entries: so many cannot be orthonormal");
+    if (k == 0) return;
+    for (int64_t i = 0; i < items; ++i)
+        if (!all_finite<T>(a[i])) throw ValueError("A holds NaN or infinity");
+    const auto run = [&](int64_t i) {
+        const auto ai = a[i];
+        const auto qi = q[i];
+        if (ai.data == qi.data && method != Orthonormalization::householder &&
+            (!complete || method == Orthonormalization::cholesky)) {
+            // What raises must leave A as it was.
+            Frame frame;
+            const MatrixView<T> out(frame.take<T>(m * k), m, k);
+            one<T>(ai, out, method, complete);
+            copy<T>(out, qi);
+        } else {
+            one<T>(ai, qi, method, complete);
+        }
+    };
+    if (items == 1) return run(0);
+    parallel_for(items, run);
+}
+
+template <class T> void random_orthogonal(std::uint64_t key, const StackView<T> &q) {
+    const int64_t n = q.rows(), k = q.cols(), items = q.size();
+    if (k > n) throw ValueError("k must be at most n");
+    const Philox rng{key};
+    const std::uint64_t blocks = (std::uint64_t(n) * std::uint64_t(k) + 3) / 4;
+    const auto run = [&](int64_t i) {
+        Frame frame;
+        const int64_t nb = std::min(k, kReflectionBlock);
+        T *x = frame.take<T>(int64_t(blocks) * 4);
+        for (std::uint64_t b = 0; b < blocks; ++b) {
+            double z[4];
+            rng.normal4(std::uint64_t(i) * blocks + b, z);
+            for (int j = 0; j < 4; ++j) x[b * 4 + std::uint64_t(j)] = T(z[j]);
+        }
+        const MatrixView<T> v(frame.take<T>(n * k), n, k), r(frame.take<T>(k * k), k, k), tau(frame.take<T>(k), 1, k);
+        const MatrixView<T> t(frame.take<T>(k * nb), k, nb);
+        householder_qr<T>(StackView<const T>(MatrixView<const T>(x, n, k)), v, r, tau, t);
+        const auto qi = q[i];
+        factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), qi);
+        for (int64_t j = 0; j < k; ++j)
+            if (r(j, j) < T(0))
+                for (int64_t p = 0; p < n; ++p) qi(p, j) = -qi(p, j);
+    };
+    if (n == 0 || k == 0) return;
+    if (items == 1) return run(0);
+    parallel_for(items, run);
+}
+
+template <class T> double orthonormality_defect(const StackView<const T> &u) {
+    const int64_t n = u.rows(), k = u.cols(), items = u.size();
+    double worst = 0;
+    if (k == 0) return 0;
+    Frame frame;
+    double *z = frame.take<double>(2 * k), *r = frame.take<double>(2 * k);
+    const Philox rng{0x5ab5};
+    for (int64_t j = 0; j < 2 * k; ++j) {
+        double x[4];
+        rng.uniform4(std::uint64_t(j), x);
+        z[j] = x[0] < 0 ? -1.0 : 1.0;
+    }
+    for (int64_t i = 0; i < items; ++i) {
+        const auto ui = u[i];
+        std::fill_n(r, 2 * k, 0.0);
+        if (ui.row_stride == 1 && ui.col_stride != 1) { // columns are contiguous
+            double *y = frame.zeros<double>(2 * n);
+            for (int64_t j = 0; j < k; ++j)
+                for (int64_t p = 0; p < n; ++p) {
+                    y[p] += z[j] * double(ui(p, j));
+                    y[n + p] += z[k + j] * double(ui(p, j));
+                }
+            for (int64_t j = 0; j < k; ++j)
+                for (int64_t p = 0; p < n; ++p) {
+                    r[j] += y[p] * double(ui(p, j));
+                    r[k + j] += y[n + p] * double(ui(p, j));
+                }
+        } else {
+            for (int64_t p = 0; p < n; ++p) {
+                const T *row = ui.data + p * ui.row_stride;
+                double a = 0, b = 0;
+                for (int64_t j = 0; j < k; ++j) {
+                    a += z[j] * double(row[j * ui.col_stride]);
+                    b += z[k + j] * double(row[j * ui.col_stride]);
+                }
+                for (int64_t j = 0; j < k; ++j) {
+                    r[j] += a * double(row[j * ui.col_stride]);
+                    r[k + j] += b * double(row[j * ui.col_stride]);
+                }
+            }
+        }
+        for (int half = 0; half < 2; ++half) {
+            double sum = 0;
+            for (int64_t j = half * k; j < (half + 1) * k; ++j) sum += (r[j] - z[j]) * (r[j] - z[j]);
+            const double defect = std::sqrt(sum / double(k));
+            if (!(defect <= worst)) worst = defect; // NaN wins
+        }
+    }
+    return worst;
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template void orthonormalize<T>(const StackView<const T> &, const StackView<T> &, Orthonormalization, bool);       \
+    template void random_orthogonal<T>(std::uint64_t, const StackView<T> &);                                           \
+    template double orthonormality_defect<T>(const StackView<const T> &);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan
