@@ -17,7 +17,8 @@ void register_apply_core(py::module_ &m) {
             if (!core.is_none()) xm.emplace(core, "M");
             if (!source.is_none()) xs.emplace(source, "source");
             if (xv.dtype() != xc.dtype())
-                throw py::type_error(std::string("V must be ") + xc.dtype_name() + " as C is");
+                throw py::type_error(std::string("V must be ") + xc.dtype_name() + " as C is, got " +
+                                     (xv.dtype() == DType::f32 ? "float32" : "float64"));
             for (const Array *a : {&xo, xm ? &*xm : &xo, xs ? &*xs : &xo}) a->require_dtype(xc.dtype());
             xc.require_matrices();
             const auto batch = xc.leading();

@@ -229,6 +229,8 @@ py::array as_numpy(const Array &a) {
 
 void require_apart(const Array &out, const Array &other, bool same) {
     for (int i = 0; i < out.ndim(); ++i)
+        if (out.shape(i) == 0) return;
+    for (int i = 0; i < out.ndim(); ++i)
         if (out.stride(i) == 0 && out.shape(i) > 1)
             throw py::value_error(std::string(out.name()) + " is a broadcast view: several of its elements are one");
     if (same && out.data() == other.data() && out.ndim() == other.ndim()) {

@@ -19,7 +19,7 @@ void register_orthonormalize(py::module_ &m) {
                 using T = decltype(t);
                 const auto va = xa.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
-                if (vo.first.col_stride != 1 && vo.cols() > 1)
+                if (vo.first.col_stride != 1 && vo.cols() > 1 && vo.rows() > 0 && vo.size() > 0)
                     throw py::value_error("out must have contiguous rows");
                 const py::gil_scoped_release release;
                 subspan::orthonormalize<T>(va, vo, static_cast<Orthonormalization>(method), complete);

@@ -46,9 +46,9 @@ template <class T> void by_householder(MatrixView<const T> a, MatrixView<T> q, b
     factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), q);
 }
 
-// Shifted Cholesky QR; false where it does not get through. q may be a; when it is, q holds a matrix with the same
-// column space afterwards, whatever is returned.
-template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q, bool complete) {
+// Shifted Cholesky QR; false where it does not get through: columns that it cannot tell from dependent ones are
+// Householder's, whose backward error does not grow with the condition. q must not be a.
+template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q) {
     constexpr double eps = std::numeric_limits<T>::epsilon();
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
@@ -70,9 +70,8 @@ template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q, bool
         }
         if (!std::isfinite(off)) return false;
         if (off <= good && pass > 0) {
-            if (!complete)
-                for (int64_t j = 0; j < k; ++j)
-                    if (!(diagonal[j] > double(m) * eps)) dependent(j);
+            for (int64_t j = 0; j < k; ++j)
+                if (!(diagonal[j] > double(m) * eps)) return false;
             return true;
         }
         // Columns of unit length: grading costs nothing, and the shift is in proportion for each of them.
@@ -84,9 +83,10 @@ template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q, bool
             const double shift = 11.0 * eps * (std::sqrt(double(m)) + std::sqrt(double(k))) * std::sqrt(double(k));
             std::copy_n(g, k * k, l);
             for (int64_t i = 0; i < k; ++i) l[i * k + i] += shift;
-            if (pass >= 3 || cholesky(k, l, 0.0) > 0) return false;
+            if (pass >= 2 || cholesky(k, l, 0.0) > 0) return false;
         }
-        for (int64_t j = 0; j < k; ++j) diagonal[j] *= l[j * k + j];
+        // What is left of each column outside of those before it, as a part of its own length at first.
+        for (int64_t j = 0; j < k; ++j) diagonal[j] *= l[j * k + j] / (pass == 0 ? 1.0 : scale[j]);
         invert_lower(k, l, inverse);
         for (int64_t i = 0; i < k; ++i)
             for (int64_t j = 0; j < k; ++j) w[j * k + i] = T(inverse[i * k + j] * scale[j]);
@@ -179,7 +179,7 @@ template <class T> void by_polar(MatrixView<const T> a, MatrixView<T> q, bool co
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
     const MatrixView<T> basis(frame.take<T>(m * k), m, k), rt(frame.take<T>(k * k), k, k);
-    if (!by_cholesky<T>(a, basis, complete)) by_householder<T>(a, basis, complete);
+    if (!by_cholesky<T>(a, basis)) by_householder<T>(a, basis, complete);
     gemm<T>(MatrixView<const T>(basis).transposed(), a, rt);
     double *r = frame.zeros<double>(k * k);
     for (int64_t i = 0; i < k; ++i)
@@ -193,7 +193,23 @@ template <class T> void by_polar(MatrixView<const T> a, MatrixView<T> q, bool co
         gemm<double>(MatrixView<const double>(u, k, k), MatrixView<const double>(vt, k, k), MatrixView<double>(r, k, k));
     }
     for (int64_t i = 0; i < k * k; ++i) rt.data[i] = T(r[i]);
-    gemm<T>(MatrixView<const T>(basis), MatrixView<const T>(rt), q);
+    gemm<T>(MatrixView<const T>(basis), MatrixView<const T>(rt), basis);
+    // What rounding left of UᵀU - I is measured, and taken off by U (3 I - UᵀU) / 2, which keeps the polar factor.
+    double *g = frame.take<double>(k * k);
+    for (int pass = 0; pass < 3; ++pass) {
+        Panel<T> panel(m);
+        panel.add(MatrixView<const T>(basis).transposed());
+        gram(panel, 0, g);
+        double off = 0;
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t j = 0; j <= i; ++j) off = std::max(off, std::abs(g[i * k + j] - (i == j ? 1.0 : 0.0)));
+        if (off <= 4.0 * std::numeric_limits<T>::epsilon() * std::sqrt(double(k))) break;
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t j = 0; j <= i; ++j)
+                rt(i, j) = rt(j, i) = T((i == j ? 1.5 : 0.0) - 0.5 * g[i * k + j]);
+        gemm<T>(MatrixView<const T>(basis), MatrixView<const T>(rt), basis);
+    }
+    copy<T>(basis, q);
 }
 
 template <class T> void one(MatrixView<const T> a, MatrixView<T> q, Orthonormalization method, bool complete) {
@@ -210,7 +226,7 @@ template <class T> void one(MatrixView<const T> a, MatrixView<T> q, Orthonormali
         a = {scaled, a.rows, a.cols};
     }
     if (method == Orthonormalization::polar) return by_polar<T>(a, q, complete);
-    if (by_cholesky<T>(a, q, complete)) return;
+    if (by_cholesky<T>(a, q)) return;
     if (method == Orthonormalization::cholesky)
         throw LinAlgError("orthonormalize: Cholesky QR cannot separate the columns of A; use method 'auto' or 'householder'");
     by_householder<T>(a, q, complete);
@@ -230,9 +246,8 @@ void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonor
     const auto run = [&](int64_t i) {
         const auto ai = a[i];
         const auto qi = q[i];
-        if (ai.data == qi.data && method != Orthonormalization::householder &&
-            (!complete || method == Orthonormalization::cholesky)) {
-            // What raises must leave A as it was.
+        if (ai.data == qi.data && method != Orthonormalization::householder) {
+            // A is needed until it is known which way gets through, and must be whole when nothing does.
             Frame frame;
             const MatrixView<T> out(frame.take<T>(m * k), m, k);
             one<T>(ai, out, method, complete);

@@ -1,0 +1,760 @@
+"""Projections, cores, subspace algebra, Haar and Hadamard matrices of subspan.orth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+import subspan
+from conftest import EPS
+from subspan import orth
+
+torch = pytest.importorskip("torch")
+DTYPES = [np.float32, np.float64]
+
+
+def laid_out(rng, shape, dtype, order):
+    """Random values in C order, F order, a strided view, or with negative strides."""
+    x = rng.standard_normal(shape).astype(dtype)
+    if order == "F":
+        return np.swapaxes(np.swapaxes(x, -1, -2).copy(), -1, -2)
+    if order == "strided":
+        big = np.zeros((*shape[:-2], 2 * shape[-2], 3 * shape[-1]), dtype)
+        big[..., ::2, ::3] = x
+        return big[..., ::2, ::3]
+    if order == "reversed":
+        return x[..., ::-1, ::-1].copy()[..., ::-1, ::-1]
+    if order == "padded":
+        big = np.zeros((*shape[:-1], shape[-1] + 3), dtype)
+        big[..., 1:-2] = x
+        return big[..., 1:-2]
+    return x
+
+
+ORDERS = ["C", "F", "strided", "reversed", "padded"]
+
+
+def dense_core(M, k):
+    M = np.asarray(M, np.float64)
+    return M * np.eye(k) if M.ndim == 0 else np.diag(M) if M.ndim == 1 else M
+
+
+def reference(C, V, M, alpha, side, source=None):
+    C, V = np.asarray(C, np.float64), np.asarray(V, np.float64)
+    M = dense_core(M, V.shape[-1])
+    X = C if source is None else np.asarray(source, np.float64) - C
+    t = np.swapaxes(V, -1, -2)
+    # The bound: what rounding of every product may add up to.
+    a, b, c = np.abs(V), np.abs(M), np.abs(X)
+    if side == "left":
+        return alpha * C + V @ (M @ (t @ X)), np.abs(C).max(initial=0) + (a @ (b @ (np.abs(t) @ c))).max(initial=0)
+    return alpha * C + X @ V @ M @ t, np.abs(C).max(initial=0) + (c @ a @ b @ np.abs(t)).max(initial=0)
+
+
+# -- apply_core --------------------------------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    m=st.integers(1, 90),
+    n=st.integers(1, 120),
+    k=st.integers(0, 80),
+    batch=st.sampled_from([(), (3,), (2, 2)]),
+    shared=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    order=st.sampled_from(ORDERS),
+    v_order=st.sampled_from(ORDERS),
+    kind=st.sampled_from(["scalar", "diagonal", "full", "stack"]),
+    alpha=st.sampled_from([1.0, 0.0, -0.5]),
+    side=st.sampled_from(["left", "right"]),
+    where=st.sampled_from(["new", "out", "place"]),
+    check=st.booleans(),
+)
+def test_apply_core(seed, m, n, k, batch, shared, dtype, order, v_order, kind, alpha, side, where, check):
+    rng = np.random.default_rng(seed)
+    C = laid_out(rng, (*batch, m, n), dtype, order)
+    V = laid_out(rng, (*(() if shared else batch), m if side == "left" else n, k), dtype, v_order)
+    M = {
+        "scalar": -0.7,
+        "diagonal": rng.standard_normal(k).astype(dtype),
+        "full": rng.standard_normal((k, k)).astype(dtype),
+        "stack": rng.standard_normal((*batch, k, k)).astype(dtype),
+    }[kind]
+    want, size = reference(C, V, M, alpha, side)
+    out = {"new": None, "out": np.full_like(C, np.nan, order="C"), "place": C}[where]
+    got = orth.apply_core(C, V, M, alpha=alpha, side=side, out=out, check=check)
+    assert got.dtype == dtype
+    assert out is None or got is out
+    assert np.abs(got - want).max() <= 10 * EPS[np.dtype(dtype)] * size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("k", [1, 8, 31, 33, 64, 65, 257, 600])
+def test_apply_core_beyond_one_block(rng, dtype, side, k):
+    """Sizes past every block of the kernels: rows, columns, depth, strips, flushes."""
+    for m, n in [(2500, 130), (130, 2500), (700, 700)]:
+        C = rng.standard_normal((m, n)).astype(dtype)
+        V = rng.standard_normal((m if side == "left" else n, k)).astype(dtype)
+        M = rng.standard_normal((k, k)).astype(dtype)
+        want, size = reference(C, V, M, 1.0, side)
+        for out in (None, C):
+            got = orth.apply_core(C.copy() if out is None else C, V, M, side=side, out=out)
+            assert np.abs(got - want).max() <= 2 * EPS[np.dtype(dtype)] * size
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (3, 0, 5), (0, 4, 5)])
+def test_empty(shape):
+    C = np.ones(shape, np.float32)
+    for side, at in (("left", -2), ("right", -1)):
+        V = np.ones((shape[at], 2), np.float32)
+        assert orth.apply_core(C, V, 1.0, side=side).shape == shape
+        assert orth.project_out(C, np.zeros((shape[at], 0), np.float32), side=side).shape == shape
+
+
+def test_no_columns_in_the_basis(rng):
+    C = rng.standard_normal((6, 4))
+    np.testing.assert_array_equal(orth.project_out(C, np.zeros((6, 0))), C)
+    np.testing.assert_array_equal(orth.project(C, np.zeros((6, 0))), 0 * C)
+    np.testing.assert_array_equal(orth.apply_core(C, np.zeros((6, 0)), 1.0, alpha=2.0), 2 * C)
+
+
+BAD = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("order", ["C", "F", "strided"])
+@pytest.mark.parametrize("k", [3, 40])
+@pytest.mark.parametrize("where", ["C", "V", "M"])
+def test_what_is_not_finite_leaves_c_as_it_was(rng, value, side, order, k, where):
+    C = laid_out(rng, (2, 70, 75), np.float64, order)
+    V = rng.standard_normal((70 if side == "left" else 75, k))
+    M = rng.standard_normal((k, k))
+    if where == "C":
+        C[1, 69, 74] = value
+    else:
+        {"V": V, "M": M}[where][-1, 0] = value
+    before = C.copy()
+    with pytest.raises(ValueError, match=where):
+        orth.apply_core(C, V, M, side=side, out=C)
+    np.testing.assert_array_equal(C, before)
+    if where == "C":  # and without the check NaN goes where it goes in NumPy
+        got = orth.apply_core(C, V, M, side=side, check=False)
+        assert np.isnan(got).any()
+        assert np.isfinite(got[0]).all()
+
+
+def test_overflowing_products_are_an_error():
+    C = np.full((4, 4), 1e30, np.float32)
+    with pytest.raises(ValueError, match="overflow"):
+        orth.apply_core(C, np.full((4, 2), 1e30, np.float32), 1.0, out=C)
+    assert (C == np.float32(1e30)).all()
+
+
+def test_bad_arguments(rng):
+    C, U = rng.standard_normal((6, 5)), orth.random_orthogonal(6, 2, rng=0)
+    for kwargs, error, match in [
+        ({"side": "up"}, ValueError, "side"),
+        ({"out": np.empty((6, 4))}, ValueError, "out"),
+        ({"out": np.empty((6, 5), np.float32)}, TypeError, "out"),
+        ({"strength": np.nan}, ValueError, "strength"),
+    ]:
+        with pytest.raises(error, match=match):
+            orth.project_out(C, U, **kwargs)
+    frozen = C.copy()
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        orth.project_out(C, U, out=frozen)
+    with pytest.raises(ValueError, match="rows"):
+        orth.project_out(C, U, side="right")
+    with pytest.raises(TypeError, match="float32"):
+        orth.project_out(C, U.astype(np.float32))
+    with pytest.raises(TypeError, match="integers|int64"):
+        orth.project_out(np.ones((6, 5), int), U)
+    with pytest.raises(ValueError, match="at least 2"):
+        orth.project_out(C[0], U)
+    with pytest.raises(ValueError, match="M must be"):
+        orth.apply_core(C, U, np.ones((3, 3)))
+    with pytest.raises(ValueError, match="columns"):
+        orth.project_out(C, rng.standard_normal((6, 7)))
+    with pytest.raises(ValueError, match="broadcast"):
+        orth.project_out(np.ones((2, 6, 5)), np.ones((3, 6, 2)), check=False)
+    with pytest.raises(TypeError, match="JAX"):
+        jax = pytest.importorskip("jax")
+        orth.project_out(C, U, out=jax.numpy.zeros((6, 5)))
+
+
+def test_overlap(rng):
+    A = rng.standard_normal((8, 12))
+    U = np.linalg.qr(A[:, :2])[0]
+    A[:, :2] = U
+    want = A[:, 2:] - U @ (U.T @ A[:, 2:])
+    with pytest.raises(ValueError, match="overlaps"):
+        orth.project_out(A[:, 2:], A[:, :2], out=A[:, 1:11])
+    with pytest.raises(ValueError, match="overlaps"):
+        orth.project_out(A[:, :8], A[:, :2], out=A[:, :8])
+    # Side by side in one buffer is not an overlap.
+    np.testing.assert_allclose(orth.project_out(A[:, 2:], A[:, :2], out=A[:, 2:]), want, atol=1e-14)
+    with pytest.raises(ValueError, match="broadcast view|overlap|read-only"):
+        orth.project_out(np.ones((8, 4)), U, out=np.broadcast_to(np.ones((8, 1)), (8, 4)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_basis_that_is_not_orthonormal_is_found(rng, dtype):
+    U = orth.random_orthogonal(200, 20, rng=0, dtype=dtype)
+    C = rng.standard_normal((200, 30)).astype(dtype)
+    for bad in (U * dtype(1.001), U + dtype(1e-3), rounded_to_bfloat16(U), U[:, [0, 0, *range(2, 20)]]):
+        before = C.copy()
+        with pytest.raises(ValueError, match="not orthonormal"):
+            orth.project_out(C, bad, out=C)
+        np.testing.assert_array_equal(C, before)
+        orth.project_out(C, bad, check=False)
+    orth.project_out(C, U)  # and one that is passes, in any layout
+    orth.project_out(C, np.asfortranarray(U))
+
+
+# -- the table of projections ------------------------------------------------------------------------------------------
+
+
+def rounded_to_bfloat16(x):
+    return torch.from_numpy(np.ascontiguousarray(x)).to(torch.bfloat16).to(torch.from_numpy(x[:1]).dtype).numpy()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("m", "n", "k"), [(4096, 64, 8), (1000, 300, 32), (512, 512, 128), (300, 20, 300), (50, 7, 1)])
+def test_project_out_contract(rng, dtype, m, n, k):
+    """‖UᵀG'‖ <= 10 eps ‖UᵀG‖, from either side, in place or not."""
+    U = orth.random_orthogonal(m, k, rng=1, dtype=dtype)
+    G = rng.standard_normal((m, n)).astype(dtype)
+    u = U.astype(np.float64)
+    bound = 10 * EPS[np.dtype(dtype)] * np.linalg.norm(u.T @ G)
+    assert np.linalg.norm(u.T @ orth.project_out(G, U)) <= bound
+    T = np.ascontiguousarray(G.T)
+    assert orth.project_out(T, U, side="right", out=T) is T
+    assert np.linalg.norm(T @ u) <= bound
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int4", "skew", "deficient", "badly scaled"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_project_out_of_any_basis(rng, kind, dtype):
+    """The same bound through the Gram core, against the span of what is stored."""
+    m, k = 700, 24
+    U = orth.random_orthogonal(m, k, rng=1, dtype=dtype)
+    basis, dense = U, None
+    if kind == "bfloat16":
+        basis = rounded_to_bfloat16(U)
+    elif kind == "int4":
+        basis = orth.quantize_int4(U)
+        dense = basis.to_array()
+    elif kind == "skew":
+        basis = (U @ (np.eye(k) + 0.9 * np.tri(k, k, -1))).astype(dtype)
+    elif kind == "deficient":
+        basis = np.concatenate([U, U[:, :5] + U[:, 5:10], np.zeros((m, 2), dtype)], axis=1)
+        dense = U
+    else:
+        basis = U * np.logspace(0, 12, k).astype(dtype)
+    dense = basis if dense is None else dense
+    span = np.linalg.qr(dense.astype(np.float64))[0]
+    G = rng.standard_normal((m, 90)).astype(dtype)
+    got = orth.project_out(G, basis, orthonormal=False)
+    bound = 10 * EPS[np.dtype(dtype)] * np.linalg.norm(span.T @ G)
+    if kind == "deficient":  # the span is that of U only to rounding of its sums
+        bound *= 10
+    assert np.linalg.norm(span.T @ got) <= bound
+    right = np.ascontiguousarray(G.T)
+    orth.project_out(right, basis, side="right", orthonormal=False, out=right)
+    assert np.linalg.norm(right @ span) <= bound
+    inside = orth.project(G, basis, orthonormal=False)
+    np.testing.assert_allclose(inside + got, G, atol=30 * EPS[np.dtype(dtype)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_method_of_the_table(rng, dtype):
+    """Equality with the dense formulas."""
+    m, n, k = 60, 50, 7
+    tol = {"rtol": 0, "atol": 60 * EPS[np.dtype(dtype)]}
+    C = rng.standard_normal((m, n)).astype(dtype)
+    U, W = (orth.random_orthogonal(s, k, rng=i, dtype=dtype) for i, s in enumerate((m, n)))
+    u, w, c = U.astype(float), W.astype(float), C.astype(float)
+    left, right = np.eye(m) - u @ u.T, np.eye(n) - w @ w.T
+    np.testing.assert_allclose(orth.project_out(C, U), left @ c, **tol)
+    np.testing.assert_allclose(orth.project_out(C, W, side="right"), c @ right, **tol)
+    np.testing.assert_allclose(orth.project_out(C, (U, W), side="both"), left @ c @ right, **tol)
+    place = C.copy()
+    assert orth.project_out(place, (U, W), side="both", out=place) is place
+    np.testing.assert_allclose(place, left @ c @ right, **tol)
+    np.testing.assert_allclose(orth.project_out(C, U, strength=0.3), c - 0.3 * u @ (u.T @ c), **tol)
+    np.testing.assert_allclose(orth.project_out(C, U, strength=2), c - 2 * u @ (u.T @ c), **tol)
+    np.testing.assert_allclose(orth.project(C, U), u @ (u.T @ c), **tol)
+    np.testing.assert_allclose(orth.project(C, (U, W), side="both"), u @ (u.T @ c @ w) @ w.T, **tol)
+    # SAFREE: any basis, by its pseudo-inverse.
+    E = rng.standard_normal((m, k)).astype(dtype)
+    e = E.astype(float)
+    np.testing.assert_allclose(orth.project_out(C, E, orthonormal=False), c - e @ np.linalg.pinv(e) @ c, **tol)
+    # SAME's curvature hook: alpha = 1/mu, M = diag(1/(S + mu)) - 1/mu; and its router hook, a diagonal on the right.
+    s, mu = rng.random(k).astype(dtype), 0.9
+    M = (1 / (s + mu) - 1 / mu).astype(dtype)
+    want = u @ np.diag(1 / (s + mu)) @ u.T @ c + left @ c / mu
+    np.testing.assert_allclose(orth.apply_core(C, U, M, alpha=1 / mu), want, **tol)
+    scale = rng.random(k).astype(dtype)
+    want = c @ (right + w @ np.diag(scale) @ w.T)
+    np.testing.assert_allclose(orth.apply_core(C, W, scale - 1, side="right"), want, **tol)
+    # Patching: the coordinates in R come from the source.
+    S = rng.standard_normal((m, n)).astype(dtype)
+    want = c + (S.astype(float) - c) @ w @ w.T
+    np.testing.assert_allclose(orth.swap(C, S, W), want, **tol)
+    place = C.copy()
+    assert orth.swap(place, S, W, place) is place
+    np.testing.assert_allclose(place, want, **tol)
+    # HRA's and T-CWY's orthogonal layers: compact WY with -T.
+    V = rng.standard_normal((m, k)).astype(dtype)
+    v = V / np.linalg.norm(V.astype(float), axis=0)
+    H = np.eye(m)
+    for j in range(k):
+        H = H @ (np.eye(m) - 2 * np.outer(v[:, j], v[:, j]))
+    T = np.linalg.inv(0.5 * np.eye(k) + np.triu(v.T @ v, 1))
+    np.testing.assert_allclose(np.eye(m) - v @ T @ v.T, H, atol=1e-6)
+    np.testing.assert_allclose(orth.householder_apply(V, C), H @ c, **tol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["C", "F", "strided"])
+@pytest.mark.parametrize("k", [1, 5, 33, 60])
+def test_swap(rng, dtype, order, k):
+    base, source = (laid_out(rng, (3, 41, 60), dtype, order) for _ in range(2))
+    R = orth.random_orthogonal(60, k, rng=2, dtype=dtype)
+    want = base + (source.astype(float) - base) @ R.astype(float) @ R.T.astype(float)
+    np.testing.assert_allclose(orth.swap(base, source, R), want, atol=60 * EPS[np.dtype(dtype)])
+    mixed = np.ascontiguousarray(source)
+    np.testing.assert_allclose(orth.swap(base, mixed, R), want, atol=60 * EPS[np.dtype(dtype)])
+    with pytest.raises(ValueError, match="source"):
+        orth.swap(base, source[:1], R)
+    source[2, 3, 4] = np.nan
+    with pytest.raises(ValueError, match="source"):
+        orth.swap(base, source, R)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 1.0, np.pi / 2, 3.1, np.pi - 1e-6])
+def test_rotate(rng, angle):
+    n = 30
+    q = orth.random_orthogonal(n, 2, rng=3)
+    s, t = q[:, 0], np.cos(angle) * q[:, 0] + np.sin(angle) * q[:, 1]
+    R = orth.rotate(np.eye(n), 3.0 * s, 0.1 * t)
+    np.testing.assert_allclose(R.T @ R, np.eye(n), atol=1e-14)
+    np.testing.assert_allclose(R @ s, t, atol=1e-14)
+    np.testing.assert_allclose(np.trace(R), n - 2 + 2 * np.cos(angle), atol=1e-12)  # the smallest angle that does it
+    C = rng.standard_normal((4, n))
+    np.testing.assert_allclose(orth.rotate(C, s, t, side="right"), C @ R.T, atol=1e-13)
+    with pytest.raises(ValueError, match="opposite"):
+        orth.rotate(C, s, -s, side="right")
+    with pytest.raises(ValueError, match="zero"):
+        orth.rotate(C, 0 * s, s, side="right")
+
+
+def test_torch_tensors_in_and_out(rng):
+    G = torch.randn(40, 30, requires_grad=True)
+    U = torch.linalg.qr(torch.randn(40, 4))[0]
+    got = orth.project_out(G, U)
+    assert isinstance(got, torch.Tensor)
+    torch.testing.assert_close(got, (G - U @ (U.T @ G)).detach(), atol=1e-5, rtol=0)
+    place = G.detach().clone()
+    assert orth.project_out(place, U, out=place) is place
+    torch.testing.assert_close(place, got)
+    Q, R = orth.householder_qr(G)
+    assert isinstance(R, torch.Tensor)
+    torch.testing.assert_close(Q.to_array() @ R, G.detach(), atol=1e-5, rtol=0)
+    assert isinstance(orth.complement(U), torch.Tensor)
+    assert isinstance(orth.hadamard(torch.ones(4, 8)), torch.Tensor)
+    with pytest.raises(TypeError, match="bfloat16"):
+        orth.project_out(G.detach().to(torch.bfloat16), U)
+
+
+def test_jax_arrays(rng):
+    jax = pytest.importorskip("jax")
+    G = jax.numpy.asarray(rng.standard_normal((8, 6)), jax.numpy.float32)
+    U = jax.numpy.linalg.qr(G[:, :2])[0]
+    got = orth.project_out(G, U)
+    assert isinstance(got, jax.Array)
+    np.testing.assert_allclose(got, G - U @ (U.T @ G), atol=1e-5)
+
+
+# -- subspace algebra --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), [(1, 0), (1, 1), (9, 0), (9, 9), (40, 3), (300, 140), (200, 199)])
+def test_complement(dtype, n, k):
+    U = orth.random_orthogonal(n, k, batch=(2,), rng=0, dtype=dtype)
+    W = orth.complement(U)
+    assert W.shape == (2, n, n - k)
+    both = np.concatenate([U, W], axis=-1).astype(float)
+    drift = np.abs(np.swapaxes(both, 1, 2) @ both - np.eye(n)).max(initial=0)
+    assert drift <= 10 * EPS[np.dtype(dtype)] * max(n, 1) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("k", "l", "common"), [(4, 5, 0), (4, 5, 2), (5, 5, 5), (6, 2, 2), (3, 0, 0), (15, 14, 4)])
+def test_sum_intersection_containment(dtype, k, l, common):
+    n = 25
+    eps = EPS[np.dtype(dtype)]
+    pool = orth.random_orthogonal(n, k + l - common, batch=(3,), rng=5, dtype=np.float64)
+    mix = [orth.random_orthogonal(s, rng=i) for i, s in enumerate((k, l))]
+    U = (pool[..., :k] @ mix[0]).astype(dtype)
+    W = (pool[..., k - common : k + l - common] @ mix[1]).astype(dtype)
+    total = orth.span_sum(U, W)
+    assert total.shape == (3, n, k + l - common)
+    np.testing.assert_array_equal(total[..., :k], U)
+    gram = np.swapaxes(total, -1, -2).astype(float) @ total
+    assert np.abs(gram - np.eye(gram.shape[-1])).max(initial=0) <= 20 * eps * n**0.5
+    shared = orth.span_intersection(U, W)
+    assert shared.shape == (3, n, common)
+    for other in (U, W, total):
+        assert orth.contains(other, shared).all()
+    assert orth.contains(total, U).all()
+    assert orth.contains(total, W).all()
+    assert (orth.contains(U, W) == (common == l)).all()
+    assert (orth.contains(W, U) == (common == k)).all()
+
+
+def test_angles_below_the_root_of_eps(rng):
+    """The arccos form cannot tell 1e-9 from zero in float64; the sines can."""
+    q = orth.random_orthogonal(10, 3, rng=0)
+    tilted = np.cos(1e-9) * q[:, :1] + np.sin(1e-9) * q[:, 2:]
+    assert orth.span_intersection(q[:, :2], tilted, tol=1e-8).shape == (10, 1)
+    assert orth.span_intersection(q[:, :2], tilted, tol=1e-10).shape == (10, 0)
+    assert orth.span_sum(q[:, :2], tilted, tol=1e-10).shape == (10, 3)
+
+
+def test_stacks_of_different_dimensions_are_an_error():
+    I = np.eye(4)
+    U = np.stack([I[:, :2], I[:, :2]])
+    W = np.stack([I[:, 1:3], I[:, 2:4]])
+    with pytest.raises(ValueError, match="dimensions"):
+        orth.span_sum(U, W)
+    assert orth.contains(U, U[::-1]).tolist() == [True, True]
+
+
+def test_composition(rng):
+    """Planted links: the dimension is r(V restricted to S) + r(Q) - r(V) reversed, and factors compose to the whole."""
+    for trial in range(20):
+        r = np.random.default_rng(trial)
+        s, p, q = 5, 4, 6
+        A, B = r.standard_normal((p, s)), r.standard_normal((q, p))
+        U = np.vstack([np.eye(s), A])
+        W = np.vstack([np.eye(p), B])
+        got = orth.compose(U, W, p)
+        assert got.shape == (s + q, s)
+        assert orth.contains(got, np.vstack([np.eye(s), B @ A]))
+    # Row spaces over S ∪ Q with a link of dimension two, split and glued back together.
+    s, q, link = 6, 5, 2
+    V = np.vstack([rng.standard_normal((s, 4)), rng.standard_normal((q, 4))])
+    V[:s, 2:] = 0  # two vectors on Q alone, two that link
+    first = np.block([[V[:s, :2], np.zeros((s, 0))], [np.eye(link)]])
+    second = np.block([[np.eye(link), np.zeros((link, 2))], [V[s:, :2], V[s:, 2:]]])
+    whole = orth.compose(first, second, link)
+    assert whole.shape[1] == 4
+    assert orth.contains(whole, V)
+    assert orth.compose(np.eye(3)[:, :0], np.eye(3), 2).shape == (2, 1)  # nothing in the first: only what has y = 0
+    stack = orth.compose(np.stack([U, U]), W, p)
+    np.testing.assert_allclose(np.abs(stack[0].T @ stack[1]), np.abs(np.eye(stack.shape[2])), atol=1e-12)
+    assert orth.contains(stack[1], np.vstack([np.eye(5), B @ A]))
+    with pytest.raises(ValueError, match="shared"):
+        orth.compose(U, W, 99)
+
+
+# -- orthonormalize ----------------------------------------------------------------------------------------------------
+
+
+def hard_matrix(rng, m, k, kind, dtype):
+    A = rng.standard_normal((m, k))
+    tiny = -30 if dtype == np.float64 else -25
+    if kind == "graded":
+        A *= np.logspace(0, tiny, k)
+    elif kind == "graded rows":
+        A *= np.logspace(0, tiny, m)[:, None]
+    elif kind == "deficient":
+        A = A[:, : max(1, k // 2)] @ rng.standard_normal((max(1, k // 2), k))
+    elif kind == "zero":
+        A[:] = 0
+    elif kind == "zero columns":
+        A[:, ::2] = 0
+    elif kind == "nearly dependent":
+        A = A[:, :1] + 1e-6 * A
+    elif kind == "ill":
+        r = min(m, k)
+        u, v = orth.random_orthogonal(m, r, rng=1), orth.random_orthogonal(k, r, rng=2)
+        A = (u * np.logspace(0, -14 if dtype == np.float64 else -6, r)) @ v.T
+    elif kind == "huge":
+        A *= 1e300 if dtype == np.float64 else 1e36
+    elif kind == "small":
+        A *= 1e-305 if dtype == np.float64 else 1e-37
+    elif kind == "hilbert":
+        A = 1.0 / (np.arange(m)[:, None] + np.arange(k) + 1.0)
+    return A.astype(dtype)
+
+
+KINDS = ["random", "graded", "graded rows", "deficient", "zero", "zero columns", "nearly dependent", "ill", "huge", "small"]
+KINDS.append("hilbert")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["auto", "householder", "polar"])
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (30, 30), (200, 17), (400, 140)])
+def test_orthonormalize(rng, dtype, kind, method, m, k):
+    A = hard_matrix(rng, m, k, kind, dtype)
+    before = A.copy()
+    Q = orth.orthonormalize(A, method=method)
+    np.testing.assert_array_equal(A, before)
+    eps = EPS[np.dtype(dtype)]
+    q = Q.astype(float)
+    assert np.abs(q.T @ q - np.eye(k)).max() <= 10 * eps * k**0.5
+    a = A.astype(float)
+    a = a / max(np.abs(a).max(), 1e-300)
+    assert np.linalg.norm(a - q @ (q.T @ a)) <= 30 * eps * np.linalg.norm(a) * k**0.5
+    place = np.asfortranarray(A) if m == 1 else A
+    if place.flags.c_contiguous:
+        assert orth.orthonormalize(place, method=method, out=place) is place
+        np.testing.assert_array_equal(place, Q)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["random", "graded", "ill", "huge", "small"])
+@pytest.mark.parametrize(("m", "k"), [(1, 1), (40, 40), (300, 30), (150, 130)])
+def test_polar_is_the_nearest(rng, dtype, kind, m, k):
+    A = hard_matrix(rng, m, k, "random", dtype)
+    if kind == "ill":
+        A = (orth.random_orthogonal(m, k, rng=1) * np.logspace(0, -3, k)) @ orth.random_orthogonal(k, rng=2)
+        A = A.astype(dtype)
+    elif kind != "random":
+        A = A * dtype({"graded": 1.0, "huge": 1e30, "small": 1e-30}[kind])
+        if kind == "graded":
+            A = A * np.logspace(0, -2, k).astype(dtype)
+    got = orth.orthonormalize(A, method="polar").astype(float)
+    a = A.astype(float) / np.abs(A).max()
+    u, s, vt = np.linalg.svd(a, full_matrices=False)
+    # The polar factor moves by the perturbation over the least singular values.
+    assert np.abs(got - u @ vt).max() <= 40 * EPS[np.dtype(dtype)] * s[0] / s[-1] * k**0.5
+    singular = np.linalg.svd(got, compute_uv=False)  # Muon's polynomial leaves these between 0.5 and 1.5
+    assert np.abs(singular - 1).max() <= 20 * EPS[np.dtype(dtype)] * k**0.5
+
+
+@pytest.mark.parametrize("method", ["auto", "cholesky", "householder", "polar"])
+def test_rank_deficient(rng, method):
+    A = rng.standard_normal((2, 40, 6))
+    A[1, :, 4] = A[1, :, :2].sum(-1)
+    before = A.copy()
+    with pytest.raises(np.linalg.LinAlgError):
+        orth.orthonormalize(A, method=method, rank_deficient="raise", out=A[:])
+    np.testing.assert_array_equal(A[1], before[1])
+    orth.orthonormalize(before[:1], method=method, rank_deficient="raise")
+    if method == "cholesky":
+        with pytest.raises(np.linalg.LinAlgError):
+            orth.orthonormalize(np.zeros((5, 2)), method=method)
+    # A column that is small but independent is not deficient.
+    graded = rng.standard_normal((40, 4)) * [1, 1e-20, 1e10, 1e-100]
+    orth.orthonormalize(graded, method="householder", rank_deficient="raise")
+
+
+def test_orthonormalize_bad_arguments(rng):
+    A = rng.standard_normal((5, 3))
+    for kwargs, match in [({"method": "qr"}, "method"), ({"rank_deficient": "maybe"}, "rank_deficient")]:
+        with pytest.raises(ValueError, match=match):
+            orth.orthonormalize(A, **kwargs)
+    with pytest.raises(ValueError, match="orthonormal"):
+        orth.orthonormalize(A.T)
+    A[2, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        orth.orthonormalize(A)
+    assert orth.orthonormalize(np.zeros((5, 0))).shape == (5, 0)
+    assert orth.orthonormalize(np.zeros((0, 5, 2))).shape == (0, 5, 2)
+
+
+# -- Haar and Hadamard -------------------------------------------------------------------------------------------------
+
+ALARM = 1e-6  # false alarms: each statistic below fails for a correct sampler with this probability
+
+
+def haar_p_values(Q):
+    """Entries: (q11² is beta distributed); phases of eigenvalues: tr Q^j is normal, mean 1 for even j, variance j."""
+    n = Q.shape[-1]
+    P = Q @ Q
+    yield scipy.stats.kstest(Q[:, 0, 0] ** 2, scipy.stats.beta(0.5, (n - 1) / 2).cdf).pvalue
+    yield scipy.stats.kstest(Q[:, -1, 1] ** 2, scipy.stats.beta(0.5, (n - 1) / 2).cdf).pvalue
+    yield scipy.stats.binomtest(int((Q[:, 0, 0] > 0).sum()), len(Q)).pvalue
+    for j, power in ((1, Q), (2, P), (3, P @ Q), (4, P @ P)):
+        mean = 1.0 if j % 2 == 0 else 0.0
+        yield scipy.stats.kstest(np.trace(power, axis1=1, axis2=2), scipy.stats.norm(mean, j**0.5).cdf).pvalue
+    yield scipy.stats.binomtest(int((np.linalg.det(Q) > 0).sum()), len(Q)).pvalue
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_orthogonal_is_haar(dtype):
+    Q = orth.random_orthogonal(24, batch=(6000,), rng=11, dtype=dtype).astype(np.float64)
+    assert min(haar_p_values(Q)) > ALARM
+    # The statistics see what leaving the signs as QR gives them does.
+    unfixed = np.linalg.qr(np.random.default_rng(0).standard_normal((6000, 24, 24)))[0]
+    assert min(haar_p_values(unfixed)) < ALARM
+
+
+def test_random_orthogonal(rng):
+    for n, k in [(0, 0), (1, 1), (5, 0), (7, 3), (150, 140)]:
+        U = orth.random_orthogonal(n, k, batch=(2,), rng=3)
+        assert U.shape == (2, n, k)
+        assert np.abs(np.swapaxes(U, 1, 2) @ U - np.eye(k)).max(initial=0) < 1e-13
+    np.testing.assert_array_equal(orth.random_orthogonal(9, 4, rng=1), orth.random_orthogonal(9, 4, rng=1))
+    assert np.abs(orth.random_orthogonal(9, 4, rng=1) - orth.random_orthogonal(9, 4, rng=2)).max() > 0.1
+    assert {float(x) for x in orth.random_orthogonal(1, batch=(50,), rng=0).ravel()} == {1.0, -1.0}
+    for args, error in [((3, 4), ValueError), ((-1,), ValueError), ((2.0,), TypeError)]:
+        with pytest.raises(error):
+            orth.random_orthogonal(*args)
+    with pytest.raises(TypeError, match="dtype"):
+        orth.random_orthogonal(3, dtype=int)
+
+
+LENGTHS = sorted(2**p * m for m in (1, 12, 20, 28, 40) for p in range(10) if 2**p * m <= 1024)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_hadamard(rng, n, dtype):
+    H = orth.hadamard_matrix(n, dtype)
+    assert (np.abs(H) == 1).all()
+    np.testing.assert_array_equal(H.astype(float) @ H.T.astype(float), n * np.eye(n))
+    if n & (n - 1) == 0:
+        np.testing.assert_array_equal(H, scipy.linalg.hadamard(n))
+    else:
+        m = next(m for m in (12, 20, 28) if n % m == 0 and (n // m) & (n // m - 1) == 0)
+        base = orth.hadamard_matrix(m)
+        np.testing.assert_array_equal(H, np.kron(base, scipy.linalg.hadamard(n // m)))
+    x = rng.standard_normal((2, 3, n)).astype(dtype)
+    tol = {"atol": 40 * EPS[np.dtype(dtype)], "rtol": 0}
+    h = H.astype(float) / n**0.5
+    np.testing.assert_allclose(orth.hadamard(x), x @ h.T, **tol)
+    np.testing.assert_allclose(orth.hadamard(x, transpose=True), x @ h, **tol)
+    np.testing.assert_allclose(orth.hadamard(orth.hadamard(x), transpose=True), x, **tol)
+    strided = laid_out(rng, (5, n), dtype, "strided")
+    want = strided @ h.T
+    assert orth.hadamard(strided, strided) is strided
+    np.testing.assert_allclose(strided, want, **tol)
+    place = x.copy()
+    assert orth.hadamard(place, place) is place
+    np.testing.assert_array_equal(place, orth.hadamard(x))
+    f = np.swapaxes(np.ascontiguousarray(np.swapaxes(x, 1, 2)), 1, 2)
+    np.testing.assert_allclose(orth.hadamard(f), x @ h.T, **tol)
+
+
+def test_the_base_matrices_that_are_not_symmetric():
+    """A transform that reuses its forward pass for the gradient is wrong for these."""
+    symmetric = {m: np.array_equal(orth.hadamard_matrix(m), orth.hadamard_matrix(m).T) for m in (12, 20, 28, 40)}
+    assert symmetric == {12: False, 20: False, 28: True, 40: False}
+
+
+@pytest.mark.parametrize("n", [1 << 14, 1 << 15, 1 << 16, 1 << 17, 1 << 18, 12 << 12, 28 << 10])
+def test_long_hadamard(rng, n):
+    x = rng.standard_normal((2, n)).astype(np.float32)
+    y = orth.hadamard(x)
+    np.testing.assert_allclose(np.linalg.norm(y, axis=1), np.linalg.norm(x, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(orth.hadamard(y, transpose=True), x, atol=1e-5)
+    spike = np.zeros(n)
+    spike[n // 3] = 1
+    np.testing.assert_array_equal(np.abs(orth.hadamard(spike, scale=1.0)), 1)
+
+
+def test_hadamard_bad_arguments():
+    for n in (0, 3, 6, 10, 36, 44, 52):
+        with pytest.raises(ValueError, match="axis"):
+            orth.hadamard(np.ones((2, n)))
+    x = np.ones((3, 8))
+    x[1, 5] = np.inf
+    before = x.copy()
+    for out in (None, x):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            orth.hadamard(x, out)
+    np.testing.assert_array_equal(x, before)
+
+
+# -- runtime -----------------------------------------------------------------------------------------------------------
+
+
+def test_bit_identical_for_any_number_of_threads(rng):
+    before = subspan.get_num_threads()
+    C = rng.standard_normal((3, 900, 700)).astype(np.float32)
+    U, W = (orth.random_orthogonal(s, 20, rng=0, dtype=np.float32) for s in (900, 700))
+    A = rng.standard_normal((50, 64, 16)).astype(np.float32)
+    tall = rng.standard_normal((3000, 60)).astype(np.float32)
+    B = orth.quantize_int4(orth.random_orthogonal(700, 64, rng=0, dtype=np.float32))
+    results = []
+    try:
+        for n in (1, 2, 3, 5):
+            subspan.set_num_threads(n)
+            Q, R = orth.householder_qr(A)
+            q, r = orth.householder_qr(tall)
+            results.append(
+                [
+                    orth.project_out(C, U),
+                    orth.project_out(C, W, side="right"),
+                    orth.project_out(C, W, side="right", out=C.copy(), check=False),
+                    Q.to_array(),
+                    R,
+                    q.apply(tall),
+                    r,
+                    orth.orthonormalize(tall),
+                    orth.random_orthogonal(40, 9, batch=(7,), rng=0),
+                    orth.hadamard(C[..., :640]),
+                    B.apply(C, side="right"),
+                    orth.householder_product(tall),
+                    orth.householder_product_backward(tall, tall),
+                ]
+            )
+    finally:
+        subspan.set_num_threads(before)
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_work_memory_is_a_panel(rng):
+    """What every call takes beyond its result, in panels of k columns (or rows)."""
+    import tracemalloc
+
+    from subspan import _core
+
+    m = n = 1500
+    k = 16
+    C = rng.standard_normal((m, n)).astype(np.float32)
+    out = np.empty_like(C)
+    U = orth.random_orthogonal(m, k, rng=0, dtype=np.float32)
+    B = orth.quantize_int4(orth.random_orthogonal(m, 128, rng=0, dtype=np.float32))
+    panel, slack = 4 * m * k, 256 << 10  # slack: tiles, whatever the sizes are
+    V = rng.standard_normal((m, k)).astype(np.float32)
+    Q, _ = orth.householder_qr(V)
+    strided = np.zeros((2 * m, 2 * n), np.float32)[::2, ::2]
+    cases = [
+        (lambda: orth.project_out(C, U, out=C), 3),
+        (lambda: orth.project_out(C, U, side="right", out=out), 3),
+        (lambda: orth.project_out(C, U, side="right", out=C), 4),
+        (lambda: orth.project_out(strided, U, out=strided), 12),  # a strip of 2 tiles is copied
+        (lambda: orth.swap(C, out, U, C), 4),
+        (lambda: orth.householder_apply(V, C, out=C), 5),
+        (lambda: Q.apply(C, side="right", out=C), 4),
+        (lambda: orth.hadamard(C[:, :1024], out[:, :1024]), 1),
+        (lambda: B.apply(C, side="right", out=np.empty((m, 128), np.float32)), 3 * 8),
+        (lambda: orth.project_out(C, B, out=out), 3 * 8),
+    ]
+    for i, (call, panels) in enumerate(cases):
+        call()
+        tracemalloc.start()
+        _core.reset_work_memory_peak()
+        call()
+        inside = _core.work_memory_peak()
+        python = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert inside <= panels * panel + slack, (i, inside / panel)
+        assert python <= 8 * panel + slack, (i, python)
+        assert inside < C.nbytes / 2
