@@ -75,7 +75,12 @@ def test_householder_apply(versus, rng):
     want = torch.ormqr(a, tau, C).numpy()
     np.testing.assert_allclose(orth.householder_apply(v, c, t), want, atol=1e-4)
     flops = 4 * N * 64 * 256 + N * 64 * 64
-    versus("householder-apply-f32-4096x64", lambda: orth.householder_apply(v, c, t), lambda: torch.ormqr(a, tau, C), flops=flops)
+    versus(
+        "householder-apply-f32-4096x64",
+        lambda: orth.householder_apply(v, c, t),
+        lambda: torch.ormqr(a, tau, C),
+        flops=flops,
+    )
 
 
 def test_householder_apply_against_lapack(versus, rng):
@@ -162,7 +167,9 @@ def test_batched_qr(versus, rng):
 
 def test_orthonormalize(versus, rng):
     A = gradient(rng, N, 128)
-    versus("orthonormalize-f32-4096x128", lambda: orth.orthonormalize(A), lambda: np.linalg.qr(A), flops=3 * N * 128 * 128)
+    versus(
+        "orthonormalize-f32-4096x128", lambda: orth.orthonormalize(A), lambda: np.linalg.qr(A), flops=3 * N * 128 * 128
+    )
 
 
 # -- low-rank gradients ------------------------------------------------------------------------------------------------
@@ -225,7 +232,9 @@ def test_refresh_against_a_full_svd(versus, rng):
 def test_int4_apply(versus, rng):
     G = gradient(rng)
     B = orth.quantize_int4(basis(N, 1024))
-    codes = np.stack([B.codes & 15, B.codes >> 4], axis=1).reshape(-1, 256)  # one a byte, as the published code keeps them
+    codes = np.stack([B.codes & 15, B.codes >> 4], axis=1).reshape(
+        -1, 256
+    )  # one a byte, as the published code keeps them
     scale, zero = B.scale[:, None], B.zero[:, None]
 
     def peer():

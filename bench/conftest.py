@@ -89,8 +89,8 @@ class Versus:
     ) -> float:
         """Measure, record, and judge against budgets.json; returns the ratio peer / ours.
 
-        ``flops`` and ``bytes`` make the floor: the larger of their times at this machine's product and copy rates. ``once``
-        is for peers that take minutes: they run a single time.
+        ``flops`` and ``bytes`` make the floor: the larger of their times at this machine's product and copy rates.
+        ``once`` is for peers that take minutes: they run a single time.
         """
         ours()
         if once:

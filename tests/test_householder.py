@@ -129,7 +129,7 @@ def test_empty_qr(shape):
     assert Q.to_array().shape == (*shape[:-1], min(shape[-2:]))
 
 
-# -- products of given reflections --------------------------------------------------------------------------------------
+# -- products of given reflections -------------------------------------------------------------------------------------
 
 
 def explicit(V, tau):
@@ -202,7 +202,9 @@ def test_lengths_of_unit_reflections_do_not_matter(rng):
         V = rng.standard_normal((30, 5)).astype(dtype)
         want = orth.householder_product(V)
         for s in (far, 1 / far, np.finfo(dtype).tiny):
-            np.testing.assert_allclose(orth.householder_product((V * s).astype(dtype)), want, atol=1e-3 if s < 1e-37 else 1e-5)
+            np.testing.assert_allclose(
+                orth.householder_product((V * s).astype(dtype)), want, atol=1e-3 if s < 1e-37 else 1e-5
+            )
         # The gradient scales with the reciprocal.
         g = rng.standard_normal((30, 5)).astype(dtype)
         base = orth.householder_product_backward(g, V)
@@ -237,7 +239,9 @@ def test_product_gradients(rng, batch, given_tau, m, k):
             unit = np.tril(V, -1) + np.eye(m, k)
             mine = orth.householder_product_backward(grad, unit, tau)
             theirs = torch_gradients(unit, tau, grad, torch.linalg.householder_product)
-            np.testing.assert_allclose(np.tril(mine[0], -1), np.tril(theirs[0], -1), atol=1e-9 * np.abs(theirs[0]).max())
+            np.testing.assert_allclose(
+                np.tril(mine[0], -1), np.tril(theirs[0], -1), atol=1e-9 * np.abs(theirs[0]).max()
+            )
             np.testing.assert_allclose(mine[1], theirs[1], atol=1e-9 * np.abs(theirs[1]).max())
 
 
@@ -314,7 +318,7 @@ def test_bad_reflections(rng):
     V, C = rng.standard_normal((6, 2)), rng.standard_normal((6, 3))
     with pytest.raises(ValueError, match="tau"):
         orth.householder_apply(V, C, np.ones(3))
-    with pytest.raises(ValueError, match="rows|columns"):
+    with pytest.raises(ValueError, match=r"rows|columns"):
         orth.householder_apply(V, C, side="right")
     with pytest.raises(TypeError, match="float64"):
         orth.householder_apply(V, C.astype(np.float32))

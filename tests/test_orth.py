@@ -153,7 +153,7 @@ def test_overflowing_products_are_an_error():
     C = np.full((4, 4), 1e30, np.float32)
     with pytest.raises(ValueError, match="overflow"):
         orth.apply_core(C, np.full((4, 2), 1e30, np.float32), 1.0, out=C)
-    assert (C == np.float32(1e30)).all()
+    assert set(C.ravel().tolist()) == {float(np.float32(1e30))}
 
 
 def test_bad_arguments(rng):
@@ -174,7 +174,7 @@ def test_bad_arguments(rng):
         orth.project_out(C, U, side="right")
     with pytest.raises(TypeError, match="float32"):
         orth.project_out(C, U.astype(np.float32))
-    with pytest.raises(TypeError, match="integers|int64"):
+    with pytest.raises(TypeError, match=r"integers|int64"):
         orth.project_out(np.ones((6, 5), int), U)
     with pytest.raises(ValueError, match="at least 2"):
         orth.project_out(C[0], U)
@@ -184,8 +184,8 @@ def test_bad_arguments(rng):
         orth.project_out(C, rng.standard_normal((6, 7)))
     with pytest.raises(ValueError, match="broadcast"):
         orth.project_out(np.ones((2, 6, 5)), np.ones((3, 6, 2)), check=False)
+    jax = pytest.importorskip("jax")
     with pytest.raises(TypeError, match="JAX"):
-        jax = pytest.importorskip("jax")
         orth.project_out(C, U, out=jax.numpy.zeros((6, 5)))
 
 
@@ -200,7 +200,7 @@ def test_overlap(rng):
         orth.project_out(A[:, :8], A[:, :2], out=A[:, :8])
     # Side by side in one buffer is not an overlap.
     np.testing.assert_allclose(orth.project_out(A[:, 2:], A[:, :2], out=A[:, 2:]), want, atol=1e-14)
-    with pytest.raises(ValueError, match="broadcast view|overlap|read-only"):
+    with pytest.raises(ValueError, match=r"broadcast view|overlap|read-only"):
         orth.project_out(np.ones((8, 4)), U, out=np.broadcast_to(np.ones((8, 1)), (8, 4)))
 
 
@@ -398,16 +398,16 @@ def test_complement(dtype, n, k):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("k", "l", "common"), [(4, 5, 0), (4, 5, 2), (5, 5, 5), (6, 2, 2), (3, 0, 0), (15, 14, 4)])
-def test_sum_intersection_containment(dtype, k, l, common):
+@pytest.mark.parametrize(("k", "j", "common"), [(4, 5, 0), (4, 5, 2), (5, 5, 5), (6, 2, 2), (3, 0, 0), (15, 14, 4)])
+def test_sum_intersection_containment(dtype, k, j, common):
     n = 25
     eps = EPS[np.dtype(dtype)]
-    pool = orth.random_orthogonal(n, k + l - common, batch=(3,), rng=5, dtype=np.float64)
-    mix = [orth.random_orthogonal(s, rng=i) for i, s in enumerate((k, l))]
+    pool = orth.random_orthogonal(n, k + j - common, batch=(3,), rng=5, dtype=np.float64)
+    mix = [orth.random_orthogonal(s, rng=i) for i, s in enumerate((k, j))]
     U = (pool[..., :k] @ mix[0]).astype(dtype)
-    W = (pool[..., k - common : k + l - common] @ mix[1]).astype(dtype)
+    W = (pool[..., k - common : k + j - common] @ mix[1]).astype(dtype)
     total = orth.span_sum(U, W)
-    assert total.shape == (3, n, k + l - common)
+    assert total.shape == (3, n, k + j - common)
     np.testing.assert_array_equal(total[..., :k], U)
     gram = np.swapaxes(total, -1, -2).astype(float) @ total
     assert np.abs(gram - np.eye(gram.shape[-1])).max(initial=0) <= 20 * eps * n**0.5
@@ -417,7 +417,7 @@ def test_sum_intersection_containment(dtype, k, l, common):
         assert orth.contains(other, shared).all()
     assert orth.contains(total, U).all()
     assert orth.contains(total, W).all()
-    assert (orth.contains(U, W) == (common == l)).all()
+    assert (orth.contains(U, W) == (common == j)).all()
     assert (orth.contains(W, U) == (common == k)).all()
 
 
@@ -431,9 +431,9 @@ def test_angles_below_the_root_of_eps(rng):
 
 
 def test_stacks_of_different_dimensions_are_an_error():
-    I = np.eye(4)
-    U = np.stack([I[:, :2], I[:, :2]])
-    W = np.stack([I[:, 1:3], I[:, 2:4]])
+    axes = np.eye(4)
+    U = np.stack([axes[:, :2], axes[:, :2]])
+    W = np.stack([axes[:, 1:3], axes[:, 2:4]])
     with pytest.raises(ValueError, match="dimensions"):
         orth.span_sum(U, W)
     assert orth.contains(U, U[::-1]).tolist() == [True, True]
@@ -498,7 +498,18 @@ def hard_matrix(rng, m, k, kind, dtype):
     return A.astype(dtype)
 
 
-KINDS = ["random", "graded", "graded rows", "deficient", "zero", "zero columns", "nearly dependent", "ill", "huge", "small"]
+KINDS = [
+    "random",
+    "graded",
+    "graded rows",
+    "deficient",
+    "zero",
+    "zero columns",
+    "nearly dependent",
+    "ill",
+    "huge",
+    "small",
+]
 KINDS.append("hilbert")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import subspan
+import subspan.orth
 import subspan.svd
 from subspan import _core
 from subspan.svd import StreamingSVD
@@ -153,6 +154,35 @@ for dtype, tol in ((np.float32, 3e-5), (np.float64, 1e-12)):
                 d = truncated_svd(a, min(k_, b + 20), rng=0)
                 want = np.linalg.svd(a.astype(float), compute_uv=False)[:d.S.size]
                 assert np.abs(d.S - want).max() <= tol * d.S[0] + 1e-300
+from subspan import orth
+for dtype, tol in ((np.float32, 1e-5), (np.float64, 1e-14)):
+    for m, n in ((1, 1), (7, 5), (15, 17), (33, 16), (49, 48), (130, 97), (300, 31)):
+        a = rng.standard_normal((m, n)).astype(dtype)
+        q, r = orth.householder_qr(a)
+        assert np.abs(q.to_array(full=True)[:, :min(m, n)].astype(float) @ r - a).max() <= 3 * tol, (m, n)
+        assert np.abs(q.apply(q.apply(a), transpose=True) - a).max() <= 3 * tol, (m, n)
+        for k in (1, 4, 9, 33, 70):
+            for left in (True, False):
+                v = (rng.standard_normal((m if left else n, k)) / (m if left else n) ** 0.5).astype(dtype)
+                c = rng.standard_normal((k, k)).astype(dtype) / k
+                want = a + (v @ c @ (v.T @ a) if left else a @ v @ c @ v.T).astype(float)
+                for out in (None, a.copy()):
+                    x = a if out is None else out
+                    got = orth.apply_core(x, v, c, side="left" if left else "right", out=out)
+                    assert np.abs(got - want).max() <= 30 * tol, (m, n, k, left)
+                h = orth.householder_product(v)
+                assert np.abs(h.T.astype(float) @ h - np.eye(h.shape[1])).max() <= 3 * tol
+        if n <= m:
+            u = orth.orthonormalize(a)
+            assert np.abs(u.T.astype(float) @ u - np.eye(n)).max() <= tol * n ** 0.5
+        b = orth.quantize_int4(a, 9)
+        y = rng.standard_normal((n, 5)).astype(dtype)
+        assert np.abs(b.apply(y) - b.to_array().astype(float) @ y).max() <= 3 * tol * n
+    for n in (1, 2, 8, 12, 16, 24, 32, 64, 80, 256, 448, 4096, 32768):
+        x = rng.standard_normal((2, n)).astype(dtype)
+        assert np.abs(orth.hadamard(orth.hadamard(x), transpose=True) - x).max() <= tol, n
+        if n <= 448:
+            assert np.abs(orth.hadamard(x) - x @ orth.hadamard_matrix(n).T / n ** 0.5).max() <= tol, n
 print("ok")
 """
 
@@ -190,16 +220,18 @@ def test_the_stub_lists_the_module():
         assert {m for m in dir(getattr(_core, name)) if not m.startswith("_")} == methods - {"__init__"}
 
 
-def test_every_public_name_is_documented():
+@pytest.mark.parametrize("family", ["svd", "orth"])
+def test_every_public_name_is_documented(family):
     """A docstring, and an entry on the docs page of the family."""
-    page = ROOT / "docs" / "svd.md"
+    page = ROOT / "docs" / f"{family}.md"
     if not page.exists():
         pytest.skip("not in a source checkout")
     text = page.read_text()
-    for name in subspan.svd.__all__:
-        thing = getattr(subspan.svd, name)
+    module = getattr(subspan, family)
+    for name in module.__all__:
+        thing = getattr(module, name)
         assert inspect.getdoc(thing)
-        assert f"`{name}" in text, f"docs/svd.md says nothing of {name}"
+        assert f"`{name}" in text, f"docs/{family}.md says nothing of {name}"
         if inspect.isclass(thing) and name != "TruncatedSVD":
             for method, f in inspect.getmembers(thing):
                 if not method.startswith("_") and (callable(f) or isinstance(f, property)):
@@ -229,8 +261,17 @@ print((status("VmHWM") - before) / ((k + b) * n * 4))
     assert float(run(code)) < 3.0
 
 
-def test_doctests():
+@pytest.mark.parametrize("family", ["svd", "orth"])
+def test_doctests(family):
     import doctest
 
-    failed, tried = doctest.testmod(subspan.svd)
+    public = getattr(subspan, family)
+    finder = doctest.DocTestFinder(recurse=True)
+    runner = doctest.DocTestRunner()
+    for name in (None, *public.__all__):  # the parts may live in modules of their own
+        thing = public if name is None else getattr(public, name)
+        for test in finder.find(thing, name or family, module=False, globs={}):
+            if name is not None or test.name == family:
+                runner.run(test)
+    failed, tried = runner.failures, runner.tries
     assert (failed, tried > 10) == (0, True)

@@ -196,6 +196,58 @@ template <class T> void streaming() {
     check(svd.rows_seen() == 200, "a failed update must leave the stream alone", double(svd.rows_seen()));
 }
 
+// The projection family on small stacks, against sums in double.
+template <class T> void projections() {
+    const double eps = std::numeric_limits<T>::epsilon();
+    const std::int64_t m = 37, n = 53, k = 6, items = 3;
+    auto c = gaussian<T>(items * m * n);
+    const auto v = gaussian<T>(m * k), core = gaussian<T>(k * k);
+    const std::vector<T> before = c;
+    const StackView<T> stack(MatrixView<T>(c.data(), m, n), {items}, {m * n});
+    const StackView<const T> basis(MatrixView<const T>(v.data(), m, k), {items}, {0});
+    const StackView<const T> middle(MatrixView<const T>(core.data(), k, k), {items}, {0});
+    apply_core<T>(StackView<const T>(stack), basis, Core<T>::full(middle), T(0.5), Side::left, stack);
+    double worst = 0;
+    for (std::int64_t s = 0; s < items; ++s)
+        for (std::int64_t j = 0; j < n; ++j) {
+            double w[k] = {}, mw[k] = {};
+            for (std::int64_t l = 0; l < k; ++l)
+                for (std::int64_t i = 0; i < m; ++i) w[l] += double(v[std::size_t(i * k + l)]) * double(before[std::size_t((s * m + i) * n + j)]);
+            for (std::int64_t l = 0; l < k; ++l)
+                for (std::int64_t p = 0; p < k; ++p) mw[l] += double(core[std::size_t(l * k + p)]) * w[p];
+            for (std::int64_t i = 0; i < m; ++i) {
+                double x = 0.5 * double(before[std::size_t((s * m + i) * n + j)]);
+                for (std::int64_t l = 0; l < k; ++l) x += double(v[std::size_t(i * k + l)]) * mw[l];
+                worst = std::max(worst, std::abs(x - double(c[std::size_t((s * m + i) * n + j)])));
+            }
+        }
+    check(worst <= 2e3 * eps, "apply_core", worst / eps);
+
+    std::vector<T> q(std::size_t(items * m * k));
+    const StackView<T> qs(MatrixView<T>(q.data(), m, k), {items}, {m * k});
+    random_orthogonal<T>(7, qs);
+    check(orthonormality_defect<T>(qs) <= 10 * eps * std::sqrt(double(k)), "random_orthogonal", orthonormality_defect<T>(qs) / eps);
+    orthonormalize<T>(basis, qs, Orthonormalization::polar, true);
+    check(orthonormality_defect<T>(qs) <= 10 * eps * std::sqrt(double(k)), "polar", orthonormality_defect<T>(qs) / eps);
+
+    // H (Hᵀ C) = C for unit reflections.
+    std::vector<T> d = before;
+    const StackView<T> ds(MatrixView<T>(d.data(), m, n), {items}, {m * n});
+    const Reflections<T> h{basis, nullptr};
+    householder_apply<T>(h, StackView<const T>(ds), Side::left, true, ds);
+    householder_apply<T>(h, StackView<const T>(ds), Side::left, false, ds);
+    worst = 0;
+    for (std::size_t i = 0; i < d.size(); ++i) worst = std::max(worst, std::abs(double(d[i]) - double(before[i])));
+    check(worst <= 100 * eps, "householder_apply", worst / eps);
+    try {
+        d[5] = std::numeric_limits<T>::infinity();
+        apply_core<T>(StackView<const T>(ds), basis, Core<T>(T(1)), T(1), Side::left, ds);
+        check(false, "infinity must throw", 0);
+    } catch (const ValueError &) {
+    }
+    check(d[6] == before[6] || std::abs(double(d[6]) - double(before[6])) <= 100 * eps, "C must be left alone", double(d[6]));
+}
+
 } // namespace
 
 int main() {
@@ -219,6 +271,8 @@ int main() {
             eigen<double>(n, n, scale);
         }
     }
+    projections<float>();
+    projections<double>();
     streaming<float>();
     streaming<double>();
     std::printf("%s, %d threads, %d failures\n", isa_name(isa()), num_threads(), failures);

@@ -1,13 +1,19 @@
 // Everything.
 #pragma once
 
+#include "subspan/apply_core.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/frequent_directions.hpp"
+#include "subspan/gram_core.hpp"
+#include "subspan/hadamard.hpp"
+#include "subspan/householder.hpp"
+#include "subspan/int4.hpp"
 #include "subspan/isa.hpp"
 #include "subspan/moments.hpp"
+#include "subspan/orthonormalize.hpp"
 #include "subspan/panel.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/rng.hpp"

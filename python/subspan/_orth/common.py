@@ -1,0 +1,90 @@
+"""Arguments and small pieces that several modules share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from subspan import _core
+from subspan._arrays import Array, as_array, check_float, library_of, to_library
+
+
+def matrices(x: Array, name: str) -> tuple[Array, np.dtype[Any]]:
+    x = as_array(x, name)
+    dtype = check_float(x, name)
+    if len(x.shape) < 2:
+        raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}")
+    return x, dtype
+
+
+def is_left(side: str) -> bool:
+    if side not in ("left", "right"):
+        raise ValueError(f"side must be 'left' or 'right', got {side!r}")
+    return side == "left"
+
+
+def finish(x: Any, fresh: bool, library: str) -> Array:
+    return to_library(x, library) if fresh else x
+
+
+def numpy(x: Array) -> np.ndarray[Any, Any]:
+    """A view in NumPy, without a copy."""
+    if isinstance(x, np.ndarray):
+        return x
+    if hasattr(x, "detach"):
+        x = x.detach()
+    return np.from_dlpack(x)
+
+
+def broadcast(c: Array, *others: tuple[Array, int]) -> tuple[Array, tuple[int, ...]]:
+    """C, as a broadcast view where other arguments have more leading axes than it."""
+    shape = tuple(c.shape)
+    try:
+        batch = np.broadcast_shapes(shape[:-2], *(tuple(x.shape)[: len(x.shape) - core] for x, core in others))
+    except ValueError:
+        names = ", ".join(str(tuple(x.shape)) for x, _ in others)
+        raise ValueError(f"leading axes do not broadcast: {shape} with {names}") from None
+    if batch != shape[:-2]:
+        c = np.broadcast_to(numpy(c), (*batch, *shape[-2:]))
+    return c, (*batch, *shape[-2:])
+
+
+def detached(x: Array) -> Array:
+    """DLPack does not export tensors that require a gradient."""
+    return x.detach() if library_of(x) == "torch" else x
+
+
+def check_basis(U: Array, name: str) -> None:
+    """Orthonormal columns to 64 eps √k, by two products with vectors."""
+    U, dtype = matrices(U, name)
+    n, k = U.shape[-2:]
+    if k > n:
+        raise ValueError(f"{name} has {k} columns of {n} entries: so many cannot be orthonormal")
+    defect = _core.orthonormality_defect(detached(U))
+    if math.isnan(defect) or math.isinf(defect):
+        raise ValueError(f"{name} holds NaN or infinity")
+    bound = 64 * float(np.finfo(dtype).eps) * math.sqrt(max(k, 1))
+    if defect > bound:
+        raise ValueError(
+            f"the columns of {name} are not orthonormal: ||(UᵀU - I) z|| / ||z|| is {defect:.1e}, more than "
+            f"{bound:.1e}; pass orthonormal=False for any basis, orthonormalize {name}, or check=False"
+        )
+
+
+def one_rank(ranks: Any) -> int:
+    values = np.unique(ranks)
+    if values.size > 1:
+        raise ValueError(
+            f"the matrices of the stack give spaces of different dimensions, {values.tolist()}, "
+            "which no one array can hold"
+        )
+    return int(values[0]) if values.size else 0
+
+
+def product(A: np.ndarray[Any, Any], B: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    batch = np.broadcast_shapes(A.shape[:-2], B.shape[:-2])
+    out = np.empty((*batch, A.shape[-2], B.shape[-1]), A.dtype)
+    _core.product(A, B, 1.0, out)
+    return out

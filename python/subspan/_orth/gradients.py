@@ -1,0 +1,214 @@
+"""Low-rank projection of gradients."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from subspan import _core
+from subspan._arrays import Array, check_float, library_of, output, rng_key, to_library
+from subspan._orth.common import detached, finish, matrices, numpy
+from subspan._orth.int4 import Int4Basis, quantize_int4
+from subspan.svd import truncated_svd
+
+
+class GradientProjector:
+    """Low-rank projection of a gradient, as GaLore and Q-GaLore use it.
+
+    ``down`` gives the small gradient that the optimiser works on, ``up`` takes its update back. The basis is that of
+    the leading singular vectors of a recent gradient; :meth:`refresh` finds the next one from the last by subspace
+    iteration, which costs two products with the gradient instead of a full SVD.
+
+    Parameters
+    ----------
+    rank : int
+    side : {"auto", "left", "right"}
+        Which singular vectors make the basis ``P``. Right: ``down(G) = G P``, ``(m, r)``; left: ``PᵀG``, ``(r, n)``.
+        ``"auto"`` is right where ``m >= n``, as in GaLore.
+    refresh : int, default 200
+        ``down`` refreshes the basis at its first call and every so many calls after it. 0: only when told.
+    bits : {None, 4}
+        4 keeps the basis as :class:`Int4Basis`.
+    adapt : bool, default False
+        Q-GaLore's lazy rule: when the mean of the last ``history`` values of ``|cos|`` between the first singular
+        vectors of consecutive bases is at least ``threshold``, the interval doubles; when it is below half of that,
+        it halves, down to ``refresh``. Signs of singular vectors are arbitrary, so magnitudes are compared; the
+        history starts anew after each change, so that one calm stretch doubles the interval once.
+    scale : float, default 1.0
+        ``up`` multiplies by it (GaLore's alpha, 0.25 there).
+    iterations : int, default 1
+        Subspace iterations of a warm refresh.
+    group : int, default 256
+        Of the 4-bit codes.
+    rng : optional
+        For the first basis.
+
+    Attributes
+    ----------
+    basis : array (n, r) or (m, r), Int4Basis, or None before the first refresh
+    interval : int
+        Calls of ``down`` between two refreshes, as it is now.
+    similarity : list of float
+        The last values of ``|cos|``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import GradientProjector
+    >>> rng = np.random.default_rng(0)
+    >>> G = rng.standard_normal((64, 4)) @ rng.standard_normal((4, 48))
+    >>> p = GradientProjector(4, rng=0)
+    >>> R = p.down(G)
+    >>> R.shape, np.allclose(p.up(R), G)
+    ((64, 4), True)
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        *,
+        side: str = "auto",
+        refresh: int = 200,
+        bits: int | None = None,
+        adapt: bool = False,
+        threshold: float = 0.4,
+        history: int = 5,
+        scale: float = 1.0,
+        iterations: int = 1,
+        group: int = 256,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        for value, name, least in (
+            (rank, "rank", 1),
+            (refresh, "refresh", 0),
+            (history, "history", 1),
+            (iterations, "iterations", 1),
+            (group, "group", 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if side not in ("auto", "left", "right"):
+            raise ValueError(f"side must be 'auto', 'left' or 'right', got {side!r}")
+        if bits not in (None, 4):
+            raise ValueError(f"bits must be None or 4, got {bits!r}")
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+        self.rank, self.side, self.bits, self.adapt = int(rank), side, bits, bool(adapt)
+        self.threshold, self.history, self.scale = float(threshold), int(history), float(scale)
+        self.iterations, self.group = int(iterations), int(group)
+        self.base_interval = self.interval = int(refresh)
+        self.basis: Any = None
+        self.similarity: deque[float] = deque(maxlen=self.history)
+        self.refreshes = 0
+        self._key = rng_key(rng)
+        self._since = 0
+        self._first: Any = None
+        self._shape: tuple[int, ...] | None = None
+
+    def _right(self, G: Array) -> bool:
+        m, n = G.shape
+        return m >= n if self.side == "auto" else self.side == "right"
+
+    def _gradient(self, G: Array) -> Array:
+        G, _ = matrices(G, "G")
+        if len(G.shape) != 2:
+            raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}")
+        if self._shape is not None and tuple(G.shape) != self._shape:
+            raise ValueError(f"G must have shape {self._shape} as before, got {tuple(G.shape)}")
+        if self.rank > min(G.shape):
+            raise ValueError(
+                f"rank must be at most {min(G.shape)} for a gradient of shape {tuple(G.shape)}, got {self.rank}"
+            )
+        return detached(G)
+
+    def refresh(self, G: Array) -> GradientProjector:
+        """Find the basis of the gradient ``G (m, n)``, from the last basis where there is one.
+
+        Two products of ``2 m n r`` flops for each iteration, and ``O((m + n) r²)``. With ``adapt`` it also updates
+        the interval.
+        """
+        G = self._gradient(G)
+        a = numpy(G)
+        a = a if self._right(G) else a.T
+        if self.basis is None:
+            found = truncated_svd(a, self.rank, rng=np.random.default_rng(self._key))
+        else:
+            last = self.basis.to_array() if isinstance(self.basis, Int4Basis) else self.basis
+            found = truncated_svd(
+                a, self.rank, oversample=0, power_iterations=self.iterations - 1, initial=numpy(last).T, rng=0
+            )
+        vh = found.Vh
+        first = vh[0].copy()
+        if self._first is not None:
+            self.similarity.append(abs(float(first @ self._first)))
+            self._adapt()
+        self._first = first
+        basis = np.ascontiguousarray(vh.T)
+        library = library_of(G)
+        self.basis = quantize_int4(basis, self.group) if self.bits == 4 else to_library(basis, library)
+        if self.bits == 4:
+            self.basis._library = library
+        self._shape = tuple(G.shape)
+        self._since = 0
+        self.refreshes += 1
+        return self
+
+    def _adapt(self) -> None:
+        if not self.adapt or len(self.similarity) < self.history:
+            return
+        mean = sum(self.similarity) / len(self.similarity)
+        if mean >= self.threshold:
+            self.interval *= 2
+            self.similarity.clear()
+        elif mean < self.threshold / 2 and self.interval > self.base_interval:
+            self.interval = max(self.base_interval, self.interval // 2)
+            self.similarity.clear()
+
+    def down(self, G: Array, *, out: Array | None = None) -> Array:
+        """The small gradient: ``G P (m, r)`` or ``PᵀG (r, n)``. Refreshes the basis when its time has come."""
+        g = self._gradient(G)
+        if self.basis is None or (self.interval > 0 and self._since >= self.interval):
+            self.refresh(G)
+        self._since += 1
+        right = self._right(g)
+        m, n = g.shape
+        return self._multiply(g, right, False, (m, self.rank) if right else (self.rank, n), 1.0, out)
+
+    def up(self, R: Array, *, out: Array | None = None) -> Array:
+        """The update at full size: ``scale · R Pᵀ`` or ``scale · P R``, ``(m, n)``."""
+        if self.basis is None or self._shape is None:
+            raise ValueError("there is no basis yet: call down or refresh first")
+        R, _ = matrices(R, "R")
+        m, n = self._shape
+        right = m >= n if self.side == "auto" else self.side == "right"
+        want = (m, self.rank) if right else (self.rank, n)
+        if tuple(R.shape) != want:
+            raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}")
+        return self._multiply(detached(R), right, True, (m, n), self.scale, out)
+
+    def _multiply(
+        self, x: Array, right: bool, back: bool, shape: tuple[int, ...], scale: float, out: Array | None
+    ) -> Array:
+        library = library_of(x)
+        dtype = check_float(x, "R" if back else "G")
+        result, fresh = output(out, shape, dtype, library)
+        target = detached(result)
+        transpose = back if right else not back
+        if isinstance(self.basis, Int4Basis):
+            _core.int4_product(self.basis._parts(), x, not right, transpose, target)
+            if scale != 1.0:
+                target *= scale
+        else:
+            p = numpy(self.basis)
+            p = p.T if transpose else p
+            _core.product(x if right else p, p if right else x, scale, target)
+        return finish(result, fresh, library)
+
+    def __repr__(self) -> str:
+        kind = "no basis yet" if self.basis is None else f"gradients {self._shape}, refreshed {self.refreshes} times"
+        options = f"rank={self.rank}, side={self.side!r}, interval={self.interval}, bits={self.bits}"
+        return f"GradientProjector({options}: {kind})"

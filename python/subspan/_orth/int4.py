@@ -1,0 +1,107 @@
+"""Matrices of packed 4-bit codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from subspan import _core
+from subspan._arrays import Array, library_of, output, to_library
+from subspan._orth.common import detached, finish, is_left, matrices
+
+
+class Int4Basis:
+    """A matrix ``(n, k)`` in packed 4-bit codes; made by :func:`quantize_int4`.
+
+    Products unpack a tile at a time and never hold the dense matrix. Take it wherever a basis is asked for:
+    :func:`apply_core`, :func:`project` and :func:`project_out` (through the Gram core of what is stored).
+
+    Attributes
+    ----------
+    codes : uint8 array
+        Two entries a byte in row-major order, the first in the low half.
+    scale, zero : array (groups,)
+        The value of code q is ``scale * (q - zero)``.
+    shape : (n, k)
+    group : int
+        Consecutive entries with one scale.
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray[Any, Any],
+        scale: np.ndarray[Any, Any],
+        zero: np.ndarray[Any, Any],
+        shape: tuple[int, int],
+        group: int,
+        library: str = "numpy",
+    ) -> None:
+        self.codes, self.scale, self.zero, self.shape, self.group = codes, scale, zero, shape, group
+        self._library = library
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the scales, and of results."""
+        dtype: np.dtype[Any] = self.scale.dtype
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that codes, scales and zeros take."""
+        return int(self.codes.nbytes + self.scale.nbytes + self.zero.nbytes)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.codes, self.scale, self.zero, self.shape[0], self.shape[1], self.group
+
+    def to_array(self) -> Array:
+        """The dense matrix ``(n, k)``."""
+        out = np.empty(self.shape, self.dtype)
+        _core.unpack_int4(self._parts(), out)
+        return to_library(out, self._library)
+
+    def apply(self, X: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None) -> Array:
+        """``U X``, ``UᵀX`` (``transpose``), ``X U`` or ``X Uᵀ`` (``side="right"``) for ``X`` of two or more axes."""
+        X, dtype = matrices(X, "X")
+        left = is_left(side)
+        rows, cols = self.shape[::-1] if transpose else self.shape
+        shape = tuple(X.shape)
+        shape = (*shape[:-2], rows, shape[-1]) if left else (*shape[:-1], cols)
+        library = library_of(X)
+        result, fresh = output(out, shape, dtype, library)
+        _core.int4_product(self._parts(), detached(X), left, bool(transpose), detached(result))
+        return finish(result, fresh, library)
+
+    def __repr__(self) -> str:
+        return f"Int4Basis(shape={self.shape}, group={self.group}, dtype={self.dtype}, {self.nbytes} bytes)"
+
+
+def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
+    """Pack a matrix ``(n, k)`` into 4-bit codes with one scale and zero point for every ``group`` entries.
+
+    Q-GaLore's formula, in row-major order: ``scale = max(max - min, 1e-5) / 15``, ``zero = clamp(-round(min / scale),
+    0, 15)``, ``q = clamp(round(x / scale) + zero, 0, 15)`` (Zhang et al., arXiv:2407.08296), bit for bit; that code
+    keeps one code a byte, this one two. The last group may be shorter. NaN and infinity raise ValueError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import quantize_int4, random_orthogonal
+    >>> U = random_orthogonal(256, 32, rng=0, dtype=np.float32)
+    >>> B = quantize_int4(U)
+    >>> B.nbytes < U.nbytes / 7, bool(np.linalg.norm(B.to_array() - U) < 0.15 * np.linalg.norm(U))
+    (True, True)
+    """
+    U, dtype = matrices(U, "U")
+    if len(U.shape) != 2:
+        raise ValueError(f"U must have 2 dimensions, got shape {tuple(U.shape)}")
+    if isinstance(group, bool) or not isinstance(group, (int, np.integer)):
+        raise TypeError(f"group must be an int, got {type(group).__name__}")
+    if group < 1:
+        raise ValueError(f"group must be at least 1, got {group}")
+    n, k = (int(x) for x in U.shape)
+    groups = -(-n * k // group)
+    codes = np.empty((n * k + 1) // 2, np.uint8)
+    scale, zero = np.empty(groups, dtype), np.empty(groups, dtype)
+    _core.quantize_int4(detached(U), int(group), codes, scale, zero)
+    return Int4Basis(codes, scale, zero, (n, k), int(group), library_of(U))

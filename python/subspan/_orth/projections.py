@@ -1,0 +1,340 @@
+"""The product under all projections, and the projections."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from subspan import _core
+from subspan._arrays import Array, as_array, library_of, output
+from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy
+from subspan._orth.int4 import Int4Basis
+from subspan._orth.spaces import span
+
+
+def apply_core(
+    C: Array,
+    V: Array,
+    M: Array,
+    *,
+    alpha: float = 1.0,
+    side: str = "left",
+    out: Array | None = None,
+    check: bool = True,
+) -> Array:
+    """``alpha C + V M (VᵀC)`` (``side="left"``) or ``alpha C + (C V) M Vᵀ`` (``"right"``), fused.
+
+    Parameters
+    ----------
+    C : array (..., m, n)
+        Any strides. Rows or columns that are contiguous are read in place; where neither are, a strip at a time is
+        copied.
+    V : array (..., m, k) or (..., n, k), or Int4Basis
+        Leading axes broadcast to those of ``C``.
+    M : float, array (k,) or array (..., k, k)
+        A multiple of the identity, a diagonal, or any core. Not necessarily symmetric.
+    alpha : float, default 1.0
+        With 0, ``C`` is not read again when the result is written.
+    out : array, optional
+        Exact shape and dtype; may be ``C`` itself, and must not overlap anything else.
+    check : bool, default True
+        Look for NaN and infinity before anything is written. In place that costs a second read of ``C``.
+
+    Returns
+    -------
+    array of the shape of ``C``; ``out`` where it was given.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit, an ``out`` that overlaps, NaN or infinity (``C`` is untouched then).
+    TypeError
+        Dtypes other than float32 and float64, or that differ.
+
+    Notes
+    -----
+    ``4 m n k`` flops; two reads and one write of ``C``. Work memory is one panel, ``k n`` (left) or ``k m`` (right)
+    items. Results are bit-identical for any number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import apply_core
+    >>> rng = np.random.default_rng(0)
+    >>> C, V, M = rng.standard_normal((6, 5)), rng.standard_normal((6, 2)), rng.standard_normal((2, 2))
+    >>> np.allclose(apply_core(C, V, M, alpha=0.5), 0.5 * C + V @ M @ (V.T @ C))
+    True
+    """
+    return _apply_core(C, V, M, alpha, side, out, check)
+
+
+def _apply_core(
+    C: Array,
+    V: Array,
+    M: Array,
+    alpha: float,
+    side: str,
+    out: Array | None,
+    check: bool,
+    source: Array | None = None,
+    name: str = "V",
+) -> Array:
+    C, dtype = matrices(C, "C")
+    left = is_left(side)
+    library = library_of(C)
+    core, scalar = None, 1.0
+    if isinstance(M, (int, float, np.integer, np.floating)):
+        scalar = float(M)
+    else:
+        core = as_array(M, "M")
+        if len(core.shape) == 0:
+            scalar, core = float(core), None
+    others: list[tuple[Array, int]] = []
+    basis: Any
+    if isinstance(V, Int4Basis):
+        basis = V._parts()
+    else:
+        basis, _ = matrices(V, name)
+        others.append((basis, 2))
+        basis = detached(basis)
+    if core is not None and len(core.shape) > 2:
+        others.append((core, 2))
+    c, shape = broadcast(detached(C), *others)
+    result, fresh = output(out, shape, dtype, library)
+    _core.apply_core(
+        c,
+        basis,
+        None if core is None else detached(core),
+        scalar,
+        alpha,
+        left,
+        detached(result),
+        check,
+        None if source is None else detached(source),
+    )
+    return finish(result, fresh, library)
+
+
+def _projector(U: Array, orthonormal: bool | None, check: bool, name: str) -> tuple[Array, Array]:
+    """A basis and the core that make the projector onto its span."""
+    if orthonormal is None:
+        orthonormal = not isinstance(U, Int4Basis)
+    if orthonormal:
+        if isinstance(U, Int4Basis):
+            raise ValueError(f"{name} is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal")
+        if check:
+            check_basis(U, name)
+        return U, 1.0
+    if isinstance(U, Int4Basis):
+        core = np.empty((U.shape[1], U.shape[1]), U.dtype)
+        _core.gram_core(U._parts(), core)
+        return U, core
+    U, dtype = matrices(U, name)
+    k = U.shape[-1]
+    core = np.empty((*U.shape[:-2], k, k), dtype)
+    condition = _core.gram_core(detached(U), core)
+    if condition > 100.0:  # rounding of V M (VᵀC) grows with it
+        return span(detached(U), max(U.shape[-2:]) * float(np.finfo(dtype).eps)), 1.0
+    return U, core
+
+
+def project(
+    C: Array,
+    U: Array,
+    *,
+    side: str = "left",
+    out: Array | None = None,
+    orthonormal: bool | None = None,
+    check: bool = True,
+) -> Array:
+    """The part of ``C`` inside the span of ``U``: ``U UᵀC``, or ``C U Uᵀ`` with ``side="right"``.
+
+    Parameters are those of :func:`project_out`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import project, random_orthogonal
+    >>> U = random_orthogonal(8, 3, rng=0)
+    >>> C = np.ones((8, 2))
+    >>> np.allclose(project(C, U), U @ (U.T @ C))
+    True
+    """
+    if side == "both":
+        left, right = _pair(U)
+        first = project(C, left, side="left", orthonormal=orthonormal, check=check)
+        return project(
+            first, right, side="right", out=first if out is None else out, orthonormal=orthonormal, check=check
+        )
+    basis, core = _projector(U, orthonormal, check, "U")
+    return _apply_core(C, basis, core, 0.0, side, out, check, name="U")
+
+
+def project_out(
+    C: Array,
+    U: Array,
+    *,
+    side: str = "left",
+    strength: float = 1.0,
+    out: Array | None = None,
+    orthonormal: bool | None = None,
+    check: bool = True,
+) -> Array:
+    """Remove the span of ``U``: ``C - strength · U UᵀC``, or ``C - strength · C U Uᵀ`` with ``side="right"``.
+
+    Parameters
+    ----------
+    C : array (..., m, n)
+        ``out=C`` works in place.
+    U : array (..., m, k) or (..., n, k), Int4Basis, or a pair of them with ``side="both"``
+        Leading axes broadcast to those of ``C``. With ``"both"``, ``(left, right)``: rows and columns are projected.
+    side : {"left", "right", "both"}
+        Which space ``U`` lives in: that of the columns of ``C`` (left), or of its rows.
+    strength : float, default 1.0
+        1 removes, a part of it ablates partially, 2 reflects.
+    orthonormal : bool, optional
+        True promises orthonormal columns (the default for arrays), which is checked at the cost of two products with
+        vectors. False takes any basis, full rank or not, through its Gram core ``(UᵀU)⁺``; always so for Int4Basis.
+    check : bool, default True
+        See :mod:`subspan.orth`; False also trusts ``U``.
+
+    Returns
+    -------
+    array of the shape of ``C``, with ``‖UᵀC'‖ <= 10 eps ‖UᵀC‖`` for strength 1; ``out`` where it was given.
+
+    Raises
+    ------
+    ValueError
+        As :func:`apply_core`, and for a ``U`` whose columns are not orthonormal though promised.
+
+    Notes
+    -----
+    ``4 m n k`` flops; two reads and one write of ``C``. Used by OSF, GPM, FOT and CoSO for gradients and by
+    abliteration for weights; see docs/orth.md for the table.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import project_out, random_orthogonal
+    >>> G, U = np.random.default_rng(0).standard_normal((64, 32)), random_orthogonal(64, 4, rng=0)
+    >>> project_out(G, U, out=G) is G
+    True
+    >>> bool(np.abs(U.T @ G).max() < 1e-14)
+    True
+    """
+    if not math.isfinite(strength):
+        raise ValueError(f"strength must be finite, got {strength}")
+    if side == "both":
+        left, right = _pair(U)
+        # Whatever is wrong with the right basis must be found before the left one has changed C.
+        bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate((left, right))]
+        (lu, lc), (ru, rc) = bases
+        shape = tuple(as_array(C, "C").shape)
+        rows = right.shape[0] if isinstance(right, Int4Basis) else ru.shape[-2]
+        if len(shape) >= 2 and rows != shape[-1]:
+            raise ValueError(f"U[1] must have {shape[-1]} rows to act on C {shape} from the right, got {rows}")
+        if check and not isinstance(ru, Int4Basis) and not np.isfinite(numpy(ru)).all():
+            raise ValueError("U[1] holds NaN or infinity")
+        first = _apply_core(C, lu, -strength * lc, 1.0, "left", out, check, name="U[0]")
+        return _apply_core(first, ru, -strength * rc, 1.0, "right", first, check, name="U[1]")
+    basis, core = _projector(U, orthonormal, check, "U")
+    return _apply_core(C, basis, -strength * core, 1.0, side, out, check, name="U")
+
+
+def _pair(U: Array) -> tuple[Array, Array]:
+    if not isinstance(U, (tuple, list)) or len(U) != 2:
+        raise ValueError("side='both' takes U as a pair, (left basis, right basis)")
+    return U[0], U[1]
+
+
+def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, check: bool = True) -> Array:
+    """``base + ((source - base) R) Rᵀ``: coordinates in the span of ``R`` from ``source``, all else from ``base``.
+
+    Subspace patching (distributed alignment search, LoReFT's intervention, activation patching).
+
+    Parameters
+    ----------
+    base, source : array (..., m, n)
+        Samples are rows. ``out`` may be ``base``.
+    R : array (..., n, k)
+        Orthonormal columns.
+
+    Notes
+    -----
+    ``4 m n k`` flops; ``base`` and ``source`` are each read once where a block of rows stays in the cache.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import random_orthogonal, swap
+    >>> a, b = np.random.default_rng(0).standard_normal((2, 5, 8))
+    >>> R = random_orthogonal(8, 3, rng=0)
+    >>> np.allclose(swap(a, b, R) @ R, b @ R)
+    True
+    """
+    base, dtype = matrices(base, "base")
+    source, other = matrices(source, "source")
+    if other != dtype:
+        raise TypeError(f"source must be {dtype} as base is, got {other}")
+    if tuple(source.shape) != tuple(base.shape):
+        raise ValueError(f"source must have the shape of base, {tuple(base.shape)}, got {tuple(source.shape)}")
+    if check:
+        check_basis(R, "R")
+    return _apply_core(base, R, 1.0, 1.0, "right", out, check, source=source, name="R")
+
+
+def rotate(
+    C: Array, source: Array, target: Array, *, side: str = "left", out: Array | None = None, check: bool = True
+) -> Array:
+    """Rotate the plane of two directions so that ``source`` comes to lie on ``target``; the rest stays as it is.
+
+    The rotation of smallest angle: with ``V = [s, e]``, ``e`` the part of the target outside of ``s``, and the
+    angle's cosine ``c`` and sine ``z``, it is ``I + V [[c - 1, -z], [z, c - 1]] Vᵀ``. ``side="right"`` rotates rows:
+    ``C ↦ C Rᵀ``.
+
+    Parameters
+    ----------
+    C : array (..., m, n)
+    source, target : array (m,) or (n,) with ``side="right"``
+        Not zero; lengths do not matter. Opposite directions have no such plane and raise ValueError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import rotate
+    >>> np.allclose(rotate(np.eye(3), [1.0, 0, 0], [0, 2.0, 0]) @ [1, 0, 0], [0, 1, 0])
+    True
+    """
+    C, dtype = matrices(C, "C")
+    is_left(side)
+    directions = []
+    for x, name in ((source, "source"), (target, "target")):
+        v = np.asarray(numpy(as_array(x, name)), np.float64).reshape(-1)
+        top = np.abs(v).max(initial=0.0)
+        if not math.isfinite(top):
+            raise ValueError(f"{name} holds NaN or infinity")
+        if top == 0:
+            raise ValueError(f"{name} is zero and gives no direction")
+        v = v / top
+        directions.append(v / np.linalg.norm(v))
+    s, t = directions
+    if s.shape != t.shape:
+        raise ValueError(f"source and target must have one length, got {s.size} and {t.size}")
+    # Of half sums and differences, which lose no digits where the two directions are close.
+    plus, minus = np.linalg.norm(s + t), np.linalg.norm(s - t)
+    sine, cosine = plus * minus / 2, (plus - minus) * (plus + minus) / 4
+    if plus < 1e-12:
+        raise ValueError("source and target are opposite: no plane is preferred to rotate in")
+    e = t - s - s * (s @ (t - s))
+    e -= s * (s @ e)
+    length = np.linalg.norm(e)
+    e = e / length if length > 0 else e
+    less = -(minus**2) / 2  # cosine - 1
+    del cosine
+    core = np.array([[less, -sine], [sine, less]])
+    if side == "right":
+        core = core.T
+    V = np.stack([s, e], axis=1).astype(dtype)
+    return _apply_core(C, V, np.ascontiguousarray(core.astype(dtype)), 1.0, side, out, check)
