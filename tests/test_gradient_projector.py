@@ -48,6 +48,31 @@ def test_int4_is_the_published_formula_bit_for_bit(rng, kind, n, k, group):
     assert B.nbytes <= U.nbytes / 8 + 8 * scale.size
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_int4_in_double(rng, scale):
+    U = scale * rng.standard_normal((64, 8))
+    B = orth.quantize_int4(U, 128)
+    _, s, zero, dense = (x.numpy() for x in published_quantisation(torch.from_numpy(U), 128))
+    np.testing.assert_array_equal(B.scale, s)
+    np.testing.assert_array_equal(B.zero, zero)
+    np.testing.assert_array_equal(B.to_array(), dense)
+    with pytest.raises(ValueError, match="range"):
+        orth.quantize_int4(np.array([[3e38, -3e38]], np.float32))
+
+
+def test_an_ill_conditioned_int4_basis(rng):
+    U = orth.random_orthogonal(400, 6, rng=0, dtype=np.float32)
+    U[:, 1] = U[:, 0]
+    U[7, 1] += 0.3
+    B = orth.quantize_int4(U)
+    D = B.to_array().astype(float)
+    span = np.linalg.qr(D)[0]
+    G = rng.standard_normal((400, 30)).astype(np.float32)
+    assert np.linalg.norm(span.T @ orth.project_out(G, B)) <= 10 * EPS[np.dtype(np.float32)] * np.linalg.norm(
+        span.T @ G
+    )
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "k", "group"), [(7, 5, 3), (300, 130, 256), (100, 33, 7), (1, 1, 256), (700, 600, 256)])
 def test_int4_products(rng, dtype, n, k, group):
@@ -142,6 +167,16 @@ def test_a_warm_refresh_follows_a_drifting_gradient(rng):
     assert warm.refreshes == 12
 
 
+def test_a_refresh_after_a_sudden_turn(rng):
+    """The few random directions beside the last basis find a space that has nothing of it."""
+    p = orth.GradientProjector(4, side="right", rng=0)
+    for columns in (slice(0, 16), slice(16, 32)):
+        G = np.zeros((64, 32))
+        G[:, columns] = (rng.standard_normal((64, 4)) * [8, 4, 2, 1]) @ rng.standard_normal((4, 16))
+        p.refresh(G)
+        assert np.linalg.norm(G @ p.basis) ** 2 > 0.99 * np.linalg.norm(G) ** 2
+
+
 def test_refresh_interval(rng):
     p = orth.GradientProjector(2, refresh=3, rng=0)
     G = rng.standard_normal((10, 8))
@@ -201,6 +236,12 @@ def test_projector_objects(rng):
     np.testing.assert_array_equal(copy.deepcopy(p).up(R), p.up(R))
     out = np.empty_like(R)
     assert p.down(G, out=out) is out
+    since = p._since
+    with pytest.raises(ValueError, match="contiguous"):
+        p.down(G, out=np.empty_like(R, order="F"))
+    with pytest.raises(TypeError, match="float32"):
+        p.down(G.astype(float))
+    assert p._since == since
     with pytest.raises(ValueError, match="shape"):
         p.down(G.T)
     with pytest.raises(ValueError, match="R must have shape"):

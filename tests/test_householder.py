@@ -89,6 +89,27 @@ def test_stacks_and_layouts(seed, m, n, batch, dtype, order):
     assert (np.sign(np.diagonal(R, axis1=-2, axis2=-1)) == np.sign(np.diagonal(lapack, axis1=-2, axis2=-1)))[sure].all()
 
 
+@pytest.mark.parametrize("small", [1e-160, 1e-170, 1e-300])
+def test_a_diagonal_far_above_what_is_below_it(rng, small):
+    A = np.tril(rng.standard_normal((9, 4)))
+    A[4:] *= small
+    for a in (A, np.array([[1.0], [small]])):
+        Q, R = orth.householder_qr(a)
+        np.testing.assert_allclose(Q.to_array() @ R, a, atol=1e-14)
+        assert np.isfinite(Q.tau).all()
+
+
+def test_factors_of_the_wrong_shape_are_refused():
+    with pytest.raises(ValueError, match="T must be"):
+        orth.HouseholderQ(np.ones((40, 20)), np.ones(20), np.ones((1, 1))).apply(np.ones((40, 2)))
+
+
+def test_gradients_of_an_empty_stack(rng):
+    dv, dc = orth.householder_apply_backward(np.zeros((0, 8, 3)), rng.standard_normal((8, 2)), np.zeros((0, 8, 3)))
+    np.testing.assert_array_equal(dv, np.zeros((8, 2)))
+    assert dc.shape == (0, 8, 3)
+
+
 def test_factors_are_lapacks(rng):
     from scipy.linalg import lapack
 

@@ -200,6 +200,9 @@ def test_overlap(rng):
         orth.project_out(A[:, :8], A[:, :2], out=A[:, :8])
     # Side by side in one buffer is not an overlap.
     np.testing.assert_allclose(orth.project_out(A[:, 2:], A[:, :2], out=A[:, 2:]), want, atol=1e-14)
+    window = np.lib.stride_tricks.sliding_window_view(np.ones(11), 4, writeable=True)
+    with pytest.raises(ValueError, match="itself"):
+        orth.project_out(np.ones((8, 4)), U, out=window)
     with pytest.raises(ValueError, match=r"broadcast view|overlap|read-only"):
         orth.project_out(np.ones((8, 4)), U, out=np.broadcast_to(np.ones((8, 1)), (8, 4)))
 
@@ -271,6 +274,49 @@ def test_project_out_of_any_basis(rng, kind, dtype):
     assert np.linalg.norm(right @ span) <= bound
     inside = orth.project(G, basis, orthonormal=False)
     np.testing.assert_allclose(inside + got, G, atol=30 * EPS[np.dtype(dtype)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lengths_of_any_basis_do_not_matter(rng, dtype):
+    far = 1e25 if dtype == np.float32 else 1e170
+    U = orth.random_orthogonal(60, 4, rng=0)
+    G = rng.standard_normal((60, 9)).astype(dtype)
+    for s in (far, 1 / far, np.array([1, far, 1 / far, 0.1])):
+        basis = (U * s).astype(dtype)
+        got = orth.project_out(G, basis, orthonormal=False)
+        assert np.linalg.norm(U.T @ got) <= 30 * EPS[np.dtype(dtype)] * np.linalg.norm(U.T @ G)
+
+
+def test_a_stack_of_any_bases_of_different_ranks(rng):
+    U = rng.standard_normal((3, 30, 4))
+    U[0, :, 1] = U[0, :, 0] * (1 + 1e-6 * rng.standard_normal(30))
+    U[1, :, 2] = U[1, :, 3]
+    U[2] = 0
+    G = rng.standard_normal((3, 30, 5))
+    got = orth.project_out(G, U, orthonormal=False)
+    want = np.stack([g - u @ (np.linalg.pinv(u) @ g) for g, u in zip(G, U, strict=True)])
+    np.testing.assert_allclose(got, want, atol=1e-9)
+
+
+def test_both_sides_find_errors_first(rng):
+    C = rng.standard_normal((6, 5))
+    U, W = orth.random_orthogonal(6, 2, rng=0), orth.random_orthogonal(5, 2, rng=1)
+    for right, error in [
+        (W.astype(np.float32), TypeError),
+        (np.broadcast_to(W, (3, 5, 2)), ValueError),
+        (orth.random_orthogonal(6, 2, rng=1), ValueError),
+        (np.full((5, 2), np.nan), ValueError),
+        (2 * W, ValueError),
+    ]:
+        before = C.copy()
+        with pytest.raises(error):
+            orth.project_out(C, (U, right), side="both", out=C)
+        np.testing.assert_array_equal(C, before)
+    stack = np.stack([W, W[:, ::-1]])
+    want = (C - U @ (U.T @ C)) @ (np.eye(5) - W @ W.T)
+    np.testing.assert_allclose(orth.project_out(C, (U, stack), side="both"), np.stack([want, want]), atol=1e-14)
+    with pytest.raises(ValueError, match="pair"):
+        orth.project_out(C, U, side="both")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -421,6 +467,15 @@ def test_sum_intersection_containment(dtype, k, j, common):
     assert (orth.contains(W, U) == (common == k)).all()
 
 
+def test_short_columns_count_in_containment():
+    e = np.eye(4)
+    W = np.stack([e[:, 0], 1e-20 * e[:, 1]], axis=1)
+    assert not orth.contains(e[:, :1], W)
+    assert orth.contains(e[:, :2], W)
+    ranks = np.stack([e[:, :2], e[:, [0, 0]]])
+    assert orth.contains(e[:, :1], ranks).tolist() == [False, True]
+
+
 def test_angles_below_the_root_of_eps(rng):
     """The arccos form cannot tell 1e-9 from zero in float64; the sines can."""
     q = orth.random_orthogonal(10, 3, rng=0)
@@ -562,7 +617,7 @@ def test_rank_deficient(rng, method):
     before = A.copy()
     with pytest.raises(np.linalg.LinAlgError):
         orth.orthonormalize(A, method=method, rank_deficient="raise", out=A[:])
-    np.testing.assert_array_equal(A[1], before[1])
+    np.testing.assert_array_equal(A, before)
     orth.orthonormalize(before[:1], method=method, rank_deficient="raise")
     if method == "cholesky":
         with pytest.raises(np.linalg.LinAlgError):
@@ -757,6 +812,12 @@ def test_work_memory_is_a_panel(rng):
         (lambda: orth.hadamard(C[:, :1024], out[:, :1024]), 1),
         (lambda: B.apply(C, side="right", out=np.empty((m, 128), np.float32)), 3 * 8),
         (lambda: orth.project_out(C, B, out=out), 3 * 8),
+        (lambda: Q.apply(C[None, :, :1].repeat(50, 0)), 3),
+        (lambda: orth.householder_qr(V), 3),
+        (lambda: orth.orthonormalize(V), 2),
+        (lambda: orth.householder_product(V), 3),
+        (lambda: orth.householder_product_backward(V, V), 5),
+        (lambda: orth.complement(U[:, :4]), 4),
     ]
     for i, (call, panels) in enumerate(cases):
         call()
@@ -767,5 +828,5 @@ def test_work_memory_is_a_panel(rng):
         python = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert inside <= panels * panel + slack, (i, inside / panel)
-        assert python <= 8 * panel + slack, (i, python)
+        assert python <= (8 * panel if i < 11 else 4 * m * m * 1.1) + slack, (i, python)  # results of the last ones
         assert inside < C.nbytes / 2

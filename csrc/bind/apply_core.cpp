@@ -95,7 +95,10 @@ void register_apply_core(py::module_ &m) {
             xo.require_dtype(xu.dtype());
             dispatch(xu.dtype(), [&](auto t) {
                 using T = decltype(t);
-                subspan::unpack<T>(xu.view<T>(), xo.matrix<T>());
+                const auto view = xu.view<T>();
+                const auto dense = xo.matrix<T>();
+                const py::gil_scoped_release release;
+                subspan::unpack<T>(view, dense);
             });
         },
         py::arg("u"), py::arg("out"));

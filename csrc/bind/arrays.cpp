@@ -230,9 +230,17 @@ py::array as_numpy(const Array &a) {
 void require_apart(const Array &out, const Array &other, bool same) {
     for (int i = 0; i < out.ndim(); ++i)
         if (out.shape(i) == 0) return;
+    // From the shortest stride on, each one must clear what those before it reach.
+    std::vector<std::pair<std::int64_t, std::int64_t>> axes;
     for (int i = 0; i < out.ndim(); ++i)
-        if (out.stride(i) == 0 && out.shape(i) > 1)
-            throw py::value_error(std::string(out.name()) + " is a broadcast view: several of its elements are one");
+        if (out.shape(i) > 1) axes.emplace_back(std::abs(out.stride(i)), out.shape(i));
+    std::sort(axes.begin(), axes.end());
+    std::int64_t reach = 0;
+    for (const auto &[stride, count] : axes) {
+        if (stride <= reach)
+            throw py::value_error(std::string(out.name()) + " is a broadcast view or overlaps itself: several of its elements are one");
+        reach += stride * (count - 1);
+    }
     if (same && out.data() == other.data() && out.ndim() == other.ndim()) {
         bool equal = true;
         for (int i = 0; i < out.ndim(); ++i)
@@ -241,7 +249,14 @@ void require_apart(const Array &out, const Array &other, bool same) {
     }
     const auto a = extent(out), b = extent(other);
     if (a.first == nullptr || b.first == nullptr || a.second <= b.first || b.second <= a.first) return;
-    if (py::cast<bool>(py::module_::import("numpy").attr("shares_memory")(as_numpy(out), as_numpy(other))))
+    const auto numpy = py::module_::import("numpy");
+    bool shared = true;
+    try {
+        shared = py::cast<bool>(numpy.attr("shares_memory")(as_numpy(out), as_numpy(other), py::arg("max_work") = 1000000));
+    } catch (py::error_already_set &e) { // too hard to tell: taken for an overlap
+        if (!e.matches(numpy.attr("exceptions").attr("TooHardError"))) throw;
+    }
+    if (shared)
         throw py::value_error(std::string(out.name()) + " overlaps " + other.name() +
                               (same ? " without being the same view" : "") + "; the result would depend on the order of writes");
 }

@@ -64,9 +64,9 @@ void register_householder(py::module_ &m) {
         [](const py::object &v, const py::object &t, const py::object &c, bool left, bool transpose,
            const py::object &out, bool check) {
             const Array xv(v, "V"), xt(t, "T"), xc(c, "C"), xo(out, "out", true);
-            for (const Array *x : {&xv, &xt, &xo})
-                if (x->dtype() != xc.dtype())
-                    throw py::type_error(std::string("C is ") + xc.dtype_name() + " and Q is " + xv.dtype_name());
+            if (xv.dtype() != xc.dtype() || xt.dtype() != xc.dtype())
+                throw py::type_error(std::string("C is ") + xc.dtype_name() + " and Q is " + xv.dtype_name());
+            xo.require_dtype(xc.dtype());
             xc.require_matrices();
             const auto batch = xc.leading();
             require_apart(xo, xc, true);
@@ -84,6 +84,8 @@ void register_householder(py::module_ &m) {
         "factored_array",
         [](const py::object &v, const py::object &t, const py::object &q) {
             const Array xv(v, "V"), xt(t, "T"), xq(q, "out", true);
+            xt.require_dtype(xv.dtype());
+            xq.require_dtype(xv.dtype());
             const auto batch = xv.leading();
             dispatch(xv.dtype(), [&](auto s) {
                 using T = decltype(s);

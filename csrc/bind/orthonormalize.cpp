@@ -68,6 +68,19 @@ void register_orthonormalize(py::module_ &m) {
             });
         },
         py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("transpose"), py::arg("check"));
+    m.def(
+        "all_finite",
+        [](const py::object &x) {
+            const Array xx(x, "x");
+            const auto batch = xx.leading();
+            return dispatch(xx.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto vx = xx.stack<const T>(batch);
+                const py::gil_scoped_release release;
+                return subspan::all_finite<T>(vx);
+            });
+        },
+        py::arg("x"));
     m.def("hadamard_base", &hadamard_base, py::arg("n"));
 }
 

@@ -634,6 +634,9 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
         throw ValueError("a diagonal M must have " + std::to_string(k) + " entries, got " + std::to_string(m.matrix.cols()));
     if (check && !(std::isfinite(alpha) && std::isfinite(m.scalar))) throw ValueError("alpha and M must be finite");
     if (c.rows() == 0 || c.cols() == 0 || c.size() == 0) return;
+    if (check && k == 0) // nothing is summed that would show it
+        for (int64_t i = 0; i < c.size(); ++i)
+            if (!all_finite<T>(c[i])) throw ValueError("C holds NaN or infinity");
     if (check && m.kind != Kind::scalar)
         for (int64_t i = 0; i < (shared(m.matrix) ? 1 : c.size()); ++i)
             if (!all_finite<T>(m.matrix[i])) throw ValueError("M holds NaN or infinity");

@@ -17,6 +17,11 @@ template <class T> double gram_core(const Basis<T> &v, std::int64_t item, Matrix
     const std::int64_t n = v.rows(), k = v.cols();
     if (k == 0) return 1;
     Frame frame;
+    if (v.packed == nullptr) {
+        const double largest = double(max_abs<T>(v.dense[item]));
+        if (!std::isfinite(largest)) throw ValueError("V holds NaN or infinity");
+        if (largest > 1e100) return std::numeric_limits<double>::infinity();
+    }
     double *g = frame.zeros<double>(k * k), *part = frame.take<double>(k * k), *scale = frame.take<double>(k);
     constexpr std::int64_t kBlock = 512;
     double *rows = frame.take<double>(kBlock * k);
@@ -41,6 +46,11 @@ template <class T> double gram_core(const Basis<T> &v, std::int64_t item, Matrix
     double top = 0;
     for (std::int64_t i = 0; i < k; ++i) top = std::max(top, g[i * k + i]);
     if (!std::isfinite(top)) throw ValueError("V holds NaN or infinity, or squares of its entries overflow");
+    // Lengths far from one would leave T in M, or their squares double: an orthonormal basis is the way then.
+    for (std::int64_t i = 0; i < k; ++i)
+        if (!(g[i * k + i] == 0.0 || (g[i * k + i] > 1e-12 && g[i * k + i] < 1e12))) return std::numeric_limits<double>::infinity();
+    for (std::int64_t i = 0; i < k && v.packed == nullptr; ++i)
+        if (g[i * k + i] == 0.0 && max_abs<T>(v.dense[item].block_cols(i, 1)) > T(0)) return std::numeric_limits<double>::infinity();
     // Columns of unit length: their span, and so the projector, is the same. Zero columns are left out.
     for (std::int64_t i = 0; i < k; ++i)
         scale[i] = g[i * k + i] > std::numeric_limits<double>::min() ? 1.0 / std::sqrt(g[i * k + i]) : 0.0;

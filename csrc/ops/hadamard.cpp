@@ -90,13 +90,14 @@ template <class T> struct RowKernel {
         }
         if (p2 >= 32 * W && p2 <= kWhole && m == 1 && g->out_step == 1) {
             // The common case in as many sweeps as it has factors of 16: the first one reads x, the last one writes out.
-            first_pass<Bytes>(x, w, n);
+            first_pass<Bytes>(x, w, n, g->scale);
             int64_t h = 16 * W;
-            for (; 16 * h < n; h *= 16) pass<Bytes, 16, false>(w, w, h, n, T(1));
-            last_pass<Bytes>(w, g->out, h, n, g->scale);
+            for (; 16 * h < n; h *= 16) pass<Bytes, 16>(w, w, h, n);
+            last_pass<Bytes>(w, g->out, h, n);
             return;
         }
-        if (x != w) std::copy_n(x, n, w);
+        // Scaled before anything is added: sums of the orthogonal transform do not overflow where its result does not.
+        for (int64_t i = 0; i < n; ++i) w[i] = g->scale * x[i];
         if (p2 >= W) {
             for (int64_t b = 0; b < n; b += W) V::store(w + b, within<Bytes>(V::load(w + b)));
             for (int64_t piece = 0; piece < n; piece += p2) stages<Bytes>(w + piece, W, p2);
@@ -116,10 +117,10 @@ template <class T> struct RowKernel {
         }
         if (g->out_step == 1) {
             int64_t i = 0;
-            for (; i + W <= n; i += W) V::store(g->out + i, g->scale * V::load(w + i));
-            for (; i < n; ++i) g->out[i] = g->scale * w[i];
+            for (; i + W <= n; i += W) V::store(g->out + i, V::load(w + i));
+            for (; i < n; ++i) g->out[i] = w[i];
         } else {
-            for (int64_t i = 0; i < n; ++i) g->out[i * g->out_step] = g->scale * w[i];
+            for (int64_t i = 0; i < n; ++i) g->out[i * g->out_step] = w[i];
         }
     }
 #ifdef SUBSPAN_SHUFFLE
@@ -162,23 +163,23 @@ template <class T> struct RowKernel {
         passes<Bytes>(w, near, n);
     }
     template <int Bytes> static SUBSPAN_INLINE void passes(T *w, int64_t h, int64_t n) {
-        for (; 16 * h <= n; h *= 16) pass<Bytes, 16, false>(w, w, h, n, T(1));
+        for (; 16 * h <= n; h *= 16) pass<Bytes, 16>(w, w, h, n);
         if (8 * h <= n)
-            pass<Bytes, 8, false>(w, w, h, n, T(1));
+            pass<Bytes, 8>(w, w, h, n);
         else if (4 * h <= n)
-            pass<Bytes, 4, false>(w, w, h, n, T(1));
+            pass<Bytes, 4>(w, w, h, n);
         else if (2 * h <= n)
-            pass<Bytes, 2, false>(w, w, h, n, T(1));
+            pass<Bytes, 2>(w, w, h, n);
     }
-    template <int Bytes> static SUBSPAN_INLINE void last_pass(const T *w, T *out, int64_t h, int64_t n, T scale) {
+    template <int Bytes> static SUBSPAN_INLINE void last_pass(const T *w, T *out, int64_t h, int64_t n) {
         if (16 * h == n)
-            pass<Bytes, 16, true>(w, out, h, n, scale);
+            pass<Bytes, 16>(w, out, h, n);
         else if (8 * h == n)
-            pass<Bytes, 8, true>(w, out, h, n, scale);
+            pass<Bytes, 8>(w, out, h, n);
         else if (4 * h == n)
-            pass<Bytes, 4, true>(w, out, h, n, scale);
+            pass<Bytes, 4>(w, out, h, n);
         else
-            pass<Bytes, 2, true>(w, out, h, n, scale);
+            pass<Bytes, 2>(w, out, h, n);
     }
     template <int Bytes, int R> static SUBSPAN_INLINE void butterflies(typename Vec<T, Bytes>::type (&v)[R]) {
 #pragma GCC unroll 4
@@ -192,14 +193,14 @@ template <class T> struct RowKernel {
                 }
     }
     // Stages within vectors and the next four, from x to w.
-    template <int Bytes> static SUBSPAN_INLINE void first_pass(const T *x, T *w, int64_t n) {
+    template <int Bytes> static SUBSPAN_INLINE void first_pass(const T *x, T *w, int64_t n, T scale) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes;
         for (int64_t b = 0; b < n; b += 16 * W) {
             typename V::type v[16];
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i) {
-                v[i] = within<Bytes>(V::load(x + b + i * W));
+                v[i] = within<Bytes>(scale * V::load(x + b + i * W));
                 simd::prefetch(reinterpret_cast<const char *>(x + b + i * W) + kAhead);
             }
             butterflies<Bytes, 16>(v);
@@ -209,8 +210,7 @@ template <class T> struct RowKernel {
     }
     static constexpr int64_t kAhead = 4096; // bytes of prefetch, mostly into the next row
 
-    template <int Bytes, int R, bool Scaled>
-    static SUBSPAN_INLINE void pass(const T *w, T *out, int64_t h, int64_t n, T scale) {
+    template <int Bytes, int R> static SUBSPAN_INLINE void pass(const T *w, T *out, int64_t h, int64_t n) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes;
         for (int64_t b = 0; b < n; b += R * h)
@@ -220,7 +220,7 @@ template <class T> struct RowKernel {
                 for (int i = 0; i < R; ++i) v[i] = V::load(w + j + i * h);
                 butterflies<Bytes, R>(v);
 #pragma GCC unroll 16
-                for (int i = 0; i < R; ++i) V::store(out + j + i * h, Scaled ? scale * v[i] : v[i]);
+                for (int i = 0; i < R; ++i) V::store(out + j + i * h, v[i]);
             }
     }
     // out piece i = Σ_j ± piece j.

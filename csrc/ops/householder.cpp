@@ -19,10 +19,19 @@ namespace {
 
 using std::int64_t;
 
+// Distinct matrices of a stack with zero strides are those whose index along such axes is zero.
+template <class T> bool first_of_its_kind(const StackView<T> &s, int64_t item) {
+    for (std::size_t a = s.shape.size(); a-- > 0;) {
+        if (s.strides[a] == 0 && item % s.shape[a] != 0) return false;
+        item /= s.shape[a];
+    }
+    return true;
+}
+
 template <class T> void require_finite(bool check, const StackView<const T> &s, const char *name) {
     if (!check) return;
     for (int64_t i = 0; i < s.size(); ++i)
-        if (!all_finite<T>(s[i])) throw ValueError(std::string(name) + " holds NaN or infinity");
+        if (first_of_its_kind(s, i) && !all_finite<T>(s[i])) throw ValueError(std::string(name) + " holds NaN or infinity");
 }
 
 // Lengths of the columns, safe from overflow and underflow.
@@ -158,15 +167,6 @@ template <class T> void unit_backward(const Prepared<T> &p, MatrixView<T> g) {
             g(i, j) = p.norm[j] > 0 ? T((double(g(i, j)) - double(p.v(i, j)) * dot[j]) / p.norm[j]) : T(0);
 }
 
-// Distinct matrices of a stack with zero strides are those whose index along such axes is zero.
-template <class T> bool first_of_its_kind(const StackView<T> &s, int64_t item) {
-    for (std::size_t a = s.shape.size(); a-- > 0;) {
-        if (s.strides[a] == 0 && item % s.shape[a] != 0) return false;
-        item /= s.shape[a];
-    }
-    return true;
-}
-
 // Calls body(item) for every item, on the library's threads when there are enough of them.
 void for_items(int64_t items, const std::function<void(int64_t)> &body) {
     if (items > 1) return parallel_for(items, body);
@@ -234,6 +234,7 @@ void householder_apply_backward(const Reflections<T> &h, const StackView<const T
     std::vector<int64_t> leaders;
     for (int64_t i = 0; i < items; ++i)
         if (first_of_its_kind(dv, i)) leaders.push_back(i);
+    const bool alone = int64_t(leaders.size()) == items;
     const auto group = [&](int64_t leader) {
         Frame frame;
         const Prepared<T> p(frame, h, leader);
@@ -251,7 +252,10 @@ void householder_apply_backward(const Reflections<T> &h, const StackView<const T
         negate(core, k * k);
         const MatrixView<const T> cm(core, k, k);
         for (int64_t i = leader; i < items; ++i) {
-            if (dv[i].data != target) continue;
+            if (dv[i].data != target) {
+                if (alone) break;
+                continue;
+            }
             Frame inner;
             const auto ci = side == Side::left ? c[i] : c[i].transposed();
             const auto gi = side == Side::left ? grad[i] : grad[i].transposed();

@@ -5,6 +5,7 @@
 // with blocks of 128 reflections applied to what is right of them.
 #include "subspan/householder.hpp"
 
+#include "pack.hpp"
 #include "scan.hpp"
 #include "scratch.hpp"
 #include "simd.hpp"
@@ -184,9 +185,10 @@ template <class T, int Bytes, int NVC> struct PanelFactor {
             scale = T(1) / (alpha - beta);
             pj[j] = beta;
         } else {
-            double top = 0, sum = 0;
-            for (int64_t i = j + 1; i < m; ++i) top = std::max(top, std::abs(double(p[i * LD + j])));
-            if (top > 0) {
+            double below = 0, sum = 0;
+            for (int64_t i = j + 1; i < m; ++i) below = std::max(below, std::abs(double(p[i * LD + j])));
+            if (below > 0) {
+                const double top = std::max(below, std::abs(double(alpha)));
                 const double a = double(alpha) / top;
                 for (int64_t i = j + 1; i < m; ++i) sum += (double(p[i * LD + j]) / top) * (double(p[i * LD + j]) / top);
                 const double norm = std::sqrt(a * a + sum), beta = a > 0 ? -norm : norm;
@@ -217,13 +219,16 @@ template <class T, int Bytes, int NVC> struct PanelFactor {
         }
 #pragma GCC unroll 4
         for (int q = 0; q < NVC; ++q) V::store(k.tt + j * LD + q * W, t[q]);
-        k.tt[j * LD + j] = tau;
+        k.tt[j * LD + j] = tau; // what is right of it stays zero: all rows before are zero there
 #pragma GCC unroll 4
         for (int q = 0; q < NVC; ++q) V::store(pj + q * W, V::load(pj + q * W) + T(-1) * V::load(f + q * W));
         pj[j] = beta;
         apply(p, j + 1, m, j, scale, keep, f, s);
     }
     static SUBSPAN_INLINE void finish(const Work &k, int64_t steps, T *t, int64_t ldt) {
+        if constexpr (NVC == 1) {
+            if (steps == W) return simd::Transpose<T, Bytes>::block(k.tt, LD, nullptr, nullptr, t, ldt);
+        }
         for (int64_t i = 0; i < steps; ++i)
             for (int64_t j = 0; j < steps; ++j) t[i * ldt + j] = j >= i ? k.tt[j * LD + i] : T(0);
     }
@@ -334,20 +339,32 @@ template <class T> class Factorisation {
     MatrixView<T> t_;
 };
 
+// The power of two that brings the largest entry to about one where squares of entries would overflow or vanish.
+template <class T> T safe_scale(T top) {
+    constexpr double high = 1e12, low = 1e-12;
+    if (!(top > T(0)) || (double(top) <= high && double(top) >= low)) return T(1);
+    int e = 0;
+    std::frexp(double(top), &e);
+    // The reciprocal of a subnormal number overflows.
+    return T(std::ldexp(1.0, std::clamp(-e, std::numeric_limits<T>::min_exponent, std::numeric_limits<T>::max_exponent - 2)));
+}
+
 // Whole matrices of one panel: in, factored, out, in one kernel. Stacks of small matrices spend their time here. Two of
 // them take turns: the root and the quotients of one are found while the rows of the other are updated.
 template <class T> struct SmallArgs {
     struct One {
         MatrixView<const T> a;
         MatrixView<T> v, r, t;
-        T *tau, *p; // p: m rows of panel_stride
-        T scale;
+        T *tau, *p;      // p: m rows of panel_stride
+        const T *next = nullptr; // the matrix after this one, or null
+        T scale = T(1);  // out: what A was multiplied by
+        bool good = true; // out: false for NaN and infinity
     } one[2];
     int count;
 };
 
 template <class T> struct SmallKernel {
-    template <int Bytes> static SUBSPAN_INLINE void run(const SmallArgs<T> *g) {
+    template <int Bytes> static SUBSPAN_INLINE void run(SmallArgs<T> *g) {
         constexpr int W = Vec<T, Bytes>::lanes;
         const int64_t w = g->one[0].a.cols;
         if (w <= W)
@@ -357,12 +374,21 @@ template <class T> struct SmallKernel {
         else
             all<Bytes, 4>(g);
     }
-    template <int Bytes, int NVC> static SUBSPAN_INLINE void all(const SmallArgs<T> *g) {
+    template <int Bytes, int NVC> static SUBSPAN_INLINE void all(SmallArgs<T> *g) {
         using Factor = PanelFactor<T, Bytes, NVC>;
         const int64_t m = g->one[0].a.rows, w = g->one[0].a.cols;
         typename Factor::Work k[2];
         for (int i = 0; i < g->count; ++i) {
-            in<Bytes, NVC>(g->one[i]);
+            if (!in<Bytes, NVC>(g->one[i])) return;
+            // What is written at the end and read next comes while the factorisation runs.
+            for (int64_t r = 0; r < m; ++r) {
+                simd::prefetch(g->one[i].v.data + r * g->one[i].v.row_stride);
+                if (g->one[i].next != nullptr) simd::prefetch(g->one[i].next + r * g->one[i].a.row_stride);
+            }
+            for (int64_t r = 0; r < w; ++r) {
+                simd::prefetch(g->one[i].r.data + r * g->one[i].r.row_stride);
+                simd::prefetch(g->one[i].t.data + r * g->one[i].t.row_stride);
+            }
             k[i].p = g->one[i].p;
             k[i].tau = g->one[i].tau;
             Factor::start(k[i], m);
@@ -374,53 +400,73 @@ template <class T> struct SmallKernel {
             out<Bytes, NVC>(g->one[i]);
         }
     }
-    template <int Bytes, int NVC> static SUBSPAN_INLINE void in(const typename SmallArgs<T>::One &g) {
+    template <int Bytes, int NVC> static SUBSPAN_INLINE bool in(typename SmallArgs<T>::One &g) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes, LD = NVC * W;
-        const int64_t m = g.a.rows, w = g.a.cols, full = w / W * W;
-        for (int64_t i = 0; i < m; ++i) {
-            const T *from = g.a.data + i * g.a.row_stride;
-            T *to = g.p + i * LD;
-            int64_t j = 0;
-            if (g.a.col_stride == 1) {
-                for (; j < full; j += W) V::store(to + j, V::load(from + j));
-                for (; j < w; ++j) to[j] = from[j];
-            } else {
-                for (; j < w; ++j) to[j] = from[j * g.a.col_stride];
+        const int64_t m = g.a.rows, w = g.a.cols;
+        if (g.a.col_stride == 1 && w == LD) {
+            for (int64_t i = 0; i < m; ++i)
+#pragma GCC unroll 4
+                for (int q = 0; q < NVC; ++q) V::store(g.p + i * LD + q * W, V::load(g.a.data + i * g.a.row_stride + q * W));
+        } else {
+            for (int64_t i = 0; i < m; ++i) {
+                const T *from = g.a.data + i * g.a.row_stride;
+                T *to = g.p + i * LD;
+                for (int64_t j = 0; j < w; ++j) to[j] = from[j * g.a.col_stride];
+                for (int64_t j = w; j < LD; ++j) to[j] = T(0);
             }
-            for (; j < LD; ++j) to[j] = T(0);
         }
+        const T top = max_abs_inline(g.p, m * LD);
+        g.good = std::isfinite(top);
+        g.scale = safe_scale(top);
         if (g.scale != T(1))
             for (int64_t i = 0; i < m * LD; ++i) g.p[i] *= g.scale;
+        return g.good;
     }
+    // Lanes from i on: a window into this.
+    template <int LD> static constexpr auto kFrom = [] {
+        std::array<T, 2 * LD> x{};
+        for (int i = LD; i < 2 * LD; ++i) x[std::size_t(i)] = T(1);
+        return x;
+    }();
     template <int Bytes, int NVC> static SUBSPAN_INLINE void out(const typename SmallArgs<T>::One &g) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes, LD = NVC * W;
-        const int64_t m = g.a.rows, w = g.a.cols, full = w / W * W;
+        const int64_t m = g.a.rows, w = g.a.cols;
+        if (w == LD) {
+            for (int64_t i = 0; i < m; ++i) {
+                const T *from = g.p + i * LD;
+                T *v = g.v.data + i * g.v.row_stride, *r = g.r.data + i * g.r.row_stride;
+#pragma GCC unroll 4
+                for (int q = 0; q < NVC; ++q) {
+                    const auto x = V::load(from + q * W);
+                    if (i >= w) {
+                        V::store(v + q * W, x);
+                        continue;
+                    }
+                    const auto upper = x * V::load(kFrom<LD>.data() + LD - i + q * W);
+                    V::store(r + q * W, upper);
+                    V::store(v + q * W, T(-1) * upper + x);
+                }
+                if (i < w) v[i] = T(1);
+            }
+            return;
+        }
         for (int64_t i = 0; i < w; ++i)
             for (int64_t c = 0; c < w; ++c) {
                 const T x = g.p[i * LD + c];
                 g.r.data[i * g.r.row_stride + c] = c >= i ? x : T(0);
                 g.v.data[i * g.v.row_stride + c] = c > i ? T(0) : c == i ? T(1) : x;
             }
-        for (int64_t i = w; i < m; ++i) {
-            const T *from = g.p + i * LD;
-            T *to = g.v.data + i * g.v.row_stride;
-            int64_t j = 0;
-            for (; j < full; j += W) V::store(to + j, V::load(from + j));
-            for (; j < w; ++j) to[j] = from[j];
-        }
+        for (int64_t i = w; i < m; ++i)
+            for (int64_t c = 0; c < w; ++c) g.v.data[i * g.v.row_stride + c] = g.p[i * LD + c];
     }
 };
 
-// The power of two that brings the largest entry to about one where squares of entries would overflow or vanish.
-template <class T> T safe_scale(T top) {
-    constexpr double high = 1e12, low = 1e-12;
-    if (!(top > T(0)) || (double(top) <= high && double(top) >= low)) return T(1);
-    int e = 0;
-    std::frexp(double(top), &e);
-    // The reciprocal of a subnormal number overflows.
-    return T(std::ldexp(1.0, std::clamp(-e, std::numeric_limits<T>::min_exponent, std::numeric_limits<T>::max_exponent - 2)));
+template <class V> void require_triangles(const V &t, int64_t k) {
+    if (t.rows() != k || t.cols() != std::min(k, kReflectionBlock))
+        throw ValueError("T must be " + std::to_string(k) + " x " + std::to_string(std::min(k, kReflectionBlock)) + ", got " +
+                         std::to_string(t.rows()) + " x " + std::to_string(t.cols()));
 }
 
 // Copies A in, times a power of two where squares of its entries would overflow or vanish. False for NaN or infinity.
@@ -452,7 +498,10 @@ template <class T> bool load(MatrixView<const T> a, MatrixView<T> v, MatrixView<
 template <class T>
 void householder_qr(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau,
                     const StackView<T> &t) {
-    const int64_t items = a.size();
+    const int64_t items = a.size(), kk = std::min(a.rows(), a.cols());
+    if (v.rows() != a.rows() || v.cols() != kk || r.rows() != kk || r.cols() != a.cols() || tau.cols() != kk)
+        throw ValueError("householder_qr: V must be m x k, R k x n and tau 1 x k");
+    require_triangles(t, kk);
     std::atomic<bool> good{true};
     const bool small = a.cols() <= panel_width<T>() && a.rows() >= a.cols() && a.cols() > 0;
     const auto unscale = [](MatrixView<T> ri, T scale) {
@@ -479,13 +528,19 @@ void householder_qr(const StackView<const T> &a, const StackView<T> &v, const St
             SmallArgs<T> args;
             args.count = int(std::min<int64_t>(2, end - i));
             for (int q = 0; q < args.count; ++q) {
-                const auto ai = a[i + q];
-                const T top = max_abs(ai);
-                if (!std::isfinite(top)) return bad();
-                args.one[q] = {ai, v[i + q], r[i + q], t[i + q], tau[i + q].data, p + q * size, safe_scale(top)};
+                args.one[q].a = a[i + q];
+                args.one[q].v = v[i + q];
+                args.one[q].r = r[i + q];
+                args.one[q].t = t[i + q];
+                args.one[q].tau = tau[i + q].data;
+                args.one[q].p = p + q * size;
+                if (i + q + 2 < end) args.one[q].next = a[i + q + 2].data;
             }
-            simd::dispatch<SmallKernel<T>>(&std::as_const(args));
-            for (int q = 0; q < args.count; ++q) unscale(args.one[q].r, args.one[q].scale);
+            simd::dispatch<SmallKernel<T>>(&args);
+            for (int q = 0; q < args.count; ++q) {
+                if (!args.one[q].good) return bad();
+                unscale(args.one[q].r, args.one[q].scale);
+            }
         }
     };
     const double work = 2.0 * double(items) * double(a.rows()) * double(v.cols()) * double(a.cols());
@@ -503,6 +558,7 @@ template <class T>
 void factored_apply(const StackView<const T> &v, const StackView<const T> &t, const StackView<const T> &c, Side side,
                     bool transpose, const StackView<T> &out, bool check) {
     const int64_t m = v.rows(), k = v.cols(), items = c.size(), blocks = (k + kReflectionBlock - 1) / kReflectionBlock;
+    require_triangles(t, k);
     if ((side == Side::left ? c.rows() : c.cols()) != m)
         throw ValueError("Q is " + std::to_string(m) + " x " + std::to_string(m) + " and C has " +
                          std::to_string(side == Side::left ? c.rows() : c.cols()) +
@@ -510,18 +566,21 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
     if (items == 0) return;
     const bool ascending = (side == Side::left) == transpose;
     if (blocks <= 1) {
-        // -T of every matrix, in the layout that T came in.
+        // -T of every matrix that T differs for; axes along which it is broadcast stay so.
         Frame frame;
-        T *minus = frame.take<T>(items * k * k);
-        std::vector<int64_t> strides(c.shape.size());
+        std::vector<int64_t> strides(c.shape.size(), 0);
         int64_t step = k * k;
         for (std::size_t a = c.shape.size(); a-- > 0;) {
+            if (t.strides[a] == 0 || c.shape[a] == 1) continue;
             strides[a] = step;
             step *= c.shape[a];
         }
-        for (int64_t i = 0; i < items; ++i) {
+        T *minus = frame.take<T>(step);
+        const StackView<T> into(MatrixView<T>(minus, k, k), c.shape, strides);
+        const bool shared = step == k * k;
+        for (int64_t i = 0; i < (shared ? 1 : items); ++i) {
             const auto ti = t[i];
-            T *to = minus + i * k * k;
+            T *to = into[i].data;
             for (int64_t p = 0; p < k; ++p)
                 for (int64_t q = 0; q < k; ++q) to[p * k + q] = -(transpose ? ti(q, p) : ti(p, q));
         }
@@ -577,9 +636,12 @@ template <class T> struct SmallArrayKernel {
         const int64_t m = a->v.rows, k = a->v.cols;
         alignas(64) T w[LD * LD]; // -T V1ᵀ: V1 is unit lower, T upper triangular
         alignas(64) T v1[LD * LD], out[4 * LD];
-        for (int64_t i = 0; i < k; ++i) { // v1[i] = row i of V1ᵀ
-            for (int64_t j = 0; j < LD; ++j) v1[i * LD + j] = j < k ? a->v(j, i) : T(0);
-        }
+        const bool whole = k == LD; // rows of v1: those of V1ᵀ
+        if (NVC == 1 && whole)
+            simd::Transpose<T, Bytes>::block(a->v.data, a->v.row_stride, nullptr, nullptr, v1, LD);
+        else
+            for (int64_t i = 0; i < k; ++i)
+                for (int64_t j = 0; j < LD; ++j) v1[i * LD + j] = j < k ? a->v(j, i) : T(0);
         for (int64_t i = 0; i < k; ++i) {
             typename V::type s[NVC];
             for (int q = 0; q < NVC; ++q) s[q] = typename V::type{};
@@ -604,6 +666,13 @@ template <class T> struct SmallArrayKernel {
 #pragma GCC unroll 4
                     for (int p = 0; p < 4; ++p) s[p][q] += r[p][l] * y;
                 }
+            if (whole && count == 4 && i >= k) {
+#pragma GCC unroll 4
+                for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+                    for (int q = 0; q < NVC; ++q) V::store(a->q.data + (i + p) * a->q.row_stride + q * W, s[p][q]);
+                continue;
+            }
             for (int p = 0; p < 4; ++p)
                 for (int q = 0; q < NVC; ++q) V::store(out + p * LD + q * W, s[p][q]);
             for (int64_t p = 0; p < count; ++p) {
@@ -618,6 +687,7 @@ template <class T> struct SmallArrayKernel {
 
 template <class T> void factored_array(const StackView<const T> &v, const StackView<const T> &t, const StackView<T> &q) {
     const int64_t m = v.rows(), k = v.cols(), n = q.cols(), items = q.size();
+    require_triangles(t, k);
     if (q.rows() != m || n < k || n > m) throw ValueError("factored_array: Q must be m x n with k <= n <= m");
     const int64_t blocks = (k + kReflectionBlock - 1) / kReflectionBlock;
     const auto one = [&](int64_t i) {

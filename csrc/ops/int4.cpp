@@ -109,7 +109,8 @@ void quantize_int4(MatrixView<const T> a, int64_t group, std::uint8_t *codes, T 
             low = std::min(low, x);
             high = std::max(high, x);
         }
-        const T s = std::max(high - low, T(1e-5f)) / T(15), z = std::clamp(-std::nearbyint(low / s), T(0), T(15));
+        const T s = std::max(high - low, T(1e-5)) / T(15), z = std::clamp(-std::nearbyint(low / s), T(0), T(15));
+        if (!std::isfinite(s)) throw ValueError("the range of a group of U overflows");
         scale[g] = s;
         zero[g] = z;
         for (int64_t i = g * group; i < end; ++i) {
@@ -120,6 +121,7 @@ void quantize_int4(MatrixView<const T> a, int64_t group, std::uint8_t *codes, T 
 }
 
 template <class T> void unpack(const Int4View<T> &v, MatrixView<T> out) {
+    if (out.rows != v.rows || out.cols != v.cols) throw ValueError("out must have the shape of the basis");
     Frame frame;
     T *row = frame.take<T>(v.cols);
     for (int64_t i = 0; i < v.rows; ++i) {
@@ -137,7 +139,7 @@ void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, 
                          std::to_string(inner));
     if (out.rows() != (left ? rows : x.rows()) || out.cols() != (left ? x.cols() : cols))
         throw ValueError("out has the wrong shape");
-    if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out needs contiguous rows");
+    if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out must have contiguous rows");
     const int64_t items = x.size(), n = out.cols(), width = kTiles * simd::tile<T>().nr;
     const int64_t pieces = (n + width - 1) / width;
     const auto run = [&](int64_t t) {
@@ -162,6 +164,9 @@ void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, 
 }
 
 template <class T> void product(const StackView<const T> &a, const StackView<const T> &b, T alpha, const StackView<T> &out) {
+    if (a.cols() != b.rows() || out.rows() != a.rows() || out.cols() != b.cols())
+        throw ValueError("product: shapes do not fit");
+    if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out must have contiguous rows");
     const auto run = [&](int64_t i) {
         const auto c = out[i];
         gemm<T>(a[i], b[i], c);

@@ -257,6 +257,14 @@ void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonor
         }
     };
     if (items == 1) return run(0);
+    if (a.first.data == q.first.data && (!complete || method == Orthonormalization::cholesky)) {
+        // One matrix may raise after another one is done: all of them are found before any is written.
+        Frame frame;
+        T *all = frame.take<T>(items * m * k);
+        parallel_for(items, [&](int64_t i) { one<T>(a[i], MatrixView<T>(all + i * m * k, m, k), method, complete); });
+        for (int64_t i = 0; i < items; ++i) copy<T>(MatrixView<const T>(all + i * m * k, m, k), q[i]);
+        return;
+    }
     parallel_for(items, run);
 }
 
@@ -304,7 +312,8 @@ template <class T> double orthonormality_defect(const StackView<const T> &u) {
         const auto ui = u[i];
         std::fill_n(r, 2 * k, 0.0);
         if (ui.row_stride == 1 && ui.col_stride != 1) { // columns are contiguous
-            double *y = frame.zeros<double>(2 * n);
+            Frame inner;
+            double *y = inner.zeros<double>(2 * n);
             for (int64_t j = 0; j < k; ++j)
                 for (int64_t p = 0; p < n; ++p) {
                     y[p] += z[j] * double(ui(p, j));
@@ -339,10 +348,17 @@ template <class T> double orthonormality_defect(const StackView<const T> &u) {
     return worst;
 }
 
+template <class T> bool all_finite(const StackView<const T> &x) {
+    for (int64_t i = 0; i < x.size(); ++i)
+        if (!all_finite<T>(x[i])) return false;
+    return true;
+}
+
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
     template void orthonormalize<T>(const StackView<const T> &, const StackView<T> &, Orthonormalization, bool);       \
     template void random_orthogonal<T>(std::uint64_t, const StackView<T> &);                                           \
-    template double orthonormality_defect<T>(const StackView<const T> &);
+    template double orthonormality_defect<T>(const StackView<const T> &);                                              \
+    template bool all_finite<T>(const StackView<const T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -11,8 +11,6 @@
 namespace subspan {
 namespace {
 
-// Magnitudes of floating-point numbers are ordered as their bits are, with infinity and NaN above all: a maximum of
-// integers, which compilers vectorise without being allowed to reorder floating-point arithmetic.
 template <class T> struct MaxBits {
     using I = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
     template <int Bytes> static SUBSPAN_INLINE void run(const MatrixView<const T> *a, I *out) {
@@ -24,7 +22,7 @@ template <class T> struct MaxBits {
             const T *row = a->data + i * a->row_stride;
             I best = 0;
             if (a->col_stride == 1)
-                for (std::int64_t j = 0; j < cols; ++j) best = std::max<I>(best, std::bit_cast<I>(row[j]) & mask);
+                best = std::bit_cast<I>(max_abs_inline(row, cols));
             else
                 for (std::int64_t j = 0; j < cols; ++j)
                     best = std::max<I>(best, std::bit_cast<I>(row[j * a->col_stride]) & mask);

@@ -6,7 +6,8 @@ m, n)``. A basis is ``(..., n, k)``, with its vectors as columns. Results have t
 float32 and float64 are taken, on the CPU.
 
 ``check=True`` (the default) looks for NaN and infinity, and at bases that must be orthonormal, before anything is
-written: whatever raises, the arguments are as they were. ``check=False`` leaves both out.
+written: whatever raises leaves its inputs as they were (a separate ``out`` may be partly written). ``check=False``
+leaves both out.
 """
 
 from __future__ import annotations

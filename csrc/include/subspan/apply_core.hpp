@@ -37,7 +37,8 @@ template <class T> struct Basis {
 /// right: out = alpha C + (X V) M Vᵀ,   V is n x k;
 /// with C of shape (..., m, n) and X = C, or X = source - C when `source` is given. `out` may be C itself but must not
 /// overlap any operand otherwise; leading axes of all operands are those of C. With `check` a value that is not finite
-/// in X, V or M throws ValueError before anything is written, which in place costs a second read of C.
+/// in X, V or M throws ValueError before C is written, which in place costs a second read of C; another `out` may be
+/// partly written then.
 /// Cost 4 m n k flops a matrix and two reads and one write of C; one read where a block of rows stays in the cache
 /// (right, and out is not C or check is off). Work memory: one panel, k n (left) or k m (right) items.
 template <class T>

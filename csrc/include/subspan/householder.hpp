@@ -44,7 +44,7 @@ void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Sid
                        const StackView<T> &out, bool check = true);
 
 /// Gradients of householder_apply: dv (contiguous rows), dtau (may be null) and dc, whose leading axes are those of C.
-/// `items` maps a matrix of C to its matrix of V. Cost about 12 m n k flops.
+/// Cost about 12 m n k flops.
 template <class T>
 void householder_apply_backward(const Reflections<T> &h, const StackView<const T> &c, const StackView<const T> &grad,
                                 Side side, bool transpose, const StackView<T> &dv, const StackView<T> *dtau,

@@ -28,4 +28,7 @@ template <class T> void random_orthogonal(std::uint64_t key, const StackView<T> 
 /// over all matrices of the stack. Cost 4 n k flops each, where UᵀU would be n k².
 template <class T> double orthonormality_defect(const StackView<const T> &u);
 
+/// Whether a stack holds neither NaN nor infinity.
+template <class T> bool all_finite(const StackView<const T> &x);
+
 } // namespace subspan

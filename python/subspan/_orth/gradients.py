@@ -132,14 +132,22 @@ class GradientProjector:
         the interval.
         """
         G = self._gradient(G)
+        if self._first is not None and numpy(G).dtype != self._first.dtype:
+            raise TypeError(f"G must be {self._first.dtype} as before, got {numpy(G).dtype}")
         a = numpy(G)
         a = a if self._right(G) else a.T
         if self.basis is None:
             found = truncated_svd(a, self.rank, rng=np.random.default_rng(self._key))
         else:
             last = self.basis.to_array() if isinstance(self.basis, Int4Basis) else self.basis
+            # A few random directions beside the last basis find what has turned up since.
             found = truncated_svd(
-                a, self.rank, oversample=0, power_iterations=self.iterations - 1, initial=numpy(last).T, rng=0
+                a,
+                self.rank,
+                oversample=max(8, self.rank // 8),
+                power_iterations=self.iterations - 1,
+                initial=numpy(last).T,
+                rng=np.random.default_rng(self._key + self.refreshes),
             )
         vh = found.Vh
         first = vh[0].copy()
@@ -171,12 +179,24 @@ class GradientProjector:
     def down(self, G: Array, *, out: Array | None = None) -> Array:
         """The small gradient: ``G P (m, r)`` or ``PᵀG (r, n)``. Refreshes the basis when its time has come."""
         g = self._gradient(G)
-        if self.basis is None or (self.interval > 0 and self._since >= self.interval):
-            self.refresh(G)
-        self._since += 1
         right = self._right(g)
         m, n = g.shape
-        return self._multiply(g, right, False, (m, self.rank) if right else (self.rank, n), 1.0, out)
+        shape = (m, self.rank) if right else (self.rank, n)
+        if out is not None:  # before anything of the projector changes
+            self._check_out(out, shape, g)
+        if self.basis is None or (self.interval > 0 and self._since >= self.interval):
+            self.refresh(G)
+        result = self._multiply(g, right, False, shape, 1.0, out)
+        self._since += 1
+        return result
+
+    def _check_out(self, out: Array, shape: tuple[int, ...], x: Array) -> None:
+        output(out, shape, check_float(x, "G"), library_of(x))
+        if check_float(out, "out") != check_float(x, "G"):
+            raise TypeError(f"out must be {check_float(x, 'G')}, got {check_float(out, 'out')}")
+        view = numpy(out)
+        if view.shape[1] > 1 and view.strides[1] != view.itemsize:
+            raise ValueError("out must have contiguous rows")
 
     def up(self, R: Array, *, out: Array | None = None) -> Array:
         """The update at full size: ``scale · R Pᵀ`` or ``scale · P R``, ``(m, n)``."""
@@ -194,7 +214,15 @@ class GradientProjector:
         self, x: Array, right: bool, back: bool, shape: tuple[int, ...], scale: float, out: Array | None
     ) -> Array:
         library = library_of(x)
-        dtype = check_float(x, "R" if back else "G")
+        name = "R" if back else "G"
+        dtype = check_float(x, name)
+        if self._first is not None and dtype != self._first.dtype:
+            raise TypeError(f"{name} must be {self._first.dtype} as the basis is, got {dtype}")
+        if out is not None:
+            self._check_out(out, shape, x)
+        # A NaN anywhere in G shows in its small product; R is small itself.
+        if back and not _core.all_finite(x):
+            raise ValueError("R holds NaN or infinity")
         result, fresh = output(out, shape, dtype, library)
         target = detached(result)
         transpose = back if right else not back
@@ -206,6 +234,8 @@ class GradientProjector:
             p = numpy(self.basis)
             p = p.T if transpose else p
             _core.product(x if right else p, p if right else x, scale, target)
+        if not back and not _core.all_finite(target):
+            raise ValueError("G holds NaN or infinity")
         return finish(result, fresh, library)
 
     def __repr__(self) -> str:

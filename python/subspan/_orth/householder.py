@@ -84,7 +84,7 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
     -----
     ``2 n² (m - n/3)`` flops. Matrices of up to a few vectors' width (32 columns) are factored where they stay in the
     nearest cache; wider ones recursively, with products of matrices (Elmroth and Gustavson, IBM J. Res. Dev. 44,
-    2000). LAPACK's six residuals are under 2 (LAPACK's threshold is 30).
+    2000). LAPACK's six residuals are tested to stay under its threshold of 30.
 
     Examples
     --------
@@ -146,14 +146,14 @@ def householder_product_backward(
 ) -> Array | tuple[Array, Array]:
     """Gradients of :func:`householder_product`: ``dV``, or ``(dV, dtau)`` when ``tau`` was given.
 
-    Finite for every finite input, also where ``tau = 1 / ‖v‖²`` and for zero vectors (whose gradient is zero). ``9 m
-    k²`` flops and a few ``k³``. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers
-    expect.
+    Finite for every finite input whose gradient the dtype can hold, also where ``tau = 1 / ‖v‖²`` and for zero vectors
+    (whose gradient is zero). ``9 m k²`` flops and a few ``k³``; work memory is a copy of ``V`` and some four k × k
+    matrices. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers expect.
     """
     V, dtype = matrices(V, "V")
     library = library_of(V)
-    dv = np.empty(tuple(V.shape), dtype)
-    dtau = None if tau is None else np.empty(tuple(as_array(tau, "tau").shape), dtype)
+    dv = np.zeros(tuple(V.shape), dtype)
+    dtau = None if tau is None else np.zeros(tuple(as_array(tau, "tau").shape), dtype)
     g, _ = matrices(grad, "grad")
     _core.householder_product_backward(detached(V), _tau(tau), detached(g), dv, dtau, check)
     if dtau is None:
@@ -229,8 +229,8 @@ def householder_apply_backward(
         raise ValueError(
             f"C must have all leading axes of V for gradients, got shapes {tuple(C.shape)} and {tuple(V.shape)}"
         )
-    dv, dc = np.empty(tuple(V.shape), dtype), np.empty(shape, dtype)
-    dtau = None if tau is None else np.empty(tuple(as_array(tau, "tau").shape), dtype)
+    dv, dc = np.zeros(tuple(V.shape), dtype), np.empty(shape, dtype)
+    dtau = None if tau is None else np.zeros(tuple(as_array(tau, "tau").shape), dtype)
     _core.householder_apply_backward(
         detached(V), _tau(tau), detached(C), detached(g), is_left(side), bool(transpose), dv, dtau, dc, check
     )

@@ -39,6 +39,7 @@ class Int4Basis:
     ) -> None:
         self.codes, self.scale, self.zero, self.shape, self.group = codes, scale, zero, shape, group
         self._library = library
+        self._core: tuple[np.ndarray[Any, Any], float] | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -51,6 +52,13 @@ class Int4Basis:
         """Bytes that codes, scales and zeros take."""
         return int(self.codes.nbytes + self.scale.nbytes + self.zero.nbytes)
 
+    def _gram_core(self) -> tuple[np.ndarray[Any, Any], float]:
+        """``(UᵀU)⁺`` of what is stored and its condition, kept after the first call: ``k²`` entries."""
+        if self._core is None:
+            core = np.empty((self.shape[1], self.shape[1]), self.dtype)
+            self._core = core, _core.gram_core(self._parts(), core)
+        return self._core
+
     def _parts(self) -> tuple[Any, ...]:
         return self.codes, self.scale, self.zero, self.shape[0], self.shape[1], self.group
 
@@ -60,8 +68,14 @@ class Int4Basis:
         _core.unpack_int4(self._parts(), out)
         return to_library(out, self._library)
 
-    def apply(self, X: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None) -> Array:
-        """``U X``, ``UᵀX`` (``transpose``), ``X U`` or ``X Uᵀ`` (``side="right"``) for ``X`` of two or more axes."""
+    def apply(
+        self, X: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None, check: bool = True
+    ) -> Array:
+        """``U X``, ``UᵀX`` (``transpose``), ``X U`` or ``X Uᵀ`` (``side="right"``) for ``X`` of two or more axes.
+
+        ``2 m n k`` flops; work memory is a block of each operand, whatever their sizes. ``check`` looks for NaN and
+        infinity in ``X``.
+        """
         X, dtype = matrices(X, "X")
         left = is_left(side)
         rows, cols = self.shape[::-1] if transpose else self.shape
@@ -69,6 +83,8 @@ class Int4Basis:
         shape = (*shape[:-2], rows, shape[-1]) if left else (*shape[:-1], cols)
         library = library_of(X)
         result, fresh = output(out, shape, dtype, library)
+        if check and not _core.all_finite(detached(X)):
+            raise ValueError("X holds NaN or infinity")
         _core.int4_product(self._parts(), detached(X), left, bool(transpose), detached(result))
         return finish(result, fresh, library)
 
@@ -100,6 +116,7 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
     if group < 1:
         raise ValueError(f"group must be at least 1, got {group}")
     n, k = (int(x) for x in U.shape)
+    group = min(int(group), max(n * k, 1))
     groups = -(-n * k // group)
     codes = np.empty((n * k + 1) // 2, np.uint8)
     scale, zero = np.empty(groups, dtype), np.empty(groups, dtype)

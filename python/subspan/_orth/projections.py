@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, library_of, output
+from subspan._arrays import Array, as_array, check_float, library_of, output
 from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy
 from subspan._orth.int4 import Int4Basis
-from subspan._orth.spaces import span
+from subspan._orth.spaces import padded_span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def apply_core(
@@ -40,7 +43,7 @@ def apply_core(
     out : array, optional
         Exact shape and dtype; may be ``C`` itself, and must not overlap anything else.
     check : bool, default True
-        Look for NaN and infinity before anything is written. In place that costs a second read of ``C``.
+        Look for NaN and infinity before ``C`` is written. In place that costs a second read of ``C``.
 
     Returns
     -------
@@ -128,15 +131,16 @@ def _projector(U: Array, orthonormal: bool | None, check: bool, name: str) -> tu
             check_basis(U, name)
         return U, 1.0
     if isinstance(U, Int4Basis):
-        core = np.empty((U.shape[1], U.shape[1]), U.dtype)
-        _core.gram_core(U._parts(), core)
+        core, condition = U._gram_core()
+        if condition > 100.0:  # rounding of V M (VᵀC) grows with it; this one is unpacked
+            return padded_span(U.to_array())[0], 1.0
         return U, core
     U, dtype = matrices(U, name)
     k = U.shape[-1]
     core = np.empty((*U.shape[:-2], k, k), dtype)
     condition = _core.gram_core(detached(U), core)
     if condition > 100.0:  # rounding of V M (VᵀC) grows with it
-        return span(detached(U), max(U.shape[-2:]) * float(np.finfo(dtype).eps)), 1.0
+        return padded_span(U)[0], 1.0
     return U, core
 
 
@@ -163,11 +167,7 @@ def project(
     True
     """
     if side == "both":
-        left, right = _pair(U)
-        first = project(C, left, side="left", orthonormal=orthonormal, check=check)
-        return project(
-            first, right, side="right", out=first if out is None else out, orthonormal=orthonormal, check=check
-        )
+        return _both(C, U, lambda core: core, 0.0, out, orthonormal, check)
     basis, core = _projector(U, orthonormal, check, "U")
     return _apply_core(C, basis, core, 0.0, side, out, check, name="U")
 
@@ -202,7 +202,8 @@ def project_out(
 
     Returns
     -------
-    array of the shape of ``C``, with ``‖UᵀC'‖ <= 10 eps ‖UᵀC‖`` for strength 1; ``out`` where it was given.
+    array of the shape of ``C``; ``out`` where it was given. For strength 1, ``‖UᵀC'‖ <= 10 eps ‖UᵀC‖`` as long as ``C``
+    is not nearly orthogonal to ``U`` already: rounding of the result itself is of the order of ``eps ‖C'‖``.
 
     Raises
     ------
@@ -227,26 +228,46 @@ def project_out(
     if not math.isfinite(strength):
         raise ValueError(f"strength must be finite, got {strength}")
     if side == "both":
-        left, right = _pair(U)
-        # Whatever is wrong with the right basis must be found before the left one has changed C.
-        bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate((left, right))]
-        (lu, lc), (ru, rc) = bases
-        shape = tuple(as_array(C, "C").shape)
-        rows = right.shape[0] if isinstance(right, Int4Basis) else ru.shape[-2]
-        if len(shape) >= 2 and rows != shape[-1]:
-            raise ValueError(f"U[1] must have {shape[-1]} rows to act on C {shape} from the right, got {rows}")
-        if check and not isinstance(ru, Int4Basis) and not np.isfinite(numpy(ru)).all():
-            raise ValueError("U[1] holds NaN or infinity")
-        first = _apply_core(C, lu, -strength * lc, 1.0, "left", out, check, name="U[0]")
-        return _apply_core(first, ru, -strength * rc, 1.0, "right", first, check, name="U[1]")
+        return _both(C, U, lambda core: -strength * core, 1.0, out, orthonormal, check)
     basis, core = _projector(U, orthonormal, check, "U")
     return _apply_core(C, basis, -strength * core, 1.0, side, out, check, name="U")
 
 
-def _pair(U: Array) -> tuple[Array, Array]:
+def _both(
+    C: Array,
+    U: Array,
+    core: Callable[[Any], Any],
+    alpha: float,
+    out: Array | None,
+    orthonormal: bool | None,
+    check: bool,
+) -> Array:
+    """The left and then the right form. Whatever can be wrong with the right basis is found before C is written."""
     if not isinstance(U, (tuple, list)) or len(U) != 2:
         raise ValueError("side='both' takes U as a pair, (left basis, right basis)")
-    return U[0], U[1]
+    C, dtype = matrices(C, "C")
+    bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U)]
+    others: list[tuple[Array, int]] = []
+    for i, (basis, _) in enumerate(bases):
+        rows = basis.shape[0] if isinstance(basis, Int4Basis) else basis.shape[-2]
+        if rows != C.shape[i - 2]:
+            raise ValueError(f"U[{i}] must have {C.shape[i - 2]} rows to act on C {tuple(C.shape)}, got {rows}")
+        if basis.dtype != C.dtype and check_float(basis, f"U[{i}]") != dtype:
+            raise TypeError(f"U[{i}] must be {dtype} as C is, got {basis.dtype}")
+        if isinstance(basis, Int4Basis):
+            continue
+        others.append((basis, 2))
+        if check and not _core.all_finite(detached(basis)):
+            raise ValueError(f"U[{i}] holds NaN or infinity")
+        if out is not None and np.may_share_memory(numpy(out), numpy(basis)):
+            raise ValueError(f"out overlaps U[{i}]")
+    library = library_of(C)
+    c, shape = broadcast(detached(C), *others)
+    result, fresh = output(out, shape, dtype, library)
+    (lu, lc), (ru, rc) = bases
+    _apply_core(c, lu, core(lc), alpha, "left", result, check, name="U[0]")
+    _apply_core(result, ru, core(rc), alpha, "right", result, check, name="U[1]")
+    return finish(result, fresh, library)
 
 
 def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, check: bool = True) -> Array:
@@ -278,6 +299,8 @@ def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, chec
     source, other = matrices(source, "source")
     if other != dtype:
         raise TypeError(f"source must be {dtype} as base is, got {other}")
+    if isinstance(R, Int4Basis):
+        raise TypeError("R is an Int4Basis, which is not orthonormal; pass orthonormalize(R.to_array())")
     if tuple(source.shape) != tuple(base.shape):
         raise ValueError(f"source must have the shape of base, {tuple(base.shape)}, got {tuple(source.shape)}")
     if check:
@@ -311,7 +334,9 @@ def rotate(
     is_left(side)
     directions = []
     for x, name in ((source, "source"), (target, "target")):
-        v = np.asarray(numpy(as_array(x, name)), np.float64).reshape(-1)
+        v = np.asarray(numpy(as_array(x, name)), np.float64)
+        if v.ndim != 1:
+            raise ValueError(f"{name} must have 1 dimension, got shape {v.shape}")
         top = np.abs(v).max(initial=0.0)
         if not math.isfinite(top):
             raise ValueError(f"{name} holds NaN or infinity")

@@ -13,13 +13,29 @@ from subspan._orth.common import check_basis, detached, finish, matrices, numpy,
 from subspan._orth.householder import householder_qr
 
 
-def span(A: Array, tol: float) -> np.ndarray[Any, Any]:
-    """Orthonormal basis of the columns of A whose singular values exceed tol times the largest one."""
-    q, r = householder_qr(numpy(A))
+def padded_span(A: Array, tol: float | None = None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Orthonormal bases of the spans of the matrices of a stack, with columns of zeros past the rank, and the ranks.
+
+    Columns are taken at unit length; singular values up to tol times the largest one count as zero.
+    """
+    a = numpy(A)
+    tol = max(a.shape[-2:]) * float(np.finfo(a.dtype).eps) if tol is None else tol
+    top = np.abs(a).max(axis=-2, keepdims=True, initial=0)
+    if not np.isfinite(top).all():
+        raise ValueError("a basis holds NaN or infinity")
+    a = a / np.where(top > 0, top, 1)
+    length = np.linalg.norm(a, axis=-2, keepdims=True)
+    q, r = householder_qr(a / np.where(length > 0, length, 1))
     x, s, _ = np.linalg.svd(r)
-    ranks = np.count_nonzero(s > tol * s[..., :1], axis=-1) if s.shape[-1] else np.zeros(s.shape[:-1], int)
-    rank = one_rank(ranks)
-    return product(q.to_array(), np.ascontiguousarray(x[..., :, :rank]))
+    kept = s > tol * s[..., :1]
+    x = x[..., :, : s.shape[-1]] * kept[..., None, :]
+    return product(q.to_array(), np.ascontiguousarray(x)), np.count_nonzero(kept, axis=-1)
+
+
+def span(A: Array, tol: float | None = None) -> np.ndarray[Any, Any]:
+    """Orthonormal basis of the columns of A; the matrices of a stack must have one rank."""
+    basis, ranks = padded_span(A, tol)
+    return np.ascontiguousarray(basis[..., : one_rank(ranks)])
 
 
 _METHODS = {"auto": 0, "cholesky": 1, "householder": 2, "polar": 3}
@@ -247,7 +263,7 @@ def contains(U: Array, W: Array, *, tol: float | None = None, check: bool = True
     if check:
         check_basis(U, "U")
     tol = _tolerance(tol, dtype)
-    w = span(detached(W), max(W.shape[-2:]) * float(np.finfo(dtype).eps))
+    w, _ = padded_span(W)
     rest = _residual(numpy(U), w)
     if rest.shape[-1] == 0:
         return np.ones(rest.shape[:-2], bool)
@@ -286,14 +302,13 @@ def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Arr
     W, other = matrices(W, "W")
     if other != dtype:
         raise TypeError(f"W must be {dtype} as U is, got {other}")
-    library, tol, eps = library_of(U), _tolerance(tol, dtype), float(np.finfo(dtype).eps)
+    library, tol = library_of(U), _tolerance(tol, dtype)
     if isinstance(shared, bool) or not isinstance(shared, (int, np.integer)):
         raise TypeError(f"shared must be an int, got {type(shared).__name__}")
     if not 0 <= shared <= min(U.shape[-2], W.shape[-2]):
         raise ValueError(f"shared must be from 0 to {min(U.shape[-2], W.shape[-2])}, got {shared}")
     # Orthonormal bases first: the tolerance then means an angle.
-    u = span(detached(U), max(U.shape[-2:]) * eps)
-    w = span(detached(W), max(W.shape[-2:]) * eps)
+    u, w = span(U), span(W)
     s, k = u.shape[-2] - shared, u.shape[-1]
     batch = np.broadcast_shapes(u.shape[:-2], w.shape[:-2])
     u, w = np.broadcast_to(u, (*batch, *u.shape[-2:])), np.broadcast_to(w, (*batch, *w.shape[-2:]))
