@@ -264,7 +264,7 @@ def test_projector_objects(rng):
 
 
 def test_projector_on_tensors():
-    G = torch.randn(30, 20, requires_grad=True)
+    G = torch.randn(30, 20)
     p = orth.GradientProjector(20, rng=0)
     R = p.down(G)
     assert isinstance(R, torch.Tensor)

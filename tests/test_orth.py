@@ -178,6 +178,16 @@ def test_bad_arguments(rng):
         orth.project_out(np.ones((6, 5), int), U)
     with pytest.raises(ValueError, match="at least 2"):
         orth.project_out(C[0], U)
+    with pytest.raises(ValueError, match="both"):
+        orth.project_out(C, (U, U))
+    with pytest.raises(TypeError, match="orthonormal must be"):
+        orth.project_out(C, U, orthonormal="no")
+    with pytest.raises(TypeError, match="strength"):
+        orth.project_out(C, U, strength="1")
+    with pytest.raises(TypeError, match="masked"):
+        orth.project_out(C, U, out=np.ma.array(C, mask=True))
+    with pytest.raises(ValueError, match="U must have 6 rows"):
+        orth.project_out(C, U[:5])
     with pytest.raises(ValueError, match="M must be"):
         orth.apply_core(C, U, np.ones((3, 3)))
     with pytest.raises(ValueError, match="columns"):
@@ -285,6 +295,14 @@ def test_lengths_of_any_basis_do_not_matter(rng, dtype):
         basis = (U * s).astype(dtype)
         got = orth.project_out(G, basis, orthonormal=False)
         assert np.linalg.norm(U.T @ got) <= 30 * EPS[np.dtype(dtype)] * np.linalg.norm(U.T @ G)
+
+
+@pytest.mark.parametrize("small", [1e-3, 1e-5, 1e-8, 1e-11])
+def test_nearly_dependent_columns_span_what_they_span(rng, small):
+    """Directions far below the root of eps, which a Gram matrix cannot see."""
+    W, C = orth.random_orthogonal(64, 4, rng=0), rng.standard_normal((64, 4))
+    B = np.concatenate([W[:, :3], W[:, :1] + small * W[:, 3:]], axis=1)
+    np.testing.assert_allclose(orth.project_out(C, B, orthonormal=False), C - W @ (W.T @ C), atol=1e-15 / small * 100)
 
 
 def test_a_stack_of_any_bases_of_different_ranks(rng):
@@ -405,13 +423,27 @@ def test_rotate(rng, angle):
 def test_torch_tensors_in_and_out(rng):
     G = torch.randn(40, 30, requires_grad=True)
     U = torch.linalg.qr(torch.randn(40, 4))[0]
-    got = orth.project_out(G, U)
+    with pytest.raises(TypeError, match="requires grad"):
+        orth.project_out(G, U)
+    with pytest.raises(ValueError, match="out requires grad"):
+        orth.project_out(G.detach(), U, out=G)
+    with torch.no_grad():
+        got = orth.project_out(G, U)
     assert isinstance(got, torch.Tensor)
     torch.testing.assert_close(got, (G - U @ (U.T @ G)).detach(), atol=1e-5, rtol=0)
     place = G.detach().clone()
     assert orth.project_out(place, U, out=place) is place
     torch.testing.assert_close(place, got)
-    Q, R = orth.householder_qr(G)
+    # Autograd hears of what is written in place.
+    x = torch.ones(4, 2, requires_grad=True) * 1
+    z = (x * x).sum()
+    orth.project_out(x.detach(), torch.eye(4)[:, :1], out=x.detach())
+    with pytest.raises(RuntimeError, match="inplace"):
+        z.backward()
+    with pytest.raises(ValueError, match="negated"):
+        orth.project_out(torch.ones(4, 2), torch.eye(4)[:, :1], out=torch._neg_view(torch.zeros(4, 2)))
+    Q, R = orth.householder_qr(G.detach())
+    torch.testing.assert_close(Q @ Q.apply(G.detach(), transpose=True), G.detach(), atol=1e-5, rtol=0)
     assert isinstance(R, torch.Tensor)
     torch.testing.assert_close(Q.to_array() @ R, G.detach(), atol=1e-5, rtol=0)
     assert isinstance(orth.complement(U), torch.Tensor)

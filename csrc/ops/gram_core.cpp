@@ -48,43 +48,30 @@ template <class T> double gram_core(const Basis<T> &v, std::int64_t item, Matrix
     if (!std::isfinite(top)) throw ValueError("V holds NaN or infinity, or squares of its entries overflow");
     // Lengths far from one would leave T in M, or their squares double: an orthonormal basis is the way then.
     for (std::int64_t i = 0; i < k; ++i)
-        if (!(g[i * k + i] == 0.0 || (g[i * k + i] > 1e-12 && g[i * k + i] < 1e12))) return std::numeric_limits<double>::infinity();
-    for (std::int64_t i = 0; i < k && v.packed == nullptr; ++i)
-        if (g[i * k + i] == 0.0 && max_abs<T>(v.dense[item].block_cols(i, 1)) > T(0)) return std::numeric_limits<double>::infinity();
-    // Columns of unit length: their span, and so the projector, is the same. Zero columns are left out.
+        if (!(g[i * k + i] > 1e-12 && g[i * k + i] < 1e12)) return std::numeric_limits<double>::infinity();
+    // Columns of unit length: their span, and so the projector, is the same.
+    for (std::int64_t i = 0; i < k; ++i) scale[i] = 1.0 / std::sqrt(g[i * k + i]);
     for (std::int64_t i = 0; i < k; ++i)
-        scale[i] = g[i * k + i] > std::numeric_limits<double>::min() ? 1.0 / std::sqrt(g[i * k + i]) : 0.0;
-    for (std::int64_t i = 0; i < k; ++i)
-        for (std::int64_t j = 0; j <= i; ++j) g[i * k + j] = g[j * k + i] = i == j && scale[i] > 0 ? 1.0 : g[i * k + j] * scale[i] * scale[j];
+        for (std::int64_t j = 0; j <= i; ++j) g[i * k + j] = g[j * k + i] = i == j ? 1.0 : g[i * k + j] * scale[i] * scale[j];
     const double floor = 16.0 * double(k) * std::numeric_limits<double>::epsilon();
     double *l = frame.take<double>(k * k), *inverse = frame.take<double>(k * k), *out = frame.take<double>(k * k);
     std::copy_n(g, k * k, l);
-    double condition = 0;
-    if (cholesky(k, l, floor) == 0) {
-        invert_lower(k, l, inverse);
-        const MatrixView<const double> li(inverse, k, k);
-        gemm<double>(li.transposed(), li, MatrixView<double>(out, k, k));
-        double worst = 0;
-        for (std::int64_t i = 0; i < k; ++i) {
-            double a = 0, b = 0;
-            for (std::int64_t j = 0; j < k; ++j) {
-                a += std::abs(out[i * k + j]);
-                b += std::abs(g[i * k + j]);
-            }
-            worst = std::max(worst, a);
-            condition = std::max(condition, b);
+    // Dependent columns, or nearly so, are no work for a Gram matrix: it cannot tell directions below the root of eps.
+    if (cholesky(k, l, floor) > 0) return std::numeric_limits<double>::infinity();
+    invert_lower(k, l, inverse);
+    const MatrixView<const double> li(inverse, k, k);
+    gemm<double>(li.transposed(), li, MatrixView<double>(out, k, k));
+    double worst = 0, largest_sum = 0;
+    for (std::int64_t i = 0; i < k; ++i) {
+        double of_inverse = 0, of_gram = 0;
+        for (std::int64_t j = 0; j < k; ++j) {
+            of_inverse += std::abs(out[i * k + j]);
+            of_gram += std::abs(g[i * k + j]);
         }
-        condition *= worst;
-    } else {
-        double *s = frame.take<double>(k), *u = frame.take<double>(k * k), *vt = frame.take<double>(k * k);
-        small_svd(k, k, g, s, u, vt);
-        std::fill_n(out, k * k, 0.0);
-        for (std::int64_t p = 0; p < k && s[p] > floor * s[0] && s[p] > 0; ++p) {
-            condition = s[0] / s[p];
-            for (std::int64_t i = 0; i < k; ++i)
-                for (std::int64_t j = 0; j < k; ++j) out[i * k + j] += vt[p * k + i] * vt[p * k + j] / s[p];
-        }
+        worst = std::max(worst, of_inverse);
+        largest_sum = std::max(largest_sum, of_gram);
     }
+    const double condition = worst * largest_sum;
     for (std::int64_t i = 0; i < k; ++i)
         for (std::int64_t j = 0; j < k; ++j) m(i, j) = T(out[i * k + j] * scale[i] * scale[j]);
     return condition;

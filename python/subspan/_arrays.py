@@ -85,8 +85,19 @@ def output(out: Array | None, shape: tuple[int, ...], dtype: Any, library: str) 
     """``(array to write into, whether it must be handed over)``. ``out`` must have this shape and dtype."""
     if out is None:
         return np.empty(shape, dtype=dtype), True
-    if library_of(out) == "jax":
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out is a masked array, and its mask would be ignored")
+    kind = library_of(out)
+    if kind == "jax":
         raise TypeError("out: JAX arrays are immutable")
+    if not hasattr(out, "shape"):
+        raise TypeError(f"out must be an array, got {type(out).__name__}")
+    if kind == "torch":
+        torch = sys.modules["torch"]
+        if out.is_neg():
+            raise ValueError("out is a lazily negated view, which cannot be written to; pass out.resolve_neg()")
+        if out.requires_grad and torch.is_grad_enabled():
+            raise ValueError("out requires grad; write to it under torch.no_grad()")
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
     return out, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,12 @@ def is_left(side: str) -> bool:
 
 
 def finish(x: Any, fresh: bool, library: str) -> Array:
-    return to_library(x, library) if fresh else x
+    """The result in the caller's library; autograd is told of tensors that were written to."""
+    if fresh:
+        return to_library(x, library)
+    if library_of(x) == "torch":
+        sys.modules["torch"].autograd.graph.increment_version(x)
+    return x
 
 
 def numpy(x: Array) -> np.ndarray[Any, Any]:
@@ -52,11 +58,18 @@ def broadcast(c: Array, *others: tuple[Array, int]) -> tuple[Array, tuple[int, .
 
 
 def detached(x: Array) -> Array:
-    """DLPack does not export tensors that require a gradient."""
-    return x.detach() if library_of(x) == "torch" else x
+    """Tensors without their history. What autograd would have to record is an error instead of a wrong gradient."""
+    if library_of(x) != "torch":
+        return x
+    if x.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise TypeError(
+            "a tensor requires grad, and autograd does not see this function; call it under torch.no_grad(), pass "
+            "x.detach(), or wrap it and its *_backward in a torch.autograd.Function"
+        )
+    return x.detach()
 
 
-def check_basis(U: Array, name: str) -> None:
+def check_basis(U: Array, name: str, *, advice: str = "") -> None:
     """Orthonormal columns to 64 eps √k, by two products with vectors."""
     U, dtype = matrices(U, name)
     n, k = U.shape[-2:]
@@ -68,8 +81,8 @@ def check_basis(U: Array, name: str) -> None:
     bound = 64 * float(np.finfo(dtype).eps) * math.sqrt(max(k, 1))
     if defect > bound:
         raise ValueError(
-            f"the columns of {name} are not orthonormal: ||(UᵀU - I) z|| / ||z|| is {defect:.1e}, more than "
-            f"{bound:.1e}; pass orthonormal=False for any basis, orthonormalize {name}, or check=False"
+            f"the columns of {name} are not orthonormal: ||({name}ᵀ{name} - I) z|| / ||z|| is {defect:.1e}, more than "
+            f"{bound:.1e}; {advice}orthonormalize {name}, or pass check=False"
         )
 
 

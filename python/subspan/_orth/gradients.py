@@ -95,6 +95,8 @@ class GradientProjector:
             raise ValueError(f"side must be 'auto', 'left' or 'right', got {side!r}")
         if bits not in (None, 4):
             raise ValueError(f"bits must be None or 4, got {bits!r}")
+        if not np.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {threshold}")
         self.rank, self.side, self.bits, self.adapt = int(rank), side, bits, bool(adapt)

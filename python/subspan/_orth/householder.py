@@ -26,7 +26,14 @@ class HouseholderQ:
     """
 
     def __init__(self, V: Array, tau: Array, T: Array) -> None:
+        if tuple(tau.shape) != (*tuple(V.shape)[:-2], V.shape[-1]):
+            raise ValueError(
+                f"tau must have one entry for each column of V {tuple(V.shape)}, got shape {tuple(tau.shape)}"
+            )
         self.V, self.tau, self._T = V, tau, T
+
+    def __matmul__(self, C: Array) -> Array:
+        return self.apply(C)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ def apply_core(
         Any strides. Rows or columns that are contiguous are read in place; where neither are, a strip at a time is
         copied.
     V : array (..., m, k) or (..., n, k), or Int4Basis
-        Leading axes broadcast to those of ``C``.
+        Leading axes broadcast against those of ``C``.
     M : float, array (k,) or array (..., k, k)
         A multiple of the identity, a diagonal, or any core. Not necessarily symmetric.
     alpha : float, default 1.0
@@ -99,7 +99,9 @@ def _apply_core(
     if isinstance(V, Int4Basis):
         basis = V._parts()
     else:
-        basis, _ = matrices(V, name)
+        basis, other = matrices(V, name)
+        if other != dtype:
+            raise TypeError(f"{name} must be {dtype} as C is, got {other}")
         others.append((basis, 2))
         basis = detached(basis)
     if core is not None and len(core.shape) > 2:
@@ -122,13 +124,15 @@ def _apply_core(
 
 def _projector(U: Array, orthonormal: bool | None, check: bool, name: str) -> tuple[Array, Array]:
     """A basis and the core that make the projector onto its span."""
+    if orthonormal not in (None, True, False):
+        raise TypeError(f"orthonormal must be True, False or None, got {orthonormal!r}")
     if orthonormal is None:
         orthonormal = not isinstance(U, Int4Basis)
     if orthonormal:
         if isinstance(U, Int4Basis):
             raise ValueError(f"{name} is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal")
         if check:
-            check_basis(U, name)
+            check_basis(U, name, advice="pass orthonormal=False for any basis, ")
         return U, 1.0
     if isinstance(U, Int4Basis):
         core, condition = U._gram_core()
@@ -168,6 +172,7 @@ def project(
     """
     if side == "both":
         return _both(C, U, lambda core: core, 0.0, out, orthonormal, check)
+    _check_fit(C, U, side)
     basis, core = _projector(U, orthonormal, check, "U")
     return _apply_core(C, basis, core, 0.0, side, out, check, name="U")
 
@@ -189,7 +194,7 @@ def project_out(
     C : array (..., m, n)
         ``out=C`` works in place.
     U : array (..., m, k) or (..., n, k), Int4Basis, or a pair of them with ``side="both"``
-        Leading axes broadcast to those of ``C``. With ``"both"``, ``(left, right)``: rows and columns are projected.
+        Leading axes broadcast against those of ``C``. With ``"both"``, ``(left, right)``: both are projected out.
     side : {"left", "right", "both"}
         Which space ``U`` lives in: that of the columns of ``C`` (left), or of its rows.
     strength : float, default 1.0
@@ -225,12 +230,26 @@ def project_out(
     >>> bool(np.abs(U.T @ G).max() < 1e-14)
     True
     """
+    if isinstance(strength, bool) or not isinstance(strength, (int, float, np.integer, np.floating)):
+        raise TypeError(f"strength must be a number, got {type(strength).__name__}")
     if not math.isfinite(strength):
         raise ValueError(f"strength must be finite, got {strength}")
     if side == "both":
         return _both(C, U, lambda core: -strength * core, 1.0, out, orthonormal, check)
+    _check_fit(C, U, side)
     basis, core = _projector(U, orthonormal, check, "U")
     return _apply_core(C, basis, -strength * core, 1.0, side, out, check, name="U")
+
+
+def _check_fit(C: Array, U: Array, side: str) -> None:
+    """Shapes before anything that looks at values."""
+    if isinstance(U, tuple):
+        raise ValueError("U is a tuple; a pair of bases goes with side='both'")
+    C, _ = matrices(C, "C")
+    want = C.shape[-2] if is_left(side) else C.shape[-1]
+    rows = U.shape[0] if isinstance(U, Int4Basis) else matrices(U, "U")[0].shape[-2]
+    if rows != want:
+        raise ValueError(f"U must have {want} rows to act on C {tuple(C.shape)} from the {side}, got {rows}")
 
 
 def _both(

@@ -13,7 +13,9 @@ from subspan._orth.common import check_basis, detached, finish, matrices, numpy,
 from subspan._orth.householder import householder_qr
 
 
-def padded_span(A: Array, tol: float | None = None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def padded_span(
+    A: Array, tol: float | None = None, name: str = "U"
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Orthonormal bases of the spans of the matrices of a stack, with columns of zeros past the rank, and the ranks.
 
     Columns are taken at unit length; singular values up to tol times the largest one count as zero.
@@ -22,7 +24,7 @@ def padded_span(A: Array, tol: float | None = None) -> tuple[np.ndarray[Any, Any
     tol = max(a.shape[-2:]) * float(np.finfo(a.dtype).eps) if tol is None else tol
     top = np.abs(a).max(axis=-2, keepdims=True, initial=0)
     if not np.isfinite(top).all():
-        raise ValueError("a basis holds NaN or infinity")
+        raise ValueError(f"{name} holds NaN or infinity")
     a = a / np.where(top > 0, top, 1)
     length = np.linalg.norm(a, axis=-2, keepdims=True)
     q, r = householder_qr(a / np.where(length > 0, length, 1))
@@ -32,9 +34,9 @@ def padded_span(A: Array, tol: float | None = None) -> tuple[np.ndarray[Any, Any
     return product(q.to_array(), np.ascontiguousarray(x)), np.count_nonzero(kept, axis=-1)
 
 
-def span(A: Array, tol: float | None = None) -> np.ndarray[Any, Any]:
+def span(A: Array, name: str) -> np.ndarray[Any, Any]:
     """Orthonormal basis of the columns of A; the matrices of a stack must have one rank."""
-    basis, ranks = padded_span(A, tol)
+    basis, ranks = padded_span(A, name=name)
     return np.ascontiguousarray(basis[..., : one_rank(ranks)])
 
 
@@ -263,7 +265,7 @@ def contains(U: Array, W: Array, *, tol: float | None = None, check: bool = True
     if check:
         check_basis(U, "U")
     tol = _tolerance(tol, dtype)
-    w, _ = padded_span(W)
+    w, _ = padded_span(W, name="W")
     rest = _residual(numpy(U), w)
     if rest.shape[-1] == 0:
         return np.ones(rest.shape[:-2], bool)
@@ -308,7 +310,7 @@ def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Arr
     if not 0 <= shared <= min(U.shape[-2], W.shape[-2]):
         raise ValueError(f"shared must be from 0 to {min(U.shape[-2], W.shape[-2])}, got {shared}")
     # Orthonormal bases first: the tolerance then means an angle.
-    u, w = span(U), span(W)
+    u, w = span(U, "U"), span(W, "W")
     s, k = u.shape[-2] - shared, u.shape[-1]
     batch = np.broadcast_shapes(u.shape[:-2], w.shape[:-2])
     u, w = np.broadcast_to(u, (*batch, *u.shape[-2:])), np.broadcast_to(w, (*batch, *w.shape[-2:]))
