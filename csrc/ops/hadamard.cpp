@@ -90,7 +90,7 @@ template <class T> struct RowKernel {
         }
         if (p2 >= 32 * W && p2 <= kWhole && m == 1 && g->out_step == 1) {
             // The common case in as many sweeps as it has factors of 16: the first one reads x, the last one writes out.
-            first_pass<Bytes>(x, w, n, g->scale);
+            first_pass<Bytes>(x, w, g->out, n, g->scale);
             int64_t h = 16 * W;
             for (; 16 * h < n; h *= 16) pass<Bytes, 16>(w, w, h, n);
             last_pass<Bytes>(w, g->out, h, n);
@@ -193,7 +193,7 @@ template <class T> struct RowKernel {
                 }
     }
     // Stages within vectors and the next four, from x to w.
-    template <int Bytes> static SUBSPAN_INLINE void first_pass(const T *x, T *w, int64_t n, T scale) {
+    template <int Bytes> static SUBSPAN_INLINE void first_pass(const T *x, T *w, const T *out, int64_t n, T scale) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes;
         for (int64_t b = 0; b < n; b += 16 * W) {
@@ -202,6 +202,7 @@ template <class T> struct RowKernel {
             for (int i = 0; i < 16; ++i) {
                 v[i] = within<Bytes>(scale * V::load(x + b + i * W));
                 simd::prefetch(reinterpret_cast<const char *>(x + b + i * W) + kAhead);
+                simd::prefetch_write(out + b + i * W); // the last pass writes it
             }
             butterflies<Bytes, 16>(v);
 #pragma GCC unroll 16

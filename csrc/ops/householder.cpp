@@ -37,8 +37,13 @@ template <class T> void require_finite(bool check, const StackView<const T> &s, 
 // Lengths of the columns, safe from overflow and underflow.
 template <class T> void column_norms(MatrixView<const T> v, double *norm) {
     std::fill_n(norm, v.cols, 0.0);
-    for (int64_t i = 0; i < v.rows; ++i)
-        for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(v(i, j)) * double(v(i, j));
+    for (int64_t i = 0; i < v.rows; ++i) {
+        const T *row = v.data + i * v.row_stride;
+        if (v.col_stride == 1)
+            for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(row[j]) * double(row[j]);
+        else
+            for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(v(i, j)) * double(v(i, j));
+    }
     for (int64_t j = 0; j < v.cols; ++j) {
         if (norm[j] > 1e-280 && norm[j] < 1e280) {
             norm[j] = std::sqrt(norm[j]);
@@ -79,8 +84,16 @@ template <class T> struct Prepared {
             if (!std::isfinite(scale[j])) scale[j] = 0.0;
         }
         T *unit = frame.take<T>(m * k);
-        for (int64_t i = 0; i < m; ++i)
-            for (int64_t j = 0; j < k; ++j)
+        const bool plain = std::all_of(norm, norm + k, [](double x) { return x == 0.0 || x > 1e-300; });
+        if (plain && given.col_stride == 1)
+            for (int64_t i = 0; i < m; ++i) {
+                const T *row = given.data + i * given.row_stride;
+                T *to = unit + i * k;
+                for (int64_t j = 0; j < k; ++j) to[j] = T(double(row[j]) * scale[j]);
+            }
+        else
+            for (int64_t i = 0; i < m; ++i)
+                for (int64_t j = 0; j < k; ++j)
                 unit[i * k + j] = scale[j] != 0.0 || norm[j] == 0.0 ? T(double(given(i, j)) * scale[j])
                                                                     : T(double(given(i, j)) / norm[j]);
         v = {unit, m, k};
@@ -159,12 +172,18 @@ template <class T> void triangle_backward(int64_t k, const T *t, const T *s, con
 template <class T> void unit_backward(const Prepared<T> &p, MatrixView<T> g) {
     const int64_t m = g.rows, k = g.cols;
     Frame frame;
-    double *dot = frame.zeros<double>(k);
-    for (int64_t i = 0; i < m; ++i)
-        for (int64_t j = 0; j < k; ++j) dot[j] += double(p.v(i, j)) * double(g(i, j));
-    for (int64_t i = 0; i < m; ++i)
-        for (int64_t j = 0; j < k; ++j)
-            g(i, j) = p.norm[j] > 0 ? T((double(g(i, j)) - double(p.v(i, j)) * dot[j]) / p.norm[j]) : T(0);
+    double *dot = frame.zeros<double>(k), *divisor = frame.take<double>(k);
+    const auto row = [](auto &m_, int64_t i) { return m_.data + i * m_.row_stride; }; // both have contiguous rows
+    for (int64_t i = 0; i < m; ++i) {
+        const T *v = row(p.v, i), *x = row(g, i);
+        for (int64_t j = 0; j < k; ++j) dot[j] += double(v[j]) * double(x[j]);
+    }
+    for (int64_t j = 0; j < k; ++j) divisor[j] = p.norm[j] > 0 ? p.norm[j] : std::numeric_limits<double>::infinity();
+    for (int64_t i = 0; i < m; ++i) {
+        const T *v = row(p.v, i);
+        T *x = row(g, i);
+        for (int64_t j = 0; j < k; ++j) x[j] = T((double(x[j]) - double(v[j]) * dot[j]) / divisor[j]);
+    }
 }
 
 // Calls body(item) for every item, on the library's threads when there are enough of them.

@@ -115,6 +115,12 @@ SUBSPAN_INLINE void prefetch([[maybe_unused]] const void *p) {
 #endif
 }
 
+SUBSPAN_INLINE void prefetch_write([[maybe_unused]] const void *p) {
+#ifdef SUBSPAN_VECTOR_EXT
+    __builtin_prefetch(p, 1);
+#endif
+}
+
 /// x · y, two chains of vectors.
 template <class T, int Bytes> SUBSPAN_INLINE T dot(const T *x, const T *y, std::int64_t n) {
     using V = Vec<T, Bytes>;
