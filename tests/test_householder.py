@@ -143,6 +143,32 @@ def test_householder_q_as_an_object(rng):
         orth.householder_qr(A)
 
 
+@pytest.mark.parametrize("k", [5, 140])
+@pytest.mark.parametrize("order", ORDERS)
+def test_one_set_for_the_rows_of_a_stack(rng, k, order):
+    """Stacks that are one matrix of rows, and those whose strides do not allow it, agree with their matrices."""
+    A = rng.standard_normal((160, k))
+    Q, _ = orth.householder_qr(A)
+    X, G = (laid_out(rng, (4, 3, 160), np.float64, order) for _ in range(2))
+    for transpose in (False, True):
+        want = np.stack([Q.apply(x, side="right", transpose=transpose) for x in X])
+        np.testing.assert_allclose(Q.apply(X, side="right", transpose=transpose), want, atol=1e-12)
+        place = laid_out(rng, X.shape, np.float64, order)
+        place[...] = X
+        Q.apply(place, side="right", transpose=transpose, out=place)
+        np.testing.assert_allclose(place, want, atol=1e-12)
+        for tau in (None, Q.tau):
+            got = orth.householder_apply_backward(G, Q.V, X, tau, side="right", transpose=transpose)
+            parts = [
+                orth.householder_apply_backward(g, Q.V, x, tau, side="right", transpose=transpose)
+                for g, x in zip(G, X, strict=True)
+            ]
+            np.testing.assert_allclose(got[0], sum(p[0] for p in parts), atol=1e-10)
+            np.testing.assert_allclose(got[1], np.stack([p[1] for p in parts]), atol=1e-11)
+            if tau is not None:
+                np.testing.assert_allclose(got[2], sum(p[2] for p in parts), atol=1e-10)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 4, 2), (2, 0, 3)])
 def test_empty_qr(shape):
     Q, R = orth.householder_qr(np.zeros(shape))

@@ -125,7 +125,7 @@ void register_apply_core(py::module_ &m) {
         py::arg("u"), py::arg("x"), py::arg("left"), py::arg("transpose"), py::arg("out"));
     m.def(
         "product",
-        [](const py::object &a, const py::object &b, double alpha, const py::object &out) {
+        [](const py::object &a, const py::object &b, const py::object &out) {
             const Array xa(a, "A"), xb(b, "B"), xo(out, "out", true);
             xb.require_dtype(xa.dtype());
             xo.require_dtype(xa.dtype());
@@ -137,10 +137,10 @@ void register_apply_core(py::module_ &m) {
                 const auto va = xa.stack<const T>(batch), vb = xb.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::product<T>(va, vb, static_cast<T>(alpha), vo);
+                subspan::product<T>(va, vb, vo);
             });
         },
-        py::arg("a"), py::arg("b"), py::arg("alpha"), py::arg("out"));
+        py::arg("a"), py::arg("b"), py::arg("out"));
 }
 
 } // namespace subspan::bind

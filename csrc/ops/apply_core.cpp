@@ -9,6 +9,7 @@
 #include "pack.hpp"
 #include "scan.hpp"
 #include "scratch.hpp"
+#include "stacks.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 
@@ -73,41 +74,6 @@ SUBSPAN_INLINE void pack_v(const Item<T> &it, int64_t row, int64_t count, bool b
                             nullptr, false};
     simd::pack<T, Bytes>(src, 0, lanes, depth, nr, dst);
     simd::pad(lanes, depth, nr, dst);
-}
-
-// micro() on B read in place, with prefetch ahead in each of its rows.
-template <class T, int Bytes, int NV>
-SUBSPAN_INLINE void micro_stream(int64_t depth, const T *a, const T *b, int64_t sb, T *c) {
-    using V = Vec<T, Bytes>;
-    constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
-    typename V::type acc[MR][NV];
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
-    for (int64_t d = 0; d < depth; ++d) {
-        typename V::type y[NV];
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) {
-            y[q] = V::load(b + q * W);
-            simd::prefetch(reinterpret_cast<const char *>(b + q * W) + kAhead);
-        }
-#pragma GCC unroll 8
-        for (int r = 0; r < MR; ++r) {
-            const T x = a[r];
-#pragma GCC unroll 4
-            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
-        }
-        a += MR;
-        b += sb;
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) {
-            T *p = c + r * NR + q * W;
-            V::store(p, V::load(p) + acc[r][q]);
-        }
 }
 
 // w[g] += (panel g of A)ᵀ tile for a tile of `cols` columns that is padded to NR: full vectors only as far as needed.
@@ -313,7 +279,7 @@ template <class T> struct LeftKernel {
     static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         for (int64_t g = 0; g < groups; ++g)
-            micro_stream<T, Bytes, NV>(depth, va + g * depth * MR, b, ldb, w + g * MR * NR);
+            micro<T, Bytes, NV, kAhead>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
     }
     template <int Bytes>
     static SUBSPAN_INLINE void copy_tile(const T *b, int64_t ldb, int64_t depth, int64_t cols, T *tile) {
@@ -590,24 +556,6 @@ template <class T> void run_piece(Side side, Piece<T> *p) {
     launch(side, &q);
     p->finite = q.finite;
     if (p->write && p->finite) copy<T>(c, cut(it.out));
-}
-
-// Leading axes and rows as the rows of one matrix, where strides allow it.
-template <class T> bool merge_axes(StackView<T> &s) {
-    for (std::size_t a = s.shape.size(); a-- > 0;) {
-        if (s.shape[a] != 1 && s.first.rows != 1 && s.strides[a] != s.first.rows * s.first.row_stride) return false;
-        if (s.shape[a] != 1 && s.first.rows == 1) s.first.row_stride = s.strides[a];
-        s.first.rows *= s.shape[a];
-    }
-    s.shape.clear();
-    s.strides.clear();
-    return true;
-}
-
-template <class T> bool shared(const StackView<const T> &s) {
-    for (std::size_t a = 0; a < s.shape.size(); ++a)
-        if (s.shape[a] != 1 && s.strides[a] != 0) return false;
-    return true;
 }
 
 std::string shape_of(int64_t rows, int64_t cols) {

@@ -4,6 +4,7 @@
 
 #include "scan.hpp"
 #include "scratch.hpp"
+#include "stacks.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/panel.hpp"
 #include "subspan/parallel.hpp"
@@ -18,15 +19,6 @@ namespace subspan {
 namespace {
 
 using std::int64_t;
-
-// Distinct matrices of a stack with zero strides are those whose index along such axes is zero.
-template <class T> bool first_of_its_kind(const StackView<T> &s, int64_t item) {
-    for (std::size_t a = s.shape.size(); a-- > 0;) {
-        if (s.strides[a] == 0 && item % s.shape[a] != 0) return false;
-        item /= s.shape[a];
-    }
-    return true;
-}
 
 template <class T> void require_finite(bool check, const StackView<const T> &s, const char *name) {
     if (!check) return;
@@ -206,9 +198,7 @@ void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Sid
         if (c.first.data == out.first.data && k > kReflectionBlock) require_finite(check, c, "C");
     }
     // Sets of reflections that the whole stack shares are prepared once; C is then taken in one call.
-    bool shared = true;
-    for (std::size_t a = 0; a < c.shape.size(); ++a)
-        if (c.shape[a] > 1 && (h.v.strides[a] != 0 || (h.tau != nullptr && h.tau->strides[a] != 0))) shared = false;
+    const bool one_set = shared(h.v) && (h.tau == nullptr || shared(*h.tau));
     const auto run = [&](int64_t item, const StackView<const T> &cs, const StackView<T> &os) {
         Frame frame;
         const Prepared<T> p(frame, h, item);
@@ -231,7 +221,7 @@ void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Sid
             apply_core<T>(from, basis, Core<T>::full(core), T(1), side, os, check && b == 0);
         }
     };
-    if (shared) return items == 0 ? void() : run(0, c, out);
+    if (one_set) return items == 0 ? void() : run(0, c, out);
     if (check && c.first.data == out.first.data) require_finite(check, c, "C"); // before any matrix is written
     for_items(items, [&](int64_t i) { run(i, StackView<const T>(c[i]), StackView<T>(out[i])); });
 }
@@ -243,6 +233,19 @@ void householder_apply_backward(const Reflections<T> &h, const StackView<const T
     const int64_t m = h.v.rows(), k = h.v.cols(), items = c.size();
     if ((side == Side::left ? c.rows() : c.cols()) != m)
         throw ValueError("V must have as many rows as C has " + std::string(side == Side::left ? "rows" : "columns"));
+    // One set of reflections on rows: the rows of all matrices are those of one.
+    if (side == Side::right && items > 0 && !c.shape.empty() && shared(h.v) && (h.tau == nullptr || shared(*h.tau))) {
+        auto cs = c, gs = grad;
+        auto ds = dc;
+        if (merge_axes(cs) && merge_axes(gs) && merge_axes(ds)) {
+            Reflections<T> one{StackView<const T>(h.v.first)};
+            const StackView<const T> tau = h.tau != nullptr ? StackView<const T>(h.tau->first) : StackView<const T>();
+            if (h.tau != nullptr) one.tau = &tau;
+            const StackView<T> dtau_one = dtau != nullptr ? StackView<T>(dtau->first) : StackView<T>();
+            return householder_apply_backward<T>(one, cs, gs, side, transpose, StackView<T>(dv.first),
+                                                 dtau != nullptr ? &dtau_one : nullptr, ds, check);
+        }
+    }
     require_finite(check, h.v, "V");
     if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
     require_finite(check, c, "C");

@@ -8,6 +8,7 @@
 #include "pack.hpp"
 #include "scan.hpp"
 #include "scratch.hpp"
+#include "stacks.hpp"
 #include "simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
@@ -564,6 +565,12 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
                          std::to_string(side == Side::left ? c.rows() : c.cols()) +
                          (side == Side::left ? " rows" : " columns"));
     if (items == 0) return;
+    if (side == Side::right && !c.shape.empty() && shared(v) && shared(t)) { // one Q on the rows of all matrices
+        auto cs = c;
+        auto os = out;
+        if (merge_axes(cs) && merge_axes(os))
+            return factored_apply<T>(StackView<const T>(v.first), StackView<const T>(t.first), cs, side, transpose, os, check);
+    }
     const bool ascending = (side == Side::left) == transpose;
     if (blocks <= 1) {
         // -T of every matrix that T differs for; axes along which it is broadcast stay so.
@@ -577,8 +584,7 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
         }
         T *minus = frame.take<T>(step);
         const StackView<T> into(MatrixView<T>(minus, k, k), c.shape, strides);
-        const bool shared = step == k * k;
-        for (int64_t i = 0; i < (shared ? 1 : items); ++i) {
+        for (int64_t i = 0; i < (step == k * k ? 1 : items); ++i) {
             const auto ti = t[i];
             T *to = into[i].data;
             for (int64_t p = 0; p < k; ++p)

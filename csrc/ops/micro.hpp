@@ -15,8 +15,8 @@ template <int Bytes> struct Shape {
     static constexpr int nv_gram = Bytes == 64 ? 2 : 3;
 };
 
-// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]
-template <class T, int Bytes, int NV = Shape<Bytes>::nv>
+// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]; rows of b are prefetched Ahead bytes further on.
+template <class T, int Bytes, int NV = Shape<Bytes>::nv, std::int64_t Ahead = 0>
 SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
                           std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
     using V = Vec<T, Bytes>;
@@ -29,7 +29,10 @@ SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const
     for (std::int64_t d = 0; d < depth; ++d) {
         typename V::type y[NV];
 #pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);
+        for (int q = 0; q < NV; ++q) {
+            y[q] = V::load(b + q * W);
+            if constexpr (Ahead > 0) prefetch(reinterpret_cast<const char *>(b + q * W) + Ahead);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r) {
             const T x = a[r];

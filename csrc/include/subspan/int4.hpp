@@ -23,6 +23,6 @@ template <class T>
 void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, bool transpose, const StackView<T> &out);
 
 /// out = A B for dense stacks, on the library's own products.
-template <class T> void product(const StackView<const T> &a, const StackView<const T> &b, T alpha, const StackView<T> &out);
+template <class T> void product(const StackView<const T> &a, const StackView<const T> &b, const StackView<T> &out);
 
 } // namespace subspan

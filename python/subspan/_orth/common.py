@@ -99,5 +99,5 @@ def one_rank(ranks: Any) -> int:
 def product(A: np.ndarray[Any, Any], B: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     batch = np.broadcast_shapes(A.shape[:-2], B.shape[:-2])
     out = np.empty((*batch, A.shape[-2], B.shape[-1]), A.dtype)
-    _core.product(A, B, 1.0, out)
+    _core.product(A, B, out)
     return out

@@ -228,14 +228,14 @@ class GradientProjector:
         result, fresh = output(out, shape, dtype, library)
         target = detached(result)
         transpose = back if right else not back
+        if scale != 1.0:  # of the small operand, not of the large result
+            x = numpy(x) * dtype.type(scale)
         if isinstance(self.basis, Int4Basis):
             _core.int4_product(self.basis._parts(), x, not right, transpose, target)
-            if scale != 1.0:
-                target *= scale
         else:
             p = numpy(self.basis)
             p = p.T if transpose else p
-            _core.product(x if right else p, p if right else x, scale, target)
+            _core.product(x if right else p, p if right else x, target)
         if not back and not _core.all_finite(target):
             raise ValueError("G holds NaN or infinity")
         return finish(result, fresh, library)

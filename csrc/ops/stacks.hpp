@@ -1,0 +1,40 @@
+// What stacks share along their leading axes.
+#pragma once
+
+#include "subspan/views.hpp"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace subspan {
+
+/// Whether one matrix serves the whole stack.
+template <class T> bool shared(const StackView<T> &s) {
+    for (std::size_t a = 0; a < s.shape.size(); ++a)
+        if (s.shape[a] != 1 && s.strides[a] != 0) return false;
+    return true;
+}
+
+/// Leading axes and rows as the rows of one matrix, where strides allow it: what acts on rows from the right, with one
+/// matrix for all, then does so in one call. False, with s half changed, where they do not.
+template <class T> bool merge_axes(StackView<T> &s) {
+    for (std::size_t a = s.shape.size(); a-- > 0;) {
+        if (s.shape[a] != 1 && s.first.rows != 1 && s.strides[a] != s.first.rows * s.first.row_stride) return false;
+        if (s.shape[a] != 1 && s.first.rows == 1) s.first.row_stride = s.strides[a];
+        s.first.rows *= s.shape[a];
+    }
+    s.shape.clear();
+    s.strides.clear();
+    return true;
+}
+
+/// Matrices of a stack with zero strides are distinct where their index along such axes is zero.
+template <class T> bool first_of_its_kind(const StackView<T> &s, std::int64_t item) {
+    for (std::size_t a = s.shape.size(); a-- > 0;) {
+        if (s.strides[a] == 0 && item % s.shape[a] != 0) return false;
+        item /= s.shape[a];
+    }
+    return true;
+}
+
+} // namespace subspan
