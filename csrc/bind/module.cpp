@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     subspan::bind::register_apply_core(m);
     subspan::bind::register_householder(m);
     subspan::bind::register_orthonormalize(m);
+    subspan::bind::register_grassmann(m);
 }

@@ -11,5 +11,6 @@ void register_frequent_directions(pybind11::module_ &m);
 void register_apply_core(pybind11::module_ &m);
 void register_householder(pybind11::module_ &m);
 void register_orthonormalize(pybind11::module_ &m);
+void register_grassmann(pybind11::module_ &m);
 
 } // namespace subspan::bind

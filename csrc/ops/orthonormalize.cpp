@@ -342,7 +342,8 @@ template <class T> double orthonormality_defect(const StackView<const T> &u) {
             double sum = 0;
             for (int64_t j = half * k; j < (half + 1) * k; ++j) sum += (r[j] - z[j]) * (r[j] - z[j]);
             const double defect = std::sqrt(sum / double(k));
-            if (!(defect <= worst)) worst = defect; // NaN wins
+            if (std::isnan(defect)) return defect;
+            worst = std::max(worst, defect);
         }
     }
     return worst;

@@ -75,19 +75,32 @@ class Arena {
         }
         void *p = blocks_[current_].data() + used_;
         used_ += bytes;
-        const std::int64_t now = WorkMemory::in_use.fetch_add(std::int64_t(bytes), std::memory_order_relaxed) + std::int64_t(bytes);
-        std::int64_t peak = WorkMemory::peak.load(std::memory_order_relaxed);
-        while (now > peak && !WorkMemory::peak.compare_exchange_weak(peak, now, std::memory_order_relaxed)) {}
         taken_ += std::int64_t(bytes);
+        if (taken_ > reported_) report();
         return p;
     }
 
   private:
     friend class Frame;
     static constexpr std::size_t kKeep = std::size_t(16) << 20;
-    void give_back(std::size_t block, std::size_t used) {
+    // The counters are shared by all threads, and a stack of small matrices opens a dozen frames for each of them: what
+    // the thread holds is reported in steps, and taken back when its outermost frame ends.
+    static constexpr std::int64_t kStep = 4096;
+    void report() {
+        const std::int64_t more = (taken_ - reported_ + kStep - 1) / kStep * kStep;
+        reported_ += more;
+        const std::int64_t now = WorkMemory::in_use.fetch_add(more, std::memory_order_relaxed) + more;
+        std::int64_t peak = WorkMemory::peak.load(std::memory_order_relaxed);
+        while (now > peak && !WorkMemory::peak.compare_exchange_weak(peak, now, std::memory_order_relaxed)) {}
+    }
+    void give_back(std::size_t block, std::size_t used, std::int64_t taken) {
         current_ = block;
         used_ = used;
+        taken_ = taken;
+        if (taken_ == 0 && reported_ > 0) {
+            WorkMemory::in_use.fetch_sub(reported_, std::memory_order_relaxed);
+            reported_ = 0;
+        }
         if (block != 0 || used != 0) return;
         std::size_t total = 0;
         for (auto &b : blocks_) total += std::size_t(b.capacity());
@@ -100,16 +113,15 @@ class Arena {
     }
     std::vector<Buffer<std::byte>> blocks_;
     std::size_t current_ = 0, used_ = 0;
-    std::int64_t taken_ = 0; // bytes of all open frames
+    std::int64_t taken_ = 0;    // bytes of all open frames
+    std::int64_t reported_ = 0; // what the counters know of
 };
 
 class Frame {
   public:
     Frame() : arena_(Arena::mine()), block_(arena_.current_), used_(arena_.used_), taken_(arena_.taken_) {}
     ~Frame() {
-        WorkMemory::in_use.fetch_sub(arena_.taken_ - taken_, std::memory_order_relaxed);
-        arena_.taken_ = taken_;
-        arena_.give_back(block_, used_);
+        arena_.give_back(block_, used_, taken_);
     }
     Frame(const Frame &) = delete;
     Frame &operator=(const Frame &) = delete;

@@ -1,0 +1,29 @@
+// The Karcher (Fréchet) mean of points of the Grassmann manifold.
+#pragma once
+
+#include "subspan/grassmann.hpp"
+#include "subspan/views.hpp"
+
+#include <cstdint>
+#include <functional>
+
+namespace subspan {
+
+struct MeanReport {
+    double gradient_norm = 0; ///< ‖Σ w_i log(mean, U_i)‖ at the result
+    double variance = 0;      ///< Σ w_i distance²
+    std::int64_t iterations = 0;
+    bool converged = false; ///< gradient_norm <= tolerance
+};
+
+/// The minimiser of Σ w_i distance(mean, U_i)² over the first leading axis of u (N, ..., n, k), by Riemannian gradient
+/// descent with unit steps that are halved where the variance grows (Afsari, Tron and Vidal, SIAM J. Control Optim. 51,
+/// 2013). out is (..., n, k), `weights` N non-negative numbers (null: equal ones), `initial` (null: the point of the
+/// largest weight) and `reports` one for each mean. `progress`, when given, hears every iteration and stops it by
+/// returning false. Cost per iteration 4 n k² flops and an SVD of k x k for each point.
+template <class T>
+void grassmann_mean(const StackView<const T> &u, const double *weights, const StackView<const T> *initial, double tolerance,
+                    std::int64_t max_iterations, const StackView<T> &out, MeanReport *reports, Checks checks,
+                    const std::function<bool(std::int64_t, const MeanReport &)> &progress = {});
+
+} // namespace subspan

@@ -1,0 +1,36 @@
+// Optimiser steps on stacks of points of the Grassmann manifold, in place: momentum, projection, k x k core and retraction
+// in one pass over each class.
+#pragma once
+
+#include "subspan/grassmann.hpp"
+#include "subspan/views.hpp"
+
+#include <cstdint>
+
+namespace subspan {
+
+/// What becomes of the momentum when the point moves: it stays as it is and is projected where it is used (Grassmann Class
+/// Representation, Xiong et al., ICCV 2023), or its tangent part moves in parallel along the step (exp only).
+enum class MomentumTransport { project, parallel };
+
+struct StepOptions {
+    double lr = 0;
+    Retraction retraction = Retraction::exp;
+    MomentumTransport transport = MomentumTransport::project;
+    bool check = true; ///< NaN, infinity and points that are not orthonormal throw before anything is changed
+};
+
+/// buffer = momentum · buffer + (1 - dampening) · grad; u moves by -lr times its part tangent at u. Without a buffer the
+/// gradient takes its place. Cost 10 n k² flops; grad is read once, u and the buffer read and written once; the check
+/// reads all three once more.
+template <class T>
+void sgd_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> *buffer, double momentum,
+              double dampening, const StepOptions &options);
+
+/// The same with Adam's moments: `first` like u, `second` (1 x 1 for each class) of the squared norm of the Riemannian
+/// gradient (Bécigneul and Ganea, ICLR 2019); `step` counts from 1.
+template <class T>
+void adam_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> &first, const StackView<T> &second,
+               std::int64_t step, double beta1, double beta2, double eps, const StepOptions &options);
+
+} // namespace subspan

@@ -1,0 +1,426 @@
+#include "class_panel.hpp"
+
+#include "micro.hpp"
+#include "pack.hpp"
+#include "simd.hpp"
+
+#include <algorithm>
+
+namespace subspan {
+namespace {
+
+using simd::round_up;
+using simd::Transpose;
+using simd::Vec;
+using std::int64_t;
+
+// to(i, j) = from(i, j) where `from` has contiguous columns and `to` contiguous rows.
+template <class T, int Bytes> SUBSPAN_INLINE void transposed(const T *from, int64_t fs, T *to, int64_t ts, int64_t rows, int64_t cols) {
+    constexpr int W = Vec<T, Bytes>::lanes, H = W / 2;
+    int64_t j = 0;
+    for (; j + W <= cols; j += W) {
+        int64_t i = 0;
+        for (; i + W <= rows; i += W)
+            Transpose<T, Bytes>::block(from + j * fs + i, fs, nullptr, nullptr, to + i * ts + j, ts);
+        for (; i < rows; ++i)
+            for (int l = 0; l < W; ++l) to[i * ts + j + l] = from[(j + l) * fs + i];
+    }
+    if constexpr (Bytes > 16)
+        for (; j + H <= cols; j += H) {
+            int64_t i = 0;
+            for (; i + H <= rows; i += H)
+                Transpose<T, Bytes / 2>::block(from + j * fs + i, fs, nullptr, nullptr, to + i * ts + j, ts);
+            for (; i < rows; ++i)
+                for (int l = 0; l < H; ++l) to[i * ts + j + l] = from[(j + l) * fs + i];
+        }
+    for (; j < cols; ++j)
+        for (int64_t i = 0; i < rows; ++i) to[i * ts + j] = from[j * fs + i];
+}
+
+template <class T, int Bytes> SUBSPAN_INLINE void copy_kernel(MatrixView<const T> from, MatrixView<T> to) {
+    using V = Vec<T, Bytes>;
+    constexpr int W = V::lanes;
+    if (from.col_stride == 1 && to.col_stride == 1) {
+        if (from.row_stride == from.cols && to.row_stride == to.cols) { // one run
+            from = {from.data, 1, from.rows * from.cols};
+            to = {to.data, 1, from.cols};
+        }
+        if constexpr (Bytes > 16) { // rows of one half vector, or of one: the usual class
+            using U = Vec<T, Bytes / 2>;
+            if (from.cols == W / 2) {
+                for (int64_t i = 0; i < from.rows; ++i) U::store(to.data + i * to.row_stride, U::load(from.data + i * from.row_stride));
+                return;
+            }
+        }
+        if (from.cols == W) {
+            for (int64_t i = 0; i < from.rows; ++i) V::store(to.data + i * to.row_stride, V::load(from.data + i * from.row_stride));
+            return;
+        }
+        for (int64_t i = 0; i < from.rows; ++i) {
+            const T *x = from.data + i * from.row_stride;
+            T *y = to.data + i * to.row_stride;
+            int64_t j = 0;
+            for (; j + W <= from.cols; j += W) V::store(y + j, V::load(x + j));
+            if constexpr (Bytes > 16) {
+                using U = Vec<T, Bytes / 2>;
+                if (j + W / 2 <= from.cols) {
+                    U::store(y + j, U::load(x + j));
+                    j += W / 2;
+                }
+            }
+            for (; j < from.cols; ++j) y[j] = x[j];
+        }
+    } else if (from.row_stride == 1 && to.col_stride == 1) {
+        transposed<T, Bytes>(from.data, from.col_stride, to.data, to.row_stride, from.rows, from.cols);
+    } else if (from.col_stride == 1 && to.row_stride == 1) {
+        transposed<T, Bytes>(from.data, from.row_stride, to.data, to.col_stride, from.cols, from.rows);
+    } else {
+        for (int64_t i = 0; i < from.rows; ++i)
+            for (int64_t j = 0; j < from.cols; ++j) to(i, j) = from(i, j);
+    }
+}
+
+template <class T> struct CopyKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const MatrixView<const T> *from, const MatrixView<T> *to) {
+        if (from->row_stride == 1 && to->row_stride == 1 && from->col_stride != 1)
+            copy_kernel<T, Bytes>(from->transposed(), to->transposed());
+        else
+            copy_kernel<T, Bytes>(*from, *to);
+    }
+};
+
+template <class T> struct DecayAddKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(const MatrixView<T> *bp, T momentum, const MatrixView<const T> *gp, T weight) {
+        using V = Vec<T, Bytes>;
+        auto b = *bp;
+        auto g = *gp;
+        if (b.col_stride != 1 && b.row_stride == 1) {
+            b = b.transposed();
+            g = g.transposed();
+        }
+        if (b.col_stride == 1 && g.col_stride == 1) {
+            if (b.row_stride == b.cols && g.row_stride == g.cols) {
+                b = {b.data, 1, b.rows * b.cols};
+                g = {g.data, 1, b.cols};
+            }
+            for (int64_t i = 0; i < b.rows; ++i) {
+                T *y = b.data + i * b.row_stride;
+                const T *x = g.data + i * g.row_stride;
+                int64_t j = 0;
+                for (; j + V::lanes <= b.cols; j += V::lanes) V::store(y + j, momentum * V::load(y + j) + weight * V::load(x + j));
+                for (; j < b.cols; ++j) y[j] = momentum * y[j] + weight * x[j];
+            }
+            return;
+        }
+        for (int64_t i = 0; i < b.rows; ++i)
+            for (int64_t j = 0; j < b.cols; ++j) b(i, j) = momentum * b(i, j) + weight * g(i, j);
+    }
+};
+
+template <class T> struct PackKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(const MatrixView<const T> *operands, int count, int64_t first, int64_t rows, T *z, int64_t ld) {
+        const int64_t k = operands[0].cols;
+        for (int a = 0; a < count; ++a)
+            copy_kernel<T, Bytes>(operands[a].block_rows(first, rows), MatrixView<T>(z + a * k, rows, k, ld, 1));
+        // What lies in z past the operands only enters products that nobody reads.
+    }
+};
+
+constexpr int64_t kGramRows = 256;
+
+template <class T> struct GramArgs {
+    int64_t rows, k, width, ld;
+    const T *z;
+    const unsigned *wanted;
+    double *g; // width x ld
+    const Ahead *ahead;
+    int64_t first, n; // of all rows of the class
+};
+
+template <class T> struct GramKernel {
+    template <int Bytes, int NV>
+    static SUBSPAN_INLINE void ahead_of(const GramArgs<T> *a, int64_t which, int64_t row, int64_t depth, const T *x, const T *y, T *c) {
+        using V = Vec<T, Bytes>;
+        constexpr int MR = simd::Shape<Bytes>::mr, W = V::lanes;
+        typename V::type acc[MR][NV];
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+        const int64_t each = a->ahead->bytes[which] / a->n, also = which + 2 < kAheads ? a->ahead->bytes[which + 2] / a->n : 0;
+        const char *next = a->ahead->data[which] + row * each;
+        const char *second = also > 0 ? a->ahead->data[which + 2] + row * also : next;
+        for (int64_t d = 0; d < depth; ++d) {
+            typename V::type b[NV];
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) b[q] = V::load(y + q * W);
+            simd::prefetch(next);
+            simd::prefetch(second);
+#pragma GCC unroll 8
+            for (int r = 0; r < MR; ++r) {
+                const T e = x[r];
+#pragma GCC unroll 4
+                for (int q = 0; q < NV; ++q) acc[r][q] += e * b[q];
+            }
+            x += a->ld;
+            y += a->ld;
+            next += each;
+            second += also;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) V::store(c + (r * NV + q) * W, acc[r][q]);
+    }
+    template <int Bytes, int NV> static SUBSPAN_INLINE void tile(const GramArgs<T> *a, int64_t d, int64_t depth, int64_t i, int64_t j) {
+        constexpr int MR = simd::Shape<Bytes>::mr, NR = NV * Vec<T, Bytes>::lanes;
+        // Rows of the tile belong to operands first..last, columns likewise: some pair must be wanted.
+        const int64_t last_row = std::min(i + MR, a->width) - 1, last_col = std::min(j + NR, a->width) - 1;
+        if (last_col < i) return; // below the diagonal
+        bool any = false;
+        for (int64_t p = i / a->k; p <= last_row / a->k; ++p)
+            for (int64_t q = std::max(p, j / a->k); q <= last_col / a->k; ++q) any = any || ((a->wanted[p] >> q) & 1u);
+        if (!any) return;
+        alignas(64) T c[MR * NR];
+        const T *z = a->z + d * a->ld;
+        // Tile by tile an operand of the next class comes closer while this one is multiplied.
+        const int64_t which = i / MR;
+        if (j == 0 && which < 2 && a->ahead->bytes[which] > 0)
+            ahead_of<Bytes, NV>(a, which, a->first + d, depth, z + i, z, c);
+        else
+            simd::micro<T, Bytes, NV>(depth, z + i, a->ld, z + j, c, NR, false, a->ld);
+        for (int r = 0; r < MR; ++r) {
+            double *g = a->g + (i + r) * a->ld + j;
+            for (int l = 0; l < NR; ++l) g[l] += double(c[r * NR + l]);
+        }
+    }
+    template <int Bytes> static SUBSPAN_INLINE void run(const GramArgs<T> *a) {
+        constexpr int MR = simd::Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes;
+        for (int64_t d = 0; d < a->rows; d += kGramRows) {
+            const int64_t depth = std::min(kGramRows, a->rows - d);
+            int64_t j = 0;
+            for (; j + 2 * W <= a->ld; j += 2 * W)
+                for (int64_t i = 0; i < a->width; i += MR) tile<Bytes, 2>(a, d, depth, i, j);
+            for (; j < a->ld; j += W)
+                for (int64_t i = 0; i < a->width; i += MR) tile<Bytes, 1>(a, d, depth, i, j);
+        }
+    }
+};
+
+template <class T> struct ApplyArgs {
+    int64_t rows, width, ld, kp;
+    const T *z, *w; // w: width x kp
+    MatrixView<T> out;
+    bool accumulate;
+};
+
+template <class T> struct ApplyKernel {
+    // MR rows of z against NV vectors of w.
+    template <int Bytes, int MR, int NV>
+    static SUBSPAN_INLINE void tile(const ApplyArgs<T> *a, int64_t i, int64_t j, T *c, int64_t ldc, bool accumulate) {
+        // A row length that the compiler knows spares eight address registers.
+        if (a->ld == 16) return tile_of<Bytes, MR, NV, 16>(a, i, j, c, ldc, accumulate);
+        tile_of<Bytes, MR, NV, 0>(a, i, j, c, ldc, accumulate);
+    }
+    template <int Bytes, int MR, int NV, int LD>
+    static SUBSPAN_INLINE void tile_of(const ApplyArgs<T> *a, int64_t i, int64_t j, T *c, int64_t ldc, bool accumulate) {
+        const int64_t ld = LD > 0 ? LD : a->ld;
+        using V = Vec<T, Bytes>;
+        typename V::type acc[MR][NV];
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 2
+            for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+        const T *z = a->z + i * ld, *w = a->w + j;
+        for (int64_t d = 0; d < a->width; ++d) {
+            typename V::type y[NV];
+#pragma GCC unroll 2
+            for (int q = 0; q < NV; ++q) y[q] = V::load(w + q * V::lanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < MR; ++r) {
+                const T x = z[r * ld + d];
+#pragma GCC unroll 2
+                for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
+            }
+            w += a->kp;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 2
+            for (int q = 0; q < NV; ++q) {
+                T *p = c + r * ldc + q * V::lanes;
+                V::store(p, accumulate ? V::load(p) + acc[r][q] : acc[r][q]);
+            }
+    }
+    template <int Bytes, int NV> static SUBSPAN_INLINE void column(const ApplyArgs<T> *a, int64_t j) {
+        constexpr int MR = Bytes == 16 ? 4 : 8, W = Vec<T, Bytes>::lanes, NR = NV * W;
+        const int64_t cols = std::min<int64_t>(NR, a->out.cols - j);
+        if (cols <= 0) return;
+        const bool direct = a->out.col_stride == 1 && cols == NR;
+        const bool across = a->out.row_stride == 1 && a->out.col_stride != 1 && !a->accumulate;
+        alignas(64) T c[16 * NR];
+        int64_t i = 0;
+        if (direct)
+            for (; i + MR <= a->rows; i += MR)
+                tile<Bytes, MR, NV>(a, i, j, a->out.data + i * a->out.row_stride + j, a->out.row_stride, a->accumulate);
+        if (across) // columns of `out` are contiguous: sixteen rows at a time, turned
+            for (; i + 16 <= a->rows; i += 16) {
+                for (int r = 0; r < 16; r += MR) tile<Bytes, MR, NV>(a, i + r, j, c + r * NR, NR, false);
+                transposed_out<Bytes>(c, NR, a->out.data + i + j * a->out.col_stride, a->out.col_stride, cols);
+            }
+        for (; i < a->rows; i += MR) {
+            const int64_t count = std::min<int64_t>(MR, a->rows - i);
+            if (count == MR)
+                tile<Bytes, MR, NV>(a, i, j, c, NR, false);
+            else
+                for (int64_t r = 0; r < count; ++r) tile<Bytes, 1, NV>(a, i + r, j, c + r * NR, NR, false);
+            for (int64_t r = 0; r < count; ++r)
+                for (int64_t l = 0; l < cols; ++l) {
+                    T &o = a->out(i + r, j + l);
+                    o = a->accumulate ? o + c[r * NR + l] : c[r * NR + l];
+                }
+        }
+    }
+    // out[l·stride + r] = c[r·ldc + l], r < 16.
+    template <int Bytes> static SUBSPAN_INLINE void transposed_out(const T *c, int64_t ldc, T *out, int64_t stride, int64_t cols) {
+        constexpr int W = Vec<T, Bytes>::lanes;
+        int64_t l = 0;
+        if constexpr (W <= 16)
+            for (; l + W <= cols; l += W)
+                for (int r = 0; r < 16; r += W)
+                    Transpose<T, Bytes>::block(c + r * ldc + l, ldc, nullptr, nullptr, out + l * stride + r, stride);
+        for (; l < cols; ++l)
+            for (int r = 0; r < 16; ++r) out[l * stride + r] = c[r * ldc + l];
+    }
+    template <int Bytes> static SUBSPAN_INLINE void run(const ApplyArgs<T> *a) {
+        constexpr int W = Vec<T, Bytes>::lanes;
+        int64_t j = 0;
+        for (; j + 2 * W <= a->kp; j += 2 * W) column<Bytes, 2>(a, j);
+        if constexpr (Bytes > 16) {
+            for (; j + W <= a->kp; j += W) column<Bytes, 1>(a, j);
+            if (j < a->kp) column<Bytes / 2, 1>(a, j);
+        } else {
+            for (; j < a->kp; j += W) column<Bytes, 1>(a, j);
+        }
+    }
+};
+
+// Columns of the coefficients, padded to what apply() runs over: whole vectors, and half a one at the end.
+template <class T> int64_t apply_width(int64_t k) {
+    const int64_t lanes = isa() == Isa::generic ? 16 / int64_t(sizeof(T)) : (isa() == Isa::avx2 ? 16 : 32) / int64_t(sizeof(T));
+    return round_up(k, lanes);
+}
+
+} // namespace
+
+template <class T> void copy_matrix(MatrixView<const T> from, MatrixView<T> to) {
+    simd::dispatch<CopyKernel<T>, const MatrixView<const T> *, const MatrixView<T> *>(&from, &to);
+}
+
+template <class T> void decay_add(MatrixView<T> b, T momentum, MatrixView<const T> g, T weight) {
+    simd::dispatch<DecayAddKernel<T>, const MatrixView<T> *, T, const MatrixView<const T> *, T>(&b, momentum, &g, weight);
+}
+
+template <class T>
+ClassPanel<T>::ClassPanel(Frame &frame, int64_t n, int64_t k, int operands)
+    : n_(n), k_(k), width_(operands * k), ld_(round_up(operands * k, 64 / int64_t(sizeof(T)))), kp_(apply_width<T>(k)),
+      operands_(operands) {
+    const int64_t budget = (int64_t(512) << 10) / (ld_ * int64_t(sizeof(T)));
+    block_ = std::min(n, std::max<int64_t>(budget / kGramRows * kGramRows, kGramRows));
+    whole_ = block_ == n;
+    z_ = frame.take<T>(block_ * ld_);
+    w_ = frame.take<T>(2 * width_ * kp_);
+    g_ = frame.take<double>(round_up(width_, 8) * ld_);
+}
+
+template <class T> void ClassPanel<T>::ahead(const MatrixView<const T> *next, int count) {
+    ahead_ = {};
+    for (int a = 0; a < std::min(count, kAheads); ++a) {
+        const auto &x = next[a];
+        const bool rows = x.col_stride == 1 && x.row_stride == x.cols, cols = x.row_stride == 1 && x.col_stride == x.rows;
+        if (!rows && !cols) continue;
+        ahead_.data[a] = reinterpret_cast<const char *>(x.data);
+        ahead_.bytes[a] = x.rows * x.cols * int64_t(sizeof(T));
+    }
+}
+
+template <class T> void ClassPanel<T>::pack(const MatrixView<const T> *operands, int64_t first, int64_t rows) {
+    simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first,
+                                                                                                   rows, z_, ld_);
+}
+
+template <class T> void ClassPanel<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
+    std::fill_n(g_, round_up(width_, 8) * ld_, 0.0);
+    for (int64_t r = 0; r < n_; r += block_) {
+        const int64_t rows = std::min(block_, n_ - r);
+        pack(operands, r, rows);
+        const GramArgs<T> args{rows, k_, width_, ld_, z_, wanted, g_, &ahead_, r, n_};
+        simd::dispatch<GramKernel<T>, const GramArgs<T> *>(&args);
+    }
+}
+
+template <class T> void ClassPanel<T>::block(int a, int b, double *out) const {
+    const int64_t ld = small::order(k_);
+    std::fill_n(out, small::area(k_), 0.0);
+    for (int64_t i = 0; i < k_; ++i) {
+        // Only what is on or above the diagonal of the whole was summed.
+        const double *row = g_ + (a * k_ + i) * ld_ + b * k_;
+        const int64_t first = a == b ? i : 0;
+        for (int64_t j = first; j < k_; ++j) out[i * ld + j] = row[j];
+        for (int64_t j = 0; j < first; ++j) out[i * ld + j] = out[j * ld + i];
+    }
+}
+
+template <class T> typename ClassPanel<T>::Range ClassPanel<T>::coefficients(const double *const *w, T *to) const {
+    const int64_t ld = small::order(k_);
+    std::fill_n(to, width_ * kp_, T(0));
+    int first = operands_, last = -1;
+    for (int a = 0; a < operands_; ++a) {
+        if (w[a] == nullptr) continue;
+        first = std::min(first, a);
+        last = a;
+        for (int64_t i = 0; i < k_; ++i)
+            for (int64_t j = 0; j < k_; ++j) to[(a * k_ + i) * kp_ + j] = T(w[a][i * ld + j]);
+    }
+    return {first * k_, (last + 1) * k_};
+}
+
+template <class T> void ClassPanel<T>::combine(int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
+    const ApplyArgs<T> args{rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate};
+    simd::dispatch<ApplyKernel<T>, const ApplyArgs<T> *>(&args);
+}
+
+template <class T>
+void ClassPanel<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
+    const Range range = coefficients(w, w_);
+    for (int64_t r = 0; r < n_; r += block_) {
+        const int64_t rows = std::min(block_, n_ - r);
+        if (!whole_) pack(operands, r, rows);
+        combine(rows, w_, range, out.block_rows(r, rows), accumulate);
+    }
+}
+
+template <class T>
+void ClassPanel<T>::apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out,
+                           const double *const *w2, MatrixView<T> out2) {
+    T *second = w_ + width_ * kp_;
+    const Range range = coefficients(w, w_), range2 = coefficients(w2, second);
+    for (int64_t r = 0; r < n_; r += block_) {
+        const int64_t rows = std::min(block_, n_ - r);
+        if (!whole_) pack(operands, r, rows);
+        combine(rows, w_, range, out.block_rows(r, rows), false);
+        combine(rows, second, range2, out2.block_rows(r, rows), false);
+    }
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template void copy_matrix<T>(MatrixView<const T>, MatrixView<T>);                                                  \
+    template void decay_add<T>(MatrixView<T>, T, MatrixView<const T>, T);                                              \
+    template class ClassPanel<T>;
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan

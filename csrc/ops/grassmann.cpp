@@ -1,0 +1,248 @@
+#include "subspan/grassmann.hpp"
+
+#include "class_panel.hpp"
+#include "grassmann_core.hpp"
+#include "scratch.hpp"
+#include "small.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/parallel.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace subspan {
+namespace {
+
+using std::int64_t;
+
+template <class T> void require_finite(int64_t k, const double *a, const char *name, int64_t item) {
+    if (!std::isfinite(small::largest(k, a)))
+        throw ValueError("matrix " + std::to_string(item) + " of " + name + " holds NaN or infinity, or squares of its entries overflow");
+}
+
+template <class T>
+void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out, Checks checks, int64_t item,
+                 const MatrixView<const T> *next, int next_count) {
+    const int64_t k = u.cols, all = small::area(k);
+    Frame frame;
+    ClassPanel<T> panel(frame, u.rows, k, 2);
+    const MatrixView<const T> operands[2] = {u, g};
+    const bool check = checks != Checks::none;
+    const unsigned wanted[2] = {check ? 3u : 2u, 0u};
+    panel.ahead(next, next_count);
+    panel.gram(operands, wanted);
+    double *m = frame.take<double>(2 * all), *one = m + all;
+    if (check) {
+        panel.block(0, 0, m);
+        grassmann::require_orthonormal<T>(k, m, "U", item);
+    }
+    panel.block(0, 1, m);
+    if (check) require_finite<T>(k, m, "G", item);
+    for (int64_t i = 0; i < all; ++i) m[i] = -m[i];
+    small::identity(k, one);
+    const double *coefficients[2] = {m, one};
+    panel.apply(operands, coefficients, out);
+}
+
+// v + U p + H q of the tangent v, for a geodesic of any length.
+template <class T>
+void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<const T> v, double t, MatrixView<T> out,
+                   Checks checks, int64_t item,
+                 const MatrixView<const T> *next, int next_count) {
+    const int64_t n = u.rows, k = u.cols, all = small::area(k);
+    Frame frame;
+    ClassPanel<T> panel(frame, n, k, 3);
+    MatrixView<const T> operands[3] = {u, h, v};
+    const unsigned wanted[3] = {7u, 6u, 4u};
+    panel.ahead(next, next_count);
+    panel.gram(operands, wanted);
+    double *e = frame.take<double>(9 * all), *mh = e + all, *mv = e + 2 * all, *b = e + 3 * all, *hv = e + 4 * all;
+    double *vv = e + 5 * all, *p = e + 6 * all, *q = e + 7 * all, *one = e + 8 * all;
+    panel.block(0, 0, e);
+    panel.block(0, 1, mh);
+    panel.block(0, 2, mv);
+    panel.block(1, 1, b);
+    panel.block(1, 2, hv);
+    panel.block(2, 2, vv);
+    require_finite<T>(k, b, "H", item);
+    require_finite<T>(k, vv, "V", item);
+    require_finite<T>(k, hv, "H or V", item);
+    if (checks != Checks::none) grassmann::require_orthonormal<T>(k, e, "U", item);
+    if (checks == Checks::points_and_tangents) {
+        grassmann::require_tangent<T>(k, mh, b, t, "H", item);
+        grassmann::require_tangent<T>(k, mv, vv, 1.0, "V", item);
+    }
+    small::identity(k, one);
+    Frame inner;
+    double *x = inner.take<double>(all), *s = inner.take<double>(all), *versine = inner.take<double>(all), *w = inner.take<double>(all);
+    if (t * t * small::row_norm(k, b) <= small::kSeries) {
+        // QᵀV = s⁻¹ Rᵀ HᵀV for H = Q s Rᵀ, and both functions of s that multiply it are entire: no singular vectors.
+        for (int64_t i = 0; i < all; ++i) x[i] = t * t * b[i];
+        small::trigonometric(k, x, sizeof(T) == 4 ? 1e-10 : 1e-19, nullptr, s, versine);
+        small::multiply_tn(k, s, hv, p);
+        small::multiply_tn(k, versine, hv, q);
+        for (int64_t i = 0; i < all; ++i) {
+            p[i] *= -t;
+            q[i] *= -t * t;
+        }
+        const double *coefficients[3] = {p, q, one};
+        return panel.apply(operands, coefficients, out);
+    }
+    const MatrixView<T> basis(inner.take<T>(n * k), n, k);
+    double *values = inner.take<double>(k), *xt = inner.take<double>(all), *yt = inner.take<double>(all), *g = inner.take<double>(k);
+    grassmann::tangent_svd<T>(h, basis, values, xt, yt);
+    operands[1] = basis;
+    panel.gram(operands, wanted);
+    panel.block(0, 1, mh);
+    panel.block(1, 2, hv);
+    const auto angle = [&](int64_t i) { return std::clamp(t * values[i], -1e100, 1e100); };
+    // H = (basis x) s yᵀ: out = V + (U y (-sin) + basis x (cos - 1)) xᵀ basisᵀV.
+    for (int64_t i = 0; i < k; ++i) g[i] = -std::sin(angle(i));
+    grassmann::compose(k, yt, g, xt, s);
+    for (int64_t i = 0; i < k; ++i) g[i] = -2.0 * std::sin(0.5 * angle(i)) * std::sin(0.5 * angle(i));
+    grassmann::compose(k, xt, g, xt, w);
+    small::multiply(k, s, hv, p);
+    small::multiply(k, w, hv, q);
+    const double *coefficients[3] = {p, q, one};
+    panel.apply(operands, coefficients, out);
+}
+
+// Δ = (W - U M) y (θ / sin θ) xᵀ of M = UᵀW = x cos(θ) yᵀ. θ / sin θ is a smooth function of the cosine, down to zero,
+// so nothing cancels beside the projection itself.
+template <class T>
+void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Checks checks, int64_t item,
+                 const MatrixView<const T> *next, int next_count) {
+    const int64_t n = u.rows, k = u.cols, all = small::area(k);
+    Frame frame;
+    ClassPanel<T> panel(frame, n, k, 2);
+    const MatrixView<const T> operands[2] = {u, w};
+    const unsigned wanted[2] = {3u, 2u};
+    panel.ahead(next, next_count);
+    panel.gram(operands, wanted);
+    double *e = frame.take<double>(6 * all), *m = e + all, *b = e + 2 * all, *xt = e + 3 * all, *yt = e + 4 * all, *f = e + 5 * all;
+    panel.block(0, 0, e);
+    panel.block(0, 1, m);
+    panel.block(1, 1, b);
+    require_finite<T>(k, e, "U", item);
+    require_finite<T>(k, b, "W", item);
+    require_finite<T>(k, m, "U or W", item);
+    if (checks != Checks::none) {
+        grassmann::require_orthonormal<T>(k, e, "U", item);
+        grassmann::require_orthonormal<T>(k, b, "W", item);
+    }
+    double *c = frame.take<double>(k), *p = frame.take<double>(all);
+    small::svd(k, m, c, xt, yt, grassmann::kSvd<T>);
+    for (int64_t i = 0; i < k; ++i) {
+        const double cosine = std::min(c[i], 1.0), sine = std::sqrt((1.0 - cosine) * (1.0 + cosine));
+        c[i] = sine < 1e-7 ? 1.0 + sine * sine / 6.0 : std::acos(cosine) / sine;
+    }
+    grassmann::compose(k, yt, c, xt, f);
+    small::multiply(k, m, f, p);
+    for (int64_t i = 0; i < all; ++i) p[i] = -p[i];
+    const double *coefficients[2] = {p, f};
+    panel.apply(operands, coefficients, out);
+}
+
+template <class T>
+void hessian_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<const T> eh, MatrixView<const T> h,
+                 MatrixView<T> out, Checks checks, int64_t item) {
+    const int64_t n = u.rows, k = u.cols, all = small::area(k);
+    Frame frame;
+    ClassPanel<T> panel(frame, n, k, 4);
+    const MatrixView<const T> operands[4] = {u, g, eh, h};
+    const unsigned wanted[4] = {15u, 2u, 4u, 8u};
+    panel.gram(operands, wanted);
+    double *e = frame.take<double>(7 * all), *ug = e + all, *ue = e + 2 * all, *uh = e + 3 * all, *hh = e + 4 * all, *p = e + 5 * all;
+    double *one = e + 6 * all;
+    panel.block(1, 1, one);
+    require_finite<T>(k, one, "egrad", item);
+    panel.block(2, 2, one);
+    require_finite<T>(k, one, "ehess", item);
+    panel.block(3, 3, hh);
+    require_finite<T>(k, hh, "H", item);
+    panel.block(0, 0, e);
+    panel.block(0, 1, ug);
+    panel.block(0, 2, ue);
+    panel.block(0, 3, uh);
+    if (checks != Checks::none) grassmann::require_orthonormal<T>(k, e, "U", item);
+    if (checks == Checks::points_and_tangents) grassmann::require_tangent<T>(k, uh, hh, 1.0, "H", item);
+    // (I - UUᵀ)(E - H N) with N = Uᵀ egrad.
+    small::multiply(k, uh, ug, p);
+    for (int64_t i = 0; i < all; ++i) {
+        p[i] -= ue[i];
+        ug[i] = -ug[i];
+    }
+    small::identity(k, one);
+    const double *coefficients[4] = {p, nullptr, one, ug};
+    panel.apply(operands, coefficients, out);
+}
+
+} // namespace
+
+template <class T>
+void tangent(const StackView<const T> &u, const StackView<const T> &g, const StackView<T> &out, Checks checks) {
+    grassmann::check_shape(u.rows(), u.cols());
+    if (u.cols() == 0 || u.rows() == 0) return;
+    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+        const MatrixView<const T> ahead[2] = {u[next], g[next]};
+        tangent_one<T>(u[i], g[i], out[i], checks, i, ahead, next > i ? 2 : 0);
+    });
+}
+
+template <class T>
+void retract(const StackView<const T> &u, const StackView<const T> &h, double t, Retraction method,
+             const StackView<T> &out, Checks checks) {
+    grassmann::check_shape(u.rows(), u.cols());
+    if (!std::isfinite(t)) throw ValueError("t must be finite");
+    if (u.cols() == 0 || u.rows() == 0) return;
+    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+        const MatrixView<const T> ahead[2] = {u[next], h[next]};
+        grassmann::step<T>(u[i], h[i], t, method, out[i], nullptr, checks, i, ahead, next > i ? 2 : 0);
+    });
+}
+
+template <class T>
+void parallel_transport(const StackView<const T> &u, const StackView<const T> &h, const StackView<const T> &v, double t,
+                        const StackView<T> &out, Checks checks) {
+    grassmann::check_shape(u.rows(), u.cols());
+    if (!std::isfinite(t)) throw ValueError("t must be finite");
+    if (u.cols() == 0 || u.rows() == 0) return;
+    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+        const MatrixView<const T> ahead[3] = {u[next], h[next], v[next]};
+        transport_one<T>(u[i], h[i], v[i], t, out[i], checks, i, ahead, next > i ? 3 : 0);
+    });
+}
+
+template <class T>
+void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &out, Checks checks) {
+    grassmann::check_shape(u.rows(), u.cols());
+    if (u.cols() == 0 || u.rows() == 0) return;
+    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+        const MatrixView<const T> ahead[2] = {u[next], w[next]};
+        log_one<T>(u[i], w[i], out[i], checks, i, ahead, next > i ? 2 : 0);
+    });
+}
+
+template <class T>
+void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &egrad, const StackView<const T> &ehess,
+                        const StackView<const T> &h, const StackView<T> &out, Checks checks) {
+    grassmann::check_shape(u.rows(), u.cols());
+    if (u.cols() == 0 || u.rows() == 0) return;
+    grassmann::for_each(u.size(), [&](int64_t i, int64_t) { hessian_one<T>(u[i], egrad[i], ehess[i], h[i], out[i], checks, i); });
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template void tangent<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks);    \
+    template void retract<T>(const StackView<const T> &, const StackView<const T> &, double, Retraction,               \
+                             const StackView<T> &, Checks);                                                            \
+    template void parallel_transport<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, \
+                                        double, const StackView<T> &, Checks);                                         \
+    template void grassmann_log<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks); \
+    template void riemannian_hessian<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, \
+                                        const StackView<const T> &, const StackView<T> &, Checks);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan

@@ -1,0 +1,408 @@
+#include "grassmann_core.hpp"
+
+#include "scan.hpp"
+#include "scratch.hpp"
+#include "small.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/householder.hpp"
+#include "subspan/orthonormalize.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <utility>
+
+namespace subspan::grassmann {
+namespace {
+
+template <class T> constexpr double kEps = std::numeric_limits<T>::epsilon();
+
+std::string number(double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.1e", x);
+    return text;
+}
+
+bool finite(int64_t k, const double *a) { return std::isfinite(small::largest(k, a)); }
+
+// The two functions of x that a retraction is made of: U C + t H S.
+void pair(int64_t k, Retraction method, const double *x, double tolerance, double *c, double *s) {
+    const int64_t ld = small::order(k), all = small::area(k);
+    switch (method) {
+    case Retraction::exp: return small::trigonometric(k, x, tolerance, c, s, nullptr);
+    case Retraction::cholesky:
+    case Retraction::qr: small::inverse_cholesky(k, x, c); break;
+    case Retraction::polar: small::inverse_sqrt(k, x, c); break;
+    case Retraction::cayley: {
+        Frame frame;
+        double *quarter = frame.take<double>(all), *r = frame.take<double>(all);
+        for (int64_t i = 0; i < all; ++i) quarter[i] = 0.25 * x[i];
+        small::inverse_cholesky(k, quarter, r);
+        small::transpose(k, r, quarter);
+        small::multiply_tn(k, quarter, quarter, s); // (I + X/4)⁻¹ = R⁻¹ R⁻ᵀ
+        for (int64_t i = 0; i < all; ++i) c[i] = 2.0 * s[i];
+        for (int64_t i = 0; i < k; ++i) c[i * ld + i] -= 1.0;
+        return;
+    }
+    }
+    std::copy_n(c, all, s);
+}
+
+// What makes U orthonormal to second order or better: U F. Returns false where F is the identity.
+template <class T> bool correction(int64_t k, const double *e, double *f) {
+    const int64_t ld = small::order(k), all = small::area(k);
+    const double off = defect(k, e);
+    // An orthonormal U stays what it is, bit by bit.
+    if (off <= 2.0 * kEps<T>) return false;
+    if (off < 0.1 * std::sqrt(kEps<T>)) {
+        for (int64_t i = 0; i < all; ++i) f[i] = -0.5 * e[i];
+        for (int64_t i = 0; i < k; ++i) f[i * ld + i] += 1.5;
+    } else {
+        Frame frame;
+        double *x = frame.take<double>(all);
+        std::copy_n(e, all, x);
+        for (int64_t i = 0; i < k; ++i) x[i * ld + i] -= 1.0;
+        small::inverse_sqrt(k, x, f);
+    }
+    return true;
+}
+
+// The k x k part of a step while the Gram matrix of tH is fine enough for it. e = UᵀU, m = UᵀH, b = HᵀH.
+struct Core {
+    double *p, *q;   // out = U p + H q
+    double *p2, *q2; // velocity = U p2 + H q2, or null
+};
+
+template <class T>
+void core(int64_t k, const double *e, double *m, const double *b, double t, Retraction method, const Core &to) {
+    const int64_t all = small::area(k);
+    Frame frame;
+    double *f = frame.take<double>(all), *a = frame.take<double>(all), *x = frame.take<double>(all), *c = frame.take<double>(all);
+    double *w = frame.take<double>(all);
+    const bool corrected = correction<T>(k, e, f);
+    if (corrected) {
+        small::multiply_tn(k, f, m, w);
+        std::copy_n(w, all, m);
+    }
+    // H without its part along U has the Gram matrix b - mᵀm.
+    small::multiply_tn(k, m, m, w);
+    for (int64_t i = 0; i < all; ++i) a[i] = b[i] - w[i];
+    for (int64_t i = 0; i < all; ++i) x[i] = t * t * a[i];
+    double *s = to.q;
+    pair(k, method, x, sizeof(T) == 4 ? 1e-10 : 1e-19, c, s);
+    small::multiply(k, m, s, w);
+    for (int64_t i = 0; i < all; ++i) w[i] = c[i] - t * w[i];
+    if (corrected)
+        small::multiply_tn(k, f, w, to.p);
+    else
+        std::copy_n(w, all, to.p);
+    if (to.p2 != nullptr) {
+        double *as = x;
+        small::multiply_tn(k, a, s, as);
+        small::multiply(k, m, c, w);
+        for (int64_t i = 0; i < all; ++i) w[i] = -t * as[i] - w[i];
+        if (corrected)
+            small::multiply_tn(k, f, w, to.p2);
+        else
+            std::copy_n(w, all, to.p2);
+        std::copy_n(c, all, to.q2);
+    }
+    for (int64_t i = 0; i < all; ++i) s[i] *= t;
+}
+
+// The orthogonal factor of a symmetric positive definite matrix, diagonal of R positive.
+void orthogonal_factor(int64_t k, const double *a, double *out) {
+    const int64_t ld = small::order(k);
+    Frame frame;
+    const MatrixView<double> dense(frame.take<double>(k * k), k, k), v(frame.take<double>(k * k), k, k);
+    const MatrixView<double> r(frame.take<double>(k * k), k, k), tau(frame.take<double>(k), 1, k);
+    const int64_t nb = std::min(k, kReflectionBlock);
+    const MatrixView<double> t(frame.take<double>(k * nb), k, nb);
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) dense(i, j) = a[i * ld + j];
+    householder_qr<double>(StackView<const double>(MatrixView<const double>(dense)), v, r, tau, t);
+    factored_array<double>(StackView<const double>(MatrixView<const double>(v)), StackView<const double>(MatrixView<const double>(t)),
+                           StackView<double>(dense));
+    std::fill_n(out, small::area(k), 0.0);
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) out[i * ld + j] = r(j, j) < 0 ? -dense(i, j) : dense(i, j);
+}
+
+// Steps of any length, from the thin SVD of the tangent.
+template <class T>
+void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction method, MatrixView<T> out,
+               MatrixView<T> *velocity) {
+    const int64_t n = u.rows, k = u.cols, all = small::area(k);
+    Frame frame;
+    const MatrixView<T> q(frame.take<T>(n * k), n, k);
+    double *s = frame.take<double>(k), *xt = frame.take<double>(all), *yt = frame.take<double>(all);
+    tangent_svd<T>(h, q, s, xt, yt);
+    double *g = frame.take<double>(k), *cosine = frame.take<double>(all), *sine = frame.take<double>(all);
+    double *along = frame.take<double>(k), *moved = frame.take<double>(all), *kept = frame.take<double>(all);
+    double *stretch = frame.take<double>(k);
+    for (int64_t i = 0; i < k; ++i) {
+        // Beyond that an angle has no digits left, whatever it is.
+        const double ts = std::clamp(t * s[i], -1e100, 1e100), root = std::hypot(1.0, ts);
+        switch (method) {
+        case Retraction::exp:
+            g[i] = std::cos(ts);
+            along[i] = std::sin(ts);
+            break;
+        case Retraction::cayley:
+            g[i] = (1.0 - 0.25 * ts * ts) / (1.0 + 0.25 * ts * ts);
+            along[i] = ts / (1.0 + 0.25 * ts * ts);
+            break;
+        default:
+            g[i] = 1.0 / root;
+            along[i] = ts / root;
+        }
+        stretch[i] = root;
+    }
+    compose(k, yt, g, yt, cosine);
+    compose(k, xt, along, yt, sine);
+    if (velocity != nullptr) {
+        for (int64_t i = 0; i < k; ++i) {
+            const double ts = std::clamp(t * s[i], -1e100, 1e100);
+            g[i] = -s[i] * std::sin(ts);
+            along[i] = s[i] * std::cos(ts);
+        }
+        compose(k, yt, g, yt, moved);
+        compose(k, xt, along, yt, kept);
+    }
+    if (method == Retraction::cholesky || method == Retraction::qr) {
+        // U + tH = (polar factor) N with N = y √(1 + t²s²) yᵀ: its Q factor is the polar factor times that of N.
+        double *nn = frame.take<double>(all), *qn = frame.take<double>(all), *w = frame.take<double>(all);
+        const double top = *std::max_element(stretch, stretch + k);
+        for (int64_t i = 0; i < k; ++i) stretch[i] /= top;
+        compose(k, yt, stretch, yt, nn);
+        orthogonal_factor(k, nn, qn);
+        small::multiply(k, cosine, qn, w);
+        std::copy_n(w, all, cosine);
+        small::multiply(k, sine, qn, w);
+        std::copy_n(w, all, sine);
+    }
+    // Directions that rounding left in H have parts along U: they come off.
+    ClassPanel<T> panel(frame, n, k, 2);
+    const MatrixView<const T> operands[2] = {u, q};
+    const unsigned wanted[2] = {3u, 0u};
+    panel.gram(operands, wanted);
+    double *e = frame.take<double>(all), *m = frame.take<double>(all), *f = frame.take<double>(all), *w = frame.take<double>(all);
+    panel.block(0, 0, e);
+    panel.block(0, 1, m);
+    const bool corrected = correction<T>(k, e, f);
+    if (corrected) {
+        small::multiply_tn(k, f, m, w);
+        std::copy_n(w, all, m);
+    }
+    const auto part = [&](double *c, const double *sn) {
+        small::multiply(k, m, sn, w);
+        for (int64_t i = 0; i < all; ++i) c[i] -= w[i];
+        if (!corrected) return;
+        small::multiply_tn(k, f, c, w);
+        std::copy_n(w, all, c);
+    };
+    part(cosine, sine);
+    const double *first[2] = {cosine, sine};
+    if (velocity != nullptr) {
+        part(moved, kept);
+        const double *second[2] = {moved, kept};
+        panel.apply2(operands, first, out, second, *velocity);
+    } else {
+        panel.apply(operands, first, out);
+    }
+    tidy<T>(out);
+}
+
+} // namespace
+
+void check_shape(int64_t n, int64_t k) {
+    if (k > n)
+        throw ValueError("U has " + std::to_string(k) + " columns of " + std::to_string(n) +
+                         " entries: so many cannot be orthonormal");
+}
+
+template <class T> double orthonormal_bound(int64_t k) { return 64.0 * kEps<T> * std::sqrt(double(std::max<int64_t>(k, 1))); }
+
+double defect(int64_t k, const double *e) {
+    const int64_t ld = small::order(k);
+    double off = 0;
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) {
+            const double x = std::abs(e[i * ld + j] - (i == j ? 1.0 : 0.0));
+            if (std::isnan(x)) return x;
+            off = std::max(off, x);
+        }
+    return off;
+}
+
+template <class T> void require_orthonormal(int64_t k, const double *e, const char *name, int64_t item) {
+    const double off = defect(k, e), bound = orthonormal_bound<T>(k);
+    if (off <= bound) return;
+    const std::string which = "matrix " + std::to_string(item) + " of " + name;
+    if (!std::isfinite(off)) throw ValueError(which + " holds NaN or infinity");
+    throw ValueError("the columns of " + which + " are not orthonormal: max|" + name + "ᵀ" + name + " - I| is " + number(off) +
+                     ", more than " + number(bound) + "; use subspan.orth.orthonormalize, or pass check=False");
+}
+
+template <class T> void require_tangent(int64_t k, const double *m, const double *h, double t, const char *name, int64_t item) {
+    const int64_t ld = small::order(k);
+    double along = 0, whole = 0;
+    for (int64_t i = 0; i < small::area(k); ++i) along += m[i] * m[i];
+    for (int64_t i = 0; i < k; ++i) whole += h[i * ld + i];
+    const double bound = std::sqrt(kEps<T>);
+    // What moves a unit vector by its rounding error at most is noise, and is all there is of a tangent where k = n.
+    if (along <= bound * bound * whole || std::abs(t) * std::sqrt(along) <= orthonormal_bound<T>(k)) return;
+    throw ValueError("matrix " + std::to_string(item) + " of " + name + " is not tangent at U: ||Uᵀ" + name + "|| is " +
+                     number(std::sqrt(along / whole)) + " of its norm, more than " + number(bound) +
+                     "; use subspan.grassmann.tangent, or pass check=False to have that part taken off");
+}
+
+void compose(int64_t k, const double *yt, const double *g, const double *xt, double *f) {
+    const int64_t ld = small::order(k);
+    Frame frame;
+    double *w = frame.take<double>(small::area(k));
+    std::copy_n(yt, small::area(k), w);
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) w[i * ld + j] *= g[i];
+    small::multiply_tn(k, w, xt, f);
+}
+
+template <class T> void tangent_svd(MatrixView<const T> h, MatrixView<T> q, double *s, double *xt, double *yt) {
+    const int64_t n = h.rows, k = h.cols, ld = small::order(k);
+    Frame frame;
+    const double top = double(max_abs<T>(h));
+    int e = 0;
+    if (top > 0) std::frexp(top, &e);
+    e = std::clamp(e, -900, 900);
+    // A copy of unit size, so that no square is lost. Two factors: one of them may not fit T.
+    const MatrixView<T> a(frame.take<T>(n * k), n, k);
+    const T one = T(std::ldexp(1.0, -(e / 2))), two = T(std::ldexp(1.0, -(e - e / 2)));
+    for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < k; ++j) a(i, j) = h(i, j) * one * two;
+    const int64_t nb = std::min(k, kReflectionBlock);
+    const MatrixView<T> v(frame.take<T>(n * k), n, k), r(frame.take<T>(k * k), k, k), tau(frame.take<T>(k), 1, k);
+    const MatrixView<T> t(frame.take<T>(k * nb), k, nb);
+    householder_qr<T>(StackView<const T>(MatrixView<const T>(a)), v, r, tau, t);
+    factored_array<T>(StackView<const T>(MatrixView<const T>(v)), StackView<const T>(MatrixView<const T>(t)), StackView<T>(q));
+    double *dense = frame.zeros<double>(small::area(k));
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = i; j < k; ++j) dense[i * ld + j] = double(r(i, j));
+    small::svd(k, dense, s, xt, yt, kSvd<T>);
+    for (int64_t i = 0; i < k; ++i) s[i] = std::ldexp(s[i], e);
+}
+
+template <class T> void tidy(MatrixView<T> u) {
+    const int64_t n = u.rows, k = u.cols, ld = small::order(k);
+    Frame frame;
+    ClassPanel<T> panel(frame, n, k, 1);
+    double *e = frame.take<double>(small::area(k)), *f = frame.take<double>(small::area(k));
+    for (int pass = 0; pass < 4; ++pass) {
+        const MatrixView<const T> operands[1] = {u};
+        const unsigned wanted[1] = {1u};
+        panel.gram(operands, wanted);
+        panel.block(0, 0, e);
+        const double off = defect(k, e);
+        if (off <= 4.0 * kEps<T> * std::sqrt(double(k))) return;
+        for (int64_t i = 0; i < k; ++i) e[i * ld + i] -= 1.0;
+        if (!(small::row_norm(k, e) < 0.5)) {
+            const MatrixView<T> copy(frame.take<T>(n * k), n, k);
+            copy_matrix<T>(u, copy);
+            orthonormalize<T>(StackView<const T>(MatrixView<const T>(copy)), StackView<T>(copy), Orthonormalization::polar, true);
+            copy_matrix<T>(copy, u);
+            continue;
+        }
+        small::inverse_sqrt(k, e, f);
+        const double *w[1] = {f};
+        panel.apply(operands, w, u);
+    }
+}
+
+template <class T>
+void step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction method, MatrixView<T> out,
+          MatrixView<T> *velocity, Checks checks, int64_t item, const MatrixView<const T> *next, int next_count) {
+    const int64_t n = u.rows, k = u.cols, all = small::area(k);
+    Frame frame;
+    ClassPanel<T> panel(frame, n, k, 2);
+    panel.ahead(next, next_count);
+    MatrixView<const T> operands[2] = {u, h};
+    const unsigned wanted[2] = {3u, 2u};
+    double *e = frame.take<double>(8 * all), *m = e + all, *b = e + 2 * all;
+    const Core to{e + 3 * all, e + 4 * all, velocity != nullptr ? e + 5 * all : nullptr, velocity != nullptr ? e + 6 * all : nullptr};
+    const auto products = [&] {
+        panel.gram(operands, wanted);
+        panel.block(0, 0, e);
+        panel.block(0, 1, m);
+        panel.block(1, 1, b);
+    };
+    const auto finish = [&] {
+        core<T>(k, e, m, b, t, method, to);
+        const double *first[2] = {to.p, to.q};
+        if (velocity == nullptr) return panel.apply(operands, first, out);
+        const double *second[2] = {to.p2, to.q2};
+        panel.apply2(operands, first, out, second, *velocity);
+    };
+    products();
+    const bool bounded = finite(k, e) && finite(k, m) && finite(k, b);
+    if (!bounded) {
+        if (!all_finite<T>(u)) throw ValueError("matrix " + std::to_string(item) + " of U holds NaN or infinity");
+        if (!all_finite<T>(h)) throw ValueError("matrix " + std::to_string(item) + " of H holds NaN or infinity");
+    }
+    if (checks != Checks::none && finite(k, e)) require_orthonormal<T>(k, e, "U", item);
+    if (checks == Checks::points_and_tangents && bounded) require_tangent<T>(k, m, b, t, "H", item);
+    const auto short_enough = [&] { return t * t * small::row_norm(k, b) <= small::kSeries; };
+    double *excess = e + 7 * all;
+    std::copy_n(e, all, excess);
+    for (int64_t i = 0; i < k; ++i) excess[i * small::order(k) + i] -= 1.0;
+    if (bounded && small::row_norm(k, excess) < 0.5) {
+        if (short_enough()) return finish();
+    } else {
+        // A basis far from orthonormal, or entries whose squares overflow: a tidied copy, a scaled one.
+        const MatrixView<T> basis(frame.take<T>(n * k), n, k), scaled(frame.take<T>(n * k), n, k);
+        copy_matrix<T>(u, basis);
+        orthonormalize<T>(StackView<const T>(MatrixView<const T>(basis)), StackView<T>(basis), Orthonormalization::polar, true);
+        const double top = double(max_abs<T>(h));
+        int exponent = 0;
+        if (top > 0) std::frexp(top, &exponent);
+        const T one = T(std::ldexp(1.0, -(exponent / 2))), two = T(std::ldexp(1.0, -(exponent - exponent / 2)));
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < k; ++j) scaled(i, j) = h(i, j) * one * two;
+        const double longer = std::clamp(std::ldexp(t, exponent), -1e300, 1e300);
+        step<T>(basis, scaled, longer, method, out, velocity, Checks::none, item);
+        if (velocity != nullptr) {
+            const T back = T(std::ldexp(1.0, exponent / 2)), rest = T(std::ldexp(1.0, exponent - exponent / 2));
+            for (int64_t i = 0; i < n; ++i)
+                for (int64_t j = 0; j < k; ++j) (*velocity)(i, j) = (*velocity)(i, j) * back * rest;
+        }
+        return;
+    }
+    // A long step. The part of H along U may be what makes it look long: without it, and if that is not enough by the SVD.
+    const MatrixView<T> rest(frame.take<T>(n * k), n, k);
+    double *f = frame.take<double>(all), *w = frame.take<double>(all);
+    if (correction<T>(k, e, f)) {
+        small::multiply_tn(k, f, m, w);
+        small::multiply_tn(k, f, w, m); // Û Ûᵀ H = U F Fᵀ UᵀH
+    }
+    for (int64_t i = 0; i < all; ++i) m[i] = -m[i];
+    small::identity(k, w);
+    const double *off[2] = {m, w};
+    panel.apply(operands, off, rest);
+    operands[1] = rest;
+    products();
+    if (short_enough()) return finish();
+    long_step<T>(u, rest, t, method, out, velocity);
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template double orthonormal_bound<T>(int64_t);                                                                     \
+    template void require_orthonormal<T>(int64_t, const double *, const char *, int64_t);                             \
+    template void require_tangent<T>(int64_t, const double *, const double *, double, const char *, int64_t);                 \
+    template void tangent_svd<T>(MatrixView<const T>, MatrixView<T>, double *, double *, double *);                    \
+    template void tidy<T>(MatrixView<T>);                                                                              \
+    template void step<T>(MatrixView<const T>, MatrixView<const T>, double, Retraction, MatrixView<T>,                 \
+                          MatrixView<T> *, Checks, int64_t, const MatrixView<const T> *, int);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan::grassmann

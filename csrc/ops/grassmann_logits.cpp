@@ -1,0 +1,252 @@
+#include "subspan/grassmann_logits.hpp"
+
+#include "class_panel.hpp"
+#include "micro.hpp"
+#include "scratch.hpp"
+#include "simd.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/parallel.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace subspan {
+namespace {
+
+using simd::round_up;
+using simd::Vec;
+using std::int64_t;
+
+constexpr int64_t kDepth = 256; // of the packed blocks that the register tile runs over
+constexpr int64_t kGroup = 16;  // tiles of classes whose weights are kept until they are multiplied into dx
+
+template <class T> struct BlockKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(int64_t depth, const T *a, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
+        simd::block<T, Bytes>(depth, a, b, c, ldc, rows, cols, add);
+    }
+};
+
+// C (+)= A B from packed panels.
+template <class T>
+void multiply(int64_t depth, const T *a, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
+    simd::dispatch<BlockKernel<T>, int64_t, const T *, const T *, T *, int64_t, int64_t, int64_t, bool>(depth, a, b, c, ldc, rows,
+                                                                                                       cols, add);
+}
+
+// Panels of `lanes` columns of a (depth x m): panel p holds a[:, p·lanes ...] row by row, zeros past m.
+template <class T> void pack(MatrixView<const T> a, int64_t lanes, T *to) {
+    for (int64_t j = 0; j < a.cols; j += lanes) {
+        const int64_t count = std::min(lanes, a.cols - j);
+        T *panel = to + j * a.rows;
+        copy_matrix<T>(a.block_cols(j, count), MatrixView<T>(panel, a.rows, count, lanes, 1));
+        for (int64_t d = 0; d < a.rows && count < lanes; ++d) std::fill_n(panel + d * lanes + count, lanes - count, T(0));
+    }
+}
+
+// y holds projections, row by row: `classes` groups of k. lengths[c] = the norm of group c.
+template <class T> struct LengthKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const T *y, int64_t classes, int64_t k, T *lengths) {
+        using V = Vec<T, Bytes>;
+        for (int64_t c = 0; c < classes; ++c, y += k) {
+            int64_t j = 0;
+            T sum = 0;
+            if (k >= V::lanes) {
+                typename V::type acc{};
+                for (; j + V::lanes <= k; j += V::lanes) acc += V::load(y + j) * V::load(y + j);
+                sum = V::sum(acc);
+            }
+            if constexpr (Bytes > 16) {
+                using H = Vec<T, Bytes / 2>;
+                if (j + H::lanes <= k) {
+                    sum += H::sum(H::load(y + j) * H::load(y + j));
+                    j += H::lanes;
+                }
+            }
+            for (; j < k; ++j) sum += y[j] * y[j];
+            lengths[c] = std::sqrt(sum);
+        }
+    }
+};
+
+template <class T> void lengths_of(const T *y, int64_t classes, int64_t k, T *lengths) {
+    simd::dispatch<LengthKernel<T>, const T *, int64_t, int64_t, T *>(y, classes, k, lengths);
+}
+
+// What forward and backward share: unit features, packed, and the projections of a tile of classes.
+template <class T> class Head {
+  public:
+    Head(Frame &frame, MatrixView<const T> x, const StackView<const T> &u)
+        : u(u), batch(x.rows), n(x.cols), k(u.cols()), classes(u.size()), mr(simd::tile<T>().mr), nr(simd::tile<T>().nr),
+          rows(round_up(std::max<int64_t>(x.rows, 1), mr)) {
+        // About 192 columns, fewer where the batch is large: the tile of projections stays in L2.
+        const int64_t columns = std::max<int64_t>(nr, std::min<int64_t>(4 * nr, (int64_t(1) << 17) / std::max<int64_t>(batch, 1)));
+        per_tile = std::max<int64_t>(1, columns / std::max<int64_t>(k, 1));
+        tiles = (classes + per_tile - 1) / per_tile;
+        width = round_up(per_tile * k, nr);
+        unit = {frame.take<T>(batch * n), batch, n};
+        inverse = frame.take<double>(batch);
+        for (int64_t b = 0; b < batch; ++b) {
+            double top = 0, sum = 0;
+            for (int64_t p = 0; p < n; ++p) top = std::max(top, std::abs(double(x(b, p))));
+            const double scale = top > 0 && std::isfinite(top) ? std::ldexp(1.0, -std::clamp(std::ilogb(top), -1000, 1000)) : 1.0;
+            for (int64_t p = 0; p < n; ++p) sum += (scale * double(x(b, p))) * (scale * double(x(b, p)));
+            const double r = sum > 0 ? 1.0 / std::sqrt(sum) : (sum == 0 ? 0.0 : sum);
+            for (int64_t p = 0; p < n; ++p) unit(b, p) = T(scale * double(x(b, p)) * r);
+            inverse[b] = scale * r; // 1 / ‖x‖
+        }
+        features = frame.take<T>(rows * n);
+        for (int64_t d = 0; d < n; d += kDepth) pack<T>(MatrixView<const T>(unit).block_cols(d, std::min(kDepth, n - d)).transposed(), mr, features + d * rows);
+    }
+    int64_t count(int64_t tile) const { return std::min(per_tile, classes - tile * per_tile); }
+
+    // y (batch x width) = the projections on the classes of a tile.
+    void project(int64_t tile, T *y) const {
+        Frame frame;
+        const int64_t columns = count(tile) * k;
+        T *packed = frame.take<T>(kDepth * width);
+        for (int64_t d = 0; d < n; d += kDepth) {
+            const int64_t depth = std::min(kDepth, n - d);
+            for (int64_t i = 0; i < count(tile); ++i) {
+                const auto basis = u[tile * per_tile + i].block_rows(d, depth);
+                for (int64_t j = 0; j < k;) { // a class may straddle panels
+                    const int64_t at = i * k + j, some = std::min(k - j, nr - at % nr);
+                    copy_matrix<T>(basis.block_cols(j, some), MatrixView<T>(packed + at / nr * nr * depth + at % nr, depth, some, nr, 1));
+                    j += some;
+                }
+            }
+            const int64_t past = columns % nr;
+            if (past != 0)
+                for (int64_t p = 0; p < depth; ++p) std::fill_n(packed + columns / nr * nr * depth + p * nr + past, nr - past, T(0));
+            multiply<T>(depth, features + d * rows, packed, y, width, batch, columns, d > 0);
+        }
+    }
+
+    const StackView<const T> &u;
+    int64_t batch, n, k, classes, mr, nr, rows; // rows: batch, padded
+    int64_t per_tile, tiles, width;
+    MatrixView<T> unit;
+    double *inverse;
+    T *features;
+};
+
+template <class F> void for_each(int64_t items, const F &body) {
+    if (items == 1) return body(0);
+    parallel_for(items, body);
+}
+
+} // namespace
+
+template <class T>
+void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> out) {
+    if (x.rows == 0 || u.size() == 0) return;
+    if (x.cols == 0 || u.cols() == 0) {
+        for (int64_t b = 0; b < out.rows; ++b)
+            for (int64_t c = 0; c < out.cols; ++c) out(b, c) = T(0);
+        return;
+    }
+    Frame frame;
+    const Head<T> head(frame, x, u);
+    for_each(head.tiles, [&](int64_t t) {
+        Frame mine;
+        T *y = mine.take<T>(head.batch * head.width), *lengths = mine.take<T>(head.per_tile);
+        head.project(t, y);
+        for (int64_t b = 0; b < head.batch; ++b) {
+            lengths_of<T>(y + b * head.width, head.count(t), head.k, lengths);
+            for (int64_t c = 0; c < head.count(t); ++c) out(b, t * head.per_tile + c) = T(scale * double(lengths[c]));
+        }
+    });
+}
+
+template <class T>
+void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, const StackView<const T> &u, double scale,
+                               MatrixView<T> dx, const StackView<T> &du) {
+    const int64_t classes = u.size();
+    if (x.rows == 0 || x.cols == 0 || classes == 0 || u.cols() == 0) {
+        for (int64_t b = 0; b < dx.rows; ++b)
+            for (int64_t p = 0; p < dx.cols; ++p) dx(b, p) = T(0);
+        for (int64_t c = 0; c < classes; ++c) {
+            const auto d = du[c];
+            for (int64_t p = 0; p < d.rows; ++p)
+                for (int64_t j = 0; j < d.cols; ++j) d(p, j) = T(0);
+        }
+        return;
+    }
+    Frame frame;
+    const Head<T> head(frame, x, u);
+    const int64_t batch = head.batch, n = head.n, k = head.k, mr = head.mr, nr = head.nr;
+    // unit, transposed and packed: the left operand of du.
+    const int64_t depth_blocks = (batch + kDepth - 1) / kDepth, np = round_up(n, mr);
+    T *across = frame.take<T>(batch * np);
+    for (int64_t d = 0; d < batch; d += kDepth)
+        pack<T>(MatrixView<const T>(head.unit).block_rows(d, std::min(kDepth, batch - d)), mr, across + d * np);
+    const MatrixView<T> sum(frame.zeros<T>(batch * n), batch, n);
+    T *weights = frame.take<T>(std::min(kGroup, head.tiles) * head.rows * head.width);
+    const int64_t strip = 64; // rows of du at a time
+    for (int64_t first = 0; first < head.tiles; first += kGroup) {
+        const int64_t tiles = std::min(kGroup, head.tiles - first);
+        for_each(tiles, [&](int64_t s) {
+            const int64_t tile = first + s, count = head.count(tile), columns = count * k;
+            Frame mine;
+            T *y = mine.take<T>(batch * head.width), *lengths = mine.take<T>(head.per_tile);
+            head.project(tile, y);
+            for (int64_t b = 0; b < batch; ++b) {
+                T *row = y + b * head.width;
+                lengths_of<T>(row, count, k, lengths);
+                for (int64_t c = 0; c < count; ++c) {
+                    const T w = lengths[c] == T(0) ? T(0) : T(scale * double(grad(b, tile * head.per_tile + c)) / double(lengths[c]));
+                    for (int64_t j = 0; j < k; ++j) row[c * k + j] *= w;
+                }
+            }
+            const MatrixView<const T> w(y, batch, columns, head.width, 1);
+            pack<T>(w.transposed(), mr, weights + s * head.rows * head.width);
+            T *packed = mine.take<T>(depth_blocks * kDepth * head.width), *block = mine.take<T>(strip * head.width);
+            for (int64_t d = 0; d < batch; d += kDepth) pack<T>(w.block_rows(d, std::min(kDepth, batch - d)), nr, packed + d * head.width);
+            for (int64_t r = 0; r < n; r += strip) {
+                const int64_t some = std::min(strip, n - r);
+                for (int64_t d = 0; d < batch; d += kDepth) {
+                    const int64_t depth = std::min(kDepth, batch - d);
+                    multiply<T>(depth, across + d * np + r * depth, packed + d * head.width, block, head.width, some, columns, d > 0);
+                }
+                for (int64_t c = 0; c < count; ++c)
+                    copy_matrix<T>(MatrixView<const T>(block + c * k, some, k, head.width, 1),
+                                   du[tile * head.per_tile + c].block_rows(r, some));
+            }
+        });
+        // sum += W Uᵀ, by blocks of columns: tiles in their order, whatever the threads.
+        const int64_t span = 4 * nr;
+        for_each((n + span - 1) / span, [&](int64_t s) {
+            const int64_t p = s * span, some = std::min(span, n - p);
+            Frame mine;
+            T *packed = mine.take<T>(round_up(span, nr) * head.per_tile * k);
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t count = head.count(first + t), depth = count * k;
+                for (int64_t l = 0; l < some; l += nr) {
+                    const int64_t lanes = std::min(nr, some - l);
+                    T *panel = packed + l * depth;
+                    for (int64_t c = 0; c < count; ++c)
+                        copy_matrix<T>(head.u[(first + t) * head.per_tile + c].block_rows(p + l, lanes),
+                                       MatrixView<T>(panel + c * k * nr, lanes, k, 1, nr));
+                    for (int64_t d = 0; d < depth && lanes < nr; ++d) std::fill_n(panel + d * nr + lanes, nr - lanes, T(0));
+                }
+                multiply<T>(depth, weights + t * head.rows * head.width, packed, sum.data + p, n, batch, some, true);
+            }
+        });
+    }
+    for (int64_t b = 0; b < batch; ++b) { // through the normalisation
+        double dot = 0;
+        for (int64_t p = 0; p < n; ++p) dot += double(head.unit(b, p)) * double(sum(b, p));
+        for (int64_t p = 0; p < n; ++p) dx(b, p) = T((double(sum(b, p)) - dot * double(head.unit(b, p))) * head.inverse[b]);
+    }
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template void grassmann_logits<T>(MatrixView<const T>, const StackView<const T> &, double, MatrixView<T>);         \
+    template void grassmann_logits_backward<T>(MatrixView<const T>, MatrixView<const T>, const StackView<const T> &,   \
+                                               double, MatrixView<T>, const StackView<T> &);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan

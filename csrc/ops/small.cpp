@@ -1,0 +1,299 @@
+#include "small.hpp"
+
+#include "micro.hpp"
+#include "scratch.hpp"
+#include "simd.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace subspan::small {
+namespace {
+
+struct MultiplyTN {
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t k, const double *a, const double *b, double *c) {
+        constexpr int MR = simd::Shape<Bytes>::mr, W = simd::Vec<double, Bytes>::lanes;
+        const int64_t ld = order(k);
+        for (int64_t i = 0; i < ld; i += MR) {
+            int64_t j = 0;
+            for (; j + 2 * W <= ld; j += 2 * W) simd::micro<double, Bytes, 2>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
+            for (; j < ld; j += W) simd::micro<double, Bytes, 1>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
+        }
+    }
+};
+
+// y += s x over a row.
+template <int Bytes> SUBSPAN_INLINE void axpy(int64_t ld, double s, const double *x, double *y) {
+    using V = simd::Vec<double, Bytes>;
+    for (int64_t j = 0; j < ld; j += V::lanes) V::store(y + j, V::load(y + j) + s * V::load(x + j));
+}
+
+struct InverseCholesky {
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t k, double *r, double *out) {
+        const int64_t ld = order(k);
+        for (int64_t i = 0; i < k; ++i) { // rows of R, from rows of I + x
+            double *row = r + i * ld;
+            for (int64_t p = 0; p < i; ++p) axpy<Bytes>(ld, -r[p * ld + i], r + p * ld, row);
+            const double inverse = 1.0 / std::sqrt(row[i]);
+            for (int64_t j = 0; j < ld; ++j) row[j] = j < i ? 0.0 : row[j] * inverse;
+        }
+        std::fill_n(out, ld * ld, 0.0);
+        for (int64_t i = k; i-- > 0;) { // R X = I from the last row on
+            double *row = out + i * ld;
+            row[i] = 1.0;
+            for (int64_t p = i + 1; p < k; ++p) axpy<Bytes>(ld, -r[i * ld + p], out + p * ld, row);
+            const double inverse = 1.0 / r[i * ld + i];
+            for (int64_t j = 0; j < ld; ++j) row[j] *= inverse;
+        }
+    }
+};
+
+// One-sided Jacobi on the rows of g, whose squared norms are kept in `squares`; rows of v are turned along. Pairs go round
+// robin, so that those of a round are independent and overlap in the pipeline.
+struct Jacobi {
+    template <int Bytes> static SUBSPAN_INLINE void turn(int64_t ld, double *x, double *y, double c, double s) {
+        using V = simd::Vec<double, Bytes>;
+        for (int64_t j = 0; j < ld; j += V::lanes) {
+            const auto a = V::load(x + j), b = V::load(y + j);
+            V::store(x + j, c * a - s * b);
+            V::store(y + j, s * a + c * b);
+        }
+    }
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(int64_t k, double *g, double *v, double *squares, int64_t *seat, double tolerance) {
+        using V = simd::Vec<double, Bytes>;
+        const int64_t ld = order(k), seats = k + k % 2;
+        const double bound = tolerance * tolerance;
+        for (int sweep = 0; sweep < 60; ++sweep) {
+            bool turned = false;
+            // Squared norms follow from the rotations; once a sweep they are measured.
+            for (int64_t i = 0; i < k; ++i) squares[i] = simd::dot<double, Bytes>(g + i * ld, g + i * ld, ld);
+            std::iota(seat, seat + seats, int64_t(0));
+            for (int64_t round = 0; round + 1 < seats; ++round) {
+                for (int64_t pair = 0; pair < seats / 2; ++pair) {
+                    int64_t p = seat[pair], q = seat[seats - 1 - pair];
+                    if (p > q) std::swap(p, q);
+                    if (q >= k) continue;
+                    double *x = g + p * ld, *y = g + q * ld;
+                    typename V::type product{};
+                    for (int64_t j = 0; j < ld; j += V::lanes) product += V::load(x + j) * V::load(y + j);
+                    const double xy = V::sum(product), xx = squares[p], yy = squares[q];
+                    if (!(xy * xy > bound * (xx * yy))) continue;
+                    turned = true;
+                    // t = tan of the angle, the smaller root of t² + 2 t (yy - xx) / (2 xy) - 1.
+                    const double half = 0.5 * (yy - xx), root = std::sqrt(half * half + xy * xy);
+                    const double t = half < 0 ? xy / (half - root) : xy / (half + root);
+                    const double c = 1.0 / std::sqrt(1.0 + t * t), s = c * t;
+                    squares[p] = std::max(xx - t * xy, 0.0);
+                    squares[q] = yy + t * xy;
+                    turn<Bytes>(ld, x, y, c, s);
+                    if (v != nullptr) turn<Bytes>(ld, v + p * ld, v + q * ld, c, s);
+                }
+                std::rotate(seat + 1, seat + seats - 1, seat + seats);
+            }
+            if (!turned) return;
+        }
+    }
+};
+
+// Σ_m c_m x^m of `terms` terms, three to a block, blocks by Horner (Paterson and Stockmeyer, SIAM J. Comput. 2, 1973).
+void series(int64_t k, const double *c, int terms, const double *x, const double *x2, const double *x3, double *work,
+            double *out) {
+    const int64_t ld = order(k), all = area(k);
+    const int blocks = (terms + 2) / 3;
+    for (int b = blocks; b-- > 0;) {
+        const double c0 = c[3 * b], c1 = c[3 * b + 1], c2 = c[3 * b + 2];
+        if (b == blocks - 1) {
+            for (int64_t i = 0; i < all; ++i) out[i] = c1 * x[i] + c2 * x2[i];
+        } else {
+            multiply_tn(k, x3, out, work);
+            for (int64_t i = 0; i < all; ++i) out[i] = work[i] + c1 * x[i] + c2 * x2[i];
+        }
+        for (int64_t i = 0; i < k; ++i) out[i * ld + i] += c0;
+    }
+}
+
+// Unit rows for those whose norm is zero, orthogonal to all others.
+void complete(int64_t k, double *rows, const double *norms) {
+    const int64_t ld = order(k);
+    for (int64_t i = 0; i < k; ++i) {
+        if (norms[i] > 0) continue;
+        // The unit vector that the others (zero rows among them, which do not count) cover least.
+        int64_t best = 0;
+        double least = std::numeric_limits<double>::infinity();
+        for (int64_t j = 0; j < k; ++j) {
+            double sum = 0;
+            for (int64_t p = 0; p < k; ++p) sum += p == i ? 0.0 : rows[p * ld + j] * rows[p * ld + j];
+            if (sum < least) {
+                least = sum;
+                best = j;
+            }
+        }
+        double *row = rows + i * ld;
+        std::fill_n(row, ld, 0.0);
+        row[best] = 1.0;
+        for (int pass = 0; pass < 3; ++pass) {
+            for (int64_t p = 0; p < k; ++p) {
+                if (p == i) continue;
+                double dot = 0;
+                for (int64_t j = 0; j < k; ++j) dot += rows[p * ld + j] * row[j];
+                for (int64_t j = 0; j < k; ++j) row[j] -= dot * rows[p * ld + j];
+            }
+            double sum = 0;
+            for (int64_t j = 0; j < k; ++j) sum += row[j] * row[j];
+            const double scale = 1.0 / std::sqrt(sum);
+            for (int64_t j = 0; j < k; ++j) row[j] *= scale;
+        }
+    }
+}
+
+} // namespace
+
+void multiply_tn(int64_t k, const double *a, const double *b, double *c) {
+    simd::dispatch<MultiplyTN, int64_t, const double *, const double *, double *>(k, a, b, c);
+}
+
+void transpose(int64_t k, const double *a, double *out) {
+    const int64_t ld = order(k);
+    for (int64_t i = 0; i < ld; ++i)
+        for (int64_t j = 0; j < ld; ++j) out[j * ld + i] = a[i * ld + j];
+}
+
+void multiply(int64_t k, const double *a, const double *b, double *c) {
+    Frame frame;
+    double *at = frame.take<double>(area(k));
+    transpose(k, a, at);
+    multiply_tn(k, at, b, c);
+}
+
+void identity(int64_t k, double *a) {
+    std::fill_n(a, area(k), 0.0);
+    for (int64_t i = 0; i < k; ++i) a[i * order(k) + i] = 1.0;
+}
+
+double row_norm(int64_t k, const double *a) {
+    const int64_t ld = order(k);
+    double most = 0;
+    for (int64_t i = 0; i < k; ++i) {
+        double sum = 0;
+        for (int64_t j = 0; j < k; ++j) sum += std::abs(a[i * ld + j]);
+        if (std::isnan(sum)) return sum;
+        most = std::max(most, sum);
+    }
+    return most;
+}
+
+double largest(int64_t k, const double *a) {
+    double most = 0;
+    for (int64_t i = 0; i < area(k); ++i) {
+        if (std::isnan(a[i])) return a[i];
+        most = std::max(most, std::abs(a[i]));
+    }
+    return most;
+}
+
+void trigonometric(int64_t k, const double *x, double tolerance, double *cosine, double *sinc, double *versine) {
+    const double norm = row_norm(k, x);
+    // The first term left out of the cosine is norm^m / (2m)!, and those of the others are smaller.
+    int terms = 0;
+    for (double next = 1.0; terms < 3 || (next > tolerance && terms < 15);) {
+        for (int i = 0; i < 3; ++i, ++terms) next *= norm / double((2 * terms + 1) * (2 * terms + 2));
+    }
+    double c[15], s[15], v[15];
+    c[0] = 1.0;
+    for (int m = 0; m < terms; ++m) {
+        if (m > 0) c[m] = -c[m - 1] / double((2 * m - 1) * (2 * m));
+        s[m] = c[m] / double(2 * m + 1);
+        v[m] = s[m] / double(2 * m + 2);
+    }
+    Frame frame;
+    double *x2 = frame.take<double>(area(k)), *x3 = nullptr, *work = frame.take<double>(area(k));
+    multiply_tn(k, x, x, x2);
+    if (terms > 3) {
+        x3 = frame.take<double>(area(k));
+        multiply_tn(k, x, x2, x3);
+    }
+    if (cosine != nullptr) series(k, c, terms, x, x2, x3, work, cosine);
+    if (sinc != nullptr) series(k, s, terms, x, x2, x3, work, sinc);
+    if (versine != nullptr) series(k, v, terms, x, x2, x3, work, versine);
+}
+
+void inverse_sqrt(int64_t k, const double *x, double *out) {
+    const int64_t ld = order(k), all = area(k);
+    Frame frame;
+    double *y = frame.take<double>(all), *z = frame.take<double>(all), *w = frame.take<double>(all), *t = frame.take<double>(all);
+    // (I + x) / scale has its spectrum in (0, 1]; scale is one while that needs none, so that I stays I.
+    const double norm = row_norm(k, x), scale = norm < 0.5 ? 1.0 : 1.0 + norm;
+    for (int64_t i = 0; i < all; ++i) y[i] = x[i] / scale;
+    for (int64_t i = 0; i < k; ++i) y[i * ld + i] += 1.0 / scale;
+    identity(k, z);
+    for (int step = 0; step < 40; ++step) {
+        multiply_tn(k, z, y, w); // all iterates are polynomials of x: symmetric, and they commute
+        double off = 0;
+        for (int64_t i = 0; i < all; ++i) w[i] = -0.5 * w[i];
+        for (int64_t i = 0; i < k; ++i) w[i * ld + i] += 1.5;
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t j = 0; j < k; ++j) off = std::max(off, std::abs(w[i * ld + j] - (i == j ? 1.0 : 0.0)));
+        multiply_tn(k, z, w, t);
+        std::swap(z, t);
+        if (off < 1e-9) break; // the next one would be its square
+        multiply_tn(k, y, w, t);
+        std::swap(y, t);
+    }
+    const double root = 1.0 / std::sqrt(scale);
+    for (int64_t i = 0; i < ld; ++i)
+        for (int64_t j = 0; j < ld; ++j) out[i * ld + j] = 0.5 * root * (z[i * ld + j] + z[j * ld + i]);
+}
+
+void inverse_cholesky(int64_t k, const double *x, double *out) {
+    Frame frame;
+    double *r = frame.take<double>(area(k));
+    std::copy_n(x, area(k), r);
+    for (int64_t i = 0; i < k; ++i) r[i * order(k) + i] += 1.0;
+    simd::dispatch<InverseCholesky, int64_t, double *, double *>(k, r, out);
+}
+
+void svd(int64_t k, const double *a, double *s, double *xt, double *yt, double accuracy) {
+    const int64_t ld = order(k);
+    Frame frame;
+    double *g = frame.take<double>(area(k)), *v = yt != nullptr ? frame.take<double>(area(k)) : nullptr;
+    double *norms = frame.take<double>(k);
+    int64_t *seat = frame.take<int64_t>(k + 1);
+    transpose(k, a, g);
+    const double top = largest(k, a);
+    int e = 0;
+    if (top > 0) std::frexp(top, &e);
+    const double down = std::ldexp(1.0, -std::clamp(e, -1000, 1000)), up = 1.0 / down;
+    for (int64_t i = 0; i < area(k); ++i) g[i] *= down;
+    if (v != nullptr) identity(k, v);
+    const double tolerance = std::max(accuracy, std::numeric_limits<double>::epsilon() * std::max(2.0, std::sqrt(double(k))));
+    simd::dispatch<Jacobi, int64_t, double *, double *, double *, int64_t *, double>(k, g, v, norms, seat, tolerance);
+    for (int64_t i = 0; i < k; ++i) {
+        double sum = 0;
+        for (int64_t j = 0; j < k; ++j) sum += g[i * ld + j] * g[i * ld + j];
+        norms[i] = std::sqrt(sum);
+    }
+    std::iota(seat, seat + k, int64_t(0));
+    std::sort(seat, seat + k, [&](int64_t p, int64_t q) { return norms[p] > norms[q] || (norms[p] == norms[q] && p < q); });
+    for (int64_t i = 0; i < k; ++i) s[i] = norms[seat[i]];
+    // Rows whose squares underflow have lost their direction.
+    const double floor = 1e-140;
+    if (xt != nullptr) {
+        std::fill_n(xt, area(k), 0.0);
+        for (int64_t i = 0; i < k; ++i) {
+            if (!(s[i] > floor)) continue;
+            for (int64_t j = 0; j < k; ++j) xt[i * ld + j] = g[seat[i] * ld + j] / s[i];
+        }
+    }
+    if (yt != nullptr) {
+        std::fill_n(yt, area(k), 0.0);
+        for (int64_t i = 0; i < k; ++i) std::copy_n(v + seat[i] * ld, k, yt + i * ld);
+    }
+    for (int64_t i = 0; i < k; ++i) s[i] = s[i] > floor ? s[i] : 0.0;
+    if (xt != nullptr && k > 0 && s[k - 1] == 0.0) complete(k, xt, s);
+    for (int64_t i = 0; i < k; ++i) s[i] *= up;
+}
+
+} // namespace subspan::small

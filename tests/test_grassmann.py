@@ -1,0 +1,826 @@
+"""Maps, angles, distances and means of the Grassmann manifold against float64 and mpmath references."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import subspan
+from subspan import _core, grassmann
+
+mpmath = pytest.importorskip("mpmath")
+
+SHAPES = [(1, 1), (7, 1), (7, 3), (9, 9), (40, 6), (65, 17), (300, 40), (600, 8), (1500, 32), (17, 12)]
+RETRACTIONS = ["cholesky", "polar", "qr", "cayley", "exp"]
+KINDS = ["geodesic", "chordal", "projection", "procrustes", "fubini-study", "binet-cauchy"]
+
+
+def eps(dtype):
+    return float(np.finfo(dtype).eps)
+
+
+def contract(dtype, k):
+    return 10 * eps(dtype) * math.sqrt(k)
+
+
+def orthonormality(U):
+    U = np.asarray(U, np.float64)
+    return np.abs(U.swapaxes(-1, -2) @ U - np.eye(U.shape[-1])).max(initial=0)
+
+
+def project(U, G):
+    return G - U @ (U.swapaxes(-1, -2) @ G)
+
+
+def laid_out(x, layout):
+    """The same numbers with other strides."""
+    if layout == "C":
+        return np.ascontiguousarray(x)
+    if layout == "F":
+        return np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+    if layout == "strided":
+        out = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)[..., ::2]
+    elif layout == "reversed":
+        out = np.zeros_like(x)[..., ::-1, :]
+    else:
+        out = np.zeros((*x.shape[:-2], x.shape[-2] + 3, x.shape[-1] + 5), x.dtype)[..., 2:-1, 1:-4]
+    out[...] = x
+    return out
+
+
+LAYOUTS = ["C", "F", "strided", "reversed", "window"]
+
+
+def points(rng, n, k, batch=(), dtype=np.float64):
+    return np.linalg.qr(rng.standard_normal((*batch, n, k)))[0].astype(dtype)
+
+
+def tangents(rng, U, norm=1.0):
+    H = project(U.astype(np.float64), rng.standard_normal(U.shape))
+    H = project(U.astype(np.float64), H)
+    length = np.linalg.norm(H, axis=(-2, -1), keepdims=True)
+    return (norm * H / np.where(length > 1e-8, length, 1)).astype(U.dtype)
+
+
+def exp_reference(U, H, t=1.0):
+    U, H = U.astype(np.float64), H.astype(np.float64)
+    q, s, vt = np.linalg.svd(H, full_matrices=False)
+    v = vt.swapaxes(-1, -2)
+    return (U @ v * np.cos(t * s)[..., None, :] + q * np.sin(t * s)[..., None, :]) @ vt
+
+
+def retract_reference(U, H, method):
+    U, H = U.astype(np.float64), H.astype(np.float64)
+    if method == "exp":
+        return exp_reference(U, H)
+    if method == "cayley":
+        n = U.shape[-2]
+        A = H @ U.swapaxes(-1, -2) - U @ H.swapaxes(-1, -2)
+        return np.linalg.solve(np.eye(n) - A / 2, U + A @ U / 2)
+    if method == "polar":
+        u, _, vt = np.linalg.svd(U + H, full_matrices=False)
+        return u @ vt
+    Q, R = np.linalg.qr(U + H)
+    return Q * np.where(np.diagonal(R, axis1=-2, axis2=-1) < 0, -1, 1)[..., None, :]
+
+
+def with_angles(rng, n, theta, dtype=np.float64):
+    """A pair of bases whose principal angles are theta, each in a random basis of its span."""
+    k = len(theta)
+    Q = np.linalg.qr(rng.standard_normal((n, 2 * k)))[0]
+    U, V = Q[:, :k], Q[:, k:]
+    W = U * np.cos(theta) + V * np.sin(theta)
+    a, b = (np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in range(2))
+    return (U @ a).astype(dtype), (W @ b).astype(dtype)
+
+
+def exact_angles(U, W, digits=40):
+    """Principal angles of the spans of the given numbers, which are orthonormal to rounding only."""
+    with mpmath.workdps(digits):
+        qu = mpmath.qr(mpmath.matrix(U.astype(np.float64).tolist()), mode="skinny")[0]
+        qw = mpmath.qr(mpmath.matrix(W.astype(np.float64).tolist()), mode="skinny")[0]
+        m = qu.T * qw
+        cosines = sorted((mpmath.mpf(x) for x in mpmath.svd_r(m, compute_uv=False)), reverse=True)
+        sines = sorted(mpmath.mpf(x) for x in mpmath.svd_r(qw - qu * m, compute_uv=False))
+        return np.array([float(mpmath.atan2(s, c)) for s, c in zip(sines, cosines, strict=True)])
+
+
+ANGLES = [
+    [1e-12, math.pi / 2 - 1e-12],
+    [1e-12, 1e-10, 1e-8],
+    [1e-8, 1e-8, 1e-8],
+    [1e-7, 0.3, math.pi / 2],
+    [math.pi / 4, math.pi / 4 - 1e-9, math.pi / 4 + 1e-9],
+    [math.pi / 2, math.pi / 2],
+    [0.0, 0.0, 1.0],
+    [1e-3, 1e-6, 1e-9, 1e-12],
+    [math.pi / 2 - 1e-8, math.pi / 2 - 1e-4, 0.7],
+    [0.2],
+    [1e-12],
+    [math.pi / 2 - 1e-12],
+]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+# -- tangents and retractions ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tangent(rng, dtype, shape):
+    U, G = points(rng, *shape, (3,), dtype), rng.standard_normal((3, *shape)).astype(dtype)
+    got = grassmann.tangent(U, G)
+    assert got.dtype == dtype
+    want = project(U.astype(np.float64), G.astype(np.float64))
+    scale = np.linalg.norm(G.astype(np.float64), axis=(-2, -1)).max()
+    np.testing.assert_allclose(got, want, atol=10 * eps(dtype) * scale)
+    left = np.linalg.norm(U.swapaxes(-1, -2).astype(np.float64) @ got)
+    assert left <= 10 * eps(dtype) * np.linalg.norm(U.swapaxes(-1, -2).astype(np.float64) @ G)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(40, 6), (64, 8), (37, 16), (65, 17), (33, 1)])
+def test_layouts(rng, dtype, layout, shape):
+    """Strides change nothing, of inputs and of outputs."""
+    U = points(rng, *shape, (2, 3), dtype)
+    H = tangents(rng, U, 0.7)
+    V = tangents(rng, U)
+    W = grassmann.exp(U, tangents(rng, U, 0.9))
+    u, h, v, w = (laid_out(x, layout) for x in (U, H, V, W))
+
+    def out():
+        return laid_out(np.zeros_like(U), layout)
+
+    tol = 4 * eps(dtype)
+    for f, plain, other in [
+        (grassmann.tangent, (U, W), (u, w)),
+        (grassmann.exp, (U, H), (u, h)),
+        (grassmann.log, (U, W), (u, w)),
+        (grassmann.transport, (U, H, V), (u, h, v)),
+        (grassmann.euclidean_to_riemannian_hessian, (U, W, V, H), (u, w, v, h)),
+    ]:
+        want = f(*plain)
+        np.testing.assert_allclose(f(*other), want, atol=tol * 10)
+        o = out()
+        assert f(*other, out=o) is o
+        np.testing.assert_allclose(o, want, atol=tol * 10)
+    np.testing.assert_allclose(grassmann.principal_angles(u, w), grassmann.principal_angles(U, W), atol=tol * 10)
+    for method in RETRACTIONS:
+        np.testing.assert_allclose(
+            grassmann.retract(u, h, method=method), grassmann.retract(U, H, method=method), atol=tol * 10
+        )
+
+
+@pytest.mark.parametrize("method", RETRACTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", [0.0, 1e-12, 1e-3, 0.5, 3.0, 40.0])
+def test_retract(rng, dtype, method, shape, norm):
+    U = points(rng, *shape, (2,), dtype)
+    H = tangents(rng, U, norm)
+    got = grassmann.retract(U, H, method=method)
+    assert got.dtype == dtype
+    assert orthonormality(got) <= contract(dtype, shape[1])
+    want = retract_reference(U, H, method)
+    # Long steps turn by many radians: the angle is known to eps of itself.
+    np.testing.assert_allclose(got, want, atol=40 * eps(dtype) * math.sqrt(shape[1]) * max(1.0, norm))
+
+
+@pytest.mark.parametrize("method", RETRACTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_retract_of_a_raw_gradient(rng, dtype, method):
+    """project=True is the tangent part, without a pass of its own."""
+    U = points(rng, 50, 7, (4,), dtype)
+    G = (0.1 * rng.standard_normal(U.shape)).astype(dtype)
+    got = grassmann.retract(U, G, method=method, project=True)
+    want = retract_reference(U, project(U.astype(np.float64), G), method)
+    np.testing.assert_allclose(got, want, atol=50 * eps(dtype))
+    # mostly along U, so much that the tangent part is small beside it
+    G = (U @ (50 * rng.standard_normal((4, 7, 7))) + 0.1 * tangents(rng, U)).astype(dtype)
+    got = grassmann.retract(U, G, method=method, project=True)
+    assert orthonormality(got) <= contract(dtype, 7)
+    want = retract_reference(U, project(U.astype(np.float64), project(U.astype(np.float64), G)), method)
+    np.testing.assert_allclose(got, want, atol=5000 * eps(dtype))
+
+
+@pytest.mark.parametrize("method", RETRACTIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("t", [1e3, 1e8, 1e30, 1e300, -1e5])
+def test_steps_of_any_length_stay_on_the_manifold(rng, dtype, method, t):
+    U = points(rng, 30, 5, (3,), dtype)
+    H = tangents(rng, U)
+    H[1] *= np.logspace(0, -12, 5).astype(dtype)  # graded columns
+    H[2, :, 1:] = 0  # rank one
+    got = grassmann.retract(U, H, t=t, method=method, check=False)
+    assert np.isfinite(got).all()
+    assert orthonormality(got) <= contract(dtype, 5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", RETRACTIONS)
+def test_entries_whose_squares_overflow(rng, dtype, method):
+    U = points(rng, 30, 5, (), dtype)
+    big = tangents(rng, U) * dtype(1e30 if dtype == np.float32 else 1e250)
+    for H in (big, big / np.abs(big).max() * np.finfo(dtype).max * dtype(0.9)):
+        got = grassmann.retract(U, H, method=method, project=True)
+        assert orthonormality(got) <= contract(dtype, 5)
+    small = tangents(rng, U) * dtype(1e-30 if dtype == np.float32 else 1e-200)
+    np.testing.assert_allclose(grassmann.retract(U, small, method=method), U, atol=4 * eps(dtype))
+
+
+def test_retract_in_place(rng):
+    U = points(rng, 20, 4, (3,))
+    H = tangents(rng, U, 0.4)
+    want = grassmann.retract(U, H)
+    u, h = U.copy(), H.copy()
+    assert grassmann.retract(u, H, out=u) is u
+    assert grassmann.retract(U, h, out=h) is h
+    np.testing.assert_array_equal(u, want)
+    np.testing.assert_array_equal(h, want)
+
+
+def test_a_class_that_does_not_fit_the_cache(rng):
+    """Blocks of rows, and outputs over inputs."""
+    U = np.linalg.qr(rng.standard_normal((60_000, 5)))[0]
+    H = tangents(rng, U, 0.8)
+    want = exp_reference(U, H)
+    np.testing.assert_allclose(grassmann.exp(U, H), want, atol=1e-14)
+    u = U.copy()
+    grassmann.exp(u, H, out=u)
+    np.testing.assert_allclose(u, want, atol=1e-14)
+    np.testing.assert_allclose(grassmann.log(U, want), H, atol=1e-14)
+    G = rng.standard_normal(U.shape)
+    np.testing.assert_allclose(grassmann.tangent(U, G), project(U, G), atol=1e-12)
+
+
+def test_no_matrix_is_n_by_n(rng):
+    n, k = 100_000, 2
+    U, W = points(rng, n, k), points(rng, n, k)
+    H = tangents(rng, U, 0.5)
+    for f in (
+        lambda: grassmann.exp(U, H),
+        lambda: grassmann.exp(U, H, 100.0),
+        lambda: grassmann.log(U, W),
+        lambda: grassmann.transport(U, H, H),
+        lambda: grassmann.retract(U, H, method="cayley"),
+        lambda: grassmann.retract(U, H, method="cayley", t=50.0),
+        lambda: grassmann.principal_angles(U, W, vectors=True),
+        lambda: grassmann.principal_angles(U, U),
+        lambda: grassmann.mean(np.stack([U, grassmann.exp(U, H)])),
+    ):
+        _core.reset_work_memory_peak()
+        f()
+        assert _core.work_memory_peak() < 20 * n * k * 8
+
+
+# -- exp, log, transport -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theta", ANGLES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exp_of_log(rng, dtype, theta):
+    """At every angle, π/2 among them."""
+    U, W = with_angles(rng, 3 * len(theta) + 2, np.array(theta), dtype)
+    H = grassmann.log(U, W)
+    k = len(theta)
+    assert np.isfinite(H).all()
+    assert np.abs(U.T.astype(np.float64) @ H).max() <= 20 * eps(dtype) * math.sqrt(k)
+    there = grassmann.exp(U, H)
+    gap = np.linalg.norm(there.astype(float) @ there.T - W.astype(float) @ W.T)
+    assert gap <= (1e-13 if dtype == np.float64 else 40 * eps(dtype) * math.sqrt(k))
+    want = exact_angles(U, W)
+    got = np.sort(np.linalg.svd(H.astype(np.float64), compute_uv=False))
+    np.testing.assert_allclose(got, want, atol=20 * eps(dtype) * math.sqrt(k))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(2, 1), (5, 1), (4, 4), (1, 1), (5, 4), (6, 3)])
+def test_exp_of_log_at_the_edges(rng, dtype, shape):
+    n, k = shape
+    for _ in range(5):
+        U, W = points(rng, n, k, (), dtype), points(rng, n, k, (), dtype)
+        for w in (W, -W, W[:, ::-1]):
+            H = grassmann.log(U, w)
+            there = grassmann.exp(U, H)
+            gap = np.linalg.norm(there.astype(float) @ there.T - w.astype(float) @ w.T)
+            assert gap <= (1e-13 if dtype == np.float64 else 40 * eps(dtype) * math.sqrt(k))
+            assert np.linalg.svd(H, compute_uv=False).max() <= math.pi / 2 * (1 + 4 * eps(dtype))
+    if n == k:
+        assert np.abs(H).max() <= 20 * eps(dtype) * math.sqrt(k)
+
+
+def test_log_at_the_cut_locus():
+    """Exactly orthogonal subspaces: a shortest tangent, orthonormal directions, no NaN."""
+    U, W = np.eye(6)[:, :3], np.eye(6)[:, 3:]
+    H = grassmann.log(U, W)
+    np.testing.assert_allclose(np.linalg.svd(H, compute_uv=False), np.pi / 2)
+    np.testing.assert_allclose(grassmann.distance(grassmann.exp(U, H), W), 0, atol=1e-14)
+    mixed = np.eye(6)[:, [0, 3, 4]]
+    H = grassmann.log(U, mixed)
+    np.testing.assert_allclose(np.linalg.svd(H, compute_uv=False), [np.pi / 2, np.pi / 2, 0], atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("norm", [1e-9, 0.3, 1.5, 8.0])
+def test_log_of_exp(rng, dtype, norm):
+    U = points(rng, 30, 4, (5,), dtype)
+    H = tangents(rng, U, norm)
+    s = np.linalg.svd(H, compute_uv=False).max()
+    back = grassmann.log(U, grassmann.exp(U, H))
+    if s < 1.4:
+        np.testing.assert_allclose(back, H, atol=20 * eps(dtype) * 2)
+    assert np.linalg.svd(back, compute_uv=False).max() <= math.pi / 2 * (1 + 4 * eps(dtype))
+
+
+@pytest.mark.parametrize("t", [0.0, 1e-7, 0.4, 1.0, -2.0, 30.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(7, 3), (9, 9), (5, 1), (40, 6), (600, 8)])
+def test_transport(rng, dtype, shape, t):
+    U = points(rng, *shape, (2,), dtype)
+    H, V, V2 = (tangents(rng, U) for _ in range(3))
+    u, h, v = (x.astype(np.float64) for x in (U, H, V))
+    q, s, rt = np.linalg.svd(h, full_matrices=False)
+    r, qt = rt.swapaxes(-1, -2), q.swapaxes(-1, -2)
+    want = v + (-u @ r * np.sin(t * s)[..., None, :] + q * (np.cos(t * s) - 1)[..., None, :]) @ qt @ v
+    tol = 20 * eps(dtype) * math.sqrt(shape[1]) * max(1.0, abs(t))
+    got = grassmann.transport(U, H, V, t)
+    if shape[0] > shape[1]:
+        np.testing.assert_allclose(got, want, atol=tol)
+    there = grassmann.exp(U, H, t)
+    assert np.abs(there.swapaxes(-1, -2).astype(float) @ got).max() <= tol
+    # isometry
+    other = grassmann.transport(U, H, V2, t)
+    np.testing.assert_allclose((got * other).sum((-2, -1)), (V * V2).sum((-2, -1)), atol=tol)
+    # the velocity of the geodesic, and back along it reversed
+    speed = grassmann.transport(U, H, H, t)
+    np.testing.assert_allclose(grassmann.exp(there, speed, -t, check=False), exp_reference(U, H, 0.0), atol=4 * tol)
+    np.testing.assert_allclose(grassmann.transport(there, speed, got, -t, check=False), V, atol=8 * tol)
+    out = V.copy()
+    assert grassmann.transport(U, H, out, t, out=out) is out
+    np.testing.assert_array_equal(out, got)
+
+
+def test_projection_transport(rng):
+    U = points(rng, 20, 4)
+    V = tangents(rng, U)
+    W = grassmann.exp(U, tangents(rng, U, 0.3))
+    np.testing.assert_allclose(grassmann.projection_transport(W, V), project(W, V), atol=1e-15)
+
+
+def test_hessian_is_the_second_derivative_along_geodesics(rng):
+    """f(U) = <A, UUᵀ>^3 / 3 along exp(U, tH), by central differences in t."""
+    A = rng.standard_normal((9, 9))
+    A = A + A.T
+    U = points(rng, 9, 3)
+    H = tangents(rng, U)
+
+    def f(u):
+        return np.trace(u.T @ A @ u) ** 3 / 3
+
+    value = np.trace(U.T @ A @ U)
+    egrad = 2 * value**2 * A @ U
+    ehess = 2 * value**2 * A @ H + 8 * value * np.trace(U.T @ A @ H) * A @ U
+    hess = grassmann.euclidean_to_riemannian_hessian(U, egrad, ehess, H)
+    assert np.abs(U.T @ hess).max() < 1e-10
+    d = 1e-4
+    second = (f(exp_reference(U, H, d)) - 2 * f(U) + f(exp_reference(U, H, -d))) / d**2
+    assert (H * hess).sum() == pytest.approx(second, rel=1e-5)
+    grad = grassmann.euclidean_to_riemannian_gradient(U, egrad)
+    first = (f(exp_reference(U, H, d)) - f(exp_reference(U, H, -d))) / (2 * d)
+    assert (H * grad).sum() == pytest.approx(first, rel=1e-6)
+    K = tangents(rng, U)
+    ehess_k = 2 * value**2 * A @ K + 8 * value * np.trace(U.T @ A @ K) * A @ U
+    other = grassmann.euclidean_to_riemannian_hessian(U, egrad, ehess_k, K)
+    assert (K * hess).sum() == pytest.approx((H * other).sum())  # self-adjoint
+
+
+# -- angles and distances ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theta", ANGLES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_principal_angles(rng, dtype, theta):
+    k = len(theta)
+    U, W = with_angles(rng, 3 * k + 2, np.array(theta), dtype)
+    want = exact_angles(U, W)
+    bound = 20 * eps(dtype) * math.sqrt(k)
+    got = grassmann.principal_angles(U, W)
+    assert got.dtype == dtype
+    assert (np.diff(got) >= 0).all()
+    np.testing.assert_allclose(got, want, atol=bound)
+    np.testing.assert_allclose(grassmann.principal_angles(W, U), want, atol=bound)
+    angles, P, Q = grassmann.principal_angles(U, W, vectors=True)
+    np.testing.assert_allclose(angles, want, atol=bound)
+    assert orthonormality(P) <= 2 * contract(dtype, k)
+    assert orthonormality(Q) <= 2 * contract(dtype, k)
+    np.testing.assert_allclose(P.T @ Q, np.diag(np.cos(want)), atol=bound)
+    # pairs of vectors differ by their angle, small ones too
+    apart = np.linalg.norm(P.astype(np.float64) - Q, axis=0)
+    np.testing.assert_allclose(2 * np.arcsin(apart / 2), want, atol=bound)
+    for X, basis in ((P, U), (Q, W)):
+        assert np.linalg.norm(project(basis.astype(np.float64), X.astype(np.float64))) <= bound
+
+
+def distance_reference(theta, kind):
+    with mpmath.workdps(40):
+        x = [mpmath.mpf(float(t)) for t in theta]
+        if kind == "geodesic":
+            value = mpmath.sqrt(sum(t**2 for t in x))
+        elif kind == "chordal":
+            value = mpmath.sqrt(sum(mpmath.sin(t) ** 2 for t in x))
+        elif kind == "projection":
+            value = mpmath.sin(max(x))
+        elif kind == "procrustes":
+            value = 2 * mpmath.sqrt(sum(mpmath.sin(t / 2) ** 2 for t in x))
+        else:
+            product = mpmath.mpf(1)
+            for t in x:
+                product *= mpmath.cos(t)
+            value = mpmath.acos(product) if kind == "fubini-study" else mpmath.sqrt(1 - product**2)
+        return float(value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("theta", ANGLES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_distance(rng, dtype, theta, kind):
+    k = len(theta)
+    U, W = with_angles(rng, 3 * k + 2, np.array(theta), dtype)
+    got = grassmann.distance(U, W, kind=kind)
+    assert np.ndim(got) == 0
+    assert got.dtype == dtype
+    assert got == pytest.approx(distance_reference(exact_angles(U, W), kind), abs=20 * eps(dtype) * math.sqrt(k))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 2**31), st.sampled_from(KINDS), st.booleans())
+def test_distances_do_not_depend_on_the_basis(k, more, seed, kind, near):
+    rng = np.random.default_rng(seed)
+    n = k + more
+    U = points(rng, n, k)
+    W = grassmann.exp(U, tangents(rng, U, 10.0 ** rng.uniform(-12, 0))) if near else points(rng, n, k)
+    a, b = points(rng, k, k), points(rng, k, k)
+    first, second = grassmann.distance(U, W, kind=kind), grassmann.distance(U @ a, W @ b, kind=kind)
+    assert first == pytest.approx(second, abs=40 * 2.2e-16 * math.sqrt(k))
+    assert first == pytest.approx(grassmann.distance(W, U, kind=kind), abs=40 * 2.2e-16 * math.sqrt(k))
+
+
+def test_angles_of_all_pairs(rng):
+    scipy_linalg = pytest.importorskip("scipy.linalg")
+    U, W = points(rng, 20, 3, (4,)), points(rng, 20, 3, (5,))
+    got = grassmann.principal_angles(U[:, None], W[None])
+    assert got.shape == (4, 5, 3)
+    for i in range(4):
+        for j in range(5):
+            np.testing.assert_allclose(got[i, j, ::-1], scipy_linalg.subspace_angles(U[i], W[j]), atol=1e-14)
+    assert grassmann.distance(U[:, None], W[None]).shape == (4, 5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_angles_of_large_ranks(rng, dtype):
+    """More columns than a register tile, spectra from 1e-6 to π/2."""
+    theta = np.sort(np.concatenate([np.logspace(-6, 0, 40), np.linspace(1, np.pi / 2, 27)]))
+    U, W = with_angles(rng, 200, theta, dtype)
+    np.testing.assert_allclose(grassmann.principal_angles(U, W), theta, atol=20 * eps(dtype) * math.sqrt(67))
+
+
+# -- mean --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_mean_is_where_the_gradient_vanishes(rng, dtype):
+    center = points(rng, 40, 5, (), dtype)
+    U = grassmann.exp(center, tangents(rng, np.broadcast_to(center, (30, 40, 5)), 0.9))
+    w = rng.uniform(0.1, 1, 30)
+    found = grassmann.mean(U, w, full_output=True)
+    assert found.converged
+    assert orthonormality(found.mean) <= contract(dtype, 5)
+    logs = np.stack([grassmann.log(found.mean.astype(np.float64), x.astype(np.float64), check=False) for x in U])
+    assert np.linalg.norm((w[:, None, None] * logs).sum(0) / w.sum()) <= 100 * eps(dtype) * math.sqrt(5)
+    want = (w * grassmann.distance(found.mean, U) ** 2).sum() / w.sum()
+    assert found.variance == pytest.approx(want, rel=1e-5)
+
+
+def test_mean_of_a_symmetric_cloud_is_its_centre(rng):
+    center = points(rng, 30, 4)
+    H = tangents(rng, np.broadcast_to(center, (20, 30, 4)), 0.6)
+    U = np.concatenate([grassmann.exp(center, H), grassmann.exp(center, -H)])
+    assert grassmann.distance(grassmann.mean(U), center) < 1e-14
+    assert grassmann.distance(grassmann.mean(U, initial=center), center) < 1e-14
+
+
+def test_weights_pull_the_mean_along_the_geodesic(rng):
+    U = points(rng, 30, 4)
+    H = tangents(rng, U, 1.2)
+    W = grassmann.exp(U, H)
+    got = grassmann.mean(np.stack([U, W]), [3.0, 1.0])
+    assert grassmann.distance(got, grassmann.exp(U, H, 0.25)) < 1e-13
+    assert grassmann.distance(grassmann.mean(np.stack([U, W]), [0.0, 2.0]), W) < 1e-14
+    assert grassmann.distance(grassmann.mean(U[None]), U) < 1e-14
+
+
+def test_means_of_a_stack(rng):
+    center = points(rng, 15, 2, (3, 2))
+    cloud = grassmann.exp(center, tangents(rng, np.broadcast_to(center, (9, 3, 2, 15, 2)), 0.3))
+    got = grassmann.mean(cloud, full_output=True)
+    assert got.mean.shape == (3, 2, 15, 2)
+    assert got.converged.shape == (3, 2)
+    assert got.converged.all()
+    for i in range(3):
+        for j in range(2):
+            np.testing.assert_allclose(
+                grassmann.distance(got.mean[i, j], grassmann.mean(cloud[:, i, j])), 0, atol=1e-14
+            )
+
+
+def test_mean_says_that_it_did_not_converge(rng):
+    U = points(rng, 20, 4, (10,))
+    with pytest.warns(RuntimeWarning, match="1 of 1 means did not reach tol"):
+        grassmann.mean(U, max_iterations=1)
+    found = grassmann.mean(U, max_iterations=1, full_output=True)
+    assert not found.converged
+    assert found.iterations == 1
+    assert found.gradient_norm > 0
+
+
+def test_mean_of_points_that_are_far_apart(rng):
+    """No unique mean; still a stationary point, or a warning, and never NaN."""
+    U = points(rng, 12, 3, (25,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = grassmann.mean(U, max_iterations=500, full_output=True)
+    assert np.isfinite(found.mean).all()
+    assert found.converged == (found.gradient_norm <= 50 * 2.2e-16 * math.sqrt(3))
+    # two orthogonal planes: the cut locus itself
+    pair = np.stack([np.eye(4)[:, :2], np.eye(4)[:, 2:]])
+    found = grassmann.mean(pair, full_output=True)
+    assert np.isfinite(found.mean).all()
+
+
+def test_mean_reports_progress_and_can_be_stopped(rng):
+    center = points(rng, 20, 4)
+    U = grassmann.exp(center, tangents(rng, np.broadcast_to(center, (10, 20, 4)), 1.0))
+    seen = []
+    grassmann.mean(U, progress=lambda which, iteration, norm, variance: seen.append((which, iteration, norm)))
+    assert [s[1] for s in seen] == list(range(len(seen)))
+    assert seen[-1][2] < seen[0][2]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grassmann.mean(U, progress=stop)
+
+
+def test_mean_is_the_same_for_any_number_of_threads(rng):
+    center = points(rng, 60, 4)
+    U = grassmann.exp(center, tangents(rng, np.broadcast_to(center, (33, 60, 4)), 0.7))
+    before = subspan.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            subspan.set_num_threads(threads)
+            results.append(grassmann.mean(U))
+    finally:
+        subspan.set_num_threads(before)
+    for r in results[1:]:
+        np.testing.assert_array_equal(r, results[0])
+
+
+# -- stacks, libraries, threads ----------------------------------------------------------------------------------------
+
+
+def test_leading_axes_broadcast(rng):
+    U, W = points(rng, 12, 3, (4, 1)), points(rng, 12, 3, (5,))
+    H = grassmann.log(U, W)
+    assert H.shape == (4, 5, 12, 3)
+    np.testing.assert_allclose(H[2, 3], grassmann.log(U[2, 0], W[3]), atol=1e-15)
+    assert grassmann.exp(U, H).shape == (4, 5, 12, 3)
+    assert grassmann.transport(U, H, H).shape == (4, 5, 12, 3)
+
+
+def test_empty_stacks_and_ranks(rng):
+    U = np.zeros((0, 6, 2))
+    assert grassmann.exp(U, U).shape == (0, 6, 2)
+    assert grassmann.distance(U, U).shape == (0,)
+    assert grassmann.principal_angles(U, U).shape == (0, 2)
+    U = np.zeros((3, 6, 0))
+    assert grassmann.log(U, U).shape == (3, 6, 0)
+    np.testing.assert_array_equal(grassmann.distance(U, U), np.zeros(3))
+    assert grassmann.mean(U).shape == (6, 0)
+
+
+def test_torch_and_jax(rng):
+    torch = pytest.importorskip("torch")
+    U, W = points(rng, 12, 3, (2,), np.float32), points(rng, 12, 3, (2,), np.float32)
+    want = grassmann.log(U, W)
+    got = grassmann.log(torch.from_numpy(U), torch.from_numpy(W))
+    assert isinstance(got, torch.Tensor)
+    np.testing.assert_array_equal(got.numpy(), want)
+    d = grassmann.distance(torch.from_numpy(U[0]), torch.from_numpy(W[0]))
+    assert isinstance(d, torch.Tensor)
+    assert d.shape == ()
+    with pytest.raises(TypeError, match="requires grad"):
+        grassmann.log(torch.from_numpy(U).requires_grad_(), torch.from_numpy(W))
+    jnp = pytest.importorskip("jax.numpy")
+    got = grassmann.exp(jnp.asarray(U), jnp.asarray(want))
+    assert type(got).__module__.startswith("jax")
+    np.testing.assert_allclose(np.asarray(got), grassmann.exp(U, want))
+
+
+def test_results_do_not_depend_on_threads(rng):
+    U, W = points(rng, 64, 8, (50,), np.float32), points(rng, 64, 8, (50,), np.float32)
+    before = subspan.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            subspan.set_num_threads(threads)
+            H = grassmann.log(U, W)
+            results.append((H, grassmann.exp(U, H), grassmann.principal_angles(U, W), grassmann.transport(U, H, H)))
+    finally:
+        subspan.set_num_threads(before)
+    for r in results[1:]:
+        for a, b in zip(r, results[0], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_every_instruction_set(rng, isa):
+    import os
+    import subprocess
+    import sys
+
+    code = """
+import numpy as np
+from subspan import grassmann
+rng = np.random.default_rng(0)
+for n, k in ((40, 6), (64, 8), (33, 1), (70, 17), (128, 32)):
+    for dtype in (np.float32, np.float64):
+        eps = np.finfo(dtype).eps
+        U, W = (np.linalg.qr(rng.standard_normal((3, n, k)))[0].astype(dtype) for _ in range(2))
+        H = grassmann.log(U, W)
+        there = grassmann.exp(U, H)
+        assert np.abs(grassmann.distance(there, W)).max() < 40 * eps * k**0.5
+        there = np.ascontiguousarray(there.swapaxes(1, 2)).swapaxes(1, 2)
+        assert np.abs(grassmann.distance(there, W)).max() < 40 * eps * k**0.5
+        x = rng.standard_normal((9, n)).astype(dtype)
+        want = 25 * np.linalg.norm(np.einsum("bn,cnk->bck", x / np.linalg.norm(x, axis=1, keepdims=True), U), axis=2)
+        assert np.abs(grassmann.logits(x, U) - want).max() < 100 * eps
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "SUBSPAN_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "not available" in result.stderr or "unsupported" in result.stderr.lower():
+        pytest.skip(f"this machine or build has no {isa}")
+    assert result.returncode == 0, result.stderr
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_points_that_are_not_orthonormal(rng):
+    U, W = points(rng, 10, 3, (4,)), points(rng, 10, 3, (4,))
+    bad = U.copy()
+    bad[2] *= 1.001
+    H = tangents(rng, U)
+    for f in (
+        lambda: grassmann.exp(bad, H),
+        lambda: grassmann.log(bad, W),
+        lambda: grassmann.distance(bad, W),
+        lambda: grassmann.principal_angles(bad, W),
+        lambda: grassmann.tangent(bad, H),
+        lambda: grassmann.transport(bad, H, H),
+        lambda: grassmann.retract(bad, H),
+        lambda: grassmann.euclidean_to_riemannian_hessian(bad, H, H, H),
+    ):
+        with pytest.raises(ValueError, match="matrix 2 of U are not orthonormal"):
+            f()
+    with pytest.raises(ValueError, match="matrix 2 of W are not orthonormal"):
+        grassmann.log(W, bad)
+    with pytest.raises(ValueError, match="matrix 2 of U are not orthonormal"):
+        grassmann.mean(bad)
+    grassmann.log(bad, W, check=False)
+    got = grassmann.exp(bad, H, check=False)  # comes back to the manifold
+    assert orthonormality(got) < contract(np.float64, 3)
+    got = grassmann.exp(rng.standard_normal((10, 3)), H[0], check=False)
+    assert orthonormality(got) < contract(np.float64, 3)
+
+
+def test_tangents_that_are_not_tangent(rng):
+    U = points(rng, 10, 3, (4,))
+    H = tangents(rng, U)
+    bad = H.copy()
+    bad[1] += 0.1 * U[1]
+    for f in (
+        lambda: grassmann.exp(U, bad),
+        lambda: grassmann.retract(U, bad),
+        lambda: grassmann.transport(U, bad, H),
+        lambda: grassmann.euclidean_to_riemannian_hessian(U, H, H, bad),
+    ):
+        with pytest.raises(ValueError, match="matrix 1 of H is not tangent at U"):
+            f()
+    with pytest.raises(ValueError, match="matrix 1 of V is not tangent at U"):
+        grassmann.transport(U, H, bad)
+    # what projection in working precision leaves along U is no reason to complain
+    loose = (H + 1e-11 * U).astype(np.float64)
+    grassmann.exp(U, loose)
+    grassmann.exp(U, np.zeros_like(H))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity(rng, value):
+    U, W = points(rng, 10, 3, (4,)), points(rng, 10, 3, (4,))
+    H = tangents(rng, U)
+    bad, bad_h = U.copy(), H.copy()
+    bad[3, 4, 1] = value
+    bad_h[3, 4, 1] = value
+    for f in (
+        lambda: grassmann.exp(U, bad_h),
+        lambda: grassmann.exp(U, bad_h, check=False),
+        lambda: grassmann.exp(bad, H),
+        lambda: grassmann.log(W, bad),
+        lambda: grassmann.log(bad, W, check=False),
+        lambda: grassmann.distance(W, bad),
+        lambda: grassmann.distance(W, bad, check=False),
+        lambda: grassmann.tangent(U, bad_h),
+        lambda: grassmann.transport(U, bad_h, H),
+        lambda: grassmann.transport(U, H, bad_h),
+        lambda: grassmann.euclidean_to_riemannian_hessian(U, bad_h, H, H),
+        lambda: grassmann.mean(bad),
+        lambda: grassmann.mean(bad, check=False),
+    ):
+        with pytest.raises(ValueError, match="matrix 3 of"):
+            f()
+
+
+def test_shapes_types_and_names(rng):
+    U, W = points(rng, 10, 3), points(rng, 10, 3)
+    with pytest.raises(
+        ValueError, match=r"W must hold matrices of the shape that U holds, \(10, 3\), got shape \(10, 2\)"
+    ):
+        grassmann.log(U, W[:, :2])
+    with pytest.raises(ValueError, match="3 columns of 2 entries"):
+        grassmann.log(np.ones((2, 3)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match="at least 2 dimensions"):
+        grassmann.exp(U[:, 0], W[:, 0])
+    with pytest.raises(ValueError, match="leading axes do not broadcast"):
+        grassmann.log(points(rng, 10, 3, (2,)), points(rng, 10, 3, (3,)))
+    with pytest.raises(TypeError, match="W must be float64 as U is, got float32"):
+        grassmann.log(U, W.astype(np.float32))
+    with pytest.raises(TypeError, match="float32 or float64"):
+        grassmann.log(np.ones((3, 2), int), np.ones((3, 2), int))
+    with pytest.raises(ValueError, match="method must be one of"):
+        grassmann.retract(U, W, method="svd")
+    with pytest.raises(ValueError, match="kind must be one of"):
+        grassmann.distance(U, W, kind="asimov")
+    with pytest.raises(ValueError, match="t must be finite"):
+        grassmann.exp(U, np.zeros_like(U), np.nan)
+    with pytest.raises(ValueError, match="out must have shape"):
+        grassmann.log(U, W, out=np.empty((10, 2)))
+    with pytest.raises(TypeError, match="out must be float64"):
+        grassmann.log(U, W, out=np.empty((10, 3), np.float32))
+    both = np.zeros((11, 3))
+    both[:10] = U
+    with pytest.raises(ValueError, match="overlaps"):
+        grassmann.log(both[:10], W, out=both[1:])
+    with pytest.raises(ValueError, match="weights must have shape"):
+        grassmann.mean(np.stack([U, W]), [1.0])
+    with pytest.raises(ValueError, match="not negative"):
+        grassmann.mean(np.stack([U, W]), [1.0, -1.0])
+    with pytest.raises(ValueError, match="positive, finite sum"):
+        grassmann.mean(np.stack([U, W]), [0.0, 0.0])
+    with pytest.raises(ValueError, match="holds no points"):
+        grassmann.mean(np.zeros((0, 10, 3)))
+    with pytest.raises(ValueError, match="at least 3 dimensions"):
+        grassmann.mean(U)
+    with pytest.raises(ValueError, match="max_iterations"):
+        grassmann.mean(np.stack([U, W]), max_iterations=-1)
+
+
+def test_random(rng):
+    U = grassmann.random(20, 3, batch=5, rng=3, dtype=np.float32)
+    assert U.shape == (5, 20, 3)
+    assert U.dtype == np.float32
+    assert orthonormality(U) < contract(np.float32, 3)
+    np.testing.assert_array_equal(U, grassmann.random(20, 3, batch=(5,), rng=3, dtype=np.float32))
+    H = grassmann.random_tangent(U, rng=1)
+    np.testing.assert_allclose(np.linalg.norm(H, axis=(1, 2)), 1, rtol=1e-6)
+    assert np.abs(U.swapaxes(1, 2) @ H).max() < 1e-6
+    np.testing.assert_array_equal(grassmann.random_tangent(np.eye(3), rng=1), np.zeros((3, 3)))
+    # no preferred direction: the mean projector is k/n times the identity
+    many = grassmann.random(4, 2, batch=20_000, rng=0)
+    np.testing.assert_allclose((many @ many.swapaxes(1, 2)).mean(0), np.eye(4) / 2, atol=0.01)
