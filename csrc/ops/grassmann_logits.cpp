@@ -19,7 +19,7 @@ using simd::Vec;
 using std::int64_t;
 
 constexpr int64_t kDepth = 256; // of the packed blocks that the register tile runs over
-constexpr int64_t kGroup = 16;  // tiles of classes whose weights are kept until they are multiplied into dx
+constexpr int64_t kGroup = 8;   // tiles of classes whose weights are kept until they are multiplied into dx
 
 template <class T> struct BlockKernel {
     template <int Bytes>
@@ -34,6 +34,44 @@ void multiply(int64_t depth, const T *a, const T *b, T *c, int64_t ldc, int64_t 
     simd::dispatch<BlockKernel<T>, int64_t, const T *, const T *, T *, int64_t, int64_t, int64_t, bool>(depth, a, b, c, ldc, rows,
                                                                                                        cols, add);
 }
+
+// C (+)= A B with A row by row, unpacked: its rows are read along, which caches like, and a packed copy of the features
+// would be as large as they are. Rows and columns of C are whole tiles.
+template <class T> struct RowsKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols,
+                                   bool add) {
+        using V = Vec<T, Bytes>;
+        constexpr int MR = simd::Shape<Bytes>::mr, NV = simd::Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
+        for (int64_t j = 0; j < cols; j += NR)
+            for (int64_t i = 0; i < rows; i += MR) {
+                typename V::type acc[MR][NV];
+#pragma GCC unroll 8
+                for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+                    for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+                const T *x = a + i * lda, *y = b + j * depth;
+                for (int64_t d = 0; d < depth; ++d, ++x, y += NR) {
+                    typename V::type v[NV];
+#pragma GCC unroll 4
+                    for (int q = 0; q < NV; ++q) v[q] = V::load(y + q * W);
+#pragma GCC unroll 8
+                    for (int r = 0; r < MR; ++r) {
+                        const T e = x[r * lda];
+#pragma GCC unroll 4
+                        for (int q = 0; q < NV; ++q) acc[r][q] += e * v[q];
+                    }
+                }
+#pragma GCC unroll 8
+                for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+                    for (int q = 0; q < NV; ++q) {
+                        T *p = c + (i + r) * ldc + j + q * W;
+                        V::store(p, add ? V::load(p) + acc[r][q] : acc[r][q]);
+                    }
+            }
+    }
+};
 
 // Panels of `lanes` columns of a (depth x m): panel p holds a[:, p·lanes ...] row by row, zeros past m.
 template <class T> void pack(MatrixView<const T> a, int64_t lanes, T *to) {
@@ -74,7 +112,7 @@ template <class T> void lengths_of(const T *y, int64_t classes, int64_t k, T *le
     simd::dispatch<LengthKernel<T>, const T *, int64_t, int64_t, T *>(y, classes, k, lengths);
 }
 
-// What forward and backward share: unit features, packed, and the projections of a tile of classes.
+// What forward and backward share: unit features, and the projections of a tile of classes.
 template <class T> class Head {
   public:
     Head(Frame &frame, MatrixView<const T> x, const StackView<const T> &u)
@@ -85,7 +123,8 @@ template <class T> class Head {
         per_tile = std::max<int64_t>(1, columns / std::max<int64_t>(k, 1));
         tiles = (classes + per_tile - 1) / per_tile;
         width = round_up(per_tile * k, nr);
-        unit = {frame.take<T>(batch * n), batch, n};
+        unit = {frame.take<T>(rows * n), batch, n};
+        std::fill_n(unit.data + batch * n, (rows - batch) * n, T(0));
         inverse = frame.take<double>(batch);
         for (int64_t b = 0; b < batch; ++b) {
             double top = 0, sum = 0;
@@ -96,12 +135,10 @@ template <class T> class Head {
             for (int64_t p = 0; p < n; ++p) unit(b, p) = T(scale * double(x(b, p)) * r);
             inverse[b] = scale * r; // 1 / ‖x‖
         }
-        features = frame.take<T>(rows * n);
-        for (int64_t d = 0; d < n; d += kDepth) pack<T>(MatrixView<const T>(unit).block_cols(d, std::min(kDepth, n - d)).transposed(), mr, features + d * rows);
     }
     int64_t count(int64_t tile) const { return std::min(per_tile, classes - tile * per_tile); }
 
-    // y (batch x width) = the projections on the classes of a tile.
+    // y (rows x width) = the projections on the classes of a tile.
     void project(int64_t tile, T *y) const {
         Frame frame;
         const int64_t columns = count(tile) * k;
@@ -119,7 +156,8 @@ template <class T> class Head {
             const int64_t past = columns % nr;
             if (past != 0)
                 for (int64_t p = 0; p < depth; ++p) std::fill_n(packed + columns / nr * nr * depth + p * nr + past, nr - past, T(0));
-            multiply<T>(depth, features + d * rows, packed, y, width, batch, columns, d > 0);
+            simd::dispatch<RowsKernel<T>, int64_t, const T *, int64_t, const T *, T *, int64_t, int64_t, int64_t, bool>(
+                depth, unit.data + d, n, packed, y, width, rows, round_up(columns, nr), d > 0);
         }
     }
 
@@ -128,7 +166,6 @@ template <class T> class Head {
     int64_t per_tile, tiles, width;
     MatrixView<T> unit;
     double *inverse;
-    T *features;
 };
 
 template <class F> void for_each(int64_t items, const F &body) {
@@ -150,7 +187,7 @@ void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double
     const Head<T> head(frame, x, u);
     for_each(head.tiles, [&](int64_t t) {
         Frame mine;
-        T *y = mine.take<T>(head.batch * head.width), *lengths = mine.take<T>(head.per_tile);
+        T *y = mine.take<T>(head.rows * head.width), *lengths = mine.take<T>(head.per_tile);
         head.project(t, y);
         for (int64_t b = 0; b < head.batch; ++b) {
             lengths_of<T>(y + b * head.width, head.count(t), head.k, lengths);
@@ -176,12 +213,10 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
     Frame frame;
     const Head<T> head(frame, x, u);
     const int64_t batch = head.batch, n = head.n, k = head.k, mr = head.mr, nr = head.nr;
-    // unit, transposed and packed: the left operand of du.
-    const int64_t depth_blocks = (batch + kDepth - 1) / kDepth, np = round_up(n, mr);
-    T *across = frame.take<T>(batch * np);
-    for (int64_t d = 0; d < batch; d += kDepth)
-        pack<T>(MatrixView<const T>(head.unit).block_rows(d, std::min(kDepth, batch - d)), mr, across + d * np);
-    const MatrixView<T> sum(frame.zeros<T>(batch * n), batch, n);
+    const int64_t depth_blocks = (batch + kDepth - 1) / kDepth;
+    // The gradient of the unit features is summed where dx will be, if that has contiguous rows.
+    const MatrixView<T> sum = dx.col_stride == 1 ? dx : MatrixView<T>(frame.take<T>(batch * n), batch, n);
+    for (int64_t b = 0; b < batch; ++b) std::fill_n(sum.data + b * sum.row_stride, n, T(0));
     T *weights = frame.take<T>(std::min(kGroup, head.tiles) * head.rows * head.width);
     const int64_t strip = 64; // rows of du at a time
     for (int64_t first = 0; first < head.tiles; first += kGroup) {
@@ -189,7 +224,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
         for_each(tiles, [&](int64_t s) {
             const int64_t tile = first + s, count = head.count(tile), columns = count * k;
             Frame mine;
-            T *y = mine.take<T>(batch * head.width), *lengths = mine.take<T>(head.per_tile);
+            T *y = mine.take<T>(head.rows * head.width), *lengths = mine.take<T>(head.per_tile);
             head.project(tile, y);
             for (int64_t b = 0; b < batch; ++b) {
                 T *row = y + b * head.width;
@@ -202,12 +237,14 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
             const MatrixView<const T> w(y, batch, columns, head.width, 1);
             pack<T>(w.transposed(), mr, weights + s * head.rows * head.width);
             T *packed = mine.take<T>(depth_blocks * kDepth * head.width), *block = mine.take<T>(strip * head.width);
+            T *across = mine.take<T>(std::min(kDepth, batch) * round_up(strip, mr)); // unit features, turned
             for (int64_t d = 0; d < batch; d += kDepth) pack<T>(w.block_rows(d, std::min(kDepth, batch - d)), nr, packed + d * head.width);
             for (int64_t r = 0; r < n; r += strip) {
                 const int64_t some = std::min(strip, n - r);
                 for (int64_t d = 0; d < batch; d += kDepth) {
                     const int64_t depth = std::min(kDepth, batch - d);
-                    multiply<T>(depth, across + d * np + r * depth, packed + d * head.width, block, head.width, some, columns, d > 0);
+                    pack<T>(MatrixView<const T>(head.unit).block_rows(d, depth).block_cols(r, some), mr, across);
+                    multiply<T>(depth, across, packed + d * head.width, block, head.width, some, columns, d > 0);
                 }
                 for (int64_t c = 0; c < count; ++c)
                     copy_matrix<T>(MatrixView<const T>(block + c * k, some, k, head.width, 1),
@@ -230,7 +267,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
                                        MatrixView<T>(panel + c * k * nr, lanes, k, 1, nr));
                     for (int64_t d = 0; d < depth && lanes < nr; ++d) std::fill_n(panel + d * nr + lanes, nr - lanes, T(0));
                 }
-                multiply<T>(depth, weights + t * head.rows * head.width, packed, sum.data + p, n, batch, some, true);
+                multiply<T>(depth, weights + t * head.rows * head.width, packed, sum.data + p, sum.row_stride, batch, some, true);
             }
         });
     }
