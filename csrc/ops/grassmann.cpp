@@ -120,7 +120,7 @@ void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Ch
     const unsigned wanted[2] = {3u, 2u};
     panel.ahead(next, next_count);
     panel.gram(operands, wanted);
-    double *e = frame.take<double>(6 * all), *m = e + all, *b = e + 2 * all, *xt = e + 3 * all, *yt = e + 4 * all, *f = e + 5 * all;
+    double *e = frame.take<double>(5 * all), *m = e + all, *b = e + 2 * all, *f = e + 3 * all, *p = e + 4 * all;
     panel.block(0, 0, e);
     panel.block(0, 1, m);
     panel.block(1, 1, b);
@@ -131,13 +131,7 @@ void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Ch
         grassmann::require_orthonormal<T>(k, e, "U", item);
         grassmann::require_orthonormal<T>(k, b, "W", item);
     }
-    double *c = frame.take<double>(k), *p = frame.take<double>(all);
-    small::svd(k, m, c, xt, yt, grassmann::kSvd<T>);
-    for (int64_t i = 0; i < k; ++i) {
-        const double cosine = std::min(c[i], 1.0), sine = std::sqrt((1.0 - cosine) * (1.0 + cosine));
-        c[i] = sine < 1e-7 ? 1.0 + sine * sine / 6.0 : std::acos(cosine) / sine;
-    }
-    grassmann::compose(k, yt, c, xt, f);
+    grassmann::log_factor<T>(k, m, f);
     small::multiply(k, m, f, p);
     for (int64_t i = 0; i < all; ++i) p[i] = -p[i];
     const double *coefficients[2] = {p, f};
@@ -185,8 +179,8 @@ void tangent(const StackView<const T> &u, const StackView<const T> &g, const Sta
     grassmann::check_shape(u.rows(), u.cols());
     if (u.cols() == 0 || u.rows() == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
-        const MatrixView<const T> ahead[2] = {u[next], g[next]};
-        tangent_one<T>(u[i], g[i], out[i], checks, i, ahead, next > i ? 2 : 0);
+        const MatrixView<const T> ahead[3] = {u[next], g[next], MatrixView<const T>(out[i])};
+        tangent_one<T>(u[i], g[i], out[i], checks, i, ahead, next > i ? 3 : 0);
     });
 }
 
@@ -197,8 +191,8 @@ void retract(const StackView<const T> &u, const StackView<const T> &h, double t,
     if (!std::isfinite(t)) throw ValueError("t must be finite");
     if (u.cols() == 0 || u.rows() == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
-        const MatrixView<const T> ahead[2] = {u[next], h[next]};
-        grassmann::step<T>(u[i], h[i], t, method, out[i], nullptr, checks, i, ahead, next > i ? 2 : 0);
+        const MatrixView<const T> ahead[3] = {u[next], h[next], MatrixView<const T>(out[i])}; // what is written too
+        grassmann::step<T>(u[i], h[i], t, method, out[i], nullptr, checks, i, ahead, next > i ? 3 : 0);
     });
 }
 
@@ -219,8 +213,8 @@ void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, con
     grassmann::check_shape(u.rows(), u.cols());
     if (u.cols() == 0 || u.rows() == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
-        const MatrixView<const T> ahead[2] = {u[next], w[next]};
-        log_one<T>(u[i], w[i], out[i], checks, i, ahead, next > i ? 2 : 0);
+        const MatrixView<const T> ahead[3] = {u[next], w[next], MatrixView<const T>(out[i])};
+        log_one<T>(u[i], w[i], out[i], checks, i, ahead, next > i ? 3 : 0);
     });
 }
 

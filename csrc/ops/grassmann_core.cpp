@@ -268,6 +268,35 @@ void compose(int64_t k, const double *yt, const double *g, const double *xt, dou
     small::multiply_tn(k, w, xt, f);
 }
 
+template <class T> double log_factor(int64_t k, const double *m, double *f) {
+    const int64_t ld = small::order(k), all = small::area(k);
+    Frame frame;
+    double *x = frame.take<double>(all), *a = frame.take<double>(all), *b = frame.take<double>(all);
+    small::multiply_tn(k, m, m, x);
+    for (int64_t i = 0; i < all; ++i) x[i] = -x[i];
+    for (int64_t i = 0; i < k; ++i) x[i * ld + i] += 1.0;
+    double sum = 0;
+    if (small::row_norm(k, x) <= small::kArc) {
+        small::arc(k, x, sizeof(T) == 4 ? 1e-10 : 1e-17, a);
+        small::transpose(k, m, b);
+        small::multiply_tn(k, a, b, f);
+        // log has the Gram matrix fᵀ x f, and its squared norm is Σ θ².
+        small::multiply_tn(k, x, f, a);
+        for (int64_t i = 0; i < all; ++i) sum += a[i] * f[i];
+        return std::max(sum, 0.0);
+    }
+    double *c = frame.take<double>(k);
+    small::svd(k, m, c, a, b, kSvd<T>);
+    for (int64_t i = 0; i < k; ++i) {
+        const double cosine = std::min(c[i], 1.0), sine = std::sqrt((1.0 - cosine) * (1.0 + cosine));
+        const double theta = sine < 1e-7 ? sine : std::acos(cosine);
+        sum += theta * theta;
+        c[i] = sine < 1e-7 ? 1.0 + sine * sine / 6.0 : theta / sine;
+    }
+    compose(k, b, c, a, f);
+    return sum;
+}
+
 template <class T> void tangent_svd(MatrixView<const T> h, MatrixView<T> q, double *s, double *xt, double *yt) {
     const int64_t n = h.rows, k = h.cols, ld = small::order(k);
     Frame frame;
@@ -398,6 +427,7 @@ void step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction met
     template void require_orthonormal<T>(int64_t, const double *, const char *, int64_t);                             \
     template void require_tangent<T>(int64_t, const double *, const double *, double, const char *, int64_t);                 \
     template void tangent_svd<T>(MatrixView<const T>, MatrixView<T>, double *, double *, double *);                    \
+    template double log_factor<T>(int64_t, const double *, double *);                                                  \
     template void tidy<T>(MatrixView<T>);                                                                              \
     template void step<T>(MatrixView<const T>, MatrixView<const T>, double, Retraction, MatrixView<T>,                 \
                           MatrixView<T> *, Checks, int64_t, const MatrixView<const T> *, int);

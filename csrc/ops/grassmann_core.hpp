@@ -56,6 +56,10 @@ template <class T> void tidy(MatrixView<T> u);
 template <class T>
 void tangent_svd(MatrixView<const T> h, MatrixView<T> q, double *s, double *xt, double *yt);
 
+/// f = y (θ / sin θ) xᵀ for m = UᵀW = x cos(θ) yᵀ: log(U, W) = (W - U m) f. Returns Σ θ². Without an SVD where all angles are
+/// small (row sums of sin² θ at most small::kArc): f = arc(I - mᵀm) mᵀ.
+template <class T> double log_factor(int64_t k, const double *m, double *f);
+
 /// f = Σ_i y_i g_i x_iᵀ of vectors stored as rows.
 void compose(int64_t k, const double *yt, const double *g, const double *xt, double *f);
 

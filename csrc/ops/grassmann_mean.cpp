@@ -36,8 +36,7 @@ template <class T> double average_log(const Points<T> &points, MatrixView<const 
     parallel_for(groups, [&](int64_t g) {
         Frame mine;
         ClassPanel<T> panel(mine, n, k, 2);
-        double *m = mine.take<double>(4 * all), *xt = m + all, *yt = m + 2 * all, *f = m + 3 * all;
-        double *c = mine.take<double>(k);
+        double *m = mine.take<double>(2 * all), *f = m + all;
         const unsigned wanted[2] = {2u, 0u};
         for (int64_t i = g * each; i < std::min((g + 1) * each, points.count); ++i) {
             const double weight = points.weights[i];
@@ -45,14 +44,8 @@ template <class T> double average_log(const Points<T> &points, MatrixView<const 
             const MatrixView<const T> operands[2] = {mean, points[i]};
             panel.gram(operands, wanted);
             panel.block(0, 1, m);
-            small::svd(k, m, c, xt, yt, grassmann::kSvd<T>);
-            for (int64_t j = 0; j < k; ++j) {
-                const double cosine = std::min(c[j], 1.0), sine = std::sqrt((1.0 - cosine) * (1.0 + cosine));
-                const double theta = sine < 1e-7 ? sine : std::acos(cosine);
-                squares[g] += weight * theta * theta;
-                c[j] = weight * (sine < 1e-7 ? 1.0 + sine * sine / 6.0 : theta / sine);
-            }
-            grassmann::compose(k, yt, c, xt, f); // log = (I - mean meanᵀ) U_i f: projected once, after the sum
+            squares[g] += weight * grassmann::log_factor<T>(k, m, f);
+            for (int64_t j = 0; j < all; ++j) f[j] *= weight; // log = (I - mean meanᵀ) U_i f: projected once, after the sum
             const double *coefficients[2] = {nullptr, f};
             panel.apply(operands, coefficients, MatrixView<T>(sums + g * n * k, n, k), true);
         }

@@ -98,22 +98,40 @@ struct Jacobi {
     }
 };
 
-// Σ_m c_m x^m of `terms` terms, three to a block, blocks by Horner (Paterson and Stockmeyer, SIAM J. Comput. 2, 1973).
-void series(int64_t k, const double *c, int terms, const double *x, const double *x2, const double *x3, double *work,
-            double *out) {
-    const int64_t ld = order(k), all = area(k);
-    const int blocks = (terms + 2) / 3;
-    for (int b = blocks; b-- > 0;) {
-        const double c0 = c[3 * b], c1 = c[3 * b + 1], c2 = c[3 * b + 2];
-        if (b == blocks - 1) {
-            for (int64_t i = 0; i < all; ++i) out[i] = c1 * x[i] + c2 * x2[i];
-        } else {
-            multiply_tn(k, x3, out, work);
-            for (int64_t i = 0; i < all; ++i) out[i] = work[i] + c1 * x[i] + c2 * x2[i];
+// Powers of a symmetric x that polynomials share: x, x², ..., x^count.
+struct Powers {
+    Powers(Frame &frame, int64_t k, const double *x, int count) : k(k), count(count) {
+        power[0] = x;
+        for (int i = 1; i < count; ++i) {
+            double *p = frame.take<double>(area(k));
+            multiply_tn(k, x, power[i - 1], p);
+            power[i] = p;
         }
-        for (int64_t i = 0; i < k; ++i) out[i * ld + i] += c0;
+        work = frame.take<double>(area(k));
     }
-}
+    // out = Σ_m c_m x^m of `terms` terms, count of them to a block, blocks by Horner (Paterson and Stockmeyer, SIAM J.
+    // Comput. 2, 1973).
+    void series(const double *c, int terms, double *out) const {
+        const int64_t ld = order(k), all = area(k);
+        for (int block = (terms + count - 1) / count; block-- > 0;) {
+            const double *cb = c + block * count;
+            const int mine = std::min(count, terms - block * count);
+            if (block == (terms + count - 1) / count - 1) {
+                std::fill_n(out, all, 0.0);
+            } else {
+                multiply_tn(k, power[count - 1], out, work);
+                std::copy_n(work, all, out);
+            }
+            for (int m = 1; m < mine; ++m)
+                for (int64_t i = 0; i < all; ++i) out[i] += cb[m] * power[m - 1][i];
+            for (int64_t i = 0; i < k; ++i) out[i * ld + i] += cb[0];
+        }
+    }
+    int64_t k;
+    int count;
+    const double *power[8];
+    double *work;
+};
 
 // Unit rows for those whose norm is zero, orthogonal to all others.
 void complete(int64_t k, double *rows, const double *norms) {
@@ -209,15 +227,23 @@ void trigonometric(int64_t k, const double *x, double tolerance, double *cosine,
         v[m] = s[m] / double(2 * m + 2);
     }
     Frame frame;
-    double *x2 = frame.take<double>(area(k)), *x3 = nullptr, *work = frame.take<double>(area(k));
-    multiply_tn(k, x, x, x2);
-    if (terms > 3) {
-        x3 = frame.take<double>(area(k));
-        multiply_tn(k, x, x2, x3);
-    }
-    if (cosine != nullptr) series(k, c, terms, x, x2, x3, work, cosine);
-    if (sinc != nullptr) series(k, s, terms, x, x2, x3, work, sinc);
-    if (versine != nullptr) series(k, v, terms, x, x2, x3, work, versine);
+    const Powers powers(frame, k, x, terms > 3 ? 3 : 2);
+    if (cosine != nullptr) powers.series(c, terms, cosine);
+    if (sinc != nullptr) powers.series(s, terms, sinc);
+    if (versine != nullptr) powers.series(v, terms, versine);
+}
+
+void arc(int64_t k, const double *x, double tolerance, double *out) {
+    const double norm = row_norm(k, x);
+    double c[64];
+    int terms = 1;
+    c[0] = 1.0;
+    for (double next = norm; next > tolerance * (1.0 - norm) && terms < 64; next *= norm, ++terms)
+        c[terms] = c[terms - 1] * double(2 * terms) / double(2 * terms + 1);
+    Frame frame;
+    const int count = std::clamp(int(std::ceil(std::sqrt(double(terms)))), 1, 8);
+    const Powers powers(frame, k, x, count);
+    powers.series(c, terms, out);
 }
 
 void inverse_sqrt(int64_t k, const double *x, double *out) {

@@ -31,6 +31,10 @@ double largest(int64_t k, const double *a);
 inline constexpr double kSeries = 4.0;
 void trigonometric(int64_t k, const double *x, double tolerance, double *cosine, double *sinc, double *versine);
 
+/// θ / (sin θ cos θ) of a symmetric positive semidefinite x = sin² θ with row norm at most kArc, by its Taylor series.
+inline constexpr double kArc = 0.5;
+void arc(int64_t k, const double *x, double tolerance, double *out);
+
 /// (I + x)^(-1/2) of a symmetric x with spectrum in [-1/2, kSeries], by the coupled Newton iteration (Higham, Functions of
 /// Matrices, section 6.7).
 void inverse_sqrt(int64_t k, const double *x, double *out);
