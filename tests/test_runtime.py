@@ -220,7 +220,7 @@ def test_the_stub_lists_the_module():
         assert {m for m in dir(getattr(_core, name)) if not m.startswith("_")} == methods - {"__init__"}
 
 
-@pytest.mark.parametrize("family", ["svd", "orth"])
+@pytest.mark.parametrize("family", ["svd", "orth", "grassmann"])
 def test_every_public_name_is_documented(family):
     """A docstring, and an entry on the docs page of the family."""
     page = ROOT / "docs" / f"{family}.md"
@@ -261,7 +261,7 @@ print((status("VmHWM") - before) / ((k + b) * n * 4))
     assert float(run(code)) < 3.0
 
 
-@pytest.mark.parametrize("family", ["svd", "orth"])
+@pytest.mark.parametrize("family", ["svd", "orth", "grassmann"])
 def test_doctests(family):
     import doctest
 
