@@ -149,15 +149,13 @@ template <class T> struct GramKernel {
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
             for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
-        const int64_t each = a->ahead->bytes[which] / a->n, also = which + 2 < kAheads ? a->ahead->bytes[which + 2] / a->n : 0;
+        const int64_t each = a->ahead->bytes[which] / a->n;
         const char *next = a->ahead->data[which] + row * each;
-        const char *second = also > 0 ? a->ahead->data[which + 2] + row * also : next;
         for (int64_t d = 0; d < depth; ++d) {
             typename V::type b[NV];
 #pragma GCC unroll 4
             for (int q = 0; q < NV; ++q) b[q] = V::load(y + q * W);
             simd::prefetch(next);
-            simd::prefetch(second);
 #pragma GCC unroll 8
             for (int r = 0; r < MR; ++r) {
                 const T e = x[r];
@@ -167,7 +165,6 @@ template <class T> struct GramKernel {
             x += a->ld;
             y += a->ld;
             next += each;
-            second += also;
         }
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r)
@@ -214,6 +211,8 @@ template <class T> struct ApplyArgs {
     const T *z, *w; // w: width x kp
     MatrixView<T> out;
     bool accumulate;
+    const char *ahead; // what the next class needs: `each` bytes for every row here
+    int64_t each;
 };
 
 template <class T> struct ApplyKernel {
@@ -262,11 +261,15 @@ template <class T> struct ApplyKernel {
         const bool across = a->out.row_stride == 1 && a->out.col_stride != 1 && !a->accumulate;
         alignas(64) T c[16 * NR];
         int64_t i = 0;
+        const int64_t each = j == 0 ? a->each : 0;
         if (direct)
-            for (; i + MR <= a->rows; i += MR)
+            for (; i + MR <= a->rows; i += MR) {
+                for (int64_t p = 0; p < MR * each; p += 64) simd::prefetch(a->ahead + i * each + p);
                 tile<Bytes, MR, NV>(a, i, j, a->out.data + i * a->out.row_stride + j, a->out.row_stride, a->accumulate);
+            }
         if (across) // columns of `out` are contiguous: sixteen rows at a time, turned
             for (; i + 16 <= a->rows; i += 16) {
+                for (int64_t p = 0; p < 16 * each; p += 64) simd::prefetch(a->ahead + i * each + p);
                 for (int r = 0; r < 16; r += MR) tile<Bytes, MR, NV>(a, i + r, j, c + r * NR, NR, false);
                 transposed_out<Bytes>(c, NR, a->out.data + i + j * a->out.col_stride, a->out.col_stride, cols);
             }
@@ -387,8 +390,11 @@ template <class T> typename ClassPanel<T>::Range ClassPanel<T>::coefficients(con
     return {first * k_, (last + 1) * k_};
 }
 
-template <class T> void ClassPanel<T>::combine(int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
-    const ApplyArgs<T> args{rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate};
+template <class T>
+void ClassPanel<T>::combine(int64_t first, int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
+    const int64_t each = ahead_.bytes[kAheads - 1] / n_;
+    const ApplyArgs<T> args{rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate,
+                            ahead_.data[kAheads - 1] + first * each, each};
     simd::dispatch<ApplyKernel<T>, const ApplyArgs<T> *>(&args);
 }
 
@@ -398,7 +404,7 @@ void ClassPanel<T>::apply(const MatrixView<const T> *operands, const double *con
     for (int64_t r = 0; r < n_; r += block_) {
         const int64_t rows = std::min(block_, n_ - r);
         if (!whole_) pack(operands, r, rows);
-        combine(rows, w_, range, out.block_rows(r, rows), accumulate);
+        combine(r, rows, w_, range, out.block_rows(r, rows), accumulate);
     }
 }
 
@@ -410,8 +416,8 @@ void ClassPanel<T>::apply2(const MatrixView<const T> *operands, const double *co
     for (int64_t r = 0; r < n_; r += block_) {
         const int64_t rows = std::min(block_, n_ - r);
         if (!whole_) pack(operands, r, rows);
-        combine(rows, w_, range, out.block_rows(r, rows), false);
-        combine(rows, second, range2, out2.block_rows(r, rows), false);
+        combine(r, rows, w_, range, out.block_rows(r, rows), false);
+        combine(r, rows, second, range2, out2.block_rows(r, rows), false);
     }
 }
 

@@ -31,7 +31,7 @@ template <class T> class ClassPanel {
     /// Operands of n x k each. Work memory comes from `frame`: at most about 512 KiB and a few k² whatever n is.
     ClassPanel(Frame &frame, std::int64_t n, std::int64_t k, int operands);
 
-    /// Operands of the next class, which the next gram() prefetches.
+    /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it.
     void ahead(const MatrixView<const T> *next, int count);
 
     /// Inner products X_aᵀ X_b for every pair marked in `wanted` (bit b of wanted[a], b >= a). Sums run in T over at most
@@ -53,7 +53,7 @@ template <class T> class ClassPanel {
         std::int64_t begin, end; // columns of the packed rows that have coefficients
     };
     Range coefficients(const double *const *w, T *to) const;
-    void combine(std::int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate);
+    void combine(std::int64_t first, std::int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate);
 
     std::int64_t n_, k_, width_, ld_, block_, kp_; // width_ = operands · k; ld_, kp_ padded to whole vectors
     int operands_;

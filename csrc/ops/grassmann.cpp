@@ -179,7 +179,7 @@ void tangent(const StackView<const T> &u, const StackView<const T> &g, const Sta
     grassmann::check_shape(u.rows(), u.cols());
     if (u.cols() == 0 || u.rows() == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
-        const MatrixView<const T> ahead[3] = {u[next], g[next], MatrixView<const T>(out[i])};
+        const MatrixView<const T> ahead[3] = {u[next], g[next], MatrixView<const T>(out[next])};
         tangent_one<T>(u[i], g[i], out[i], checks, i, ahead, next > i ? 3 : 0);
     });
 }
@@ -191,7 +191,7 @@ void retract(const StackView<const T> &u, const StackView<const T> &h, double t,
     if (!std::isfinite(t)) throw ValueError("t must be finite");
     if (u.cols() == 0 || u.rows() == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
-        const MatrixView<const T> ahead[3] = {u[next], h[next], MatrixView<const T>(out[i])}; // what is written too
+        const MatrixView<const T> ahead[3] = {u[next], h[next], MatrixView<const T>(out[next])}; // what is written too
         grassmann::step<T>(u[i], h[i], t, method, out[i], nullptr, checks, i, ahead, next > i ? 3 : 0);
     });
 }
@@ -213,7 +213,7 @@ void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, con
     grassmann::check_shape(u.rows(), u.cols());
     if (u.cols() == 0 || u.rows() == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
-        const MatrixView<const T> ahead[3] = {u[next], w[next], MatrixView<const T>(out[i])};
+        const MatrixView<const T> ahead[3] = {u[next], w[next], MatrixView<const T>(out[next])};
         log_one<T>(u[i], w[i], out[i], checks, i, ahead, next > i ? 3 : 0);
     });
 }

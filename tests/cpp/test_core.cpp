@@ -248,6 +248,38 @@ template <class T> void projections() {
     check(d[6] == before[6] || std::abs(double(d[6]) - double(before[6])) <= 100 * eps, "C must be left alone", double(d[6]));
 }
 
+template <class T> void subspaces() {
+    const std::int64_t n = 37, k = 5, items = 6, each = n * k;
+    const double eps = std::numeric_limits<T>::epsilon();
+    std::vector<T> a(std::size_t(items * each)), b(a.size()), h(a.size()), back(a.size());
+    const auto stack = [&](std::vector<T> &v) { return StackView<T>(MatrixView<T>(v.data(), n, k), {items}, {each}); };
+    const auto u = stack(a), w = stack(b), tangents = stack(h), there = stack(back);
+    random_orthogonal<T>(1, u);
+    random_orthogonal<T>(2, w);
+    grassmann_log<T>(u, w, tangents, Checks::points);
+    retract<T>(u, tangents, 1.0, Retraction::exp, there, Checks::points_and_tangents);
+    std::vector<T> d(static_cast<std::size_t>(items));
+    const StackView<T> distances(MatrixView<T>(d.data(), 1, 1), {items}, {1});
+    subspace_distance<T>(there, w, Distance::geodesic, distances, Checks::points);
+    const double worst = double(*std::max_element(d.begin(), d.end()));
+    check(worst <= 40 * eps * std::sqrt(double(k)), "exp of log", worst / eps);
+
+    StepOptions options;
+    options.lr = 0.1;
+    std::vector<T> momentum(a.size(), T(0));
+    const auto buffer = stack(momentum);
+    sgd_step<T>(u, StackView<const T>(w), &buffer, 0.9, 0.0, options);
+    check(orthonormality_defect<T>(u) <= 10 * eps * std::sqrt(double(k)), "sgd_step", orthonormality_defect<T>(u) / eps);
+    const auto kept = a;
+    b[std::size_t(3 * each)] = std::numeric_limits<T>::quiet_NaN();
+    try {
+        sgd_step<T>(u, StackView<const T>(w), &buffer, 0.9, 0.0, options);
+        check(false, "NaN must throw", 0);
+    } catch (const ValueError &) {
+    }
+    check(a == kept, "U must be left alone", 0);
+}
+
 } // namespace
 
 int main() {
@@ -273,6 +305,8 @@ int main() {
     }
     projections<float>();
     projections<double>();
+    subspaces<float>();
+    subspaces<double>();
     streaming<float>();
     streaming<double>();
     std::printf("%s, %d threads, %d failures\n", isa_name(isa()), num_threads(), failures);
