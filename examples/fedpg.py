@@ -192,6 +192,10 @@ def main(argv: list[str] | None = None) -> int:
     a = parser.parse_args(argv)
     full = a.path is not None
     clients = a.clients or (20 if full else 10)
+    if full:
+        for name in ("train.csv.xz", "test.csv.xz"):
+            if not (a.path / name).is_file():
+                parser.error(f"{a.path} has no {name}")
     data = nsl_kdd(a.path, clients) if full else breast_cancer(clients)
     draw = published_start if (a.start or ("published" if full else "uniform")) == "published" else uniform_start
     start = draw(data.test.shape[1], a.rank or (30 if full else 5), a.seed)
@@ -213,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(data.clients)} clients, {len(data.test)} test rows, {a.rounds} rounds: {seconds:.2f} CPU seconds")
     area = auroc(scores(data.test.astype(np.float32), Z), data.anomaly)
     print(f"accuracy: last {accuracy[-1]:.4f}, best {max(accuracy):.4f}; AUROC {area:.4f}")
-    print(f"max|ZᵀZ - I| = {np.abs(Z.T @ Z - np.eye(Z.shape[1])).max():.1e}")
+    print(f"the server's average of two bases: max|ZᵀZ - I| = {np.abs(Z.T @ Z - np.eye(Z.shape[1])).max():.1e}")
     return 0
 
 

@@ -111,6 +111,14 @@ def test_zero_projections_have_finite_gradients(rng, dtype):
     assert np.isfinite(dU).all()
     assert np.isfinite(dx[:2]).all()
     np.testing.assert_array_equal(dx[1], 0)
+    tiny = np.eye(1, 6, dtype=dtype) * dtype(1e-310 if dtype == np.float64 else 1e-40)
+    dx, _ = grassmann.logits_backward(np.ones((1, 3), dtype), tiny, U)
+    np.testing.assert_array_equal(dx, 0)
+    # projections whose squares underflow
+    x = np.zeros((1, 6), dtype)
+    x[0, 0], x[0, 2] = 1, 1e-24 if dtype == np.float32 else 1e-200
+    _, dU = grassmann.logits_backward(np.ones((1, 3), dtype), x, U)
+    np.testing.assert_allclose(dU[1, 0], [25, 0], atol=1e-4)
     # the largest numbers there are
     big = np.full((1, 6), np.finfo(dtype).max, dtype)
     np.testing.assert_allclose(grassmann.logits(big, U), 25 / np.sqrt(3), rtol=1e-5)

@@ -109,18 +109,61 @@ def test_dominant_subspace_of_digits(digits, rng, retraction):
         assert orthonormality(U) <= contract(dtype, 5)
 
 
-@pytest.mark.parametrize("k", [1, 3, 8])
-@pytest.mark.parametrize("retraction", ["exp", "cholesky", "polar"])
-def test_drift_over_a_hundred_thousand_steps(rng, k, retraction):
+@pytest.mark.parametrize(
+    ("k", "retraction", "transport"),
+    [
+        (1, "exp", "project"),
+        (8, "exp", "project"),
+        (3, "exp", "parallel"),
+        (3, "cholesky", "project"),
+        (8, "polar", "project"),
+        (3, "cayley", "project"),
+        (1, "qr", "project"),
+    ],
+)
+def test_drift_over_a_hundred_thousand_steps(rng, k, retraction, transport):
     U = points(rng, 24, k, (2,), np.float32)
     buffer = np.zeros_like(U)
     noise = (0.05 * rng.standard_normal((64, *U.shape))).astype(np.float32)
+    options = {"lr": 0.1, "momentum": 0.9, "retraction": retraction, "transport": transport, "check": False}
     worst = 0.0
     for i in range(100_000):
-        grassmann.sgd_step(U, noise[i % 64], buffer, lr=0.1, momentum=0.9, retraction=retraction, check=False)
+        grassmann.sgd_step(U, noise[i % 64], buffer, **options)
         if i % 5000 == 4999:
             worst = max(worst, orthonormality(U))
     assert worst <= contract(np.float32, k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [130, 219, 251, 256, 1000])
+def test_bases_of_nearly_equal_entries(dtype, n):
+    """Hadamard and cosine columns: sums of equal terms round in one direction."""
+    i = np.arange(n)
+    for k in (1, 2):
+        U = np.linalg.qr(np.stack([np.ones(n), (-1.0) ** i][:k], 1))[0].astype(dtype)[None]
+        buffer = np.zeros_like(U)
+        for step in range(8):
+            H = (1e-3 * np.cos((step + 1.5) * i)[:, None] * np.ones(k)).astype(dtype)[None]
+            grassmann.sgd_step(U, H, buffer, lr=0.5, momentum=0.9)
+            assert orthonormality(U) <= contract(dtype, k)
+        G = np.cos(1.5 * i)[:, None].astype(dtype) * np.ones((1, n, k), dtype)
+        W = grassmann.exp(U, grassmann.tangent(U, G) * dtype(0.05))
+        assert orthonormality(W) <= contract(dtype, k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 4])
+def test_gradients_mostly_along_the_subspace(rng, dtype, k):
+    """The Gram matrix of the tangent part is a small difference then."""
+    for along in (0.3, 1.0, 1.6, 1.9, 5.0, 1000.0):
+        for part in (1e-6, 1e-3, 0.1):
+            U = points(rng, 250, k, (60,), dtype)
+            G = (along * U + part * rng.standard_normal(U.shape) / 16).astype(dtype)
+            u, g = U.astype(np.float64), G.astype(np.float64)
+            want = geodesic(u, u @ (u.swapaxes(1, 2) @ g) - g)
+            grassmann.sgd_step(U, G, lr=1.0)
+            assert orthonormality(U) <= contract(dtype, k)
+            assert np.abs(projectors(U) - projectors(want)).max() <= 50 * eps(dtype) * max(1.0, along)
 
 
 def test_no_column_changes_its_sign(rng):
@@ -247,8 +290,8 @@ def test_adam(rng, dtype, retraction):
     first, second = np.zeros_like(U), np.zeros((3, 2), dtype)
     for i in range(1, 30):
         G = rng.standard_normal(U.shape)
-        m = 0.8 * m + 0.2 * G
         tangent = G - want @ (want.swapaxes(-1, -2) @ G)
+        m = 0.8 * m + 0.2 * tangent
         v = 0.95 * v + 0.05 * (tangent**2).sum((-2, -1), keepdims=True)
         step = (m - want @ (want.swapaxes(-1, -2) @ m)) / (1 - 0.8**i) / (np.sqrt(v / (1 - 0.95**i)) + 1e-6)
         want = grassmann.retract(want, -0.1 * step, method=retraction)
@@ -270,6 +313,33 @@ def test_adam_with_gradients_mostly_along_the_subspace(rng):
     first, second = np.zeros_like(U), np.zeros((), np.float32)
     grassmann.adam_step(U, G, first, second, step=1, lr=0.1, betas=(0.9, 0.0))
     assert second == pytest.approx((exact**2).sum(), rel=1e-2)
+
+
+@pytest.mark.parametrize("transport", ["project", "parallel"])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_adam_does_not_see_what_is_along_the_subspace(shift, transport):
+    """A multiple of the identity added to a quadratic form changes nothing on the manifold."""
+    A = np.diag([5.0, 4.0, 1.0, 0.5, 0.1]) + shift * np.eye(5)
+    U = grassmann.random(5, 2, rng=0)
+    first, second = np.zeros_like(U), np.zeros(())
+    for i in range(1500):
+        grassmann.adam_step(U, -A @ U, first, second, step=i + 1, lr=0.02, transport=transport)
+    assert grassmann.distance(U, np.eye(5)[:, :2]) < 1e-8
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-24, 1e-20, 1e-15, 1e15, 1e20, 1e35])
+@pytest.mark.parametrize("small", [1e-30, 0.0, 1e-308])
+def test_adam_of_extreme_gradients(rng, size, small):
+    U = points(rng, 10, 3, (40,), np.float32)
+    first, second = np.zeros_like(U), np.zeros(40, np.float32)
+    for i in range(3):
+        G = (size * rng.standard_normal(U.shape)).astype(np.float32)
+        G[::2] = 0
+        grassmann.adam_step(U, G, first, second, step=i + 1, lr=10.0, eps=small)
+        assert np.isfinite(U).all()
+        assert orthonormality(U) <= contract(np.float32, 3)
+    assert np.isfinite(first).all()
+    assert np.isfinite(second).all()
 
 
 def test_adam_with_parallel_transport(rng):
@@ -364,12 +434,45 @@ def test_nan_names_the_class_and_changes_nothing(rng, value, where):
     for i in (37, 41):
         {"grad": G, "buffer": b, "U": U}[where][i, 5, 1] = value
     kept = [x.copy() for x in (U, b, v)]
-    with pytest.raises(ValueError, match=r"37 (of U )?holds NaN or infinity"):
+    names = {"grad": "grad holds NaN or infinity: class 37", "U": "matrix 37 of U holds NaN or infinity"}
+    with pytest.raises(ValueError, match=names.get(where, "buffer holds NaN or infinity: class 37")):
         grassmann.sgd_step(U, G, b, lr=0.1, momentum=0.9)
-    with pytest.raises(ValueError, match=r"37 (of U )?holds NaN or infinity"):
+    with pytest.raises(ValueError, match=names.get(where, "first_moment holds NaN or infinity: class 37")):
         grassmann.adam_step(U, G, b, v, step=1, lr=0.1)
     for x, y in zip((U, b, v), kept, strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("transport", ["project", "parallel"])
+def test_nothing_raises_half_way(rng, transport):
+    """What passes the check goes through, at the edge of the dtype too."""
+    U = points(rng, 20, 3, (30,), np.float32)
+    for size in (1e30, 1e37, 2e38, 3e38):
+        b, v = np.zeros_like(U), np.zeros(30, np.float32)
+        G = np.clip(size * rng.standard_normal(U.shape), -3e38, 3e38).astype(np.float32)
+        for f in (
+            lambda G=G, b=b: grassmann.sgd_step(U, G, b, lr=0.1, momentum=0.9, transport=transport),
+            lambda G=G, b=b, v=v: grassmann.adam_step(U, G, b, v, step=1, lr=0.1, transport=transport),
+        ):
+            kept = [x.copy() for x in (U, b, v)]
+            try:
+                f()
+            except ValueError as error:
+                assert "overflows" in str(error)  # noqa: PT017
+                for x, y in zip((U, b, v), kept, strict=True):
+                    np.testing.assert_array_equal(x, y)
+            assert np.isfinite(U).all()
+            assert np.isfinite(b).all()
+            assert orthonormality(U) <= contract(np.float32, 3)
+
+
+def test_momentum_that_the_dtype_does_not_hold(rng):
+    U = points(rng, 20, 3, (5,), np.float32)
+    b = np.zeros_like(U)
+    for options in ({"momentum": 1e39}, {"momentum": 0.9, "dampening": 1e39}):
+        with pytest.raises(ValueError, match="must be finite"):
+            grassmann.sgd_step(U, np.ones_like(U), b, lr=0.1, **options)
+    np.testing.assert_array_equal(b, 0)
 
 
 def test_a_sum_that_overflows_changes_nothing(rng):
@@ -377,7 +480,7 @@ def test_a_sum_that_overflows_changes_nothing(rng):
     G = np.full_like(U, 3e38)
     b = np.full_like(U, 3e38)
     kept = U.copy()
-    with pytest.raises(ValueError, match="class 0"):
+    with pytest.raises(ValueError, match="overflows: class 0"):
         grassmann.sgd_step(U, G, b, lr=0.1, momentum=0.9)
     np.testing.assert_array_equal(U, kept)
     np.testing.assert_array_equal(b, np.full_like(U, 3e38))
@@ -407,6 +510,16 @@ def test_shapes_and_values(rng):
         grassmann.sgd_step(U, G, lr=0.1, momentum=0.9)
     with pytest.raises(ValueError, match="there is no buffer"):
         grassmann.sgd_step(U, G, lr=0.1, dampening=0.9)
+    with pytest.raises(ValueError, match="momentum must be finite and not negative"):
+        grassmann.sgd_step(U, G, b, lr=0.1, momentum=-0.5)
+    with pytest.raises(TypeError, match="lr must be a number"):
+        grassmann.sgd_step(U, G, lr="fast")
+    with pytest.raises(TypeError, match="betas must be a pair"):
+        grassmann.adam_step(U, G, b, v, step=1, lr=0.1, betas=(0.9, 0.99, 0.999))
+    with pytest.raises(TypeError, match="step must be an integer"):
+        grassmann.adam_step(U, G, b, v, step=1.5, lr=0.1)
+    with pytest.raises(ValueError, match="second_moment is negative: class 0"):
+        grassmann.adam_step(U, G, b, v - 1, step=1, lr=0.1)
     for lr in (np.nan, -1.0, np.inf):
         with pytest.raises(ValueError, match="lr must be finite"):
             grassmann.sgd_step(U, G, lr=lr)

@@ -202,7 +202,9 @@ void register_angles(py::module_ &m) {
                 xi.emplace(initial, "initial");
                 same_dtype(xu, {&*xi});
                 same_matrices(xu, {&*xi});
+                require_apart(xo, *xi, true);
             }
+            require_apart(xo, xu);
             const Shape points = xu.leading(), batch = xo.leading();
             std::int64_t means = 1;
             for (const auto n : batch) means *= n;

@@ -128,13 +128,17 @@ template <class T> struct PackKernel {
     }
 };
 
-constexpr int64_t kGramRows = 256;
+// Sums run in T over so many rows, then go on in double: columns of nearly equal entries, of which Hadamard and cosine bases
+// are made, round in one direction, and lose half an eps a row.
+constexpr int64_t kGramRows = 32;
+
+constexpr int64_t kLeastRows = 256; // of a packed block
 
 template <class T> struct GramArgs {
     int64_t rows, k, width, ld;
     const T *z;
     const unsigned *wanted;
-    double *g; // width x ld
+    double *g, *low; // width x ld; what rounding left out of g where T is double
     const Ahead *ahead;
     int64_t first, n; // of all rows of the class
 };
@@ -190,7 +194,17 @@ template <class T> struct GramKernel {
             simd::micro<T, Bytes, NV>(depth, z + i, a->ld, z + j, c, NR, false, a->ld);
         for (int r = 0; r < MR; ++r) {
             double *g = a->g + (i + r) * a->ld + j;
-            for (int l = 0; l < NR; ++l) g[l] += double(c[r * NR + l]);
+            if constexpr (sizeof(T) == 4) {
+                for (int l = 0; l < NR; ++l) g[l] += double(c[r * NR + l]);
+            } else {
+                // Sum and error of the sum (Knuth): thousands of blocks of a long class add up without bias.
+                double *low = a->low + (i + r) * a->ld + j;
+                for (int l = 0; l < NR; ++l) {
+                    const double x = g[l], y = c[r * NR + l], s = x + y, z = s - x;
+                    low[l] += (x - (s - z)) + (y - z);
+                    g[l] = s;
+                }
+            }
         }
     }
     template <int Bytes> static SUBSPAN_INLINE void run(const GramArgs<T> *a) {
@@ -331,11 +345,11 @@ ClassPanel<T>::ClassPanel(Frame &frame, int64_t n, int64_t k, int operands)
     : n_(n), k_(k), width_(operands * k), ld_(round_up(operands * k, 64 / int64_t(sizeof(T)))), kp_(apply_width<T>(k)),
       operands_(operands) {
     const int64_t budget = (int64_t(512) << 10) / (ld_ * int64_t(sizeof(T)));
-    block_ = std::min(n, std::max<int64_t>(budget / kGramRows * kGramRows, kGramRows));
+    block_ = std::min(n, std::max<int64_t>(budget / kLeastRows * kLeastRows, kLeastRows));
     whole_ = block_ == n;
     z_ = frame.take<T>(block_ * ld_);
     w_ = frame.take<T>(2 * width_ * kp_);
-    g_ = frame.take<double>(round_up(width_, 8) * ld_);
+    g_ = frame.take<double>((sizeof(T) == 4 ? 1 : 2) * round_up(width_, 8) * ld_);
 }
 
 template <class T> void ClassPanel<T>::ahead(const MatrixView<const T> *next, int count) {
@@ -355,18 +369,22 @@ template <class T> void ClassPanel<T>::pack(const MatrixView<const T> *operands,
 }
 
 template <class T> void ClassPanel<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
-    std::fill_n(g_, round_up(width_, 8) * ld_, 0.0);
+    const int64_t items = round_up(width_, 8) * ld_;
+    double *low = sizeof(T) == 4 ? nullptr : g_ + items;
+    std::fill_n(g_, (low != nullptr ? 2 : 1) * items, 0.0);
     for (int64_t r = 0; r < n_; r += block_) {
         const int64_t rows = std::min(block_, n_ - r);
         pack(operands, r, rows);
-        const GramArgs<T> args{rows, k_, width_, ld_, z_, wanted, g_, &ahead_, r, n_};
+        const GramArgs<T> args{rows, k_, width_, ld_, z_, wanted, g_, low, &ahead_, r, n_};
         simd::dispatch<GramKernel<T>, const GramArgs<T> *>(&args);
     }
+    if (low != nullptr)
+        for (int64_t i = 0; i < items; ++i) g_[i] += low[i];
 }
 
 template <class T> void ClassPanel<T>::block(int a, int b, double *out) const {
     const int64_t ld = small::order(k_);
-    std::fill_n(out, small::area(k_), 0.0);
+    if (k_ != ld) std::fill_n(out, small::area(k_), 0.0);
     for (int64_t i = 0; i < k_; ++i) {
         // Only what is on or above the diagonal of the whole was summed.
         const double *row = g_ + (a * k_ + i) * ld_ + b * k_;
@@ -378,13 +396,18 @@ template <class T> void ClassPanel<T>::block(int a, int b, double *out) const {
 
 template <class T> typename ClassPanel<T>::Range ClassPanel<T>::coefficients(const double *const *w, T *to) const {
     const int64_t ld = small::order(k_);
-    std::fill_n(to, width_ * kp_, T(0));
+    const bool exact = k_ == ld && kp_ == ld; // no padding on either side
+    if (!exact) std::fill_n(to, width_ * kp_, T(0));
     int first = operands_, last = -1;
     for (int a = 0; a < operands_; ++a) {
+        if (exact) {
+            T *block = to + a * ld * ld;
+            for (int64_t i = 0; i < ld * ld; ++i) block[i] = w[a] != nullptr ? T(w[a][i]) : T(0);
+        }
         if (w[a] == nullptr) continue;
         first = std::min(first, a);
         last = a;
-        for (int64_t i = 0; i < k_; ++i)
+        for (int64_t i = 0; i < k_ && !exact; ++i)
             for (int64_t j = 0; j < k_; ++j) to[(a * k_ + i) * kp_ + j] = T(w[a][i * ld + j]);
     }
     return {first * k_, (last + 1) * k_};

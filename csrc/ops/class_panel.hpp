@@ -28,14 +28,15 @@ struct Ahead {
 
 template <class T> class ClassPanel {
   public:
-    /// Operands of n x k each. Work memory comes from `frame`: at most about 512 KiB and a few k² whatever n is.
+    /// Operands of n x k each. Work memory comes from `frame`: a packed block of 512 KiB, or of 256 rows where those are more, and
+    /// a few k², whatever n is.
     ClassPanel(Frame &frame, std::int64_t n, std::int64_t k, int operands);
 
     /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it.
     void ahead(const MatrixView<const T> *next, int count);
 
-    /// Inner products X_aᵀ X_b for every pair marked in `wanted` (bit b of wanted[a], b >= a). Sums run in T over at most
-    /// 256 rows and in double beyond that.
+    /// Inner products X_aᵀ X_b for every pair marked in `wanted` (bit b of wanted[a], b >= a). Sums run in T over at
+    /// most 32 rows and go on in double, with the rounding error of each addition kept where T is double.
     void gram(const MatrixView<const T> *operands, const unsigned *wanted);
     /// X_aᵀ X_b as a small matrix.
     void block(int a, int b, double *out) const;

@@ -2,6 +2,7 @@
 
 #include "class_panel.hpp"
 #include "grassmann_core.hpp"
+#include "scan.hpp"
 #include "scratch.hpp"
 #include "small.hpp"
 #include "subspan/errors.hpp"
@@ -9,6 +10,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <limits>
 #include <string>
 
 namespace subspan {
@@ -23,7 +26,7 @@ template <class T> void require_finite(int64_t k, const double *a, const char *n
 
 template <class T>
 void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out, Checks checks, int64_t item,
-                 const MatrixView<const T> *next, int next_count) {
+                 const MatrixView<const T> *next, int next_count, bool dry) {
     const int64_t k = u.cols, all = small::area(k);
     Frame frame;
     ClassPanel<T> panel(frame, u.rows, k, 2);
@@ -39,17 +42,30 @@ void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out
     }
     panel.block(0, 1, m);
     if (check) require_finite<T>(k, m, "G", item);
+    if (dry) return;
     for (int64_t i = 0; i < all; ++i) m[i] = -m[i];
     small::identity(k, one);
     const double *coefficients[2] = {m, one};
     panel.apply(operands, coefficients, out);
 }
 
+// Whether writing `out` changes one of the inputs.
+template <class T> bool overwrites(const StackView<T> &out, std::initializer_list<const StackView<const T> *> inputs) {
+    return std::any_of(inputs.begin(), inputs.end(), [&](const auto *x) { return x->first.data == out.first.data; });
+}
+
+// body(i, next, dry) for the whole stack; in place everything is checked before anything is written.
+template <class F> void whole_or_not(int64_t items, Checks checks, bool in_place, const F &body) {
+    if (in_place && checks != Checks::none && items > 1)
+        grassmann::for_each(items, [&](int64_t i, int64_t next) { body(i, next, true); });
+    grassmann::for_each(items, [&](int64_t i, int64_t next) { body(i, next, false); });
+}
+
 // v + U p + H q of the tangent v, for a geodesic of any length.
 template <class T>
 void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<const T> v, double t, MatrixView<T> out,
                    Checks checks, int64_t item,
-                 const MatrixView<const T> *next, int next_count) {
+                 const MatrixView<const T> *next, int next_count, bool dry) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
     ClassPanel<T> panel(frame, n, k, 3);
@@ -65,6 +81,23 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
     panel.block(1, 1, b);
     panel.block(1, 2, hv);
     panel.block(2, 2, vv);
+    constexpr double eps = std::numeric_limits<T>::epsilon(), tiny = 1e3 * double(std::numeric_limits<T>::min()) / eps;
+    const double size = small::row_norm(k, b);
+    if ((size < tiny && t * t * tiny > 0.01 * eps) || !std::isfinite(size)) {
+        // Squares of H underflow, and t makes something of them, or they overflow: H of unit size, and a longer way.
+        const double top = double(max_abs<T>(h));
+        if (!std::isfinite(top)) require_finite<T>(k, b, "H", item);
+        if (top > 0) {
+            int e2 = 0;
+            std::frexp(top, &e2);
+            const T one = T(std::ldexp(1.0, -(e2 / 2))), two = T(std::ldexp(1.0, -(e2 - e2 / 2)));
+            const MatrixView<T> scaled(frame.take<T>(n * k), n, k);
+            for (int64_t i = 0; i < n; ++i)
+                for (int64_t j = 0; j < k; ++j) scaled(i, j) = h(i, j) * one * two;
+            return transport_one<T>(u, scaled, v, std::clamp(std::ldexp(t, e2), -1e300, 1e300), out, checks, item, next, 0, dry);
+        }
+        t = 0.0;
+    }
     require_finite<T>(k, b, "H", item);
     require_finite<T>(k, vv, "V", item);
     require_finite<T>(k, hv, "H or V", item);
@@ -73,12 +106,23 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
         grassmann::require_tangent<T>(k, mh, b, t, "H", item);
         grassmann::require_tangent<T>(k, mv, vv, 1.0, "V", item);
     }
+    if (dry) return;
+    // Both without what they have along U: out = V⊥ + U p + H⊥ q with V⊥ = V - U mv, H⊥ = H - U mh.
     small::identity(k, one);
     Frame inner;
     double *x = inner.take<double>(all), *s = inner.take<double>(all), *versine = inner.take<double>(all), *w = inner.take<double>(all);
-    if (t * t * small::row_norm(k, b) <= small::kSeries) {
+    const auto finish = [&](const double *along) {
+        small::multiply(k, along, q, w);
+        for (int64_t i = 0; i < all; ++i) p[i] -= mv[i] + w[i];
+        const double *coefficients[3] = {p, q, one};
+        panel.apply(operands, coefficients, out);
+    };
+    if (t == 0.0 || t * t * small::row_norm(k, b) <= small::kSeries) {
         // QᵀV = s⁻¹ Rᵀ HᵀV for H = Q s Rᵀ, and both functions of s that multiply it are entire: no singular vectors.
-        for (int64_t i = 0; i < all; ++i) x[i] = t * t * b[i];
+        small::multiply_tn(k, mh, mh, w);
+        for (int64_t i = 0; i < all; ++i) x[i] = t * t * (b[i] - w[i]);
+        small::multiply_tn(k, mh, mv, w);
+        for (int64_t i = 0; i < all; ++i) hv[i] -= w[i];
         small::trigonometric(k, x, sizeof(T) == 4 ? 1e-10 : 1e-19, nullptr, s, versine);
         small::multiply_tn(k, s, hv, p);
         small::multiply_tn(k, versine, hv, q);
@@ -86,8 +130,7 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
             p[i] *= -t;
             q[i] *= -t * t;
         }
-        const double *coefficients[3] = {p, q, one};
-        return panel.apply(operands, coefficients, out);
+        return finish(mh);
     }
     const MatrixView<T> basis(inner.take<T>(n * k), n, k);
     double *values = inner.take<double>(k), *xt = inner.take<double>(all), *yt = inner.take<double>(all), *g = inner.take<double>(k);
@@ -96,23 +139,24 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
     panel.gram(operands, wanted);
     panel.block(0, 1, mh);
     panel.block(1, 2, hv);
+    small::multiply_tn(k, mh, mv, w);
+    for (int64_t i = 0; i < all; ++i) hv[i] -= w[i];
     const auto angle = [&](int64_t i) { return std::clamp(t * values[i], -1e100, 1e100); };
     // H = (basis x) s yᵀ: out = V + (U y (-sin) + basis x (cos - 1)) xᵀ basisᵀV.
     for (int64_t i = 0; i < k; ++i) g[i] = -std::sin(angle(i));
     grassmann::compose(k, yt, g, xt, s);
     for (int64_t i = 0; i < k; ++i) g[i] = -2.0 * std::sin(0.5 * angle(i)) * std::sin(0.5 * angle(i));
-    grassmann::compose(k, xt, g, xt, w);
+    grassmann::compose(k, xt, g, xt, x);
     small::multiply(k, s, hv, p);
-    small::multiply(k, w, hv, q);
-    const double *coefficients[3] = {p, q, one};
-    panel.apply(operands, coefficients, out);
+    small::multiply(k, x, hv, q);
+    finish(mh);
 }
 
 // Δ = (W - U M) y (θ / sin θ) xᵀ of M = UᵀW = x cos(θ) yᵀ. θ / sin θ is a smooth function of the cosine, down to zero,
 // so nothing cancels beside the projection itself.
 template <class T>
 void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Checks checks, int64_t item,
-                 const MatrixView<const T> *next, int next_count) {
+                 const MatrixView<const T> *next, int next_count, bool dry) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
     ClassPanel<T> panel(frame, n, k, 2);
@@ -131,6 +175,7 @@ void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Ch
         grassmann::require_orthonormal<T>(k, e, "U", item);
         grassmann::require_orthonormal<T>(k, b, "W", item);
     }
+    if (dry) return;
     grassmann::log_factor<T>(k, m, f);
     small::multiply(k, m, f, p);
     for (int64_t i = 0; i < all; ++i) p[i] = -p[i];
@@ -177,10 +222,12 @@ void hessian_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<const 
 template <class T>
 void tangent(const StackView<const T> &u, const StackView<const T> &g, const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
+    grassmann::check_same<T>(u, g, "g");
+    grassmann::check_same<T>(u, out, "out");
     if (u.cols() == 0 || u.rows() == 0) return;
-    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+    whole_or_not(u.size(), checks, overwrites(out, {&g}), [&](int64_t i, int64_t next, bool dry) {
         const MatrixView<const T> ahead[3] = {u[next], g[next], MatrixView<const T>(out[next])};
-        tangent_one<T>(u[i], g[i], out[i], checks, i, ahead, next > i ? 3 : 0);
+        tangent_one<T>(u[i], g[i], out[i], checks, i, ahead, next > i ? 3 : 0, dry);
     });
 }
 
@@ -188,11 +235,19 @@ template <class T>
 void retract(const StackView<const T> &u, const StackView<const T> &h, double t, Retraction method,
              const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
+    grassmann::check_same<T>(u, h, "h");
+    grassmann::check_same<T>(u, out, "out");
     if (!std::isfinite(t)) throw ValueError("t must be finite");
     if (u.cols() == 0 || u.rows() == 0) return;
-    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+    whole_or_not(u.size(), checks, overwrites(out, {&u, &h}), [&](int64_t i, int64_t next, bool dry) {
         const MatrixView<const T> ahead[3] = {u[next], h[next], MatrixView<const T>(out[next])}; // what is written too
-        grassmann::step<T>(u[i], h[i], t, method, out[i], nullptr, checks, i, ahead, next > i ? 3 : 0);
+        grassmann::Step<T> s{u[i], h[i], t, method, out[i]};
+        s.checks = checks;
+        s.item = i;
+        s.next = ahead;
+        s.next_count = next > i ? 3 : 0;
+        s.dry = dry;
+        grassmann::step<T>(s);
     });
 }
 
@@ -200,21 +255,26 @@ template <class T>
 void parallel_transport(const StackView<const T> &u, const StackView<const T> &h, const StackView<const T> &v, double t,
                         const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
+    grassmann::check_same<T>(u, h, "h");
+    grassmann::check_same<T>(u, v, "v");
+    grassmann::check_same<T>(u, out, "out");
     if (!std::isfinite(t)) throw ValueError("t must be finite");
     if (u.cols() == 0 || u.rows() == 0) return;
-    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+    whole_or_not(u.size(), checks, overwrites(out, {&v}), [&](int64_t i, int64_t next, bool dry) {
         const MatrixView<const T> ahead[3] = {u[next], h[next], v[next]};
-        transport_one<T>(u[i], h[i], v[i], t, out[i], checks, i, ahead, next > i ? 3 : 0);
+        transport_one<T>(u[i], h[i], v[i], t, out[i], checks, i, ahead, next > i ? 3 : 0, dry);
     });
 }
 
 template <class T>
 void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
+    grassmann::check_same<T>(u, w, "w");
+    grassmann::check_same<T>(u, out, "out");
     if (u.cols() == 0 || u.rows() == 0) return;
-    grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
+    whole_or_not(u.size(), checks, overwrites(out, {&w}), [&](int64_t i, int64_t next, bool dry) {
         const MatrixView<const T> ahead[3] = {u[next], w[next], MatrixView<const T>(out[next])};
-        log_one<T>(u[i], w[i], out[i], checks, i, ahead, next > i ? 3 : 0);
+        log_one<T>(u[i], w[i], out[i], checks, i, ahead, next > i ? 3 : 0, dry);
     });
 }
 
@@ -222,6 +282,10 @@ template <class T>
 void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &egrad, const StackView<const T> &ehess,
                         const StackView<const T> &h, const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
+    grassmann::check_same<T>(u, egrad, "egrad");
+    grassmann::check_same<T>(u, ehess, "ehess");
+    grassmann::check_same<T>(u, h, "h");
+    grassmann::check_same<T>(u, out, "out");
     if (u.cols() == 0 || u.rows() == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t) { hessian_one<T>(u[i], egrad[i], ehess[i], h[i], out[i], checks, i); });
 }

@@ -240,7 +240,7 @@ template <class T> void require_orthonormal(int64_t k, const double *e, const ch
     const double off = defect(k, e), bound = orthonormal_bound<T>(k);
     if (off <= bound) return;
     const std::string which = "matrix " + std::to_string(item) + " of " + name;
-    if (!std::isfinite(off)) throw ValueError(which + " holds NaN or infinity");
+    if (!std::isfinite(off)) throw ValueError(which + " holds NaN or infinity, or numbers whose squares overflow");
     throw ValueError("the columns of " + which + " are not orthonormal: max|" + name + "ᵀ" + name + " - I| is " + number(off) +
                      ", more than " + number(bound) + "; use subspan.orth.orthonormalize, or pass check=False");
 }
@@ -347,65 +347,85 @@ template <class T> void tidy(MatrixView<T> u) {
     }
 }
 
-template <class T>
-void step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction method, MatrixView<T> out,
-          MatrixView<T> *velocity, Checks checks, int64_t item, const MatrixView<const T> *next, int next_count) {
+template <class T> void step(const Step<T> &s) {
+    const auto u = s.u;
+    const auto h = s.h;
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
     ClassPanel<T> panel(frame, n, k, 2);
-    panel.ahead(next, next_count);
+    panel.ahead(s.next, s.next_count);
     MatrixView<const T> operands[2] = {u, h};
     const unsigned wanted[2] = {3u, 2u};
     double *e = frame.take<double>(8 * all), *m = e + all, *b = e + 2 * all;
-    const Core to{e + 3 * all, e + 4 * all, velocity != nullptr ? e + 5 * all : nullptr, velocity != nullptr ? e + 6 * all : nullptr};
+    const bool moves = s.velocity != nullptr;
+    const Core to{e + 3 * all, e + 4 * all, moves ? e + 5 * all : nullptr, moves ? e + 6 * all : nullptr};
     const auto products = [&] {
         panel.gram(operands, wanted);
         panel.block(0, 0, e);
         panel.block(0, 1, m);
         panel.block(1, 1, b);
     };
+    double t = s.t;
     const auto finish = [&] {
-        core<T>(k, e, m, b, t, method, to);
+        core<T>(k, e, m, b, t, s.method, to);
         const double *first[2] = {to.p, to.q};
-        if (velocity == nullptr) return panel.apply(operands, first, out);
+        if (!moves) return panel.apply(operands, first, s.out);
         const double *second[2] = {to.p2, to.q2};
-        panel.apply2(operands, first, out, second, *velocity);
+        panel.apply2(operands, first, s.out, second, *s.velocity);
     };
     products();
     const bool bounded = finite(k, e) && finite(k, m) && finite(k, b);
     if (!bounded) {
-        if (!all_finite<T>(u)) throw ValueError("matrix " + std::to_string(item) + " of U holds NaN or infinity");
-        if (!all_finite<T>(h)) throw ValueError("matrix " + std::to_string(item) + " of H holds NaN or infinity");
+        const std::string which = "matrix " + std::to_string(s.item) + " of ";
+        if (!all_finite<T>(u)) throw ValueError(which + "U holds NaN or infinity");
+        if (!all_finite<T>(h)) throw ValueError(which + s.name + " holds NaN or infinity");
     }
-    if (checks != Checks::none && finite(k, e)) require_orthonormal<T>(k, e, "U", item);
-    if (checks == Checks::points_and_tangents && bounded) require_tangent<T>(k, m, b, t, "H", item);
-    const auto short_enough = [&] { return t * t * small::row_norm(k, b) <= small::kSeries; };
+    if (s.checks != Checks::none) require_orthonormal<T>(k, e, "U", s.item);
     double *excess = e + 7 * all;
     std::copy_n(e, all, excess);
     for (int64_t i = 0; i < k; ++i) excess[i * small::order(k) + i] -= 1.0;
-    if (bounded && small::row_norm(k, excess) < 0.5) {
-        if (short_enough()) return finish();
-    } else {
-        // A basis far from orthonormal, or entries whose squares overflow: a tidied copy, a scaled one.
-        const MatrixView<T> basis(frame.take<T>(n * k), n, k), scaled(frame.take<T>(n * k), n, k);
-        copy_matrix<T>(u, basis);
-        orthonormalize<T>(StackView<const T>(MatrixView<const T>(basis)), StackView<T>(basis), Orthonormalization::polar, true);
-        const double top = double(max_abs<T>(h));
+    const bool orthonormal = small::row_norm(k, excess) < 0.5;
+    // Squares of a tiny H underflow, and a large t would have made something of them.
+    constexpr double tiny = 1e3 * double(std::numeric_limits<T>::min()) / kEps<T>;
+    const bool lost = bounded && small::row_norm(k, b) < tiny && t * t * tiny > 0.01 * kEps<T>;
+    const double top = bounded && !lost ? 0.0 : double(max_abs<T>(h));
+    if (lost && top == 0.0) t = 0.0;
+    if (!orthonormal || (top > 0.0 && (!bounded || lost))) {
+        // A tidied copy of the basis, one of H of unit size, and a step as much longer.
+        MatrixView<const T> basis = u;
+        if (!orthonormal) {
+            const MatrixView<T> copy(frame.take<T>(n * k), n, k);
+            copy_matrix<T>(u, copy);
+            orthonormalize<T>(StackView<const T>(MatrixView<const T>(copy)), StackView<T>(copy), Orthonormalization::polar, true);
+            basis = copy;
+        }
         int exponent = 0;
-        if (top > 0) std::frexp(top, &exponent);
+        if (top > 0.0) std::frexp(top, &exponent);
+        const MatrixView<T> scaled(frame.take<T>(n * k), n, k);
         const T one = T(std::ldexp(1.0, -(exponent / 2))), two = T(std::ldexp(1.0, -(exponent - exponent / 2)));
         for (int64_t i = 0; i < n; ++i)
             for (int64_t j = 0; j < k; ++j) scaled(i, j) = h(i, j) * one * two;
-        const double longer = std::clamp(std::ldexp(t, exponent), -1e300, 1e300);
-        step<T>(basis, scaled, longer, method, out, velocity, Checks::none, item);
-        if (velocity != nullptr) {
+        Step<T> longer = s;
+        longer.u = basis;
+        longer.h = scaled;
+        longer.t = std::clamp(std::ldexp(t, exponent), -1e300, 1e300);
+        longer.next_count = 0;
+        step<T>(longer);
+        if (moves && !s.dry) {
             const T back = T(std::ldexp(1.0, exponent / 2)), rest = T(std::ldexp(1.0, exponent - exponent / 2));
             for (int64_t i = 0; i < n; ++i)
-                for (int64_t j = 0; j < k; ++j) (*velocity)(i, j) = (*velocity)(i, j) * back * rest;
+                for (int64_t j = 0; j < k; ++j) (*s.velocity)(i, j) = (*s.velocity)(i, j) * back * rest;
         }
         return;
     }
-    // A long step. The part of H along U may be what makes it look long: without it, and if that is not enough by the SVD.
+    if (s.checks == Checks::points_and_tangents) require_tangent<T>(k, m, b, t, s.name, s.item);
+    if (s.dry) return;
+    const auto short_enough = [&] { return t == 0.0 || t * t * small::row_norm(k, b) <= small::kSeries; };
+    // HᵀH - mᵀm is known to eps of what it is a difference of: a large part of H along U has to go first.
+    double along = 0;
+    for (int64_t i = 0; i < all; ++i) along += m[i] * m[i];
+    if (short_enough() && !(t * t * along > 0.1)) return finish();
+    // A long step, or one that only looks long because of that part: without it, and if that is not enough by the SVD.
     const MatrixView<T> rest(frame.take<T>(n * k), n, k);
     double *f = frame.take<double>(all), *w = frame.take<double>(all);
     if (correction<T>(k, e, f)) {
@@ -419,7 +439,7 @@ void step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction met
     operands[1] = rest;
     products();
     if (short_enough()) return finish();
-    long_step<T>(u, rest, t, method, out, velocity);
+    long_step<T>(u, rest, t, s.method, s.out, s.velocity);
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
@@ -429,8 +449,7 @@ void step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction met
     template void tangent_svd<T>(MatrixView<const T>, MatrixView<T>, double *, double *, double *);                    \
     template double log_factor<T>(int64_t, const double *, double *);                                                  \
     template void tidy<T>(MatrixView<T>);                                                                              \
-    template void step<T>(MatrixView<const T>, MatrixView<const T>, double, Retraction, MatrixView<T>,                 \
-                          MatrixView<T> *, Checks, int64_t, const MatrixView<const T> *, int);
+    template void step<T>(const Step<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

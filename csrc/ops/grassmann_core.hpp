@@ -2,6 +2,7 @@
 #pragma once
 
 #include "class_panel.hpp"
+#include "subspan/errors.hpp"
 #include "subspan/grassmann.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/views.hpp"
@@ -31,6 +32,14 @@ template <class T> inline constexpr double kSvd = sizeof(T) == 4 ? 1e-10 : 0.0;
 /// ValueError unless n x k matrices can be orthonormal.
 void check_shape(int64_t n, int64_t k);
 
+/// ValueError unless x is a stack of the shape of u.
+template <class T, class X> void check_same(const StackView<const T> &u, const X &x, const char *name) {
+    if (x.rows() == u.rows() && x.cols() == u.cols() && x.size() == u.size()) return;
+    throw ValueError(std::string(name) + " must have the shape of u: " + std::to_string(u.size()) + " matrices of " +
+                     std::to_string(u.rows()) + " x " + std::to_string(u.cols()) + ", got " + std::to_string(x.size()) + " of " +
+                     std::to_string(x.rows()) + " x " + std::to_string(x.cols()));
+}
+
 /// The largest |UᵀU - I| that counts as orthonormal.
 template <class T> double orthonormal_bound(int64_t k);
 /// Largest entry of |e - I|.
@@ -41,12 +50,22 @@ template <class T> void require_orthonormal(int64_t k, const double *e, const ch
 /// Likewise unless |UᵀH| is small against |H|, or against one once multiplied by t; m is UᵀH and h is HᵀH.
 template <class T> void require_tangent(int64_t k, const double *m, const double *h, double t, const char *name, int64_t item);
 
-/// out = the retraction of t·H at U; out may be U. `velocity`, when given: the parallel transport of H to there (exp only);
-/// it may be H. H need not be tangent: its part along U is taken off. The result is orthonormal to a few eps for every
-/// finite input, also where U is not, and for every t. `next` are operands of the next class, to be prefetched.
-template <class T>
-void step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction method, MatrixView<T> out,
-          MatrixView<T> *velocity, Checks checks, int64_t item, const MatrixView<const T> *next = nullptr, int next_count = 0);
+/// One step of one class. H need not be tangent: its part along U is taken off. The result is orthonormal to a few eps for
+/// every finite input, also where U is not, and for every t.
+template <class T> struct Step {
+    MatrixView<const T> u, h;
+    double t;
+    Retraction method;
+    MatrixView<T> out;                    // may be u or h
+    MatrixView<T> *velocity = nullptr;    // wanted: the parallel transport of H to there (exp only); may be h
+    Checks checks = Checks::none;
+    int64_t item = 0;
+    const char *name = "H";               // of h, in errors
+    const MatrixView<const T> *next = nullptr; // operands of the next class, to be prefetched
+    int next_count = 0;
+    bool dry = false; // checks only
+};
+template <class T> void step(const Step<T> &s);
 
 /// u (contiguous rows or not) becomes the nearest orthonormal matrix where it is not orthonormal to 4 eps √k already.
 template <class T> void tidy(MatrixView<T> u);

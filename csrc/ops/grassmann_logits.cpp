@@ -103,6 +103,15 @@ template <class T> struct LengthKernel {
                 }
             }
             for (; j < k; ++j) sum += y[j] * y[j];
+            constexpr T tiny = T(1e3) * std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+            if (sum < tiny) { // squares have lost digits, or underflowed
+                T top = 0;
+                for (j = 0; j < k; ++j) top = std::max(top, std::abs(y[j]));
+                double scaled = 0;
+                for (j = 0; j < k && top > 0; ++j) scaled += double(y[j] / top) * double(y[j] / top);
+                lengths[c] = T(std::sqrt(scaled) * double(top));
+                continue;
+            }
             lengths[c] = std::sqrt(sum);
         }
     }
@@ -126,6 +135,7 @@ template <class T> class Head {
         unit = {frame.take<T>(rows * n), batch, n};
         std::fill_n(unit.data + batch * n, (rows - batch) * n, T(0));
         inverse = frame.take<double>(batch);
+        power = frame.take<double>(batch);
         for (int64_t b = 0; b < batch; ++b) {
             double top = 0, sum = 0;
             for (int64_t p = 0; p < n; ++p) top = std::max(top, std::abs(double(x(b, p))));
@@ -133,7 +143,8 @@ template <class T> class Head {
             for (int64_t p = 0; p < n; ++p) sum += (scale * double(x(b, p))) * (scale * double(x(b, p)));
             const double r = sum > 0 ? 1.0 / std::sqrt(sum) : (sum == 0 ? 0.0 : sum);
             for (int64_t p = 0; p < n; ++p) unit(b, p) = T(scale * double(x(b, p)) * r);
-            inverse[b] = scale * r; // 1 / ‖x‖
+            inverse[b] = r; // 1 / ‖x‖ in two factors, of which one may be the largest power of two
+            power[b] = scale;
         }
     }
     int64_t count(int64_t tile) const { return std::min(per_tile, classes - tile * per_tile); }
@@ -165,7 +176,7 @@ template <class T> class Head {
     int64_t batch, n, k, classes, mr, nr, rows; // rows: batch, padded
     int64_t per_tile, tiles, width;
     MatrixView<T> unit;
-    double *inverse;
+    double *inverse, *power;
 };
 
 template <class F> void for_each(int64_t items, const F &body) {
@@ -177,6 +188,7 @@ template <class F> void for_each(int64_t items, const F &body) {
 
 template <class T>
 void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> out) {
+    if (u.rows() != x.cols || out.rows != x.rows || out.cols != u.size()) throw ValueError("x, u and out do not fit");
     if (x.rows == 0 || u.size() == 0) return;
     if (x.cols == 0 || u.cols() == 0) {
         for (int64_t b = 0; b < out.rows; ++b)
@@ -200,6 +212,9 @@ template <class T>
 void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, const StackView<const T> &u, double scale,
                                MatrixView<T> dx, const StackView<T> &du) {
     const int64_t classes = u.size();
+    if (u.rows() != x.cols || grad.rows != x.rows || grad.cols != classes || dx.rows != x.rows || dx.cols != x.cols ||
+        du.rows() != u.rows() || du.cols() != u.cols() || du.size() != classes)
+        throw ValueError("grad, x, u, dx and du do not fit");
     if (x.rows == 0 || x.cols == 0 || classes == 0 || u.cols() == 0) {
         for (int64_t b = 0; b < dx.rows; ++b)
             for (int64_t p = 0; p < dx.cols; ++p) dx(b, p) = T(0);
@@ -230,7 +245,8 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
                 T *row = y + b * head.width;
                 lengths_of<T>(row, count, k, lengths);
                 for (int64_t c = 0; c < count; ++c) {
-                    const T w = lengths[c] == T(0) ? T(0) : T(scale * double(grad(b, tile * head.per_tile + c)) / double(lengths[c]));
+                    const double g = double(grad(b, tile * head.per_tile + c));
+                    const T w = T(lengths[c] == T(0) ? 0.0 * g : scale * g / double(lengths[c]));
                     for (int64_t j = 0; j < k; ++j) row[c * k + j] *= w;
                 }
             }
@@ -274,7 +290,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
     for (int64_t b = 0; b < batch; ++b) { // through the normalisation
         double dot = 0;
         for (int64_t p = 0; p < n; ++p) dot += double(head.unit(b, p)) * double(sum(b, p));
-        for (int64_t p = 0; p < n; ++p) dx(b, p) = T((double(sum(b, p)) - dot * double(head.unit(b, p))) * head.inverse[b]);
+        for (int64_t p = 0; p < n; ++p) dx(b, p) = T((double(sum(b, p)) - dot * double(head.unit(b, p))) * head.inverse[b] * head.power[b]);
     }
 }
 

@@ -92,7 +92,7 @@ MeanReport mean_one(const Points<T> &points, MatrixView<const T> start, double t
         report.converged = report.gradient_norm <= tolerance;
         if (report.converged || report.iterations == limit || (progress && !progress(report))) break;
         ++report.iterations;
-        grassmann::step<T>(mean, direction, t, Retraction::exp, next, nullptr, Checks::none, 0);
+        grassmann::step<T>(grassmann::Step<T>{mean, direction, t, Retraction::exp, next});
         const double variance = average_log<T>(points, next, trial), length = norm<T>(trial);
         // Close to the mean the variance changes by rounding only, and the gradient decides.
         if (variance > report.variance && !(length < report.gradient_norm)) {
@@ -120,6 +120,9 @@ void grassmann_mean(const StackView<const T> &u, const double *weights, const St
     grassmann::check_shape(n, k);
     if (u.shape.empty() || u.shape[0] == 0) throw ValueError("U holds no points: a mean is over its first axis");
     const int64_t count = u.shape[0], means = u.size() / count;
+    if (initial != nullptr && (initial->rows() != n || initial->cols() != k || initial->size() != means))
+        throw ValueError("initial must have the shape of the means");
+    if (out.rows() != n || out.cols() != k || out.size() != means) throw ValueError("out must have the shape of the means");
     Frame frame;
     double *w = frame.take<double>(count);
     double sum = 0;

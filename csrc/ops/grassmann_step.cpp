@@ -19,26 +19,26 @@ namespace {
 
 using std::int64_t;
 
-[[noreturn]] void bad(const char *name, int64_t item) {
-    throw ValueError(std::string(name) + " of class " + std::to_string(item) + " holds NaN or infinity; nothing was changed");
+template <class T> void gram_of(MatrixView<const T> u, MatrixView<const T> next, bool ahead, double *e) {
+    Frame frame;
+    ClassPanel<T> panel(frame, u.rows, u.cols, 1);
+    const unsigned wanted[1] = {1u};
+    panel.ahead(&next, ahead ? 1 : 0);
+    panel.gram(&u, wanted);
+    panel.block(0, 0, e);
 }
 
 // Every class is looked at before the first one is changed; the error names the first bad class whatever the threads.
-template <class T, class F> void check_classes(const StackView<T> &u, const F &finite) {
-    const int64_t items = u.size(), n = u.rows(), k = u.cols();
+// wrong(i) says what is wrong with the gradient or the state of class i, or null.
+template <class T, class F> void check_classes(const StackView<T> &u, const F &wrong) {
+    const int64_t items = u.size(), k = u.cols();
     std::atomic<int64_t> first{items};
     grassmann::for_each(items, [&](int64_t i, int64_t next) {
-        bool good = finite(i);
+        bool good = wrong(i) == nullptr;
         if (good) {
             Frame frame;
-            ClassPanel<T> panel(frame, n, k, 1);
-            const MatrixView<const T> operands[1] = {u[i]};
-            const unsigned wanted[1] = {1u};
-            const MatrixView<const T> ahead[1] = {u[next]};
-            panel.ahead(ahead, next > i ? 1 : 0);
-            panel.gram(operands, wanted);
             double *e = frame.take<double>(small::area(k));
-            panel.block(0, 0, e);
+            gram_of<T>(u[i], u[next], next > i, e);
             good = grassmann::defect(k, e) <= grassmann::orthonormal_bound<T>(k);
         }
         if (good) return;
@@ -47,15 +47,16 @@ template <class T, class F> void check_classes(const StackView<T> &u, const F &f
     });
     const int64_t item = first.load();
     if (item == items) return;
-    if (!finite(item)) bad("the gradient or state", item);
+    if (const char *what = wrong(item)) throw ValueError(std::string(what) + ": class " + std::to_string(item) + "; nothing was changed");
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 1);
-    const MatrixView<const T> operands[1] = {u[item]};
-    const unsigned wanted[1] = {1u};
-    panel.gram(operands, wanted);
     double *e = frame.take<double>(small::area(k));
-    panel.block(0, 0, e);
+    gram_of<T>(u[item], u[item], false, e);
     grassmann::require_orthonormal<T>(k, e, "U", item);
+}
+
+// Whether factor · a + weight · b is finite for all entries up to these.
+template <class T> bool bounded(double factor, double a, double weight, double b) {
+    return std::abs(factor) * a + std::abs(weight) * b <= 0.999 * double(std::numeric_limits<T>::max());
 }
 
 void check_options(int64_t n, int64_t k, const StepOptions &o) {
@@ -65,31 +66,45 @@ void check_options(int64_t n, int64_t k, const StepOptions &o) {
         throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
 }
 
-// Squared norm of the part of g that is tangent at u.
-template <class T> double tangent_norm(MatrixView<const T> u, MatrixView<const T> g) {
+// first = beta first + (1 - beta) times the part of g that is tangent at u; returns the squared norm of that part.
+template <class T>
+double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> first, double beta,
+                       const MatrixView<const T> *next, int next_count) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k), ld = small::order(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 2);
-    MatrixView<const T> operands[2] = {u, g};
-    const unsigned wanted[2] = {2u, 2u};
+    ClassPanel<T> panel(frame, n, k, 3);
+    const MatrixView<const T> operands[3] = {u, g, first};
+    const unsigned wanted[3] = {2u, 2u, 0u};
+    panel.ahead(next, next_count);
     panel.gram(operands, wanted);
-    double *m = frame.take<double>(all), *b = frame.take<double>(all);
+    double *m = frame.take<double>(4 * all), *b = m + all, *p = m + 2 * all, *q = m + 3 * all;
     panel.block(0, 1, m);
     panel.block(1, 1, b);
     double along = 0, whole = 0;
     for (int64_t i = 0; i < all; ++i) along += m[i] * m[i];
     for (int64_t i = 0; i < k; ++i) whole += b[i * ld + i];
-    if (!std::isfinite(whole)) return std::numeric_limits<double>::infinity();
-    if (whole - along > 0.01 * whole) return whole - along;
-    // The difference has lost digits: the part itself.
-    const MatrixView<T> rest(frame.take<T>(n * k), n, k);
-    for (int64_t i = 0; i < all; ++i) m[i] = -m[i];
-    small::identity(k, b);
-    const double *coefficients[2] = {m, b};
-    panel.apply(operands, coefficients, rest);
-    double sum = 0;
-    for (int64_t i = 0; i < n * k; ++i) sum += double(rest.data[i]) * double(rest.data[i]);
-    return sum;
+    double norm = whole - along;
+    if (!(norm > 0.01 * whole) || !(whole > 1e3 * double(std::numeric_limits<T>::min()) / std::numeric_limits<T>::epsilon()) ||
+        !std::isfinite(whole)) {
+        // The difference has lost digits, or squares left the range of T: the part itself.
+        const MatrixView<T> rest(frame.take<T>(n * k), n, k);
+        for (int64_t i = 0; i < all; ++i) p[i] = -m[i];
+        small::identity(k, q);
+        const double *coefficients[3] = {p, q, nullptr};
+        panel.apply(operands, coefficients, rest);
+        norm = 0;
+        for (int64_t i = 0; i < n * k; ++i) norm += double(rest.data[i]) * double(rest.data[i]);
+    }
+    for (int64_t i = 0; i < all; ++i) p[i] = -(1.0 - beta) * m[i];
+    std::fill_n(q, all, 0.0);
+    std::fill_n(b, all, 0.0);
+    for (int64_t i = 0; i < k; ++i) {
+        q[i * ld + i] = 1.0 - beta;
+        b[i * ld + i] = beta;
+    }
+    const double *coefficients[3] = {p, q, b};
+    panel.apply(operands, coefficients, first);
+    return norm;
 }
 
 } // namespace
@@ -98,14 +113,20 @@ template <class T>
 void sgd_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> *buffer, double momentum,
               double dampening, const StepOptions &options) {
     check_options(u.rows(), u.cols(), options);
-    if (!std::isfinite(momentum)) throw ValueError("momentum must be finite");
-    if (!std::isfinite(dampening)) throw ValueError("dampening must be finite");
+    if (!std::isfinite(T(momentum))) throw ValueError("momentum must be finite");
+    if (!std::isfinite(T(1.0 - dampening))) throw ValueError("dampening must be finite");
+    grassmann::check_same<T>(StackView<const T>(u), grad, "grad");
+    if (buffer != nullptr) grassmann::check_same<T>(StackView<const T>(u), *buffer, "buffer");
     if (u.rows() == 0 || u.cols() == 0) return;
     if (options.check)
-        check_classes<T>(u, [&](int64_t i) {
+        check_classes<T>(u, [&](int64_t i) -> const char * {
             const double g = double(max_abs<T>(grad[i])), b = buffer == nullptr ? 0.0 : double(max_abs<T>(MatrixView<const T>((*buffer)[i])));
-            // What the buffer becomes must be finite too.
-            return std::abs(momentum) * b + std::abs(1.0 - dampening) * g <= double(std::numeric_limits<T>::max()) && std::isfinite(g);
+            if (!std::isfinite(g)) return "grad holds NaN or infinity";
+            if (!std::isfinite(b)) return "buffer holds NaN or infinity";
+            if (buffer == nullptr) return nullptr;
+            if (!bounded<T>(momentum, b, 1.0 - dampening, g)) return "momentum · buffer + (1 - dampening) · grad overflows";
+            const double reach = options.transport == MomentumTransport::parallel ? 4.0 * std::sqrt(double(u.rows() * u.cols())) : 0.0;
+            return bounded<T>(momentum * reach, b, (1.0 - dampening) * reach, g) ? nullptr : "the buffer overflows when it is transported";
         });
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
         MatrixView<const T> h = grad[i];
@@ -118,8 +139,13 @@ void sgd_step(const StackView<T> &u, const StackView<const T> &grad, const Stack
             if (options.transport == MomentumTransport::parallel) velocity = &b;
         }
         const MatrixView<const T> ahead[3] = {u[next], grad[next], buffer != nullptr ? MatrixView<const T>((*buffer)[next]) : h};
-        grassmann::step<T>(u[i], h, -options.lr, options.retraction, u[i], velocity, Checks::none, i, ahead,
-                           next == i ? 0 : (buffer != nullptr ? 3 : 2));
+        grassmann::Step<T> s{u[i], h, -options.lr, options.retraction, u[i]};
+        s.velocity = velocity;
+        s.item = i;
+        s.name = buffer != nullptr ? "buffer" : "grad";
+        s.next = ahead;
+        s.next_count = next == i ? 0 : (buffer != nullptr ? 3 : 2);
+        grassmann::step<T>(s);
     });
 }
 
@@ -127,30 +153,44 @@ template <class T>
 void adam_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> &first, const StackView<T> &second,
                int64_t step, double beta1, double beta2, double eps, const StepOptions &options) {
     check_options(u.rows(), u.cols(), options);
+    grassmann::check_same<T>(StackView<const T>(u), grad, "grad");
+    grassmann::check_same<T>(StackView<const T>(u), first, "first");
+    if (second.size() != u.size()) throw ValueError("second must have one entry for each class");
     if (step < 1) throw ValueError("step must be at least 1: it counts the steps, this one included");
     if (!(beta1 >= 0 && beta1 < 1)) throw ValueError("betas[0] must be in [0, 1)");
     if (!(beta2 >= 0 && beta2 < 1)) throw ValueError("betas[1] must be in [0, 1)");
     if (!(eps >= 0) || !std::isfinite(eps)) throw ValueError("eps must be finite and not negative");
     if (u.rows() == 0 || u.cols() == 0) return;
     if (options.check)
-        check_classes<T>(u, [&](int64_t i) {
-            return all_finite<T>(grad[i]) && all_finite<T>(first[i]) && std::isfinite(double(second[i](0, 0))) &&
-                   second[i](0, 0) >= T(0);
+        check_classes<T>(u, [&](int64_t i) -> const char * {
+            const double g = double(max_abs<T>(grad[i])), b = double(max_abs<T>(MatrixView<const T>(first[i])));
+            const double v = double(second[i](0, 0));
+            if (!std::isfinite(g)) return "grad holds NaN or infinity";
+            if (4.0 * std::sqrt(double(u.rows())) * g > double(std::numeric_limits<T>::max())) return "grad overflows when it is projected";
+            if (!std::isfinite(b)) return "first_moment holds NaN or infinity";
+            if (!std::isfinite(v)) return "second_moment holds NaN or infinity";
+            if (options.transport == MomentumTransport::parallel &&
+                !bounded<T>(4.0 * std::sqrt(double(u.rows() * u.cols())), b, 4.0 * double(u.rows()), g))
+                return "first_moment overflows when it is transported";
+            return v >= 0 ? nullptr : "second_moment is negative";
         });
     const double bias1 = 1.0 - std::pow(beta1, double(step)), bias2 = 1.0 - std::pow(beta2, double(step));
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
         const auto b = first[i];
         const auto si = second[i];
         T &v = si(0, 0);
-        const double norm = tangent_norm<T>(u[i], grad[i]);
-        v = T(std::min(beta2 * double(v) + (1.0 - beta2) * norm, double(std::numeric_limits<T>::max())));
-        decay_add<T>(b, T(beta1), grad[i], T(1.0 - beta1));
-        const double scale = bias1 * (std::sqrt(double(v) / bias2) + eps);
-        const double t = scale > 0 ? -options.lr / scale : 0.0; // no gradient so far: no step
-        MatrixView<T> velocity = b;
         const MatrixView<const T> ahead[3] = {u[next], grad[next], first[next]};
-        grassmann::step<T>(u[i], b, t, options.retraction, u[i],
-                           options.transport == MomentumTransport::parallel ? &velocity : nullptr, Checks::none, i, ahead, next > i ? 3 : 0);
+        const double norm = average_tangent<T>(u[i], grad[i], b, beta1, ahead, next > i ? 3 : 0);
+        const double sum = beta2 * double(v) + (1.0 - beta2) * norm;
+        v = T(sum > double(std::numeric_limits<T>::max()) ? double(std::numeric_limits<T>::max()) : sum);
+        const double scale = bias1 * (std::sqrt(sum / bias2) + eps);
+        MatrixView<T> velocity = b;
+        // No gradient so far, no step.
+        grassmann::Step<T> s{u[i], b, scale > 0 ? std::clamp(-options.lr / scale, -1e300, 1e300) : 0.0, options.retraction, u[i]};
+        s.velocity = options.transport == MomentumTransport::parallel ? &velocity : nullptr;
+        s.item = i;
+        s.name = "first_moment";
+        grassmann::step<T>(s);
     });
 }
 

@@ -60,6 +60,7 @@ struct Job {
     std::atomic<std::int64_t> next{0};
     std::mutex error_mutex;
     std::exception_ptr error;
+    std::int64_t failed = 0; // its task
 
     void work() {
         inside = true;
@@ -70,7 +71,11 @@ struct Job {
                 (*body)(t);
             } catch (...) {
                 const std::lock_guard<std::mutex> lock(error_mutex);
-                if (!error) error = std::current_exception();
+                // Tasks are begun in their order: the first one that fails always runs, whatever the threads.
+                if (!error || t < failed) {
+                    error = std::current_exception();
+                    failed = t;
+                }
                 next.store(tasks, std::memory_order_relaxed);
             }
         }

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 
 namespace subspan {
@@ -62,11 +63,11 @@ void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, con
     for (int64_t i = 0; i < all; ++i) sum += m[i] * m[i];
     if (!std::isfinite(sum)) throw ValueError("matrix " + std::to_string(item) + " of U or W holds NaN or infinity");
     const bool vectors = p != nullptr;
-    const bool some_small = sum > 0.5; // otherwise no cosine is above √½
+    const bool some_small = sum > 0.49; // otherwise no cosine is near √½
     small::svd(k, m, c, vectors ? xt : nullptr, vectors || some_small ? yt : nullptr, grassmann::kSvd<T>);
     int64_t count = 0; // cosines above √½ come first
-    while (count < k && c[count] > 0.70710678118654752) ++count;
-    for (int64_t i = count; i < k; ++i) theta[i] = std::acos(c[i]);
+    while (some_small && count < k && c[count] > 0.70710678118654752) ++count;
+    for (int64_t i = count; i < k; ++i) theta[i] = std::acos(std::min(c[i], 1.0));
     double *zt = frame.take<double>(all);
     if (count > 0) {
         Frame inner;
@@ -79,7 +80,10 @@ void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, con
         singular_values<T>(r, s, vectors ? zt : nullptr);
         for (int64_t i = 0; i < count; ++i) theta[i] = std::asin(std::min(1.0, s[count - 1 - i]));
     }
-    if (!vectors) return;
+    if (!vectors) {
+        std::sort(theta, theta + k); // both kinds meet at π/4, where rounding may mix them
+        return;
+    }
     // Directions of the small angles are turned to the singular vectors of the sines, which tell angles apart that share a
     // cosine; x follows as M y / cos.
     const int64_t lz = small::order(count);
@@ -99,8 +103,17 @@ void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, con
             x[l] = dot / cosine;
         }
     }
-    small::transpose(k, xt, a);
-    small::transpose(k, yt, b);
+    int64_t *at = frame.take<int64_t>(k);
+    std::iota(at, at + k, int64_t(0));
+    std::sort(at, at + k, [&](int64_t i, int64_t j) { return theta[i] < theta[j] || (theta[i] == theta[j] && i < j); });
+    std::fill_n(a, all, 0.0);
+    std::fill_n(b, all, 0.0);
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t l = 0; l < k; ++l) {
+            a[l * ld + i] = xt[at[i] * ld + l];
+            b[l * ld + i] = yt[at[i] * ld + l];
+        }
+    std::sort(theta, theta + k);
     const double *first[2] = {a, nullptr}, *second[2] = {nullptr, b};
     panel.apply2(operands, first, *p, second, *q);
 }
@@ -126,7 +139,7 @@ double distance_of(int64_t k, const double *theta, Distance kind) {
         const double cosine = std::cos(theta[i]);
         sum += theta[i] < 0.5 ? std::log1p(-std::sin(theta[i]) * std::sin(theta[i])) : 2.0 * std::log(cosine);
     }
-    const double sine = std::sqrt(-std::expm1(sum));
+    const double sine = std::sqrt(0.0 - std::expm1(sum));
     return kind == Distance::binet_cauchy ? sine : std::atan2(sine, std::exp(0.5 * sum));
 }
 
@@ -137,6 +150,11 @@ void principal_angles(const StackView<const T> &u, const StackView<const T> &w, 
                       const StackView<T> *p, const StackView<T> *q, Checks checks) {
     const int64_t k = u.cols();
     grassmann::check_shape(u.rows(), k);
+    grassmann::check_same<T>(u, w, "w");
+    if (p != nullptr) {
+        grassmann::check_same<T>(u, *p, "p");
+        grassmann::check_same<T>(u, *q, "q");
+    }
     if (k == 0) return;
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
         Frame frame;
@@ -159,6 +177,7 @@ void subspace_distance(const StackView<const T> &u, const StackView<const T> &w,
                        Checks checks) {
     const int64_t k = u.cols();
     grassmann::check_shape(u.rows(), k);
+    grassmann::check_same<T>(u, w, "w");
     grassmann::for_each(u.size(), [&](int64_t i, int64_t next) {
         Frame frame;
         const MatrixView<const T> ahead[2] = {u[next], w[next]};

@@ -24,18 +24,22 @@ struct MultiplyTN {
     }
 };
 
-// y += s x over a row.
-template <int Bytes> SUBSPAN_INLINE void axpy(int64_t ld, double s, const double *x, double *y) {
-    using V = simd::Vec<double, Bytes>;
-    for (int64_t j = 0; j < ld; j += V::lanes) V::store(y + j, V::load(y + j) + s * V::load(x + j));
-}
-
 struct InverseCholesky {
+    // row += Σ_p scale(p) rows[p] for p in [begin, end), a vector of columns at a time: the sum stays in a register.
+    template <int Bytes, class S>
+    static SUBSPAN_INLINE void add(int64_t ld, int64_t begin, int64_t end, const S &scale, const double *rows, double *row) {
+        using V = simd::Vec<double, Bytes>;
+        for (int64_t j = 0; j < ld; j += V::lanes) {
+            auto sum = V::load(row + j);
+            for (int64_t p = begin; p < end; ++p) sum += scale(p) * V::load(rows + p * ld + j);
+            V::store(row + j, sum);
+        }
+    }
     template <int Bytes> static SUBSPAN_INLINE void run(int64_t k, double *r, double *out) {
         const int64_t ld = order(k);
         for (int64_t i = 0; i < k; ++i) { // rows of R, from rows of I + x
             double *row = r + i * ld;
-            for (int64_t p = 0; p < i; ++p) axpy<Bytes>(ld, -r[p * ld + i], r + p * ld, row);
+            add<Bytes>(ld, 0, i, [&](int64_t p) SUBSPAN_LAMBDA_INLINE { return -r[p * ld + i]; }, r, row);
             const double inverse = 1.0 / std::sqrt(row[i]);
             for (int64_t j = 0; j < ld; ++j) row[j] = j < i ? 0.0 : row[j] * inverse;
         }
@@ -43,7 +47,7 @@ struct InverseCholesky {
         for (int64_t i = k; i-- > 0;) { // R X = I from the last row on
             double *row = out + i * ld;
             row[i] = 1.0;
-            for (int64_t p = i + 1; p < k; ++p) axpy<Bytes>(ld, -r[i * ld + p], out + p * ld, row);
+            add<Bytes>(ld, i + 1, k, [&](int64_t p) SUBSPAN_LAMBDA_INLINE { return -r[i * ld + p]; }, out, row);
             const double inverse = 1.0 / r[i * ld + i];
             for (int64_t j = 0; j < ld; ++j) row[j] *= inverse;
         }
@@ -53,12 +57,13 @@ struct InverseCholesky {
 // One-sided Jacobi on the rows of g, whose squared norms are kept in `squares`; rows of v are turned along. Pairs go round
 // robin, so that those of a round are independent and overlap in the pipeline.
 struct Jacobi {
-    template <int Bytes> static SUBSPAN_INLINE void turn(int64_t ld, double *x, double *y, double c, double s) {
+    // As corrections of x and y: c and s by themselves are no rotation to working precision where s is small (Rutishauser).
+    template <int Bytes> static SUBSPAN_INLINE void turn(int64_t ld, double *x, double *y, double tau, double s) {
         using V = simd::Vec<double, Bytes>;
         for (int64_t j = 0; j < ld; j += V::lanes) {
             const auto a = V::load(x + j), b = V::load(y + j);
-            V::store(x + j, c * a - s * b);
-            V::store(y + j, s * a + c * b);
+            V::store(x + j, a - s * (b + tau * a));
+            V::store(y + j, b + s * (a - tau * b));
         }
     }
     template <int Bytes>
@@ -85,11 +90,11 @@ struct Jacobi {
                     // t = tan of the angle, the smaller root of t² + 2 t (yy - xx) / (2 xy) - 1.
                     const double half = 0.5 * (yy - xx), root = std::sqrt(half * half + xy * xy);
                     const double t = half < 0 ? xy / (half - root) : xy / (half + root);
-                    const double c = 1.0 / std::sqrt(1.0 + t * t), s = c * t;
+                    const double c = 1.0 / std::sqrt(1.0 + t * t), s = c * t, tau = s / (1.0 + c);
                     squares[p] = std::max(xx - t * xy, 0.0);
                     squares[q] = yy + t * xy;
-                    turn<Bytes>(ld, x, y, c, s);
-                    if (v != nullptr) turn<Bytes>(ld, v + p * ld, v + q * ld, c, s);
+                    turn<Bytes>(ld, x, y, tau, s);
+                    if (v != nullptr) turn<Bytes>(ld, v + p * ld, v + q * ld, tau, s);
                 }
                 std::rotate(seat + 1, seat + seats - 1, seat + seats);
             }
@@ -165,6 +170,19 @@ void complete(int64_t k, double *rows, const double *norms) {
             for (int64_t j = 0; j < k; ++j) row[j] *= scale;
         }
     }
+}
+
+// Rows that are orthonormal to rounding become so to second order: (3 I - V Vᵀ) V / 2.
+void polish(int64_t k, double *rows) {
+    const int64_t ld = order(k), all = area(k);
+    Frame frame;
+    double *columns = frame.take<double>(all), *g = frame.take<double>(all), *out = frame.take<double>(all);
+    transpose(k, rows, columns);
+    multiply_tn(k, columns, columns, g);
+    for (int64_t i = 0; i < all; ++i) g[i] *= -0.5;
+    for (int64_t i = 0; i < k; ++i) g[i * ld + i] += 1.5;
+    multiply_tn(k, g, rows, out);
+    std::copy_n(out, all, rows);
 }
 
 } // namespace
@@ -319,6 +337,11 @@ void svd(int64_t k, const double *a, double *s, double *xt, double *yt, double a
     }
     for (int64_t i = 0; i < k; ++i) s[i] = s[i] > floor ? s[i] : 0.0;
     if (xt != nullptr && k > 0 && s[k - 1] == 0.0) complete(k, xt, s);
+    // Thousands of rotations leave some eps of defect in the vectors: a Newton step takes it off.
+    if (accuracy == 0.0) {
+        if (xt != nullptr) polish(k, xt);
+        if (yt != nullptr) polish(k, yt);
+    }
     for (int64_t i = 0; i < k; ++i) s[i] *= up;
 }
 

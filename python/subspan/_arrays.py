@@ -116,9 +116,8 @@ def check_float(x: Array, name: str) -> np.dtype[Any]:
     """float32 or float64, or a TypeError that says what to do."""
     dtype = dtype_of(x)
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(
-            f"{name} must be float32 or float64, got {dtype}; convert it first, e.g. {name}.astype('float32')"
-        )
+        how = f"{name}.float()" if library_of(x) == "torch" else f"{name}.astype('float32')"
+        raise TypeError(f"{name} must be float32 or float64, got {dtype}; convert it first, e.g. {how}")
     return dtype
 
 

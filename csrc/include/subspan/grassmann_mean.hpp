@@ -20,7 +20,8 @@ struct MeanReport {
 /// descent with unit steps that are halved where the variance grows (Afsari, Tron and Vidal, SIAM J. Control Optim. 51,
 /// 2013). out is (..., n, k), `weights` N non-negative numbers (null: equal ones), `initial` (null: the point of the
 /// largest weight) and `reports` one for each mean. `progress`, when given, hears every iteration and stops it by
-/// returning false. Cost per iteration 4 n k² flops and an SVD of k x k for each point.
+/// returning false. Cost per iteration 4 n k² flops and for each point some products of k x k, or an SVD
+/// where it is far.
 template <class T>
 void grassmann_mean(const StackView<const T> &u, const double *weights, const StackView<const T> *initial, double tolerance,
                     std::int64_t max_iterations, const StackView<T> &out, MeanReport *reports, Checks checks,

@@ -13,7 +13,7 @@ void set_num_threads(int n);
 
 /// Calls body(task) once for every task in [0, tasks). A task must not depend on another one, and what it computes
 /// must not depend on the number of threads: that is what makes results bit-identical. Nested calls run in the caller.
-/// The first exception of a task is rethrown here.
+/// The exception of the first task that throws, in their order, is rethrown here.
 void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)> &body);
 
 /// The most bytes of work memory that calls of all threads together have held since the last reset.

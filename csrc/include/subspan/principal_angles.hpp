@@ -12,11 +12,10 @@ namespace subspan {
 /// max sin θ, procrustes ‖2 sin(θ/2)‖, fubini_study arccos ∏ cos θ, binet_cauchy √(1 - ∏ cos² θ).
 enum class Distance { geodesic, chordal, projection, procrustes, fubini_study, binet_cauchy };
 
-/// Ascending principal angles between the spans of u (n x k) and w (n x l), min(k, l) of them, as 1 x min(k, l) matrices.
-/// p and q (n x min(k, l)), when not null, become the principal vectors: orthonormal bases of both spans, or of parts of
-/// them, with pᵀq = diag(cos θ). Angles come from cosines above π/4 and from the singular values of (I - UUᵀ)W below (Björck
-/// and Golub, Math. Comput. 27, 1973): the absolute error is a few eps at every angle. Cost 2 n k l flops, 4 n k l more
-/// and a QR factorisation where some angle is below π/4.
+/// Ascending principal angles between the spans of u and w (both n x k), as 1 x k matrices. p and q (n x k), when not null,
+/// become the principal vectors: orthonormal bases of both spans with pᵀq = diag(cos θ). Angles come from cosines above π/4 and from the singular values of (I - UUᵀ)W below (Björck
+/// and Golub, Math. Comput. 27, 1973): the absolute error is a few eps at every angle. Cost 4 n k² flops with the
+/// check of both, 5 n k² more where some angle is below π/4, and a QR factorisation where such sines differ by more than ten.
 template <class T>
 void principal_angles(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &angles,
                       const StackView<T> *p, const StackView<T> *q, Checks checks);

@@ -10,7 +10,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, library_of, output, to_library
-from subspan._grassmann.common import one_of, same_matrices
+from subspan._grassmann.common import one_of, same_matrices, whole_number
 from subspan._orth.common import detached, finish, matrices, numpy
 
 if TYPE_CHECKING:
@@ -52,11 +52,9 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     Notes
     -----
     Björck and Golub, Math. Comput. 27 (1973): cosines are singular values of ``UᵀW``; below π/4 sines are those of
-    ``W - U UᵀW`` on the directions concerned, by QR, as squares would lose half of the digits. ``2 n k²`` flops and
-    an SVD
-    of ``k x k``; ``5 n k²`` and up to ``4 n k²`` more where an angle is below π/4. ``scipy.linalg.subspace_angles``
-    gives
-    the same angles, descending, of one pair.
+    ``W - U UᵀW`` on the directions concerned, by QR, as squares would lose half of the digits. ``4 n k²`` flops
+    with the check, and an SVD of ``k x k``; ``5 n k²`` and up to ``4 n k²`` more where an angle is below π/4.
+    ``scipy.linalg.subspace_angles`` gives the same angles, descending, of one pair.
 
     Examples
     --------
@@ -72,7 +70,7 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     angles = np.empty((*shape[:-2], shape[-1]), dtype)
     p = np.empty(shape, dtype) if vectors else None
     q = np.empty(shape, dtype) if vectors else None
-    _core.principal_angles(detached(U), detached(W), angles, p, q, int(check))
+    _core.principal_angles(detached(U), detached(W), angles, p, q, int(bool(check)))
     if p is None or q is None:
         return to_library(angles, library)
     return PrincipalAngles(to_library(angles, library), to_library(p, library), to_library(q, library))
@@ -112,7 +110,7 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", check: bool = True) 
     which = one_of(kind, _KINDS, "kind")
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     out = np.empty((*shape[:-2], 1, 1), dtype)
-    _core.subspace_distance(detached(U), detached(W), out, which, int(check))
+    _core.subspace_distance(detached(U), detached(W), out, which, int(bool(check)))
     result = out[..., 0, 0]
     library = library_of(U)
     if library == "numpy":
@@ -121,7 +119,10 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", check: bool = True) 
 
 
 class MeanResult(NamedTuple):
-    """What :func:`mean` found, one entry of each field for every mean of a stack."""
+    """What :func:`mean` found, one entry of each field for every mean of a stack.
+
+    ``mean`` is of the library of the input, the figures are NumPy's.
+    """
 
     mean: Any
     gradient_norm: Any
@@ -200,9 +201,9 @@ def mean(
     -----
     Gradient descent with unit steps, which are halved when the variance grows (Afsari, Tron and Vidal, SIAM J. Control
     Optim. 51, 2013). The mean is unique when all points are in one ball of radius π/4; elsewhere a stationary point is
-    found. An iteration costs ``4 n k²`` flops and an SVD of ``k x k`` for each point. Points are summed in a fixed
-    order:
-    results are the same for any number of threads. The keyboard interrupts between iterations.
+    found. An iteration costs ``4 n k²`` flops for each point, and some products of ``k x k``, or an SVD where it is
+    far. Points are summed in a fixed order: results are the same for any number of threads. The keyboard interrupts
+    between iterations.
 
     Examples
     --------
@@ -222,10 +223,11 @@ def mean(
         raise ValueError(f"U holds no points: its shape is {tuple(U.shape)}")
     if k > n:
         raise ValueError(f"U has {k} columns of {n} entries: so many cannot be orthonormal")
-    if int(max_iterations) != max_iterations or max_iterations < 0:
-        raise ValueError(f"max_iterations must be an integer and not negative, got {max_iterations!r}")
+    limit = whole_number(max_iterations, "max_iterations", 0)
     w = None
     if weights is not None:
+        if np.iscomplexobj(weights):
+            raise TypeError("weights must be real")
         w = np.ascontiguousarray(numpy(as_array(weights, "weights")), dtype=np.float64)
         if w.shape != (count,):
             raise ValueError(f"weights must have shape ({count},), one for each point, got {w.shape}")
@@ -241,9 +243,7 @@ def mean(
         start = detached(start)
     library = library_of(U)
     result, fresh = output(out, (*batch, n, k), dtype, library)
-    reports = _core.grassmann_mean(
-        detached(U), w, start, detached(result), tol, int(max_iterations), int(check), progress
-    )
+    reports = _core.grassmann_mean(detached(U), w, start, detached(result), tol, limit, int(bool(check)), progress)
     found = finish(result, fresh, library)
     if full_output:
         columns = [np.array([r[i] for r in reports]).reshape(batch) for i in range(4)]
@@ -252,8 +252,8 @@ def mean(
     if late:
         warnings.warn(
             f"{len(late)} of {len(reports)} means did not reach tol={tol:.1e} in {max(r[2] for r in late)} iterations: "
-            f"the gradient norm is {max(r[0] for r in late):.1e}; points may be too far apart for a mean, see "
-            "full_output=True",
+            f"the gradient norm is {max(r[0] for r in late):.1e}. Points may be too far apart for a unique "
+            "mean, or tol below what rounding allows; full_output=True returns these figures instead of this warning",
             RuntimeWarning,
             stacklevel=2,
         )

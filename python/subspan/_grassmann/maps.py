@@ -8,7 +8,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, library_of, output, to_library
-from subspan._grassmann.common import RETRACTIONS, one_of, same_matrices
+from subspan._grassmann.common import RETRACTIONS, one_of, real_number, same_matrices, whole_number
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._orth.spaces import random_orthogonal
 
@@ -43,7 +43,8 @@ def random(
     >>> grassmann.random(20, 3, batch=5, rng=0).shape
     (5, 20, 3)
     """
-    shape = (int(batch),) if isinstance(batch, (int, np.integer)) else tuple(batch)
+    sizes = batch if isinstance(batch, (tuple, list)) else (batch,)
+    shape = tuple(whole_number(size, "batch", 0) for size in sizes)
     return random_orthogonal(n, k, batch=shape, rng=rng, dtype=dtype)
 
 
@@ -65,9 +66,12 @@ def random_tangent(U: Array, *, rng: int | np.random.Generator | None = None) ->
     noise = np.random.default_rng(rng).standard_normal(tuple(U.shape), dtype=np.float64).astype(dtype, copy=False)
     if U.shape[-1] == U.shape[-2]:
         return to_library(np.zeros_like(noise), library_of(U))
-    H = tangent(np.asarray(numpy(U)), noise, out=noise)
-    length = np.sqrt(np.einsum("...ij,...ij->...", H, H))[..., None, None]
-    np.divide(H, length, out=H)
+    point, H = np.asarray(numpy(U)), noise
+    # Where n - k is small little may be left, and what that still has along U comes off at unit length.
+    for _ in range(2):
+        H = tangent(point, H, out=H)
+        length = np.sqrt(np.einsum("...ij,...ij->...", H, H))[..., None, None]
+        np.divide(H, length, out=H)
     return to_library(H, library_of(U))
 
 
@@ -91,7 +95,7 @@ def tangent(U: Array, G: Array, *, out: Array | None = None, check: bool = True)
 
     Notes
     -----
-    ``4 n k²`` flops, and ``n k²`` for the check. Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix
+    ``6 n k²`` flops, and ``n k²`` for the check. Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix
     Manifolds (2008), section 3.6.
 
     Examples
@@ -139,7 +143,7 @@ def euclidean_to_riemannian_hessian(
 
     Notes
     -----
-    ``12 n k²`` flops. Edelman, Arias and Smith, SIAM J. Matrix Anal. Appl. 20 (1998), section 2.5.4.
+    ``18 n k²`` flops. Edelman, Arias and Smith, SIAM J. Matrix Anal. Appl. 20 (1998), section 2.5.4.
 
     Examples
     --------
@@ -190,8 +194,7 @@ def retract(
         Exact shape and dtype; may be ``U`` or ``H``.
     check : bool, default True
         ValueError for a ``U`` that is not orthonormal to 64 eps √k and, unless ``project``, an ``H`` with more than
-        √eps
-        of its norm along ``U``.
+        √eps of its norm along ``U``.
 
     Returns
     -------
@@ -201,11 +204,10 @@ def retract(
     -----
     With ``X = t² HᵀH`` each method is ``U C(X) + tH S(X)``: ``R⁻¹`` twice where ``I + X = RᵀR`` (Cholesky),
     ``(I + X)^(-1/2)`` twice (polar), ``(I - X/4)(I + X/4)⁻¹`` and ``(I + X/4)⁻¹`` (Cayley; the 2k x 2k system of Wen
-    and
-    Yin, Math. Program. 142, 2013, falls apart into ``k x k`` ones because ``UᵀH = 0``), ``cos √X`` and ``sin √X / √X``
-    (the geodesic). ``8 n k²`` flops; ``U`` and ``H`` are read once while ``n k`` fits the cache. Where ``X`` is so
-    large that its rounding would show (row sums above 4), ``H`` gets a QR factorisation and an SVD of ``k x k``
-    instead.
+    and Yin, Math. Program. 142, 2013, falls apart into ``k x k`` ones because ``UᵀH = 0``), ``cos √X`` and
+    ``sin √X / √X`` (the geodesic). ``8 n k²`` flops; ``U`` and ``H`` are read once while ``n k`` fits the cache.
+    Where ``X`` is so large that its rounding would show (row sums above 4), ``H`` gets a QR factorisation and an SVD
+    of ``k x k`` instead.
 
     Examples
     --------
@@ -226,7 +228,7 @@ def _retract(U: Array, H: Array, method: int, t: float, project: bool, out: Arra
     library = library_of(U)
     result, fresh = output(out, shape, dtype, library)
     checks = 0 if not check else (_CHECK_POINTS if project else _CHECK_ALL)
-    _core.grassmann_retract(detached(U), detached(H), detached(result), float(t), method, checks)
+    _core.grassmann_retract(detached(U), detached(H), detached(result), real_number(t, "t"), method, checks)
     return finish(result, fresh, library)
 
 
@@ -291,10 +293,10 @@ def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> 
     Notes
     -----
     With ``UᵀW = X cos(Θ) Yᵀ`` it is ``(W - U UᵀW) Y (Θ / sin Θ) Xᵀ``: the Procrustes form of Bendokat, Zimmermann and
-    Absil,
-    Adv. Comput. Math. 50 (2024), algorithm 5.3, with a function of the cosine that is smooth down to zero, so that
-    nothing
-    is divided by a small sine. ``6 n k²`` flops and an SVD of ``k x k``.
+    Absil, Adv. Comput. Math. 50 (2024), algorithm 5.3, with a function of the cosine that is smooth down to zero, so
+    that nothing
+    is divided by a small sine. ``8 n k²`` flops and an SVD of ``k x k``, or
+    some products of ``k x k`` where all angles are small.
 
     Examples
     --------
@@ -336,9 +338,8 @@ def transport(U: Array, H: Array, V: Array, t: float = 1.0, *, out: Array | None
     Notes
     -----
     ``V + (-U R sin(tΣ) + Q (cos(tΣ) - I)) QᵀV`` for ``H = Q Σ Rᵀ`` (Edelman, Arias and Smith, SIAM J. Matrix Anal.
-    Appl. 20,
-    1998, theorem 2.4), as ``V - t U S(X) HᵀV - t² H Z(X) HᵀV`` with ``S = sin √X / √X`` and ``Z = (1 - cos √X) / X``.
-    ``14 n k²`` flops.
+    Appl. 20, 1998, theorem 2.4), as ``V - t U S(X) HᵀV - t² H Z(X) HᵀV`` with ``S = sin √X / √X`` and
+    ``Z = (1 - cos √X) / X``. ``15 n k²`` flops. Parts of ``H`` and ``V`` along ``U`` are taken off.
 
     Examples
     --------
@@ -356,27 +357,27 @@ def transport(U: Array, H: Array, V: Array, t: float = 1.0, *, out: Array | None
     library = library_of(V)
     result, fresh = output(out, shape, dtype, library)
     arrays = (detached(U), detached(H), detached(V))
-    _core.grassmann_transport(*arrays, detached(result), float(t), _CHECK_ALL if check else 0)
+    _core.grassmann_transport(*arrays, detached(result), real_number(t, "t"), _CHECK_ALL if check else 0)
     return finish(result, fresh, library)
 
 
-def projection_transport(W: Array, V: Array, *, out: Array | None = None, check: bool = True) -> Array:
-    """``(I - W Wᵀ) V``: a tangent from elsewhere made one at ``W``, the vector transport of most optimisers.
+def projection_transport(U: Array, G: Array, *, out: Array | None = None, check: bool = True) -> Array:
+    """``(I - U Uᵀ) G``: a tangent from elsewhere made one at ``U``, the vector transport of most optimisers.
 
     Cheaper than :func:`transport` and not an isometry. What it loses is of second order in the step.
 
     Parameters
     ----------
-    W : array (..., n, k)
+    U : array (..., n, k)
         The point that was reached.
-    V : array (..., n, k)
+    G : array (..., n, k)
         A tangent where the step began.
     out, check
         As for :func:`tangent`.
 
     Notes
     -----
-    Absil, Mahony and Sepulchre (2008), section 8.1.3. ``4 n k²`` flops.
+    Absil, Mahony and Sepulchre (2008), section 8.1.3. ``6 n k²`` flops.
 
     Examples
     --------
@@ -388,4 +389,4 @@ def projection_transport(W: Array, V: Array, *, out: Array | None = None, check:
     >>> bool(np.abs(W.T @ grassmann.projection_transport(W, V)).max() < 1e-15)
     True
     """
-    return tangent(W, V, out=out, check=check)
+    return tangent(U, G, out=out, check=check)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, to_library
-from subspan._grassmann.common import RETRACTIONS, in_place, one_of
+from subspan._grassmann.common import RETRACTIONS, in_place, one_of, real_number, whole_number
 from subspan._orth.common import detached, finish, matrices
 
 _TRANSPORTS = {"project": 0, "parallel": 1}
@@ -36,10 +35,8 @@ def _stack(U: Array, **others: Array) -> list[Array]:
 
 
 def _rate(lr: float, maximize: bool) -> float:
-    lr = float(lr)
-    if not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"lr must be finite and not negative, got {lr!r}")
-    return -lr if maximize else lr
+    rate = real_number(lr, "lr", 0.0)
+    return -rate if maximize else rate
 
 
 def sgd_step(
@@ -76,28 +73,31 @@ def sgd_step(
         The exact geodesic, or a retraction as in :func:`retract`.
     transport : {"project", "parallel"}
         What becomes of the buffer when ``U`` moves. ``"project"``: it stays, and what it has along ``U`` is left out
-        where
-        it is used, as Grassmann Class Representation does. ``"parallel"``: its tangent part moves in parallel along the
-        geodesic (``retraction="exp"`` only).
+        where it is used, as Grassmann Class Representation does. ``"parallel"``: its tangent part moves in parallel
+        along the geodesic (``retraction="exp"`` only).
     maximize : bool, default False
     check : bool, default True
         Look at every class before the first one is changed: NaN or infinity in the gradient or the buffer, or a ``U``
         that is not orthonormal to 64 eps √k, is a ValueError that names the class, and nothing has changed. Reads all
-        of
-        them once more.
+        of them once more. Without it NaN still raises where it is met, when some classes have moved.
 
     Returns
     -------
     U
 
+    Warnings
+    --------
+    With ``"project"`` the buffer keeps what Euclidean gradients had along the old ``U``, and that becomes tangent when
+    ``U`` has moved. Where gradients are large along ``U`` (``A U`` for a quadratic form, say), ``lr / (1 - momentum)``
+    must be small against that part too, not only against the curvature on the manifold, or the iteration diverges.
+    ``"parallel"``, or a ``grad`` that went through :func:`tangent`, has no such limit.
+
     Notes
     -----
-    One pass over each class: momentum, ``UᵀU``, ``UᵀB`` and ``BᵀB`` in one sweep, a ``k x k`` core, ``U P + B Q`` in
-    another
-    one, of which the second finds the class in cache. ``12 n k²`` flops. ``UᵀU - I``, known from the first sweep, is
-    taken off
-    by a Newton step within the same coefficients: bases stay orthonormal to 10 eps √k after any number of steps, and
-    no column changes its sign, as one does after a QR factorisation. A step of any length stays on the manifold.
+    Momentum, and two sweeps over each class, which stays in cache between them: one gives ``UᵀU``, ``UᵀB`` and
+    ``BᵀB``, the other writes ``U P + B Q`` of a ``k x k`` core. ``8 n k²`` flops. ``UᵀU - I`` is taken off by a
+    Newton step within the same coefficients: bases stay orthonormal to 10 eps √k after any number of steps, and no
+    column changes its sign, as one does after a QR factorisation. A step of any length stays on the manifold.
     Geodesic: Edelman, Arias and Smith (1998). Optimiser: Xiong et al., Get the Best of Both Worlds: Improving Accuracy
     and Transferability by Grassmann Class Representation, ICCV 2023.
 
@@ -111,13 +111,14 @@ def sgd_step(
     >>> U = grassmann.random(5, 2, rng=0)
     >>> buffer = np.zeros_like(U)
     >>> for _ in range(200):
-    ...     _ = grassmann.sgd_step(U, -A @ U, buffer, lr=0.1, momentum=0.5)
+    ...     _ = grassmann.sgd_step(U, -A @ U, buffer, lr=0.1, momentum=0.5, transport="parallel")
     >>> bool(grassmann.distance(U, np.eye(5)[:, :2]) < 1e-12)
     True
     """
     which = one_of(retraction, RETRACTIONS, "retraction")
     parallel = one_of(transport, _TRANSPORTS, "transport") == 1
     rate = _rate(lr, maximize)
+    momentum, dampening = real_number(momentum, "momentum", 0.0), real_number(dampening, "dampening")
     if buffer is None:
         if momentum != 0:
             raise ValueError(f"momentum is {momentum} and there is no buffer: pass an array of zeros like U")
@@ -131,11 +132,11 @@ def sgd_step(
         detached(grad),
         None if buffer is None else detached(buffer),
         rate,
-        float(momentum),
-        float(dampening),
+        momentum,
+        dampening,
         which,
         parallel,
-        check,
+        bool(check),
     )
     if buffer is not None:
         finish(buffer, False, "")
@@ -159,9 +160,9 @@ def adam_step(
 ) -> Array:
     """One step of Riemannian Adam on a whole stack, in place, with one second moment for each class.
 
-    ``m = β₁ m + (1 - β₁) grad``; ``v = β₂ v + (1 - β₂) ‖tangent(U, grad)‖²``; ``U`` moves by
-    ``-lr m̂ / (√v̂ + eps)``, where
-    ``m̂`` is the part of ``m / (1 - β₁^step)`` that is tangent at ``U`` and ``v̂ = v / (1 - β₂^step)``.
+    With ``g = tangent(U, grad)``: ``m = β₁ m + (1 - β₁) g``; ``v = β₂ v + (1 - β₂) ‖g‖²``; ``U`` moves by
+    ``-lr m̂ / (√v̂ + eps)``, where ``m̂`` is the part of ``m / (1 - β₁^step)`` that is tangent at ``U`` and
+    ``v̂ = v / (1 - β₂^step)``.
 
     Parameters
     ----------
@@ -170,7 +171,8 @@ def adam_step(
     first_moment : array (..., n, k)
         Zeros before the first step; changed.
     second_moment : array (...), one entry for each class
-        Zeros before the first step; changed.
+        Zeros before the first step; changed. It stops at the largest number of its dtype (gradients of 1e19 in
+        float32).
     step : int
         Counts from 1.
     betas : pair of float in [0, 1)
@@ -183,7 +185,7 @@ def adam_step(
     Notes
     -----
     A scalar second moment is invariant under a change of basis of the subspace, which an entrywise one is not
-    (Bécigneul and Ganea, Riemannian Adaptive Optimization Methods, ICLR 2019). ``18 n k²`` flops.
+    (Bécigneul and Ganea, Riemannian Adaptive Optimization Methods, ICLR 2019). ``17 n k²`` flops.
 
     Examples
     --------
@@ -210,21 +212,24 @@ def adam_step(
             f"second_moment must have one entry for each class, shape {tuple(U.shape[:-2])}, "
             f"got {tuple(second_moment.shape)}"
         )
-    if int(step) != step:
-        raise TypeError(f"step must be an integer, got {step!r}")
+    count = whole_number(step, "step", 1)
+    try:
+        beta1, beta2 = betas
+    except (TypeError, ValueError):
+        raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from None
     _core.grassmann_adam_step(
         detached(U),
         detached(grad),
         detached(first_moment),
         detached(second_moment)[..., None, None],
-        int(step),
+        count,
         rate,
-        float(betas[0]),
-        float(betas[1]),
-        float(eps),
+        real_number(beta1, "betas[0]"),
+        real_number(beta2, "betas[1]"),
+        real_number(eps, "eps", 0.0),
         which,
         parallel,
-        check,
+        bool(check),
     )
     for x in (first_moment, second_moment):
         finish(x, False, "")
