@@ -421,10 +421,14 @@ template <class T> void step(const Step<T> &s) {
     if (s.checks == Checks::points_and_tangents) require_tangent<T>(k, m, b, t, s.name, s.item);
     if (s.dry) return;
     const auto short_enough = [&] { return t == 0.0 || t * t * small::row_norm(k, b) <= small::kSeries; };
-    // HᵀH - mᵀm is known to eps of what it is a difference of: a large part of H along U has to go first.
-    double along = 0;
-    for (int64_t i = 0; i < all; ++i) along += m[i] * m[i];
-    if (short_enough() && !(t * t * along > 0.1)) return finish();
+    // HᵀH - mᵀm is known to a few eps of what it is a difference of: a large part of H along U has to go first.
+    double along = 0; // the longest column of m, squared
+    for (int64_t j = 0; j < k; ++j) {
+        double sum = 0;
+        for (int64_t i = 0; i < k; ++i) sum += m[i * small::order(k) + j] * m[i * small::order(k) + j];
+        along = std::max(along, sum);
+    }
+    if (short_enough() && !(t * t * along > 0.5 * std::sqrt(double(k)))) return finish();
     // A long step, or one that only looks long because of that part: without it, and if that is not enough by the SVD.
     const MatrixView<T> rest(frame.take<T>(n * k), n, k);
     double *f = frame.take<double>(all), *w = frame.take<double>(all);
