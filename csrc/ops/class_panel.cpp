@@ -128,10 +128,9 @@ template <class T> struct PackKernel {
     }
 };
 
-// Sums run in T over so many rows, then go on in double: columns of nearly equal entries, of which Hadamard and cosine bases
-// are made, round in one direction, and lose half an eps a row.
-constexpr int64_t kGramRows = 32;
-
+// Columns of nearly equal entries, of which Hadamard and cosine bases are made, round in one direction, and lose half an eps a
+// row: no chain of additions is longer than this, those of blocks of so many rows go on in double.
+constexpr int64_t kChain = 32, kGramRows = 256;
 constexpr int64_t kLeastRows = 256; // of a packed block
 
 template <class T> struct GramArgs {
@@ -145,7 +144,8 @@ template <class T> struct GramArgs {
 
 template <class T> struct GramKernel {
     template <int Bytes, int NV>
-    static SUBSPAN_INLINE void ahead_of(const GramArgs<T> *a, int64_t which, int64_t row, int64_t depth, const T *x, const T *y, T *c) {
+    static SUBSPAN_INLINE void ahead_of(const GramArgs<T> *a, int64_t which, int64_t row, int64_t depth, const T *x, const T *y, T *c,
+                                        bool add) {
         using V = Vec<T, Bytes>;
         constexpr int MR = simd::Shape<Bytes>::mr, W = V::lanes;
         typename V::type acc[MR][NV];
@@ -173,7 +173,10 @@ template <class T> struct GramKernel {
 #pragma GCC unroll 8
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-            for (int q = 0; q < NV; ++q) V::store(c + (r * NV + q) * W, acc[r][q]);
+            for (int q = 0; q < NV; ++q) {
+                T *p = c + (r * NV + q) * W;
+                V::store(p, add ? V::load(p) + acc[r][q] : acc[r][q]);
+            }
     }
     template <int Bytes, int NV> static SUBSPAN_INLINE void tile(const GramArgs<T> *a, int64_t d, int64_t depth, int64_t i, int64_t j) {
         constexpr int MR = simd::Shape<Bytes>::mr, NR = NV * Vec<T, Bytes>::lanes;
@@ -185,13 +188,17 @@ template <class T> struct GramKernel {
             for (int64_t q = std::max(p, j / a->k); q <= last_col / a->k; ++q) any = any || ((a->wanted[p] >> q) & 1u);
         if (!any) return;
         alignas(64) T c[MR * NR];
-        const T *z = a->z + d * a->ld;
         // Tile by tile an operand of the next class comes closer while this one is multiplied.
         const int64_t which = i / MR;
-        if (j == 0 && which < 2 && a->ahead->bytes[which] > 0)
-            ahead_of<Bytes, NV>(a, which, a->first + d, depth, z + i, z, c);
-        else
-            simd::micro<T, Bytes, NV>(depth, z + i, a->ld, z + j, c, NR, false, a->ld);
+        const bool ahead = j == 0 && which < 2 && a->ahead->bytes[which] > 0;
+        for (int64_t o = 0; o < depth; o += kChain) {
+            const int64_t some = std::min(kChain, depth - o);
+            const T *z = a->z + (d + o) * a->ld;
+            if (ahead)
+                ahead_of<Bytes, NV>(a, which, a->first + d + o, some, z + i, z, c, o > 0);
+            else
+                simd::micro<T, Bytes, NV>(some, z + i, a->ld, z + j, c, NR, o > 0, a->ld);
+        }
         for (int r = 0; r < MR; ++r) {
             double *g = a->g + (i + r) * a->ld + j;
             if constexpr (sizeof(T) == 4) {

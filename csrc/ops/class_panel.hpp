@@ -35,8 +35,9 @@ template <class T> class ClassPanel {
     /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it.
     void ahead(const MatrixView<const T> *next, int count);
 
-    /// Inner products X_aᵀ X_b for every pair marked in `wanted` (bit b of wanted[a], b >= a). Sums run in T over at
-    /// most 32 rows and go on in double, with the rounding error of each addition kept where T is double.
+    /// Inner products X_aᵀ X_b for every pair marked in `wanted` (bit b of wanted[a], b >= a). Sums run in T over
+    /// 32 rows, those of eight such blocks are added in T, and go on in double, with the rounding error of each addition
+    /// kept where T is double.
     void gram(const MatrixView<const T> *operands, const unsigned *wanted);
     /// X_aᵀ X_b as a small matrix.
     void block(int a, int b, double *out) const;

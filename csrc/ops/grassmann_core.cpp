@@ -428,7 +428,7 @@ template <class T> void step(const Step<T> &s) {
         for (int64_t i = 0; i < k; ++i) sum += m[i * small::order(k) + j] * m[i * small::order(k) + j];
         along = std::max(along, sum);
     }
-    if (short_enough() && !(t * t * along > 0.5 * std::sqrt(double(k)))) return finish();
+    if (short_enough() && !(t * t * along > 0.3 * std::sqrt(double(k)))) return finish();
     // A long step, or one that only looks long because of that part: without it, and if that is not enough by the SVD.
     const MatrixView<T> rest(frame.take<T>(n * k), n, k);
     double *f = frame.take<double>(all), *w = frame.take<double>(all);
