@@ -16,9 +16,6 @@ template <class T> void copy_matrix(MatrixView<const T> from, MatrixView<T> to);
 /// b = momentum · b + weight · g, in place. Both of any strides; vectors where they share a contiguous axis.
 template <class T> void decay_add(MatrixView<T> b, T momentum, MatrixView<const T> g, T weight);
 
-/// At most this many operands.
-inline constexpr int kOperands = 4;
-
 /// Memory that a sweep may ask for before it is needed: operands of the class that comes next.
 inline constexpr int kAheads = 3;
 struct Ahead {

@@ -143,7 +143,7 @@ void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retractio
     double *stretch = frame.take<double>(k);
     for (int64_t i = 0; i < k; ++i) {
         // Beyond that an angle has no digits left, whatever it is.
-        const double ts = std::clamp(t * s[i], -1e100, 1e100), root = std::hypot(1.0, ts);
+        const double ts = std::clamp(t * s[i], -1e100, 1e100), root = std::sqrt(1.0 + ts * ts);
         switch (method) {
         case Retraction::exp:
             g[i] = std::cos(ts);
