@@ -781,7 +781,7 @@ for n, k in ((40, 6), (64, 8), (33, 1), (70, 17), (128, 32)):
         text=True,
         check=False,
     )
-    if "not available" in result.stderr or "unsupported" in result.stderr.lower():
+    if "asks for more than this machine and build have" in result.stderr:
         pytest.skip(f"this machine or build has no {isa}")
     assert result.returncode == 0, result.stderr
 
