@@ -1,5 +1,5 @@
 // Optimiser steps on stacks of points of the Grassmann manifold, in place: momentum, projection, k x k core and retraction
-// in one pass over each class.
+// in two sweeps over each class, which stays in cache between them.
 #pragma once
 
 #include "subspan/grassmann.hpp"
