@@ -10,4 +10,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     subspan::bind::register_householder(m);
     subspan::bind::register_orthonormalize(m);
     subspan::bind::register_grassmann(m);
+    subspan::bind::register_plucker(m);
+    subspan::bind::register_exterior(m);
 }

@@ -12,5 +12,7 @@ void register_apply_core(pybind11::module_ &m);
 void register_householder(pybind11::module_ &m);
 void register_orthonormalize(pybind11::module_ &m);
 void register_grassmann(pybind11::module_ &m);
+void register_plucker(pybind11::module_ &m);
+void register_exterior(pybind11::module_ &m);
 
 } // namespace subspan::bind

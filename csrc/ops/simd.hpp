@@ -91,6 +91,7 @@ template <class T, int Bytes> struct Vec {
         }
         friend type operator+(type a, const type &b) { return a += b; }
         friend type operator-(type a, const type &b) { return a -= b; }
+        friend type operator-(type a, const type &b) { return a -= b; }
         T operator[](int i) const { return v[i]; }
     };
     static SUBSPAN_INLINE type load(const T *p) {
@@ -108,6 +109,17 @@ template <class T, int Bytes> struct Vec {
     }
 #endif
 };
+
+// A product that is rounded before it is added: equal products then cancel exactly, which they do not when one of them goes
+// into a fused multiply-add.
+#if defined(SUBSPAN_VECTOR_EXT) && defined(__has_builtin)
+#if __has_builtin(__builtin_assoc_barrier)
+#define SUBSPAN_ROUNDED(x) __builtin_assoc_barrier(x)
+#endif
+#endif
+#ifndef SUBSPAN_ROUNDED
+#define SUBSPAN_ROUNDED(x) (x)
+#endif
 
 SUBSPAN_INLINE void prefetch([[maybe_unused]] const void *p) {
 #ifdef SUBSPAN_VECTOR_EXT

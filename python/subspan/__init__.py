@@ -1,18 +1,18 @@
 """A compiled numerical core for subspaces.
 
 ``subspan.svd`` holds streaming and one-shot truncated SVDs, ``subspan.orth`` Householder reflections and orthogonal
-projections, ``subspan.grassmann`` the geometry of subspaces and optimiser steps on it. Everything takes arrays of
-NumPy,
-PyTorch or JAX without a copy and answers in the same library. ``subspan.sklearn`` is loaded when it is imported.
+projections, ``subspan.grassmann`` the geometry of subspaces and optimiser steps on it, ``subspan.plucker`` mixing of
+sequences by Plücker coordinates. Everything takes arrays of NumPy, PyTorch or JAX without a copy and answers in the
+same library. ``subspan.sklearn`` is loaded when it is imported.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from subspan import grassmann, orth, svd
+from subspan import grassmann, orth, plucker, svd
 from subspan._core import num_threads as get_num_threads
 from subspan._core import set_num_threads
 
 __version__ = _version("subspan")
-__all__ = ["__version__", "get_num_threads", "grassmann", "orth", "set_num_threads", "svd"]
+__all__ = ["__version__", "get_num_threads", "grassmann", "orth", "plucker", "set_num_threads", "svd"]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +24,7 @@ from subspan._arrays import (
     rng_key,
     to_library,
 )
+from subspan._files import read_archive, write_archive
 
 __all__ = [
     "FrequentDirections",
@@ -393,46 +392,17 @@ class StreamingSVD:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the stream to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
-        state = {k: ("" if v is None else v) for k, v in self.__getstate__().items()}
-        path = os.fspath(path)
-        folder = os.path.dirname(path) or "."
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(f"{path}: there is no folder {folder}")
-        if os.path.isdir(path):
-            raise IsADirectoryError(f"{path} is a folder")
-        aside = f"{path}.{os.getpid()}.{threading.get_ident()}.part"
-        try:
-            with open(aside, "wb") as f:
-                np.savez(f, allow_pickle=False, **state)
-            os.replace(aside, path)
-        finally:
-            if os.path.exists(aside):
-                os.remove(aside)
+        write_archive(path, self.__getstate__())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> StreamingSVD:
         """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
-        path = os.fspath(path)
-        try:
-            with open(path, "rb") as handle, zipfile.ZipFile(handle) as archive:
-                raw = {k.removesuffix(".npy"): _read_member(archive, k) for k in archive.namelist()}
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
-            raise
-        except Exception as e:  # a damaged archive can raise almost anything, MemoryError included
-            raise ValueError(f"{path}: not a readable StreamingSVD file ({e})") from e
-        missing = {"format", "rank", "dtype", "library"} - raw.keys()
-        if missing:
-            raise ValueError(f"{path}: not a StreamingSVD file, it lacks {', '.join(sorted(missing))}")
-        state: dict[str, Any] = {}
-        for k, v in raw.items():
-            state[k] = v.item() if v.ndim == 0 else v
-            if isinstance(state[k], str) and state[k] == "":
-                state[k] = None
+        state = read_archive(path, "StreamingSVD", {"format", "rank", "dtype", "library"})
         self = cls.__new__(cls)
         try:
             self.__setstate__(state)
         except Exception as e:  # whatever a wrong member makes the pieces below raise
-            raise ValueError(f"{path}: damaged StreamingSVD file ({e})") from e
+            raise ValueError(f"{os.fspath(path)}: damaged StreamingSVD file ({e})") from e
         return self
 
     def __repr__(self) -> str:
@@ -454,11 +424,6 @@ class StreamingSVD:
             f"<{self.rows_seen} rows of {self._core.features()} {self._core.dtype()}, "
             f"route {self._core.route()}>"
         )
-
-
-def _read_member(archive: zipfile.ZipFile, name: str) -> Any:
-    with archive.open(name) as f:
-        return np.lib.format.read_array(f, allow_pickle=False)
 
 
 def _float_dtype(dtype: Any) -> np.dtype[Any]:

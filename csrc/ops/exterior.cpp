@@ -1,0 +1,647 @@
+#include "subspan/exterior.hpp"
+
+#include "scratch.hpp"
+#include "simd.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/parallel.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace subspan {
+namespace {
+
+using simd::Vec;
+using std::int64_t;
+
+constexpr int64_t kItems = 16;                   // of a stack go through the tables at a time, one a lane
+constexpr int64_t kTerms = int64_t(1) << 28;     // of a table: 4 GiB
+constexpr int64_t kNumbers = int64_t(1) << 29;   // of the work memory of one block: 4 GiB
+
+struct Term {
+    std::int32_t a, b;
+    double sign;
+};
+
+// Next subset of {0, ..., n - 1} in lexicographic order.
+bool advance(std::vector<int> &s, int64_t n) {
+    const int64_t k = int64_t(s.size());
+    for (int64_t i = k - 1; i >= 0; --i) {
+        if (s[std::size_t(i)] >= n - k + i) continue;
+        ++s[std::size_t(i)];
+        for (int64_t j = i + 1; j < k; ++j) s[std::size_t(j)] = s[std::size_t(j - 1)] + 1;
+        return true;
+    }
+    return false;
+}
+
+std::vector<int> first_subset(int64_t k) {
+    std::vector<int> s(static_cast<std::size_t>(k));
+    for (int64_t i = 0; i < k; ++i) s[std::size_t(i)] = int(i);
+    return s;
+}
+
+// Ranks of subsets: lexicographic order counts down the colexicographic order of the complements n - 1 - s.
+class Ranks {
+  public:
+    explicit Ranks(int64_t n) : n_(n), c_(std::size_t((n + 1) * (n + 2)), 0) {
+        for (int64_t i = 0; i <= n; ++i)
+            for (int64_t j = 0; j <= i; ++j) {
+                const int64_t v = binomial(i, j);
+                c_[std::size_t(i * (n + 2) + j)] = v;
+            }
+    }
+    int64_t operator()(const int *s, int64_t k) const {
+        int64_t rank = at(n_, k) - 1;
+        for (int64_t i = 0; i < k; ++i) rank -= at(n_ - 1 - s[i], k - i);
+        return rank;
+    }
+    int64_t at(int64_t i, int64_t j) const { return j > i ? 0 : c_[std::size_t(i * (n_ + 2) + j)]; }
+
+  private:
+    int64_t n_;
+    std::vector<int64_t> c_;
+};
+
+// e_I ∧ e_J = sign e_{I ∪ J}: for each subset of k + l, the `per` ways to split it.
+struct Table {
+    Table(int64_t n, int64_t k, int64_t l) : rows(k + l > n ? 0 : binomial(n, k + l)), per(binomial(k + l, k)) {
+        if (rows < 0 || per < 0 || (rows > 0 && per > kTerms / rows))
+            throw ValueError("the wedge of a " + std::to_string(k) + "-vector and a " + std::to_string(l) + "-vector of R^" +
+                             std::to_string(n) + " has too many terms");
+        if (rows == 0) return;
+        terms.reserve(std::size_t(rows * per));
+        const Ranks rank(n);
+        std::vector<int> whole = first_subset(k + l), left(static_cast<std::size_t>(k)), right(static_cast<std::size_t>(l));
+        do {
+            std::vector<int> where = first_subset(k);
+            do {
+                int inversions = 0;
+                for (int64_t i = 0, a = 0, b = 0; i < k + l; ++i) {
+                    if (a < k && where[std::size_t(a)] == i) {
+                        left[std::size_t(a++)] = whole[std::size_t(i)];
+                        inversions += int(b);
+                    } else {
+                        right[std::size_t(b++)] = whole[std::size_t(i)];
+                    }
+                }
+                terms.push_back({std::int32_t(rank(left.data(), k)), std::int32_t(rank(right.data(), l)), inversions % 2 ? -1.0 : 1.0});
+            } while (advance(where, k + l));
+        } while (advance(whole, n));
+    }
+    int64_t rows, per;
+    std::vector<Term> terms;
+};
+
+// Buffers hold kItems numbers for every coordinate.
+struct ProductKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(const Table *t, const double *a, const double *b, double *out, bool add) {
+        using V = Vec<double, Bytes>;
+        constexpr int W = V::lanes, G = int(kItems) / W;
+        const Term *term = t->terms.data();
+        for (int64_t i = 0; i < t->rows; ++i) {
+            typename V::type s[G];
+            for (int q = 0; q < G; ++q) s[q] = add ? V::load(out + i * kItems + q * W) : typename V::type{};
+            for (int64_t p = 0; p < t->per; ++p, ++term)
+                for (int q = 0; q < G; ++q)
+                    s[q] += term->sign * SUBSPAN_ROUNDED(V::load(a + term->a * kItems + q * W) * V::load(b + term->b * kItems + q * W));
+            for (int q = 0; q < G; ++q) V::store(out + i * kItems + q * W, s[q]);
+        }
+    }
+};
+
+// da += contraction of g with b, db likewise (null: not wanted).
+struct ProductBackwardKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(const Table *t, const double *g, const double *a, const double *b, double *da, double *db) {
+        using V = Vec<double, Bytes>;
+        constexpr int W = V::lanes, G = int(kItems) / W;
+        const Term *term = t->terms.data();
+        for (int64_t i = 0; i < t->rows; ++i)
+            for (int64_t p = 0; p < t->per; ++p, ++term)
+                for (int q = 0; q < G; ++q) {
+                    const auto d = term->sign * V::load(g + i * kItems + q * W);
+                    double *xa = da + term->a * kItems + q * W, *xb = db + term->b * kItems + q * W;
+                    V::store(xa, V::load(xa) + d * V::load(b + term->b * kItems + q * W));
+                    V::store(xb, V::load(xb) + d * V::load(a + term->a * kItems + q * W));
+                }
+    }
+};
+
+void product(const Table &t, const double *a, const double *b, double *out, bool add = false) {
+    simd::dispatch<ProductKernel, const Table *, const double *, const double *, double *, bool>(&t, a, b, out, add);
+}
+
+void product_backward(const Table &t, const double *g, const double *a, const double *b, double *da, double *db) {
+    simd::dispatch<ProductBackwardKernel, const Table *, const double *, const double *, const double *, double *, double *>(&t, g, a, b, da,
+                                                                                                                           db);
+}
+
+int64_t length_of(int64_t n, int64_t k) {
+    const int64_t c = k < 0 || k > n ? 0 : binomial(n, k);
+    if (c < 0) throw ValueError("C(" + std::to_string(n) + ", " + std::to_string(k) + ") is more than 2^31");
+    return c;
+}
+
+double *work(Frame &frame, int64_t coordinates) {
+    if (coordinates > kNumbers / kItems) throw ValueError("the coordinates on the way take more than 4 GiB of work memory");
+    return frame.take<double>(coordinates * kItems);
+}
+
+// Items [first, first + count) of a stack in lanes, entry by entry; lanes past the last are zero.
+template <class T> bool load(const StackView<const T> &x, int64_t first, int64_t count, double *to) {
+    bool finite = true;
+    const int64_t cols = x.cols(), entries = x.rows() * cols;
+    for (int64_t l = 0; l < kItems; ++l) {
+        if (l >= count) {
+            for (int64_t e = 0; e < entries; ++e) to[e * kItems + l] = 0;
+            continue;
+        }
+        const auto m = x[first + l];
+        for (int64_t i = 0, e = 0; i < m.rows; ++i)
+            for (int64_t j = 0; j < cols; ++j, ++e) {
+                const T v = m(i, j);
+                finite = finite && std::isfinite(v);
+                to[e * kItems + l] = double(v);
+            }
+    }
+    return finite;
+}
+
+template <class T> bool store(const double *from, int64_t first, int64_t count, const StackView<T> &x) {
+    bool finite = true;
+    for (int64_t l = 0; l < count; ++l) {
+        const auto m = x[first + l];
+        for (int64_t i = 0, e = 0; i < m.rows; ++i)
+            for (int64_t j = 0; j < m.cols; ++j, ++e) {
+                m(i, j) = T(from[e * kItems + l]);
+                finite = finite && std::isfinite(m(i, j));
+            }
+    }
+    return finite;
+}
+
+// body(first, count) for blocks of items; false where it said so for one.
+template <class F> bool blocks(int64_t items, const F &body) {
+    std::atomic<bool> good{true};
+    parallel_for((items + kItems - 1) / kItems, [&](int64_t b) {
+        if (!body(b * kItems, std::min(kItems, items - b * kItems))) good = false;
+    });
+    return good;
+}
+
+// p_1, p_1 ∧ a_2, ... of the columns of n x k matrices.
+class Levels {
+  public:
+    Levels(int64_t n, int64_t k) : n(n), k(k) {
+        int64_t total = 0;
+        for (int64_t q = 0; q <= k; ++q) {
+            starts.push_back(total);
+            total += length_of(n, q);
+        }
+        starts.push_back(total);
+        if (total > kNumbers / kItems)
+            throw ValueError("the minors of a " + std::to_string(n) + " x " + std::to_string(k) +
+                             " matrix pass through more coordinates than 4 GiB hold");
+        for (int64_t q = 1; q < k; ++q) tables.emplace_back(n, q, 1);
+    }
+    int64_t total() const { return starts.back(); }
+    int64_t length() const { return total() - starts[std::size_t(k)]; }
+    double *level(double *all, int64_t q) const { return all + starts[std::size_t(q)] * kItems; }
+    const double *level(const double *all, int64_t q) const { return all + starts[std::size_t(q)] * kItems; }
+    // columns: k x n x kItems
+    void forward(const double *columns, double *all) const {
+        std::fill_n(all, kItems, 1.0);
+        if (k > 0) std::copy_n(columns, n * kItems, level(all, 1));
+        for (int64_t q = 1; q < k; ++q) product(tables[std::size_t(q - 1)], level(all, q), columns + q * n * kItems, level(all, q + 1));
+    }
+    // The derivative along `direction` (k x n x kItems).
+    void forward_derivative(const double *columns, const double *all, const double *direction, double *derivative) const {
+        std::fill_n(derivative, kItems, 0.0);
+        if (k > 0) std::copy_n(direction, n * kItems, level(derivative, 1));
+        for (int64_t q = 1; q < k; ++q) {
+            const Table &t = tables[std::size_t(q - 1)];
+            product(t, level(derivative, q), columns + q * n * kItems, level(derivative, q + 1));
+            product(t, level(all, q), direction + q * n * kItems, level(derivative, q + 1), true);
+        }
+    }
+    // gradient: that of the last level is given, the others are overwritten; dcolumns is overwritten.
+    void backward(const double *columns, const double *all, double *gradient, double *dcolumns) const {
+        std::fill_n(gradient, starts[std::size_t(k)] * kItems, 0.0);
+        std::fill_n(dcolumns, k * n * kItems, 0.0);
+        for (int64_t q = k - 1; q >= 1; --q)
+            product_backward(tables[std::size_t(q - 1)], level(gradient, q + 1), level(all, q), columns + q * n * kItems, level(gradient, q),
+                             dcolumns + q * n * kItems);
+        if (k > 0) std::copy_n(level(gradient, 1), n * kItems, dcolumns);
+    }
+    int64_t n, k;
+
+  private:
+    std::vector<int64_t> starts;
+    std::vector<Table> tables;
+};
+
+template <class T> void check_row(const StackView<T> &x, int64_t length, int64_t items) {
+    if (x.rows() != 1 || x.cols() != length || x.size() != items) throw ValueError("shapes of k-vectors do not fit");
+}
+
+// What relations and bases look up: p(I, j) for |I| = k - 1 and any j, as an index and a sign (0 where j is in I), and the
+// subsets of J with one element left out.
+struct Contraction {
+    Contraction(int64_t n, int64_t k) : n(n), k(k), few(length_of(n, k - 1)), many(length_of(n, k + 1)) {
+        if (few > kTerms / std::max<int64_t>(n, 1) || many > kTerms / (k + 1)) throw ValueError("there are too many relations");
+        const Ranks rank(n);
+        std::vector<int> s = first_subset(k - 1), with(static_cast<std::size_t>(k));
+        if (few > 0)
+            do {
+                for (int j = 0; j < int(n); ++j) {
+                    const auto at = std::lower_bound(s.begin(), s.end(), j);
+                    if (at != s.end() && *at == j) {
+                        index.push_back(0);
+                        sign.push_back(0);
+                        continue;
+                    }
+                    const auto before = at - s.begin();
+                    std::copy(s.begin(), at, with.begin());
+                    with[std::size_t(before)] = j;
+                    std::copy(at, s.end(), with.begin() + before + 1);
+                    index.push_back(std::int32_t(rank(with.data(), k)));
+                    sign.push_back((int64_t(s.size()) - before) % 2 ? -1.0 : 1.0);
+                }
+            } while (advance(s, n));
+        std::vector<int> j = first_subset(k + 1);
+        if (many > 0)
+            do {
+                for (int64_t t = 0; t <= k; ++t) {
+                    std::copy(j.begin(), j.begin() + t, with.begin());
+                    std::copy(j.begin() + t + 1, j.end(), with.begin() + t);
+                    element.push_back(j[std::size_t(t)]);
+                    without.push_back(std::int32_t(rank(with.data(), k)));
+                }
+            } while (advance(j, n));
+    }
+    int64_t n, k, few, many;
+    std::vector<std::int32_t> index, element, without;
+    std::vector<double> sign;
+};
+
+struct RelationKernel {
+    // One row of relations: all J for one I. With `gradient` the numbers of out are gradients, and dp is added to.
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(const Contraction *c, int64_t i, const double *p, double *out, double *dp) {
+        using V = Vec<double, Bytes>;
+        constexpr int W = V::lanes, G = int(kItems) / W;
+        for (int64_t j = 0; j < c->many; ++j) {
+            typename V::type s[G];
+            for (int q = 0; q < G; ++q) s[q] = dp == nullptr ? typename V::type{} : V::load(out + j * kItems + q * W);
+            for (int64_t t = 0; t <= c->k; ++t) {
+                const int64_t at = i * c->n + c->element[std::size_t(j * (c->k + 1) + t)];
+                const double sign = (t % 2 ? -1.0 : 1.0) * c->sign[std::size_t(at)];
+                if (sign == 0) continue;
+                const int64_t a = c->index[std::size_t(at)] * kItems, b = c->without[std::size_t(j * (c->k + 1) + t)] * kItems;
+                for (int q = 0; q < G; ++q) {
+                    if (dp == nullptr) {
+                        s[q] += sign * SUBSPAN_ROUNDED(V::load(p + a + q * W) * V::load(p + b + q * W));
+                        continue;
+                    }
+                    const auto g = sign * s[q];
+                    V::store(dp + a + q * W, V::load(dp + a + q * W) + g * V::load(p + b + q * W));
+                    V::store(dp + b + q * W, V::load(dp + b + q * W) + g * V::load(p + a + q * W));
+                }
+            }
+            if (dp == nullptr)
+                for (int q = 0; q < G; ++q) V::store(out + j * kItems + q * W, s[q]);
+        }
+    }
+};
+
+// Orthonormal columns (k of n numbers each) with coordinates p / ‖p‖: p holds the numbers of one item. False: p is zero
+// or not finite.
+class Chart {
+  public:
+    Chart(int64_t n, int64_t k) : n_(n), k_(k), rank_(n), count_(length_of(n, k)) {}
+    bool basis(const double *p, int64_t stride, double *columns) const {
+        int64_t best = -1;
+        double top = 0;
+        for (int64_t i = 0; i < count_; ++i) {
+            const double a = std::abs(p[i * stride]);
+            if (!std::isfinite(a)) return false;
+            if (a > top) {
+                top = a;
+                best = i;
+            }
+        }
+        if (best < 0) return false;
+        std::vector<int> pivot = subset(best), s(static_cast<std::size_t>(k_));
+        const double scale = p[best * stride];
+        for (int64_t a = 0; a < k_; ++a)
+            for (int64_t i = 0; i < n_; ++i) {
+                // p of the pivot with its element a replaced by i, sorted: an insertion, and a sign for each place it moves
+                const auto in = std::find(pivot.begin(), pivot.end(), int(i));
+                if (in != pivot.end()) {
+                    columns[a * n_ + i] = in - pivot.begin() == a ? 1.0 : 0.0;
+                    continue;
+                }
+                int64_t m = 0, place = 0;
+                bool done = false;
+                for (int64_t b = 0; b < k_; ++b) {
+                    if (b == a) continue;
+                    if (!done && pivot[std::size_t(b)] > i) {
+                        place = m;
+                        s[std::size_t(m++)] = int(i);
+                        done = true;
+                    }
+                    s[std::size_t(m++)] = pivot[std::size_t(b)];
+                }
+                if (!done) {
+                    place = m;
+                    s[std::size_t(m++)] = int(i);
+                }
+                const double sign = (place - a) % 2 ? -1.0 : 1.0;
+                columns[a * n_ + i] = sign * (p[rank_(s.data(), k_) * stride] / scale);
+            }
+        // Entries are at most 1 and the pivot rows are the identity: well conditioned, so that two sweeps are enough.
+        for (int64_t a = 0; a < k_; ++a) {
+            double *x = columns + a * n_;
+            for (int sweep = 0; sweep < 2; ++sweep)
+                for (int64_t b = 0; b < a; ++b) {
+                    const double *y = columns + b * n_;
+                    double d = 0;
+                    for (int64_t i = 0; i < n_; ++i) d += x[i] * y[i];
+                    for (int64_t i = 0; i < n_; ++i) x[i] -= d * y[i];
+                }
+            double d = 0;
+            for (int64_t i = 0; i < n_; ++i) d += x[i] * x[i];
+            d = (a == 0 && scale < 0 ? -1.0 : 1.0) / std::sqrt(d);
+            for (int64_t i = 0; i < n_; ++i) x[i] *= d;
+        }
+        return true;
+    }
+
+  private:
+    std::vector<int> subset(int64_t rank) const {
+        std::vector<int> s;
+        int64_t left = rank;
+        for (int64_t i = 0; i < n_ && int64_t(s.size()) < k_; ++i) {
+            const int64_t with = rank_.at(n_ - 1 - i, k_ - 1 - int64_t(s.size())); // subsets that go on with i
+            if (left < with)
+                s.push_back(int(i));
+            else
+                left -= with;
+        }
+        return s;
+    }
+    int64_t n_, k_;
+    Ranks rank_;
+    int64_t count_;
+};
+
+void check_grades(int64_t n, int64_t k) {
+    if (k < 1 || k > n) throw ValueError("k must be from 1 to n");
+}
+
+} // namespace
+
+int64_t binomial(int64_t n, int64_t k) {
+    if (k < 0 || k > n) return 0;
+    int64_t c = 1;
+    for (int64_t i = 1; i <= std::min(k, n - k); ++i) {
+        c = c * (n - i + 1) / i;
+        if (c > (int64_t(1) << 31)) return -1;
+    }
+    return c;
+}
+
+template <class T> bool plucker_coordinates(const StackView<const T> &a, const StackView<T> &out) {
+    const int64_t n = a.rows(), k = a.cols();
+    check_grades(n, k);
+    const Levels levels(n, k);
+    check_row(out, levels.length(), a.size());
+    return blocks(a.size(), [&](int64_t first, int64_t count) {
+        Frame frame;
+        double *columns = work(frame, n * k), *all = work(frame, levels.total());
+        const bool finite = load<T>(StackView<const T>(a).transposed(), first, count, columns);
+        levels.forward(columns, all);
+        return store<T>(levels.level(all, k), first, count, out) || !finite;
+    });
+}
+
+template <class T>
+bool plucker_coordinates_backward(const StackView<const T> &grad, const StackView<const T> &a, const StackView<T> &da) {
+    const int64_t n = a.rows(), k = a.cols();
+    check_grades(n, k);
+    const Levels levels(n, k);
+    check_row(grad, levels.length(), a.size());
+    if (da.rows() != n || da.cols() != k || da.size() != a.size()) throw ValueError("A and dA do not fit");
+    return blocks(a.size(), [&](int64_t first, int64_t count) {
+        Frame frame;
+        double *columns = work(frame, n * k), *all = work(frame, levels.total()), *gradient = work(frame, levels.total()),
+               *dcolumns = work(frame, n * k);
+        bool finite = load<T>(StackView<const T>(a).transposed(), first, count, columns);
+        finite = load<T>(grad, first, count, levels.level(gradient, k)) && finite;
+        levels.forward(columns, all);
+        levels.backward(columns, all, gradient, dcolumns);
+        return store<T>(dcolumns, first, count, da.transposed()) || !finite;
+    });
+}
+
+template <class T>
+bool wedge(const StackView<const T> &a, const StackView<const T> &b, int64_t n, int64_t k, int64_t l, const StackView<T> &out) {
+    const Table table(n, k, l);
+    check_row(a, length_of(n, k), out.size());
+    check_row(b, length_of(n, l), out.size());
+    check_row(out, table.rows, out.size());
+    return blocks(out.size(), [&](int64_t first, int64_t count) {
+        Frame frame;
+        double *xa = work(frame, a.cols()), *xb = work(frame, b.cols()), *xo = work(frame, table.rows);
+        bool finite = load<T>(a, first, count, xa);
+        finite = load<T>(b, first, count, xb) && finite;
+        product(table, xa, xb, xo);
+        return store<T>(xo, first, count, out) || !finite;
+    });
+}
+
+template <class T>
+bool wedge_backward(const StackView<const T> &grad, const StackView<const T> &a, const StackView<const T> &b, int64_t n, int64_t k,
+                    int64_t l, const StackView<T> &da, const StackView<T> &db) {
+    const Table table(n, k, l);
+    const int64_t items = grad.size();
+    check_row(grad, table.rows, items);
+    check_row(a, length_of(n, k), items);
+    check_row(b, length_of(n, l), items);
+    check_row(da, a.cols(), items);
+    check_row(db, b.cols(), items);
+    return blocks(items, [&](int64_t first, int64_t count) {
+        Frame frame;
+        double *xa = work(frame, a.cols()), *xb = work(frame, b.cols()), *xg = work(frame, table.rows), *ya = work(frame, a.cols()),
+               *yb = work(frame, b.cols());
+        bool finite = load<T>(a, first, count, xa);
+        finite = load<T>(b, first, count, xb) && finite;
+        finite = load<T>(grad, first, count, xg) && finite;
+        std::fill_n(ya, a.cols() * kItems, 0.0);
+        std::fill_n(yb, b.cols() * kItems, 0.0);
+        product_backward(table, xg, xa, xb, ya, yb);
+        const bool good = store<T>(ya, first, count, da);
+        return (store<T>(yb, first, count, db) && good) || !finite;
+    });
+}
+
+template <class T> bool plucker_relations(const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &out) {
+    check_grades(n, k);
+    const Contraction c(n, k);
+    check_row(p, length_of(n, k), out.size());
+    if (out.rows() != c.few || out.cols() != c.many) throw ValueError("p and out do not fit");
+    return blocks(out.size(), [&](int64_t first, int64_t count) {
+        Frame frame;
+        double *x = work(frame, p.cols()), *row = work(frame, c.many);
+        const bool finite = load<T>(p, first, count, x);
+        bool good = true;
+        for (int64_t i = 0; i < c.few; ++i) {
+            simd::dispatch<RelationKernel, const Contraction *, int64_t, const double *, double *, double *>(&c, i, x, row, nullptr);
+            for (int64_t l = 0; l < count; ++l) {
+                const auto to = out[first + l];
+                for (int64_t j = 0; j < c.many; ++j) {
+                    to(i, j) = T(row[j * kItems + l]);
+                    good = good && std::isfinite(to(i, j));
+                }
+            }
+        }
+        return good || !finite;
+    });
+}
+
+template <class T>
+bool plucker_relations_backward(const StackView<const T> &grad, const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &dp) {
+    check_grades(n, k);
+    const Contraction c(n, k);
+    const int64_t items = dp.size();
+    check_row(p, length_of(n, k), items);
+    check_row(dp, p.cols(), items);
+    if (grad.rows() != c.few || grad.cols() != c.many || grad.size() != items) throw ValueError("grad and p do not fit");
+    return blocks(items, [&](int64_t first, int64_t count) {
+        Frame frame;
+        double *x = work(frame, p.cols()), *dx = work(frame, p.cols()), *row = work(frame, c.many);
+        bool finite = load<T>(p, first, count, x);
+        std::fill_n(dx, p.cols() * kItems, 0.0);
+        for (int64_t i = 0; i < c.few; ++i) {
+            for (int64_t l = 0; l < kItems; ++l)
+                for (int64_t j = 0; j < c.many; ++j) {
+                    row[j * kItems + l] = l < count ? double(grad[first + l](i, j)) : 0.0;
+                    finite = finite && std::isfinite(row[j * kItems + l]);
+                }
+            simd::dispatch<RelationKernel, const Contraction *, int64_t, const double *, double *, double *>(&c, i, x, row, dx);
+        }
+        return store<T>(dx, first, count, dp) || !finite;
+    });
+}
+
+template <class T> int64_t plucker_basis(const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &out) {
+    check_grades(n, k);
+    const Chart chart(n, k);
+    const int64_t items = out.size(), length = length_of(n, k);
+    check_row(p, length, items);
+    if (out.rows() != n || out.cols() != k) throw ValueError("p and out do not fit");
+    std::atomic<int64_t> bad{items};
+    parallel_for(items, [&](int64_t item) {
+        Frame frame;
+        double *x = frame.take<double>(length), *columns = frame.take<double>(n * k);
+        const auto from = p[item];
+        for (int64_t i = 0; i < length; ++i) x[i] = double(from(0, i));
+        if (!chart.basis(x, 1, columns)) {
+            int64_t seen = bad;
+            while (item < seen && !bad.compare_exchange_weak(seen, item)) {}
+            return;
+        }
+        const auto to = out[item];
+        for (int64_t a = 0; a < k; ++a)
+            for (int64_t i = 0; i < n; ++i) to(i, a) = T(columns[a * n + i]);
+    });
+    return bad == items ? -1 : bad.load();
+}
+
+template <class T>
+int64_t plucker_basis_backward(const StackView<const T> &grad, const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &dp) {
+    check_grades(n, k);
+    const Chart chart(n, k);
+    const Levels levels(n, k);
+    const int64_t items = dp.size(), length = levels.length();
+    check_row(p, length, items);
+    check_row(dp, length, items);
+    if (grad.rows() != n || grad.cols() != k || grad.size() != items) throw ValueError("grad and p do not fit");
+    std::atomic<int64_t> bad{items};
+    blocks(items, [&](int64_t first, int64_t count) {
+        Frame frame;
+        double *x = work(frame, length), *columns = work(frame, n * k), *direction = work(frame, n * k), *all = work(frame, levels.total()),
+               *derivative = work(frame, levels.total()), *one = frame.take<double>(2 * n * k);
+        load<T>(p, first, count, x);
+        std::fill_n(columns, n * k * kItems, 0.0);
+        std::fill_n(direction, n * k * kItems, 0.0);
+        for (int64_t l = 0; l < count; ++l) {
+            double *u = one, *h = one + n * k;
+            if (!chart.basis(x + l, kItems, u)) {
+                int64_t seen = bad;
+                while (first + l < seen && !bad.compare_exchange_weak(seen, first + l)) {}
+                continue;
+            }
+            const auto g = grad[first + l];
+            for (int64_t a = 0; a < k; ++a) {
+                for (int64_t i = 0; i < n; ++i) h[a * n + i] = double(g(i, a));
+                for (int64_t b = 0; b < k; ++b) {
+                    double d = 0;
+                    for (int64_t i = 0; i < n; ++i) d += u[b * n + i] * h[a * n + i];
+                    for (int64_t i = 0; i < n; ++i) h[a * n + i] -= d * u[b * n + i];
+                }
+            }
+            for (int64_t e = 0; e < n * k; ++e) {
+                columns[e * kItems + l] = u[e];
+                direction[e * kItems + l] = h[e];
+            }
+        }
+        levels.forward(columns, all);
+        levels.forward_derivative(columns, all, direction, derivative);
+        const double *unit = levels.level(all, k);
+        double *result = levels.level(derivative, k);
+        for (int64_t l = 0; l < count; ++l) {
+            double norm = 0;
+            for (int64_t i = 0; i < length; ++i) norm += x[i * kItems + l] * unit[i * kItems + l];
+            for (int64_t i = 0; i < length; ++i) result[i * kItems + l] /= norm;
+        }
+        store<T>(result, first, count, dp);
+        return true;
+    });
+    return bad == items ? -1 : bad.load();
+}
+
+void complement_signs(int64_t n, int64_t k, double *out) {
+    if (k < 0 || k > n) throw ValueError("k must be from 0 to n");
+    length_of(n, k);
+    std::vector<int> s = first_subset(k);
+    do {
+        int64_t inversions = 0; // element i of s jumps over the s_i - i elements that the complement has below it
+        for (int64_t i = 0; i < k; ++i) inversions += s[std::size_t(i)] - i;
+        *out++ = inversions % 2 ? -1.0 : 1.0;
+    } while (advance(s, n));
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template bool plucker_coordinates<T>(const StackView<const T> &, const StackView<T> &);                            \
+    template bool plucker_coordinates_backward<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &); \
+    template bool wedge<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, int64_t, const StackView<T> &); \
+    template bool wedge_backward<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, int64_t, \
+                                    int64_t, int64_t, const StackView<T> &, const StackView<T> &);                     \
+    template bool plucker_relations<T>(const StackView<const T> &, int64_t, int64_t, const StackView<T> &);            \
+    template bool plucker_relations_backward<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, \
+                                                const StackView<T> &);                                                 \
+    template int64_t plucker_basis<T>(const StackView<const T> &, int64_t, int64_t, const StackView<T> &);             \
+    template int64_t plucker_basis_backward<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, \
+                                               const StackView<T> &);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan

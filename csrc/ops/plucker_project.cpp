@@ -1,0 +1,252 @@
+#include "class_panel.hpp"
+#include "micro.hpp"
+#include "plucker_product.hpp"
+#include "plucker_tile.hpp"
+#include "simd.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/parallel.hpp"
+#include "subspan/plucker_mix.hpp"
+
+#include <algorithm>
+#include <atomic>
+
+namespace subspan {
+
+using plucker::all_finite;
+using plucker::kDepth;
+using plucker::kTokens;
+using plucker::pack;
+using plucker::Plan;
+using plucker::Projection;
+using plucker::step;
+using plucker::Tile;
+using plucker::lanes_of_a_vector;
+using plucker::whole_vectors;
+using simd::round_up;
+using simd::Vec;
+using std::int64_t;
+
+namespace {
+
+constexpr int64_t kGroup = 12;  // tiles whose coordinates the gradient of W holds at a time
+
+// C (`panels` of mr rows, `lanes` columns) (+)= A B: A in panels of mr that lie `apart`, B row by row.
+template <class T> struct LanesKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t panels, int64_t apart, const T *b, int64_t ldb, T *c, int64_t ldc,
+                                   int64_t lanes, bool add) {
+        constexpr int MR = simd::Shape<Bytes>::mr, NV = simd::Shape<Bytes>::nv, W = Vec<T, Bytes>::lanes;
+        for (int64_t j = 0, n = 0; j < lanes; j += n) {
+            n = step(lanes - j, W);
+            for (int64_t p = 0; p < panels; ++p) {
+                const T *x = a + p * apart;
+                T *to = c + p * MR * ldc + j;
+                if (n == NV * W)
+                    simd::micro<T, Bytes, NV>(depth, x, MR, b + j, to, ldc, add, ldb);
+                else if (n == 2 * W)
+                    simd::micro<T, Bytes, 2>(depth, x, MR, b + j, to, ldc, add, ldb);
+                else
+                    simd::micro<T, Bytes, 1>(depth, x, MR, b + j, to, ldc, add, ldb);
+            }
+        }
+    }
+};
+
+template <class T>
+void multiply(int64_t depth, const T *a, int64_t panels, int64_t apart, const T *b, int64_t ldb, T *c, int64_t ldc, int64_t lanes, bool add) {
+    simd::dispatch<LanesKernel<T>, int64_t, const T *, int64_t, int64_t, const T *, int64_t, T *, int64_t, int64_t, bool>(
+        depth, a, panels, apart, b, ldb, c, ldc, lanes, add);
+}
+
+// Columns of x (tokens x mr or fewer) as one panel, zeros past the last; sum += those columns times `by`.
+template <class T> struct PanelKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, T *to, double *sum) {
+        constexpr int MR = simd::Shape<Bytes>::mr;
+        if (x->cols < MR || x->col_stride != 1) {
+            for (int64_t t = 0; t < x->rows; ++t)
+                for (int64_t c = 0; c < MR; ++c) {
+                    const T v = c < x->cols ? (*x)(t, c) : T(0);
+                    to[t * MR + c] = v;
+                    if (c < x->cols) sum[c] += by[t] * double(v);
+                }
+            return;
+        }
+        double total[MR];
+        for (int c = 0; c < MR; ++c) total[c] = sum[c];
+        for (int64_t t = 0; t < x->rows; ++t) {
+            const T *row = x->data + t * x->row_stride;
+            for (int c = 0; c < MR; ++c) {
+                to[t * MR + c] = row[c];
+                total[c] += by[t] * double(row[c]);
+            }
+        }
+        for (int c = 0; c < MR; ++c) sum[c] = total[c];
+    }
+};
+
+template <class T> struct Sequence {
+    Sequence(const MixInput<T> &in, int64_t s) : z(in.z[s]), has_weights(in.weights != nullptr), has_mask(in.mask != nullptr) {
+        if (has_weights) weights = (*in.weights)[s];
+        if (has_mask) mask = (*in.mask)[s];
+    }
+    void load(Tile<T> &tile, const plucker::Piece &piece) const {
+        tile.load(z, has_weights ? &weights : nullptr, has_mask ? &mask : nullptr, piece.first, piece.count);
+    }
+    MatrixView<const T> z, weights, mask;
+    bool has_weights, has_mask;
+};
+
+template <class T> void check(const MixInput<T> &in, const Plan &plan, MatrixView<const T> w) {
+    if (w.cols != plan.coordinates) throw ValueError("W must have one column for each pair of dimensions");
+    if (in.weights != nullptr && in.weights->rows() != in.z.rows()) throw ValueError("weights and z do not fit");
+}
+
+} // namespace
+
+template <class T>
+bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o, const StackView<T> &out) {
+    const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
+    check(in, plan, w);
+    const int64_t d = w.rows;
+    if (out.cols() != d || out.rows() != in.z.rows() || out.size() != in.z.size()) throw ValueError("z, W and out do not fit");
+    const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
+    Frame outer;
+    const Projection<T> projection(outer.take<T>(Projection<T>::size(w.rows, w.cols)), w);
+    std::atomic<bool> finite{true};
+    parallel_for(int64_t(pieces.size()), [&](int64_t p) {
+        const auto &piece = pieces[std::size_t(p)];
+        Frame frame;
+        Tile<T> tile(frame, plan, false);
+        Sequence<T>(in, piece.sequence).load(tile, piece);
+        tile.rows();
+        T *coordinates = frame.take<T>(kTokens * plan.length);
+        tile.coordinates_of_all(coordinates, plan.length);
+        const int64_t padded = round_up(piece.count, simd::tile<T>().mr);
+        std::fill_n(coordinates + piece.count * plan.length, (padded - piece.count) * plan.length, T(0));
+        const auto to = out[piece.sequence].block_rows(piece.first, piece.count);
+        const bool direct = to.col_stride == 1;
+        T *g = direct ? to.data : frame.take<T>(kTokens * d);
+        const int64_t ldg = direct ? to.row_stride : d;
+        T by[kTokens] = {};
+        for (int64_t t = 0; t < piece.count; ++t) by[t] = o.bias_always ? T(1) : T(tile.sum[t]);
+        if (!projection.apply({coordinates, plan.length, g, ldg, piece.count, b, by})) finite = false;
+        for (int64_t t = 0; t < piece.count && !direct; ++t)
+            for (int64_t c = 0; c < d; ++c) to(t, c) = g[t * ldg + c];
+    });
+    return finite || !all_finite(in) || !all_finite(w) || (b != nullptr && !all_finite(b, d));
+}
+
+template <class T>
+bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput<T> &in, MatrixView<const T> w, const T *b,
+                                  const MixOptions &o, const StackView<T> &dz, MatrixView<T> dw, T *db,
+                                  const StackView<double> *dweights) {
+    const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
+    check(in, plan, w);
+    const int64_t d = w.rows, D = plan.coordinates, mr = simd::tile<T>().mr;
+    if (grad.cols() != d || grad.rows() != in.z.rows() || grad.size() != in.z.size() || dz.cols() != plan.r ||
+        dz.rows() != in.z.rows() || dz.size() != in.z.size() || dw.rows != d || dw.cols != D)
+        throw ValueError("grad, z, W and the gradients do not fit");
+    plucker::set_zero(dz);
+    const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
+    const int64_t total = int64_t(pieces.size()), group = std::min(kGroup, total), window = plan.r * plan.columns;
+    Frame outer;
+    // W by blocks of d, each in panels of mr coordinates: the left operand of dp = Wᵀ gradᵀ.
+    const int64_t coordinate_panels = (D + mr - 1) / mr, d_panels = (d + mr - 1) / mr;
+    T *left = outer.take<T>(d * coordinate_panels * mr);
+    parallel_for((d + kDepth - 1) / kDepth, [&](int64_t k) {
+        const int64_t first = k * kDepth, some = std::min(kDepth, d - first);
+        pack<T>(w.block_rows(first, some), int(mr), left + first * coordinate_panels * mr);
+    });
+    double *windows = outer.take<double>(group * window);
+    T *coordinates = outer.take<T>(group * kTokens * plan.length); // of the tokens of a group, one after the other
+    T *turned = outer.take<T>(group * kTokens * d_panels * mr);    // grad of the group in panels of mr columns
+    T *sum = outer.zeros<T>(d_panels * mr * plan.length);          // dW, padded
+    double *bias = outer.zeros<double>(d);
+    std::vector<int64_t> at(std::size_t(group) + 1);
+    for (int64_t first = 0; first < total; first += group) {
+        const int64_t count = std::min(group, total - first);
+        for (int64_t p = 0; p < count; ++p) at[std::size_t(p) + 1] = at[std::size_t(p)] + pieces[std::size_t(first + p)].count;
+        const int64_t tokens = at[std::size_t(count)];
+        Frame shared;
+        double *sums = shared.take<double>(tokens);
+        parallel_for(count, [&](int64_t p) {
+            const auto &piece = pieces[std::size_t(first + p)];
+            const int64_t lanes = whole_vectors<T>(piece.count), place = at[std::size_t(p)];
+            const auto g = grad[piece.sequence];
+            Frame frame;
+            Tile<T> tile(frame, plan, true);
+            Sequence<T>(in, piece.sequence).load(tile, piece);
+            tile.rows();
+            tile.coordinates_of_all(coordinates + place * plan.length, plan.length);
+            for (int64_t t = 0; t < piece.count; ++t) sums[place + t] = o.bias_always ? 1.0 : tile.sum[t];
+            T *dp = frame.take<T>(coordinate_panels * mr * kTokens), *right = frame.zeros<T>(kDepth * kTokens);
+            double *da = frame.take<double>(plan.m * kTokens);
+            if (d == 0) std::fill_n(dp, coordinate_panels * mr * kTokens, T(0));
+            for (int64_t k = 0; k < d; k += kDepth) {
+                const int64_t some = std::min(kDepth, d - k);
+                plucker::tokens_to_lanes<T, T>(g.block_cols(k, some), piece.first, piece.count, right, kTokens);
+                multiply<T>(some, left + k * coordinate_panels * mr, coordinate_panels, some * mr, right, kTokens, dp, kTokens, lanes, k > 0);
+            }
+            tile.backward(dp, kTokens, windows + p * window, da);
+            if (dweights != nullptr) {
+                if (b != nullptr && !o.bias_always)
+                    for (int64_t t = 0; t < piece.count; ++t) {
+                        double s = 0;
+                        for (int64_t c = 0; c < d; ++c) s += double(g(piece.first + t, c)) * double(b[c]);
+                        for (int64_t j = 0; j < plan.m; ++j) da[j * kTokens + t] += s;
+                    }
+                plucker::weights_backward(plan, tile.valid, tile.alpha, da, piece.count,
+                                          (*dweights)[piece.sequence].block_rows(piece.first, piece.count));
+            }
+        });
+        plucker::add_windows<T>(plan, dz, pieces.data() + first, count, windows);
+        // grad in panels of mr columns over all tokens of the group, and db.
+        const int64_t strip = 4;
+        parallel_for((d_panels + strip - 1) / strip, [&](int64_t s) {
+            for (int64_t q = s * strip; q < std::min(d_panels, (s + 1) * strip); ++q) {
+                const int64_t c0 = q * mr, some = std::min(mr, d - c0);
+                for (int64_t p = 0; p < count; ++p) {
+                    const auto &piece = pieces[std::size_t(first + p)];
+                    const int64_t place = at[std::size_t(p)];
+                    const auto g = grad[piece.sequence].block_rows(piece.first, piece.count).block_cols(c0, some);
+                    simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, T *, double *>(
+                        &g, sums + place, turned + (q * tokens + place) * mr, bias + c0);
+                }
+            }
+        });
+        const int64_t width = whole_vectors<T>(D), lanes = lanes_of_a_vector<T>();
+        parallel_for((width + 12 * lanes - 1) / (12 * lanes), [&](int64_t s) {
+            const int64_t j = s * 12 * lanes, some = std::min(12 * lanes, width - j);
+            for (int64_t k = 0; k < some;) {
+                const int64_t n = step(some - k, lanes);
+                for (int64_t t = 0; t < tokens; t += kDepth)
+                    multiply<T>(std::min(kDepth, tokens - t), turned + t * mr, d_panels, tokens * mr, coordinates + t * plan.length + j + k,
+                                plan.length, sum + j + k, plan.length, n, true);
+                k += n;
+            }
+        });
+    }
+    std::atomic<bool> sums_finite{true};
+    parallel_for(d_panels, [&](int64_t q) {
+        const int64_t first = q * mr, some = std::min(mr, d - first);
+        const MatrixView<const T> from(sum + first * plan.length, some, D, plan.length, 1);
+        if (!all_finite(from)) sums_finite = false;
+        copy_matrix<T>(from, dw.block_rows(first, some));
+    });
+    for (int64_t i = 0; i < d && db != nullptr; ++i) db[i] = T(bias[i]);
+    const bool finite = sums_finite && all_finite<T>(StackView<const T>(dz)) && (db == nullptr || all_finite<T>(db, d));
+    return finite || !all_finite(in) || !all_finite(grad) || !all_finite(w) || (b != nullptr && !all_finite(b, d));
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                         \
+    template bool plucker_mix_project<T>(const MixInput<T> &, MatrixView<const T>, const T *, const MixOptions &,      \
+                                         const StackView<T> &);                                                        \
+    template bool plucker_mix_project_backward<T>(const StackView<const T> &, const MixInput<T> &,                     \
+                                                  MatrixView<const T>, const T *, const MixOptions &,                  \
+                                                  const StackView<T> &, MatrixView<T>, T *, const StackView<double> *);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan

@@ -1,0 +1,231 @@
+"""Arguments that several functions share."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subspan._arrays import Array, as_array, check_float, library_of
+from subspan._grassmann.common import one_of, real_number
+from subspan._orth.common import detached, numpy
+
+NORMS: dict[str | None, int] = {None: 0, "clamp": 1, "soft": 2}
+WEIGHTINGS = {"mean": 0, "given": 1, "softmax": 2}
+ORDERS = {"current-first": False, "past-first": True}
+BIASES = {"weighted": False, "always": True}
+ROPES: dict[str | None, int] = {None: 0, "interleaved": 1, "half": 2}
+
+Settings = tuple[int, float, int, bool, bool, int, float, int]
+
+
+def choice(value: Any, allowed: dict[Any, Any], name: str) -> Any:
+    if not (value is None or isinstance(value, str)) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return allowed[value]
+
+
+def offset_list(offsets: Any, causal: bool) -> list[int]:
+    """Whole numbers, none of them zero, and none ahead where that was not asked for."""
+    if isinstance(offsets, (str, bytes)):
+        raise TypeError(f"offsets must be whole numbers, got {offsets!r}")
+    if not isinstance(offsets, Iterable):
+        offsets = [offsets]
+    out = []
+    for value in offsets:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"offsets must be whole numbers, got {value!r}")
+        try:
+            offset = operator.index(value)
+        except TypeError:
+            raise TypeError(f"offsets must be whole numbers, got {value!r}") from None
+        if offset == 0:
+            raise ValueError("offsets holds 0: a token with itself spans no plane, its wedge is zero")
+        if offset < 0 and causal:
+            raise ValueError(
+                f"offsets holds {offset}: token t would see token t + {-offset}, which lies ahead; pass causal=False "
+                "if that is meant"
+            )
+        if abs(offset) >= 2**40:
+            raise ValueError(f"offsets holds {offset}, which is more than any sequence has")
+        out.append(offset)
+    if not out:
+        raise ValueError("offsets is empty: give at least one")
+    return out
+
+
+def settings(
+    *,
+    norm: str | None,
+    eps: float,
+    weighting: str,
+    order: str,
+    bias: str,
+    rope: str | None,
+    rope_base: float,
+    rope_start: int,
+    r: int,
+) -> Settings:
+    """What the kernels take, checked."""
+    small = real_number(eps, "eps", 0.0)
+    if small >= 1e100:
+        raise ValueError(f"eps must be below 1e100, got {eps!r}")
+    kind = choice(rope, ROPES, "rope")
+    base = real_number(rope_base, "rope_base")
+    if base <= 0:
+        raise ValueError(f"rope_base must be positive, got {rope_base!r}")
+    if kind and r % 2:
+        raise ValueError(f"rope turns pairs of dimensions, and z has an odd number of them, {r}")
+    try:
+        start = operator.index(rope_start)
+    except TypeError:
+        raise TypeError(f"rope_start must be an integer, got {rope_start!r}") from None
+    if abs(start) >= 2**40:
+        raise ValueError(f"rope_start must be below 2**40, got {start}")
+    return (
+        choice(norm, NORMS, "norm"),
+        small,
+        one_of(weighting, WEIGHTINGS, "weighting"),
+        choice(order, ORDERS, "order"),
+        choice(bias, BIASES, "bias"),
+        kind,
+        base,
+        start,
+    )
+
+
+class Sequences(NamedTuple):
+    """The arguments of a mixing call, as the kernels take them."""
+
+    z: Array
+    weights: np.ndarray[Any, Any] | None
+    mask: np.ndarray[Any, Any] | None
+    offsets: list[int]
+    settings: Settings
+    dtype: np.dtype[Any]
+    library: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(..., T)``."""
+        return tuple(self.z.shape[:-1])
+
+    @property
+    def r(self) -> int:
+        """Dimensions of a token."""
+        return int(self.z.shape[-1])
+
+
+def sequences(
+    z: Array,
+    offsets: Any,
+    *,
+    weights: Array | None,
+    weighting: str | None,
+    mask: Array | None,
+    norm: str | None,
+    eps: float,
+    order: str,
+    causal: bool,
+    rope: str | None,
+    rope_base: float,
+    rope_start: int,
+    bias: str = "weighted",
+) -> Sequences:
+    z = as_array(z, "z")
+    dtype = check_float(z, "z")
+    if len(z.shape) < 2:
+        raise ValueError(f"z must have shape (..., T, r), got {tuple(z.shape)}")
+    r = int(z.shape[-1])
+    if r < 2:
+        raise ValueError(f"z has tokens of {r} dimensions, and a plane needs at least 2")
+    which = offset_list(offsets, causal)
+    if weighting is None:
+        weighting = "mean" if weights is None else "given"
+    numbers = settings(
+        norm=norm,
+        eps=eps,
+        weighting=weighting,
+        order=order,
+        bias=bias,
+        rope=rope,
+        rope_base=rope_base,
+        rope_start=rope_start,
+        r=r,
+    )
+    shape = tuple(z.shape[:-1])
+    if weighting == "mean" and weights is not None:
+        raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
+    if weighting != "mean" and weights is None:
+        raise ValueError(f"weighting={weighting!r} needs weights, one for each offset")
+    w = None
+    if weights is not None:
+        w = numpy(detached(as_array(weights, "weights")))
+        if check_float(w, "weights") != dtype:
+            raise TypeError(f"weights must be {dtype} as z is, got {w.dtype}")
+        if w.ndim < 1 or w.shape[-1] != len(which):
+            raise ValueError(
+                f"weights must have one entry for each of the {len(which)} offsets along its last axis, "
+                f"got shape {w.shape}"
+            )
+        try:
+            w = np.broadcast_to(w, (*shape, len(which)))
+        except ValueError:
+            raise ValueError(f"weights, shape {w.shape}, do not broadcast to {(*shape, len(which))}") from None
+    valid = None if mask is None else mask_array(mask, shape, dtype)
+    return Sequences(detached(z), w, valid, which, numbers, dtype, library_of(z))
+
+
+def mask_array(mask: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """A boolean mask as ones and zeros of the dtype, broadcast."""
+    valid = np.asarray(numpy(mask) if library_of(mask) in ("torch", "jax") else mask)
+    if valid.dtype.kind not in "biu":
+        raise TypeError(f"mask must be boolean, True where a token counts, got {valid.dtype}")
+    try:
+        valid = np.broadcast_to(valid, shape)
+    except ValueError:
+        raise ValueError(f"mask, shape {valid.shape}, does not broadcast to {shape}") from None
+    return np.asarray((valid != 0).astype(dtype))
+
+
+def overflow(what: str, norm: str | None) -> str:
+    how = "scale z, or use norm='clamp'" if norm is None else "use a larger eps, norm='soft', or scale what goes in"
+    return f"{what} overflows the dtype although the input is finite; {how}"
+
+
+def projection(W: Array, b: Array | None, s: Sequences) -> tuple[Array, np.ndarray[Any, Any] | None]:
+    W = as_array(W, "W")
+    if check_float(W, "W") != s.dtype:
+        raise TypeError(f"W must be {s.dtype} as z is, got {check_float(W, 'W')}")
+    pairs = math.comb(s.r, 2)
+    if len(W.shape) != 2 or W.shape[1] != pairs:
+        raise ValueError(
+            f"W must have shape (d, {pairs}), a column for each pair of {s.r} dimensions, got {tuple(W.shape)}"
+        )
+    if b is None:
+        return detached(W), None
+    b = as_array(b, "b")
+    if check_float(b, "b") != s.dtype:
+        raise TypeError(f"b must be {s.dtype} as z is, got {check_float(b, 'b')}")
+    if tuple(b.shape) != (W.shape[0],):
+        raise ValueError(f"b must have shape ({W.shape[0]},), got {tuple(b.shape)}")
+    return detached(W), np.ascontiguousarray(numpy(detached(b)))
+
+
+def gradient(grad: Array, s: Sequences, width: int) -> Array:
+    grad = as_array(grad, "grad")
+    if check_float(grad, "grad") != s.dtype:
+        raise TypeError(f"grad must be {s.dtype} as z is, got {check_float(grad, 'grad')}")
+    if tuple(grad.shape) != (*s.shape, width):
+        raise ValueError(f"grad must have shape {(*s.shape, width)}, got {tuple(grad.shape)}")
+    return detached(grad)
+
+
+def summed_to(full: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The gradient of an array that was broadcast."""
+    extra = full.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and full.shape[extra + i] != 1)
+    return np.ascontiguousarray(full.sum(axis=axes).reshape(shape).astype(dtype))

@@ -1,0 +1,307 @@
+"""Mixing token by token."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from subspan import _core
+from subspan._arrays import Array, as_array, check_float, library_of, output
+from subspan._files import read_archive, write_archive
+from subspan._grassmann.common import whole_number
+from subspan._orth.common import detached, finish, numpy
+from subspan._plucker.common import mask_array, offset_list, settings
+
+_FORMAT = "subspan.plucker.MixState/1"
+_OPTIONS = ("norm", "eps", "weighting", "order", "bias", "rope", "rope_base", "rope_start")
+
+
+class MixState:
+    """Plücker mixing for decoding: one token in, its mixed coordinates (or their projection) out.
+
+    What :meth:`step` returns is bit for bit what :func:`mix` or :func:`mix_project` gives for the newest token of the
+    whole sequence. The state is a ring of ``max(offsets)`` tokens for each sequence of the batch.
+
+    Parameters
+    ----------
+    offsets : int or sequence of int
+        How far back, each positive.
+    r : int
+        Dimensions of a token, at least 2.
+    W : array (d, C(r, 2)), optional
+        With it :meth:`step` gives the projection, as :func:`mix_project`. Copied and packed once.
+    b : array (d,), optional
+    weights, weighting, norm, eps, order, bias, rope, rope_base, rope_start
+        As for :func:`mix_project`; ``weights`` has shape ``(m,)`` here, :meth:`step` takes others for a token.
+
+    Notes
+    -----
+    ``8 m r + 2 r²`` flops a token and sequence, and ``2 d C(r, 2)`` for the projection. The dtype and the batch are
+    those of the first token. May be used from several threads, one call at a time. Pickles and copies.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan import plucker
+    >>> z = np.random.default_rng(0).standard_normal((20, 8))
+    >>> state = plucker.MixState([1, 2, 4], 8)
+    >>> last = [state.step(token) for token in z][-1]
+    >>> bool((last == plucker.mix(z, [1, 2, 4])[-1]).all())
+    True
+    >>> state
+    MixState(offsets=[1, 2, 4], r=8) <20 tokens of float64, batch ()>
+    """
+
+    def __init__(
+        self,
+        offsets: Any,
+        r: int,
+        *,
+        W: Array | None = None,
+        b: Array | None = None,
+        weights: Array | None = None,
+        weighting: str | None = None,
+        norm: str | None = "clamp",
+        eps: float = 1e-8,
+        order: str = "current-first",
+        bias: str = "weighted",
+        rope: str | None = None,
+        rope_base: float = 10000.0,
+        rope_start: int = 0,
+    ) -> None:
+        self.offsets = offset_list(offsets, True)
+        self.r = whole_number(r, "r", 2)
+        self._W = None if W is None else np.array(numpy(detached(as_array(W, "W"))))
+        self._b = None if b is None else np.array(numpy(detached(as_array(b, "b"))))
+        if weighting is None:
+            weighting = "mean" if weights is None else "given"
+        self._options: dict[str, Any] = {
+            "norm": norm,
+            "eps": eps,
+            "weighting": weighting,
+            "order": order,
+            "bias": bias,
+            "rope": rope,
+            "rope_base": rope_base,
+            "rope_start": rope_start,
+        }
+        self._settings = settings(**self._options, r=self.r)
+        if weights is not None and weighting == "mean":
+            raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
+        self._weights = None if weights is None else np.array(numpy(detached(as_array(weights, "weights"))))
+        if self._weights is not None:
+            check_float(self._weights, "weights")
+            if self._weights.shape != (len(self.offsets),):
+                raise ValueError(f"weights must have shape ({len(self.offsets)},), got {self._weights.shape}")
+        pairs = math.comb(self.r, 2)
+        self._dtype: np.dtype[Any] | None = None
+        if self._W is None:
+            if self._b is not None:
+                raise ValueError("b is given and W is not")
+            self._width = pairs
+        else:
+            self._dtype = check_float(self._W, "W")
+            if self._W.ndim != 2 or self._W.shape[1] != pairs or self._W.shape[0] == 0:
+                raise ValueError(
+                    f"W must have shape (d, {pairs}), a column for each pair of {self.r} dimensions, "
+                    f"got {self._W.shape}"
+                )
+            self._width = self._W.shape[0]
+            if self._b is not None and check_float(self._b, "b") != self._dtype:
+                raise TypeError(f"b must be {self._dtype} as W is, got {self._b.dtype}")
+            if self._b is not None and self._b.shape != (self._width,):
+                raise ValueError(f"b must have shape ({self._width},), got {self._b.shape}")
+        self._core: Any = None
+        self._batch: tuple[int, ...] = ()
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        """Tokens seen so far."""
+        return 0 if self._core is None else int(self._core.position())
+
+    def _begin(self, dtype: np.dtype[Any], batch: tuple[int, ...]) -> None:
+        """Makes the kernel's state at the first token, and checks all later ones against it."""
+        if self._core is not None:
+            if dtype != self._dtype:
+                raise TypeError(f"z must be {self._dtype} as the tokens before were, got {dtype}")
+            if batch != self._batch:
+                raise ValueError(f"z is a batch of shape {batch}, and the tokens before were of {self._batch}")
+            return
+        if self._dtype is not None and dtype != self._dtype:
+            raise TypeError(f"z must be {self._dtype} as W is, got {dtype}")
+        make = _core.MixStateF32 if dtype == np.float32 else _core.MixStateF64
+        self._core = make(self.r, math.prod(batch), self._W, self._b, self.offsets, self._settings)
+        self._dtype, self._batch = dtype, batch
+
+    def _row_weights(self, weights: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+        if self._options["weighting"] == "mean":
+            if weights is not None:
+                raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
+            return None
+        w = self._weights if weights is None else numpy(detached(as_array(weights, "weights")))
+        if w is None:
+            raise ValueError(f"weighting={self._options['weighting']!r} needs weights, one for each offset")
+        if check_float(w, "weights") != dtype:
+            raise TypeError(f"weights must be {dtype} as z is, got {w.dtype}")
+        m = len(self.offsets)
+        try:
+            w = np.broadcast_to(w, (*shape, m))
+        except ValueError:
+            raise ValueError(f"weights, shape {w.shape}, do not broadcast to {(*shape, m)}") from None
+        return w if w.ndim == 2 else w.reshape(-1, m)
+
+    def step(
+        self, z_t: Array, *, weights: Array | None = None, mask: Array | None = None, out: Array | None = None
+    ) -> Array:
+        """The mixed coordinates ``(..., C(r, 2))`` of the next token ``z_t (..., r)``, or their projection.
+
+        Parameters
+        ----------
+        z_t : array (..., r)
+            NaN or infinity is a ValueError, and the state stays as it was.
+        weights : array, broadcast to (..., m), optional
+            Instead of those of the constructor.
+        mask : boolean array, broadcast to (...), optional
+            False: this token takes no part, now or later.
+        out : array, optional
+        """
+        z_t = as_array(z_t, "z_t")
+        dtype = check_float(z_t, "z_t")
+        shape = tuple(z_t.shape)
+        if not shape or shape[-1] != self.r:
+            raise ValueError(f"z_t must have shape (..., {self.r}), got {shape}")
+        batch = shape[:-1]
+        valid = None if mask is None else mask_array(mask, batch, dtype).reshape(1, -1)
+        library = library_of(z_t)
+        result, fresh = output(out, (*batch, self._width), dtype, library)
+        rows = self._row_weights(weights, dtype, batch)
+        new = self._core is None
+        self._begin(dtype, batch)
+        try:
+            self._step(detached(z_t), rows, valid, result, batch, dtype)
+        except Exception:
+            if new:
+                self._forget()
+            raise
+        return finish(result, fresh, library)
+
+    def _step(self, z: Array, rows: Any, valid: Any, result: Any, batch: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if len(batch) == 1:
+            self._core.step(z, rows, valid, result)
+        elif isinstance(result, np.ndarray) and result.flags.c_contiguous:
+            self._core.step(numpy(z).reshape(-1, self.r), rows, valid, result.reshape(-1, self._width))
+        else:
+            flat = np.empty((math.prod(batch), self._width), dtype)
+            self._core.step(numpy(z).reshape(-1, self.r), rows, valid, flat)
+            numpy(result)[...] = flat.reshape((*batch, self._width))
+
+    def prefill(self, z: Array, *, mask: Array | None = None) -> MixState:
+        """Take in a prompt ``z (..., T, r)``, ``mask (..., T)``; :func:`mix_project` gives its results."""
+        z = as_array(z, "z")
+        dtype = check_float(z, "z")
+        shape = tuple(z.shape)
+        if len(shape) < 2 or shape[-1] != self.r:
+            raise ValueError(f"z must have shape (..., T, {self.r}), got {shape}")
+        valid = None if mask is None else mask_array(mask, shape[:-1], dtype)
+        new = self._core is None
+        self._begin(dtype, shape[:-2])
+        try:
+            self._core.prefill(detached(z), valid)
+        except Exception:
+            if new:
+                self._forget()
+            raise
+        return self
+
+    def _forget(self) -> None:
+        self._core, self._batch = None, ()
+        self._dtype = None if self._W is None else self._W.dtype
+
+    def reset(self) -> MixState:
+        """Forget all tokens; the next one may be of another batch."""
+        self._forget()
+        return self
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        tokens, counts, position = (None, None, 0) if self._core is None else self._core.past()
+        return {
+            "format": _FORMAT,
+            "offsets": np.array(self.offsets, dtype=np.int64),
+            "r": self.r,
+            **self._options,
+            "W": self._W,
+            "b": self._b,
+            "weights": self._weights,
+            "batch": np.array(self._batch, dtype=np.int64),
+            "started": self._core is not None,
+            "tokens": tokens,
+            "counts": counts,
+            "position": position,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state.get("format") != _FORMAT:
+            raise ValueError(f"not a state of MixState: format is {state.get('format')!r}, wanted {_FORMAT!r}")
+        self.__init__(  # type: ignore[misc]
+            np.asarray(state["offsets"]).tolist(),
+            int(state["r"]),
+            W=state["W"],
+            b=state["b"],
+            weights=state["weights"],
+            **{name: state[name] for name in _OPTIONS},
+        )
+        if state["started"]:
+            self._begin(np.asarray(state["tokens"]).dtype, tuple(np.asarray(state["batch"]).tolist()))
+            self._core.restore(state["tokens"], state["counts"], int(state["position"]))
+
+    def copy(self) -> MixState:
+        """An independent copy: to try several continuations of one past."""
+        new = MixState.__new__(MixState)
+        new.__setstate__(self.__getstate__())
+        return new
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MixState:
+        return self.copy()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
+        write_archive(path, self.__getstate__())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MixState:
+        """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
+        state = read_archive(
+            path, "MixState", {"format", "offsets", "r", "started", "tokens", "counts", "position", *_OPTIONS}
+        )
+        self = cls.__new__(cls)
+        try:
+            self.__setstate__(state)
+        except Exception as e:  # whatever a wrong member makes the pieces below raise
+            raise ValueError(f"{os.fspath(path)}: damaged MixState file ({e})") from e
+        return self
+
+    def __repr__(self) -> str:
+        parts = [f"offsets={self.offsets}", f"r={self.r}"]
+        if self._W is not None:
+            parts.append(f"W=<{self._W.shape[0]} x {self._W.shape[1]}>")
+        defaults = settings_defaults()
+        implied = "mean" if self._weights is None else "given"
+        parts += [f"{k}={v!r}" for k, v in self._options.items() if v != (implied if k == "weighting" else defaults[k])]
+        if self._core is None:
+            return f"MixState({', '.join(parts)}) <no tokens yet>"
+        return f"MixState({', '.join(parts)}) <{self.position} tokens of {self._dtype}, batch {self._batch}>"
+
+
+def settings_defaults() -> dict[str, Any]:
+    defaults = MixState.__init__.__kwdefaults__
+    assert defaults is not None
+    return defaults
