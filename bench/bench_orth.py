@@ -12,14 +12,6 @@ torch = pytest.importorskip("torch")
 N = 4096
 
 
-@pytest.fixture(autouse=True)
-def torch_threads(one_thread):
-    before = torch.get_num_threads()
-    torch.set_num_threads(one_thread)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

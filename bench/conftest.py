@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +31,20 @@ REPEATS = int(os.environ.get("SUBSPAN_BENCH_REPEATS", "4"))
 
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[int]:
-    """BLAS and own loops on the number of threads of the `threads` marker, one without it."""
+    """BLAS, PyTorch and own loops on the number of threads of the `threads` marker, one without it."""
     marker = request.node.get_closest_marker("threads")
     n = marker.args[0] if marker else 1
     before = subspan.get_num_threads()
     subspan.set_num_threads(n)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch_before = torch.get_num_threads()
+        torch.set_num_threads(n)
     with threadpool_limits(n):
         yield n
     subspan.set_num_threads(before)
+    if torch is not None:
+        torch.set_num_threads(torch_before)
 
 
 _rates: dict[tuple[str, int], float] = {}

@@ -560,7 +560,7 @@ def test_coordinates_are_not_stored(rng):
         plucker.mix_project(z, W, None, OFFSETS)
         plucker.mix_project_backward(np.ones((T, 64), np.float32), z, W, None, OFFSETS)
         peaks.append(_core.work_memory_peak())
-    assert peaks[1] == peaks[0]
+    assert peaks[1] <= 1.1 * peaks[0]
     assert peaks[0] < 4096 * 496 * 4 / 2
 
 

@@ -28,7 +28,7 @@ using std::int64_t;
 
 namespace {
 
-constexpr int64_t kGroup = 12;  // tiles whose coordinates the gradient of W holds at a time
+constexpr int64_t kGroup = 8;   // tiles whose coordinates the gradient of W holds at a time
 
 // C (`panels` of mr rows, `lanes` columns) (+)= A B: A in panels of mr that lie `apart`, B row by row.
 template <class T> struct LanesKernel {
@@ -58,30 +58,32 @@ void multiply(int64_t depth, const T *a, int64_t panels, int64_t apart, const T 
         depth, a, panels, apart, b, ldb, c, ldc, lanes, add);
 }
 
-// Columns of x (tokens x mr or fewer) as one panel, zeros past the last; sum += those columns times `by`.
+constexpr int64_t kStrip = 4; // panels that are filled at a time: 128 bytes of a row are read along
+
+// Columns of x (tokens x kStrip · mr or fewer) as panels of mr that lie `apart`, zeros past the last column; sum += those
+// columns times `by`.
 template <class T> struct PanelKernel {
     template <int Bytes>
-    static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, T *to, double *sum) {
+    static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, T *to, int64_t apart, double *sum) {
         constexpr int MR = simd::Shape<Bytes>::mr;
-        if (x->cols < MR || x->col_stride != 1) {
+        if (x->cols < kStrip * MR || x->col_stride != 1) {
             for (int64_t t = 0; t < x->rows; ++t)
-                for (int64_t c = 0; c < MR; ++c) {
+                for (int64_t c = 0; c < round_up(x->cols, MR); ++c) {
                     const T v = c < x->cols ? (*x)(t, c) : T(0);
-                    to[t * MR + c] = v;
+                    to[c / MR * apart + t * MR + c % MR] = v;
                     if (c < x->cols) sum[c] += by[t] * double(v);
                 }
             return;
         }
-        double total[MR];
-        for (int c = 0; c < MR; ++c) total[c] = sum[c];
+        double total[kStrip * MR];
+        for (int c = 0; c < kStrip * MR; ++c) total[c] = sum[c];
         for (int64_t t = 0; t < x->rows; ++t) {
             const T *row = x->data + t * x->row_stride;
-            for (int c = 0; c < MR; ++c) {
-                to[t * MR + c] = row[c];
-                total[c] += by[t] * double(row[c]);
-            }
+            for (int64_t q = 0; q < kStrip; ++q)
+                for (int c = 0; c < MR; ++c) to[q * apart + t * MR + c] = row[q * MR + c];
+            for (int c = 0; c < kStrip * MR; ++c) total[c] += by[t] * double(row[c]);
         }
-        for (int c = 0; c < MR; ++c) sum[c] = total[c];
+        for (int c = 0; c < kStrip * MR; ++c) sum[c] = total[c];
     }
 };
 
@@ -202,17 +204,14 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
         });
         plucker::add_windows<T>(plan, dz, pieces.data() + first, count, windows);
         // grad in panels of mr columns over all tokens of the group, and db.
-        const int64_t strip = 4;
-        parallel_for((d_panels + strip - 1) / strip, [&](int64_t s) {
-            for (int64_t q = s * strip; q < std::min(d_panels, (s + 1) * strip); ++q) {
-                const int64_t c0 = q * mr, some = std::min(mr, d - c0);
-                for (int64_t p = 0; p < count; ++p) {
-                    const auto &piece = pieces[std::size_t(first + p)];
-                    const int64_t place = at[std::size_t(p)];
-                    const auto g = grad[piece.sequence].block_rows(piece.first, piece.count).block_cols(c0, some);
-                    simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, T *, double *>(
-                        &g, sums + place, turned + (q * tokens + place) * mr, bias + c0);
-                }
+        parallel_for((d_panels + kStrip - 1) / kStrip, [&](int64_t q) {
+            const int64_t c0 = q * kStrip * mr, some = std::min(kStrip * mr, d - c0);
+            for (int64_t p = 0; p < count; ++p) {
+                const auto &piece = pieces[std::size_t(first + p)];
+                const int64_t place = at[std::size_t(p)];
+                const auto g = grad[piece.sequence].block_rows(piece.first, piece.count).block_cols(c0, some);
+                simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, T *, int64_t, double *>(
+                    &g, sums + place, turned + c0 * tokens + place * mr, tokens * mr, bias + c0);
             }
         });
         const int64_t width = whole_vectors<T>(D), lanes = lanes_of_a_vector<T>();

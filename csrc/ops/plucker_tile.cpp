@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <type_traits>
 #include <stdexcept>
 
 namespace subspan::plucker {
@@ -37,6 +38,10 @@ template <class T, class To> struct LoadKernel {
             const T *src = z->data + (token + l) * z->row_stride;
             int64_t i = 0;
             for (; i + W <= z->cols; i += W) {
+                if constexpr (std::is_same_v<T, To>) {
+                    simd::Transpose<T, Bytes>::block(src + i, z->row_stride, nullptr, nullptr, to + i * ld + l, ld);
+                    continue;
+                }
                 simd::Transpose<T, Bytes>::block(src + i, z->row_stride, nullptr, nullptr, block, W);
                 for (int d = 0; d < W; ++d)
                     for (int x = 0; x < W; ++x) to[(i + d) * ld + l + x] = To(block[d * W + x]);

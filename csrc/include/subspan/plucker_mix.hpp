@@ -47,7 +47,7 @@ bool plucker_mix_backward(const StackView<const T> &grad, const MixInput<T> &in,
 template <class T>
 bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o, const StackView<T> &out);
 
-/// Gradients of <grad, plucker_mix_project>; coordinates are computed again, of 576 tokens at a time. db may be null.
+/// Gradients of <grad, plucker_mix_project>; coordinates are computed again, of 384 tokens at a time. db may be null.
 /// Cost 4 d C(r, 2) flops a token.
 template <class T>
 bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput<T> &in, MatrixView<const T> w, const T *b,

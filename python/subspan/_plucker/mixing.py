@@ -326,7 +326,7 @@ def mix_project_backward(
 
     Notes
     -----
-    ``4 d C(r, 2)`` flops a token. Coordinates are computed again, of 576 tokens at a time; work memory does not grow
+    ``4 d C(r, 2)`` flops a token. Coordinates are computed again, of 384 tokens at a time; work memory does not grow
     with the sequence. Bit-identical for any number of threads.
 
     Examples
