@@ -15,6 +15,7 @@ import pytest
 
 import subspan
 import subspan.orth
+import subspan.plucker
 import subspan.svd
 from subspan import _core
 from subspan.svd import StreamingSVD
@@ -183,6 +184,36 @@ for dtype, tol in ((np.float32, 1e-5), (np.float64, 1e-14)):
         assert np.abs(orth.hadamard(orth.hadamard(x), transpose=True) - x).max() <= tol, n
         if n <= 448:
             assert np.abs(orth.hadamard(x) - x @ orth.hadamard_matrix(n).T / n ** 0.5).max() <= tol, n
+from subspan import plucker
+for dtype, tol in ((np.float32, 1e-5), (np.float64, 1e-13)):
+    for r in (2, 3, 8, 15, 17, 33):
+        for t, d in ((1, 1), (5, 7), (47, 16), (64, 33), (100, 50)):
+            i, j = np.triu_indices(r, 1)
+            z = rng.standard_normal((t, r)).astype(dtype)
+            w = (rng.standard_normal((d, len(i))) / len(i) ** 0.5).astype(dtype)
+            p, x = np.zeros((t, len(i))), z.astype(float)
+            for o in (1, 3):
+                q = x[o:, i] * x[:-o, j] - x[o:, j] * x[:-o, i]
+                p[o:] += q / np.linalg.norm(q, axis=1, keepdims=True)
+            p[3:] /= 2
+            assert np.abs(plucker.mix(z, [1, 3]) - p).max() <= tol, (r, t)
+            assert np.abs(plucker.mix_project(z, w, None, [1, 3]) - p @ w.T).max() <= tol, (r, t, d)
+            g = rng.standard_normal((t, d)).astype(dtype)
+            dz, dw, _ = plucker.mix_project_backward(g, z, w, None, [1, 3])
+            assert np.abs(dw - g.T.astype(float) @ p).max() <= 30 * tol, (r, t, d)
+            dp = (g.astype(float) @ w).astype(dtype)
+            close = plucker.mix_backward(dp, z, [1, 3])
+            assert np.abs(dz - close).max() <= 100 * tol * max(1, np.abs(close).max()), (r, t, d)
+            if dtype == np.float64 and r > 2 and t > 1:
+                e = rng.standard_normal(z.shape)
+                f = [(plucker.mix_project(z + s * 1e-6 * e, w, None, [1, 3]) * g).sum() for s in (1, -1)]
+                assert abs((f[0] - f[1]) / 2e-6 - (dz * e).sum()) <= 1e-5 * np.abs(dz * e).sum(), (r, t, d)
+        n = min(r, 8)
+        a = rng.standard_normal((20, n, 2)).astype(dtype)
+        p = plucker.coordinates(a)
+        assert np.abs(p - plucker.wedge(a[..., 0], a[..., 1])).max() == 0
+        back = plucker.coordinates(plucker.basis(p, n, 2)) * np.linalg.norm(p, axis=1)[:, None]
+        assert np.abs(back - p).max() <= 30 * tol
 print("ok")
 """
 
@@ -220,7 +251,7 @@ def test_the_stub_lists_the_module():
         assert {m for m in dir(getattr(_core, name)) if not m.startswith("_")} == methods - {"__init__"}
 
 
-@pytest.mark.parametrize("family", ["svd", "orth", "grassmann"])
+@pytest.mark.parametrize("family", ["svd", "orth", "grassmann", "plucker"])
 def test_every_public_name_is_documented(family):
     """A docstring, and an entry on the docs page of the family."""
     page = ROOT / "docs" / f"{family}.md"
@@ -261,7 +292,7 @@ print((status("VmHWM") - before) / ((k + b) * n * 4))
     assert float(run(code)) < 3.0
 
 
-@pytest.mark.parametrize("family", ["svd", "orth", "grassmann"])
+@pytest.mark.parametrize("family", ["svd", "orth", "grassmann", "plucker"])
 def test_doctests(family):
     import doctest
 

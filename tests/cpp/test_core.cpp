@@ -280,6 +280,72 @@ template <class T> void subspaces() {
     check(a == kept, "U must be left alone", 0);
 }
 
+// Mixing against the sum over offsets, decoding against the whole sequence, coordinates of a basis.
+template <class T> void mixing() {
+    const std::int64_t tokens = 70, r = 9, pairs = 36, d = 20;
+    const auto z = gaussian<T>(tokens * r), w = gaussian<T>(d * pairs), b = gaussian<T>(d);
+    MixOptions o;
+    o.offsets = {1, 4};
+    std::vector<T> p(std::size_t(tokens * pairs)), g(std::size_t(tokens * d));
+    const StackView<T> mixed(MatrixView<T>(p.data(), tokens, pairs)), projected(MatrixView<T>(g.data(), tokens, d));
+    const MatrixView<const T> matrix(w.data(), d, pairs);
+    MixInput<T> in;
+    in.z = MatrixView<const T>(z.data(), tokens, r);
+    check(plucker_mix<T>(in, o, mixed), "plucker_mix is finite", 0);
+    check(plucker_mix_project<T>(in, matrix, b.data(), o, projected), "plucker_mix_project is finite", 0);
+    double worst = 0, apart = 0;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+        std::vector<double> want(std::size_t(pairs), 0.0);
+        int applying = 0;
+        for (const auto delta : o.offsets) {
+            if (t < delta) continue;
+            ++applying;
+            const T *x = z.data() + t * r, *y = z.data() + (t - delta) * r;
+            std::vector<double> wedge;
+            double n = 0;
+            for (std::int64_t i = 0; i < r; ++i)
+                for (std::int64_t j = i + 1; j < r; ++j) {
+                    wedge.push_back(double(x[i]) * double(y[j]) - double(x[j]) * double(y[i]));
+                    n += wedge.back() * wedge.back();
+                }
+            for (std::size_t c = 0; c < wedge.size(); ++c) want[c] += wedge[c] / std::sqrt(n);
+        }
+        for (std::int64_t c = 0; c < pairs; ++c)
+            worst = std::max(worst, std::abs(double(mixed.first(t, c)) - want[std::size_t(c)] / std::max(applying, 1)));
+    }
+    check(worst <= 20 * double(std::numeric_limits<T>::epsilon()), "plucker_mix against the sum over offsets", worst);
+    PluckerMixState<T> state(o, r, 1, matrix, b.data());
+    std::vector<T> out(static_cast<std::size_t>(d));
+    for (std::int64_t t = 0; t < tokens; ++t) {
+        state.step(MatrixView<const T>(z.data() + t * r, 1, r), nullptr, nullptr, MatrixView<T>(out.data(), 1, d));
+        for (std::int64_t c = 0; c < d; ++c) apart = std::max(apart, std::abs(double(out[std::size_t(c)] - projected.first(t, c))));
+    }
+    check(apart == 0, "decoding against the whole sequence", apart);
+    const auto grad = gaussian<T>(tokens * d);
+    std::vector<T> dz(z.size()), dw(w.size()), db(b.size());
+    check(plucker_mix_project_backward<T>(StackView<const T>(MatrixView<const T>(grad.data(), tokens, d)), in, matrix, b.data(), o,
+                                          StackView<T>(MatrixView<T>(dz.data(), tokens, r)), MatrixView<T>(dw.data(), d, pairs), db.data(),
+                                          nullptr),
+          "plucker_mix_project_backward is finite", 0);
+    // g is linear in W and b: <grad, g> = <dW, W> + <db, b>
+    double left = 0, right = 0;
+    for (std::size_t i = 0; i < grad.size(); ++i) left += double(grad[i]) * double(g[i]);
+    for (std::size_t i = 0; i < w.size(); ++i) right += double(dw[i]) * double(w[i]);
+    for (std::size_t i = 0; i < b.size(); ++i) right += double(db[i]) * double(b[i]);
+    check(std::abs(left - right) <= 1e4 * double(std::numeric_limits<T>::epsilon()) * std::max(1.0, std::abs(left)),
+          "gradients of the projection", left - right);
+    const auto a = gaussian<T>(5 * 2);
+    std::vector<T> coordinates(10), basis(10), again(10);
+    const StackView<T> c(MatrixView<T>(coordinates.data(), 1, 10)), u(MatrixView<T>(basis.data(), 5, 2)), back(MatrixView<T>(again.data(), 1, 10));
+    plucker_coordinates<T>(StackView<const T>(MatrixView<const T>(a.data(), 5, 2)), c);
+    check(plucker_basis<T>(c, 5, 2, u) == -1, "plucker_basis", 0);
+    plucker_coordinates<T>(u, back);
+    double length = 0, off = 0;
+    for (const T x : coordinates) length += double(x) * double(x);
+    for (std::size_t i = 0; i < 10; ++i) off = std::max(off, std::abs(double(again[i]) * std::sqrt(length) - double(coordinates[i])));
+    check(off <= 1e3 * double(std::numeric_limits<T>::epsilon()), "coordinates of a basis", off);
+}
+
 } // namespace
 
 int main() {
@@ -309,6 +375,8 @@ int main() {
     subspaces<double>();
     streaming<float>();
     streaming<double>();
+    mixing<float>();
+    mixing<double>();
     std::printf("%s, %d threads, %d failures\n", isa_name(isa()), num_threads(), failures);
     return failures > 99 ? 99 : failures;
 }
