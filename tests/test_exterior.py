@@ -14,7 +14,22 @@ import subspan
 from subspan import grassmann, plucker
 
 DTYPES = [np.float32, np.float64]
-SHAPES = [(2, 1), (2, 2), (4, 2), (5, 3), (8, 3), (6, 5), (7, 7), (10, 4), (32, 2), (40, 1), (12, 10)]
+SHAPES = [
+    (2, 1),
+    (2, 2),
+    (4, 2),
+    (5, 3),
+    (8, 3),
+    (6, 5),
+    (7, 7),
+    (10, 4),
+    (32, 2),
+    (40, 1),
+    (12, 10),
+    (13, 11),
+    (30, 28),
+    (20, 20),
+]
 
 
 def eps(dtype):
@@ -77,6 +92,27 @@ def test_cofactors(rng):
         got = plucker.coordinates_backward(np.ones(1), B)
         assert np.isfinite(got).all()
         assert np.linalg.norm(got) > 1e-3 if rank == 4 else np.linalg.norm(got) < 1e-12
+
+
+@pytest.mark.parametrize(("n", "k"), [(13, 13), (14, 12), (20, 18)])
+def test_gradient_through_the_complement_for_any_rank(rng, n, k):
+    """Tall matrices with many columns go by QR and SVD: sums of cofactors still, also where all minors are zero."""
+    size = 0.0
+    for rank in (k, k - 1, k - 2):
+        A = rng.standard_normal((3, n, rank)) @ rng.standard_normal((3, rank, k)) / math.sqrt(k)
+        grad = rng.standard_normal((3, math.comb(n, k)))
+        got = plucker.coordinates_backward(grad, A)
+        assert np.isfinite(got).all()
+        rows = np.array(list(itertools.combinations(range(n), k)))
+        want = np.zeros_like(A)
+        for item in range(3):
+            for subset, weight in zip(rows, grad[item], strict=True):
+                U, s, Vh = np.linalg.svd(A[item, subset])
+                others = np.array([np.prod(np.delete(s, i)) for i in range(k)])
+                cofactors = np.linalg.det(U) * np.linalg.det(Vh) * (U * others) @ Vh
+                want[item, subset] += weight * cofactors
+        size = max(size, float(np.abs(want).max()))
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-11 * size)
 
 
 def test_change_of_basis(rng):

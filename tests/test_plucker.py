@@ -440,6 +440,13 @@ def test_squares_that_leave_float64(rng, scale):
     np.testing.assert_allclose(plucker.mix_backward(grad, scale * z, [1, 2], eps=0.0) * scale, first, atol=1e-12)
 
 
+def test_zero_tokens_next_to_huge_ones():
+    z = np.zeros((4, 6), np.float32)
+    z[::2] = 3e38
+    np.testing.assert_array_equal(plucker.mix(z, [1, 2]), 0)
+    np.testing.assert_array_equal(plucker.mix_project(z, np.ones((3, 15), np.float32), None, [1, 2]), 0)
+
+
 def test_overflow_is_an_error(rng):
     z = (1e30 * rng.standard_normal((40, 12))).astype(np.float32)
     with pytest.raises(ValueError, match="overflows the dtype although the input is finite; scale z"):

@@ -610,7 +610,10 @@ template <class T> void Tile<T>::rows() {
     for (int64_t l = 0; l < count; ++l) {
         if (lift[l] == 1) continue;
         const T by = T(lift[l]);
-        for (int64_t i = 0; i < plan.r; ++i) z_rows[l * plan.row + i] *= by;
+        for (int64_t i = 0; i < plan.r; ++i) { // a zero token next to a huge one has the wedge zero, whatever the lift
+            T &x = z_rows[l * plan.row + i];
+            x = x == T(0) ? x : x * by;
+        }
     }
 }
 

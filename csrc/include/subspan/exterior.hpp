@@ -14,7 +14,8 @@ std::int64_t binomial(std::int64_t n, std::int64_t k);
 // Items of a stack are 1 x C(n, k) for k-vectors and n x k for matrices. Functions return false where finite input gave
 // what T cannot hold, and throw ValueError where the tables of a product would take more than some gigabytes.
 
-/// out = all k x k minors of A (n x k). Column by column, p_q = p_{q-1} ∧ a_q: Σ_q q C(n, q) products.
+/// out = all k x k minors of A (n x k). Column by column, p_q = p_{q-1} ∧ a_q: Σ_q q C(n, q) products. Where that passes
+/// through more than 4096 numbers and k > n / 2, through the orthogonal complement instead, with n - k for k.
 template <class T> bool plucker_coordinates(const StackView<const T> &a, const StackView<T> &out);
 template <class T>
 bool plucker_coordinates_backward(const StackView<const T> &grad, const StackView<const T> &a, const StackView<T> &da);

@@ -59,12 +59,13 @@ def coordinates(A: Array, *, out: Array | None = None) -> Array:
     ------
     ValueError
         Where a minor overflows the dtype, or where the wedges on the way, ``Σ_q C(n, q)`` numbers up to ``q = k``, take
-        more than 4 GiB (n = 25 with k = 12, say).
+        more than 4 GiB (n = 26 with k = 13, say).
 
     Notes
     -----
-    Column by column, ``p_q = p_{q-1} ∧ a_q``: ``2 Σ_q q C(n, q)`` flops in double, 16 matrices at a time. Each minor is
-    exact to ``k eps`` times the product of the lengths of the columns. ``p(A M) = det(M) p(A)``. Harris, Algebraic
+    Column by column, ``p_q = p_{q-1} ∧ a_q``: ``2 Σ_q q C(n, q)`` flops in double, 16 matrices at a time. Where that
+    passes through more than 4096 numbers and ``k > n/2``, by QR and the minors of the orthogonal complement. Each minor
+    is exact to ``k eps`` times the product of the lengths of the columns. ``p(A M) = det(M) p(A)``. Harris, Algebraic
     Geometry: A First Course (1992), lecture 6.
 
     Examples
