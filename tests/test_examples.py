@@ -159,18 +159,10 @@ def test_mixing_layer_sees_no_future(mixing):
 
 
 def test_mixing_learns(mixing):
-    """A small model of a part of the standard library: its past tells a token more than it knows itself."""
-    sizes = {"d": 48, "r": 12, "depth": 1, "length": 64, "steps": 250, "lr": 1e-2}
+    """A small character model of the standard library: perplexity at least 15% below the same network without mixing."""
+    sizes = {"d": 48, "r": 12, "depth": 1, "length": 64, "steps": 300, "lr": 1e-2}
     text = mixing.standard_library(300_000)
     mixed, alone = (mixing.train(text, mixing=m, **sizes) for m in (True, False))
-    assert mixed < 0.9 * alone
-
-
-@pytest.mark.slow
-def test_mixing_on_the_standard_library(mixing):
-    """Character perplexity at least 15% below that of the same network without mixing."""
-    text = mixing.standard_library(3_000_000)
-    mixed, alone = (mixing.train(text, mixing=m, steps=600, batch=8, lr=5e-3) for m in (True, False))
     assert mixed <= 0.85 * alone
 
 
