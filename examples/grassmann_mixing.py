@@ -286,6 +286,8 @@ def train(
     """Trains on the first nine tenths of a text and returns the perplexity of a symbol on the last."""
     symbols = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64)
     cut = len(symbols) * 9 // 10
+    if len(symbols) - cut <= 2 * length or cut <= length + 1:
+        raise ValueError(f"a text of {len(symbols)} characters is too short for sequences of {length}")
     rng = np.random.default_rng(seed)
     layers = [GrassmannLayer(d, r, OFFSETS, form=form, mixing=mixing, rng=rng) for _ in range(depth)]
     model = Model(128, length, layers, d, rng)

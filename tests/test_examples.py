@@ -159,7 +159,7 @@ def test_mixing_layer_sees_no_future(mixing):
 
 
 def test_mixing_learns(mixing):
-    """A small character model of the standard library: perplexity at least 15% below the same network without mixing."""
+    """A character model of the standard library: perplexity at least 15% below the same network without mixing."""
     sizes = {"d": 48, "r": 12, "depth": 1, "length": 64, "steps": 300, "lr": 1e-2}
     text = mixing.standard_library(300_000)
     mixed, alone = (mixing.train(text, mixing=m, **sizes) for m in (True, False))

@@ -355,14 +355,73 @@ def test_threads_do_not_matter(rng):
         for threads in (1, 2, 5):
             subspan.set_num_threads(threads)
             p = plucker.coordinates(A)
+            R = plucker.relations(p, 8, 3)
             results.append(
-                (p, plucker.coordinates_backward(grad, A), plucker.basis(p, 8, 3), plucker.relations(p, 8, 3))
+                (
+                    p,
+                    plucker.coordinates_backward(grad, A),
+                    plucker.basis(p, 8, 3),
+                    plucker.basis_backward(A, p, 8, 3),
+                    R,
+                    plucker.relations_backward(R, p, 8, 3),
+                    *plucker.wedge_backward(np.ones((200, 70)), p, A[:, :, 0], grades=(3, 1)),
+                )
             )
     finally:
         subspan.set_num_threads(before)
     for r in results[1:]:
         for a, b in zip(r, results[0], strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("call", ["coordinates", "wedge", "relations", "basis"])
+def test_out_must_be_apart(rng, call):
+    memory = rng.standard_normal(100)
+    if call == "coordinates":
+        arguments, out = (memory[:40].reshape(4, 5, 2),), memory[10:50].reshape(4, 10)
+    elif call == "wedge":
+        arguments, out = (memory[:20].reshape(4, 5), memory[30:50].reshape(4, 5)), memory[40:80].reshape(4, 10)
+    elif call == "relations":
+        arguments, out = (memory[:10], 5, 2), memory[5:55].reshape(5, 10)
+    else:
+        arguments, out = (memory[:10], 5, 2), memory[:10].reshape(5, 2)
+    with pytest.raises(ValueError, match="out"):
+        getattr(plucker, call)(*arguments, out=out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_in_either_precision(rng, dtype):
+    """float32 gradients are those of float64, rounded: arithmetic is in double."""
+    A, p = rng.standard_normal((20, 6, 3)).astype(dtype), rng.standard_normal((20, 20)).astype(dtype)
+    q = plucker.coordinates(A)
+    w = rng.standard_normal((20, 6)).astype(dtype)
+    R, g = rng.standard_normal((20, 15, 15)).astype(dtype), rng.standard_normal((20, 15)).astype(dtype)
+    for call, arguments, rest in (
+        (plucker.coordinates_backward, (p, A), {}),
+        (plucker.relations_backward, (R, p, 6, 3), {}),
+        (plucker.basis_backward, (A, q, 6, 3), {}),
+        (plucker.wedge_backward, (g, p, w), {"grades": (3, 1)}),
+    ):
+        got = call(*arguments, **rest)
+        want = call(*(x.astype(np.float64) if isinstance(x, np.ndarray) else x for x in arguments), **rest)
+        for x, y in zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]:
+            assert x.dtype == dtype
+            np.testing.assert_allclose(x, y, rtol=2 * eps(dtype), atol=1e-30)
+
+
+def test_long_vectors(rng):
+    """Tables of pairs are not needed, and a basis of a line is a normalisation."""
+    z, w = rng.standard_normal((2, 1500))
+    i, j = np.triu_indices(1500, 1)
+    np.testing.assert_allclose(plucker.wedge(z, w), z[i] * w[j] - z[j] * w[i], atol=1e-14)
+    line = rng.standard_normal(100_000)
+    np.testing.assert_allclose(plucker.basis(line, 100_000, 1)[:, 0], line / np.linalg.norm(line), atol=1e-15)
+
+
+def test_gradients_of_a_basis_that_overflow(rng):
+    p = plucker.coordinates(rng.standard_normal((5, 2))) * 1e-309
+    with pytest.raises(ValueError, match="gradient of p overflows"):
+        plucker.basis_backward(rng.standard_normal((5, 2)), p, 5, 2)
 
 
 def test_what_is_refused(rng):

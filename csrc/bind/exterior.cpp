@@ -22,6 +22,7 @@ void register_exterior(py::module_ &m) {
         [](const py::object &a, const py::object &out) {
             const Array xa(a, "A"), xo(out, "out", true);
             same_dtype(xa, {&xo});
+            require_apart(xo, xa);
             const Shape batch = xa.leading();
             return dispatch(xa.dtype(), [&](auto s) {
                 using T = decltype(s);
@@ -53,6 +54,8 @@ void register_exterior(py::module_ &m) {
         [](const py::object &a, const py::object &b, const py::object &out, std::int64_t n, std::int64_t k, std::int64_t l) {
             const Array xa(a, "z"), xb(b, "w"), xo(out, "out", true);
             same_dtype(xa, {&xb, &xo});
+            require_apart(xo, xa);
+            require_apart(xo, xb);
             const Shape batch = xo.leading(1);
             return dispatch(xa.dtype(), [&](auto s) {
                 using T = decltype(s);
@@ -84,6 +87,7 @@ void register_exterior(py::module_ &m) {
         [](const py::object &p, const py::object &out, std::int64_t n, std::int64_t k) {
             const Array xp(p, "p"), xo(out, "out", true);
             same_dtype(xp, {&xo});
+            require_apart(xo, xp);
             const Shape batch = xo.leading();
             return dispatch(xp.dtype(), [&](auto s) {
                 using T = decltype(s);
@@ -115,6 +119,7 @@ void register_exterior(py::module_ &m) {
         [](const py::object &p, const py::object &out, std::int64_t n, std::int64_t k) {
             const Array xp(p, "p"), xo(out, "out", true);
             same_dtype(xp, {&xo});
+            require_apart(xo, xp);
             const Shape batch = xo.leading();
             return dispatch(xp.dtype(), [&](auto s) {
                 using T = decltype(s);
@@ -148,6 +153,7 @@ void register_exterior(py::module_ &m) {
             xo.require_dtype(DType::f64);
             const std::int64_t length = subspan::binomial(n, k);
             double *to = xo.vector<double>(length);
+            const py::gil_scoped_release release;
             subspan::complement_signs(n, k, to);
         },
         py::arg("n"), py::arg("k"), py::arg("out"));

@@ -87,6 +87,7 @@ template <class T> class MixState {
         xo.require_dtype(own());
         require_apart(xo, xz);
         const auto xw = optional(weights, "weights", own()), xm = optional(mask, "mask", own());
+        if (xw) require_apart(xo, *xw);
         const auto vz = xz.template matrix<const T>();
         const auto vo = xo.template matrix<T>();
         MatrixView<const T> vw, vm;
@@ -103,9 +104,6 @@ template <class T> class MixState {
         StackView<const T> vm;
         if (xm) vm = xm->template row_stack<const T>(batch);
         run([&] { state_->prefill(vz, xm ? &vm : nullptr); });
-    }
-    void reset() {
-        run([&] { state_->reset(); });
     }
     std::int64_t position() {
         std::int64_t n = 0;
@@ -146,7 +144,6 @@ template <class T> void bind_state(py::module_ &m, const char *name) {
              py::arg("r"), py::arg("batch"), py::arg("w"), py::arg("b"), py::arg("offsets"), py::arg("settings"))
         .def("step", &MixState<T>::step, py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("out"))
         .def("prefill", &MixState<T>::prefill, py::arg("z"), py::arg("mask"))
-        .def("reset", &MixState<T>::reset)
         .def("position", &MixState<T>::position)
         .def("past", &MixState<T>::past)
         .def("restore", &MixState<T>::restore, py::arg("tokens"), py::arg("counts"), py::arg("position"));
@@ -165,6 +162,7 @@ void register_plucker(py::module_ &m) {
             const Array xo(out, "out", true);
             xo.require_dtype(in.z.dtype());
             require_apart(xo, in.z);
+            if (in.weights) require_apart(xo, *in.weights);
             const auto o = options(offsets, settings);
             return dispatch(in.z.dtype(), [&](auto s) {
                 using T = decltype(s);
@@ -212,6 +210,7 @@ void register_plucker(py::module_ &m) {
             require_apart(xo, in.z);
             require_apart(xo, xw);
             if (xb) require_apart(xo, *xb);
+            if (in.weights) require_apart(xo, *in.weights);
             const auto o = options(offsets, settings);
             return dispatch(in.z.dtype(), [&](auto s) {
                 using T = decltype(s);

@@ -49,34 +49,32 @@ std::vector<int> first_subset(int64_t k) {
 // Ranks of subsets: lexicographic order counts down the colexicographic order of the complements n - 1 - s.
 class Ranks {
   public:
-    explicit Ranks(int64_t n) : n_(n), c_(std::size_t((n + 1) * (n + 2)), 0) {
+    /// Subsets of at most `most` elements of {0, ..., n - 1}.
+    Ranks(int64_t n, int64_t most) : n_(n), width_(most + 1), c_(std::size_t((n + 1) * (most + 1)), 0) {
         for (int64_t i = 0; i <= n; ++i)
-            for (int64_t j = 0; j <= i; ++j) {
-                const int64_t v = binomial(i, j);
-                c_[std::size_t(i * (n + 2) + j)] = v;
-            }
+            for (int64_t j = 0; j <= std::min(i, most); ++j) c_[std::size_t(i * width_ + j)] = binomial(i, j);
     }
     int64_t operator()(const int *s, int64_t k) const {
         int64_t rank = at(n_, k) - 1;
         for (int64_t i = 0; i < k; ++i) rank -= at(n_ - 1 - s[i], k - i);
         return rank;
     }
-    int64_t at(int64_t i, int64_t j) const { return j > i ? 0 : c_[std::size_t(i * (n_ + 2) + j)]; }
+    int64_t at(int64_t i, int64_t j) const { return j > i ? 0 : c_[std::size_t(i * width_ + j)]; }
 
   private:
-    int64_t n_;
+    int64_t n_, width_;
     std::vector<int64_t> c_;
 };
 
 // e_I ∧ e_J = sign e_{I ∪ J}: for each subset of k + l, the `per` ways to split it.
 struct Table {
-    Table(int64_t n, int64_t k, int64_t l) : rows(k + l > n ? 0 : binomial(n, k + l)), per(binomial(k + l, k)) {
+    Table(int64_t n, int64_t k, int64_t l) : rows(k + l > n ? 0 : binomial(n, k + l)), per(binomial(k + l, k)), vectors(k == 1 && l == 1 ? n : 0) {
         if (rows < 0 || per < 0 || (rows > 0 && per > kTerms / rows))
             throw ValueError("the wedge of a " + std::to_string(k) + "-vector and a " + std::to_string(l) + "-vector of R^" +
                              std::to_string(n) + " has too many terms");
-        if (rows == 0) return;
+        if (rows == 0 || vectors > 0) return;
         terms.reserve(std::size_t(rows * per));
-        const Ranks rank(n);
+        const Ranks rank(n, std::max(k, l));
         std::vector<int> whole = first_subset(k + l), left(static_cast<std::size_t>(k)), right(static_cast<std::size_t>(l));
         do {
             std::vector<int> where = first_subset(k);
@@ -95,6 +93,7 @@ struct Table {
         } while (advance(whole, n));
     }
     int64_t rows, per;
+    int64_t vectors; // their length where both factors are vectors, whose pairs need no table
     std::vector<Term> terms;
 };
 
@@ -116,7 +115,40 @@ struct ProductKernel {
     }
 };
 
-// da += contraction of g with b, db likewise (null: not wanted).
+// The same for two vectors of n numbers.
+struct PairKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t n, const double *a, const double *b, double *out, bool add) {
+        using V = Vec<double, Bytes>;
+        constexpr int W = V::lanes, G = int(kItems) / W;
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = i + 1; j < n; ++j, out += kItems)
+                for (int q = 0; q < G; ++q) {
+                    const int64_t x = i * kItems + q * W, y = j * kItems + q * W;
+                    const auto p = SUBSPAN_ROUNDED(V::load(a + x) * V::load(b + y)) - SUBSPAN_ROUNDED(V::load(a + y) * V::load(b + x));
+                    V::store(out + q * W, add ? V::load(out + q * W) + p : p);
+                }
+    }
+};
+
+struct PairBackwardKernel {
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(int64_t n, const double *g, const double *a, const double *b, double *da, double *db) {
+        using V = Vec<double, Bytes>;
+        constexpr int W = V::lanes, G = int(kItems) / W;
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = i + 1; j < n; ++j, g += kItems)
+                for (int q = 0; q < G; ++q) {
+                    const int64_t x = i * kItems + q * W, y = j * kItems + q * W;
+                    const auto d = V::load(g + q * W);
+                    V::store(da + x, V::load(da + x) + d * V::load(b + y));
+                    V::store(da + y, V::load(da + y) - d * V::load(b + x));
+                    V::store(db + y, V::load(db + y) + d * V::load(a + x));
+                    V::store(db + x, V::load(db + x) - d * V::load(a + y));
+                }
+    }
+};
+
+// da += contraction of g with b, db likewise.
 struct ProductBackwardKernel {
     template <int Bytes>
     static SUBSPAN_INLINE void run(const Table *t, const double *g, const double *a, const double *b, double *da, double *db) {
@@ -135,10 +167,15 @@ struct ProductBackwardKernel {
 };
 
 void product(const Table &t, const double *a, const double *b, double *out, bool add = false) {
+    if (t.vectors > 0)
+        return simd::dispatch<PairKernel, int64_t, const double *, const double *, double *, bool>(t.vectors, a, b, out, add);
     simd::dispatch<ProductKernel, const Table *, const double *, const double *, double *, bool>(&t, a, b, out, add);
 }
 
 void product_backward(const Table &t, const double *g, const double *a, const double *b, double *da, double *db) {
+    if (t.vectors > 0)
+        return simd::dispatch<PairBackwardKernel, int64_t, const double *, const double *, const double *, double *, double *>(t.vectors, g, a,
+                                                                                                                             b, da, db);
     simd::dispatch<ProductBackwardKernel, const Table *, const double *, const double *, const double *, double *, double *>(&t, g, a, b, da,
                                                                                                                            db);
 }
@@ -256,7 +293,7 @@ template <class T> void check_row(const StackView<T> &x, int64_t length, int64_t
 struct Contraction {
     Contraction(int64_t n, int64_t k) : n(n), k(k), few(length_of(n, k - 1)), many(length_of(n, k + 1)) {
         if (few > kTerms / std::max<int64_t>(n, 1) || many > kTerms / (k + 1)) throw ValueError("there are too many relations");
-        const Ranks rank(n);
+        const Ranks rank(n, k);
         std::vector<int> s = first_subset(k - 1), with(static_cast<std::size_t>(k));
         if (few > 0)
             do {
@@ -325,7 +362,7 @@ struct RelationKernel {
 // or not finite.
 class Chart {
   public:
-    Chart(int64_t n, int64_t k) : n_(n), k_(k), rank_(n), count_(length_of(n, k)) {}
+    Chart(int64_t n, int64_t k) : n_(n), k_(k), rank_(n, k), count_(length_of(n, k)) {}
     bool basis(const double *p, int64_t stride, double *columns) const {
         int64_t best = -1;
         double top = 0;
@@ -581,6 +618,11 @@ bool coordinates_backward_by_complement(const StackView<const T> &grad, const St
     });
 }
 
+void lower(std::atomic<int64_t> &least, int64_t item) {
+    int64_t seen = least;
+    while (item < seen && !least.compare_exchange_weak(seen, item)) {}
+}
+
 void check_grades(int64_t n, int64_t k) {
     if (k < 1 || k > n) throw ValueError("k must be from 1 to n");
 }
@@ -735,8 +777,7 @@ template <class T> int64_t plucker_basis(const StackView<const T> &p, int64_t n,
         const auto from = p[item];
         for (int64_t i = 0; i < length; ++i) x[i] = double(from(0, i));
         if (!chart.basis(x, 1, columns)) {
-            int64_t seen = bad;
-            while (item < seen && !bad.compare_exchange_weak(seen, item)) {}
+            lower(bad, item);
             return;
         }
         const auto to = out[item];
@@ -756,23 +797,25 @@ int64_t plucker_basis_backward(const StackView<const T> &grad, const StackView<c
     check_row(dp, length, items);
     if (grad.rows() != n || grad.cols() != k || grad.size() != items) throw ValueError("grad and p do not fit");
     std::atomic<int64_t> bad{items};
-    blocks(items, [&](int64_t first, int64_t count) {
+    const bool good = blocks(items, [&](int64_t first, int64_t count) {
         Frame frame;
         double *x = work(frame, length), *columns = work(frame, n * k), *direction = work(frame, n * k), *all = work(frame, levels.total()),
                *derivative = work(frame, levels.total()), *one = frame.take<double>(2 * n * k);
-        load<T>(p, first, count, x);
+        bool finite = load<T>(p, first, count, x);
         std::fill_n(columns, n * k * kItems, 0.0);
         std::fill_n(direction, n * k * kItems, 0.0);
         for (int64_t l = 0; l < count; ++l) {
             double *u = one, *h = one + n * k;
             if (!chart.basis(x + l, kItems, u)) {
-                int64_t seen = bad;
-                while (first + l < seen && !bad.compare_exchange_weak(seen, first + l)) {}
+                lower(bad, first + l);
                 continue;
             }
             const auto g = grad[first + l];
             for (int64_t a = 0; a < k; ++a) {
-                for (int64_t i = 0; i < n; ++i) h[a * n + i] = double(g(i, a));
+                for (int64_t i = 0; i < n; ++i) {
+                    h[a * n + i] = double(g(i, a));
+                    finite = finite && std::isfinite(h[a * n + i]);
+                }
                 for (int64_t b = 0; b < k; ++b) {
                     double d = 0;
                     for (int64_t i = 0; i < n; ++i) d += u[b * n + i] * h[a * n + i];
@@ -793,10 +836,10 @@ int64_t plucker_basis_backward(const StackView<const T> &grad, const StackView<c
             for (int64_t i = 0; i < length; ++i) norm += x[i * kItems + l] * unit[i * kItems + l];
             for (int64_t i = 0; i < length; ++i) result[i * kItems + l] /= norm;
         }
-        store<T>(result, first, count, dp);
-        return true;
+        return store<T>(result, first, count, dp) || !finite;
     });
-    return bad == items ? -1 : bad.load();
+    if (bad != items) return bad.load();
+    return good ? -1 : -2;
 }
 
 void complement_signs(int64_t n, int64_t k, double *out) {

@@ -18,13 +18,14 @@ using std::int64_t;
 namespace {
 
 // Tiles whose windows are held at a time, before they are added up.
-constexpr int64_t kGroup = 32;
+constexpr int64_t kWindows = 32;
 
 } // namespace
 
 template <class T> bool plucker_mix(const MixInput<T> &in, const MixOptions &o, const StackView<T> &out) {
     const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
     if (out.cols() != plan.coordinates || out.rows() != in.z.rows() || out.size() != in.z.size()) throw ValueError("z and out do not fit");
+    plucker::check(in, plan);
     const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
     std::atomic<bool> finite{true};
     parallel_for(int64_t(pieces.size()), [&](int64_t p) {
@@ -32,11 +33,7 @@ template <class T> bool plucker_mix(const MixInput<T> &in, const MixOptions &o, 
         Frame frame;
         Tile<T> tile(frame, plan, false);
         T *row = frame.take<T>(plan.length);
-        MatrixView<const T> weights, mask;
-        if (in.weights != nullptr) weights = (*in.weights)[piece.sequence];
-        if (in.mask != nullptr) mask = (*in.mask)[piece.sequence];
-        tile.load(in.z[piece.sequence], in.weights != nullptr ? &weights : nullptr, in.mask != nullptr ? &mask : nullptr, piece.first,
-                  piece.count);
+        plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
         tile.rows();
         const auto to = out[piece.sequence].block_rows(piece.first, piece.count);
         for (int64_t t = 0; t < piece.count; ++t) {
@@ -58,25 +55,24 @@ bool plucker_mix_backward(const StackView<const T> &grad, const MixInput<T> &in,
     if (grad.cols() != plan.coordinates || grad.rows() != in.z.rows() || grad.size() != in.z.size() || dz.cols() != plan.r ||
         dz.rows() != in.z.rows() || dz.size() != in.z.size())
         throw ValueError("grad, z and dz do not fit");
+    plucker::check(in, plan, dweights);
     const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
     plucker::set_zero(dz);
     Frame outer;
     const int64_t window = plan.r * plan.columns, total = int64_t(pieces.size());
-    double *windows = outer.take<double>(std::min(kGroup, total) * window);
-    for (int64_t first = 0; first < total; first += kGroup) {
-        const int64_t count = std::min(kGroup, total - first);
+    double *windows = outer.take<double>(std::min(kWindows, total) * window);
+    for (int64_t first = 0; first < total; first += kWindows) {
+        const int64_t count = std::min(kWindows, total - first);
         parallel_for(count, [&](int64_t p) {
             const auto &piece = pieces[std::size_t(first + p)];
             Frame frame;
             Tile<T> tile(frame, plan, true);
             T *dp = frame.zeros<T>(plan.coordinates * kTokens);
             double *da = frame.take<double>(plan.m * kTokens);
-            MatrixView<const T> weights, mask;
-            if (in.weights != nullptr) weights = (*in.weights)[piece.sequence];
-            if (in.mask != nullptr) mask = (*in.mask)[piece.sequence];
-            tile.load(in.z[piece.sequence], in.weights != nullptr ? &weights : nullptr, in.mask != nullptr ? &mask : nullptr, piece.first,
-                      piece.count);
+            plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
             plucker::tokens_to_lanes<T, T>(grad[piece.sequence], piece.first, piece.count, dp, kTokens);
+            for (int64_t t = 0; t < piece.count; ++t)
+                for (int64_t c = 0; c < plan.coordinates && !tile.active(t); ++c) dp[c * kTokens + t] = T(0);
             tile.backward(dp, kTokens, windows + p * window, da);
             if (dweights != nullptr)
                 plucker::weights_backward(plan, tile.valid, tile.alpha, da, piece.count,

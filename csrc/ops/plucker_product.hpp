@@ -3,6 +3,7 @@
 
 #include "micro.hpp"
 #include "pack.hpp"
+#include "plucker_tile.hpp"
 #include "simd.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/views.hpp"
@@ -157,5 +158,25 @@ template <class T> class Projection {
     int64_t d_, depth_;
     T *data_;
 };
+
+/// to (tokens of the tile x d) = its mixed coordinates, projected, and the bias (null: none); whether that is finite.
+template <class T> bool project_tile(Tile<T> &tile, const Projection<T> &projection, const T *bias, MatrixView<T> to) {
+    const Plan &plan = tile.plan;
+    Frame frame;
+    T *coordinates = frame.take<T>(kTokens * plan.length);
+    tile.rows();
+    tile.coordinates_of_all(coordinates, plan.length);
+    const int64_t padded = round_up(tile.count, simd::tile<T>().mr);
+    std::fill_n(coordinates + tile.count * plan.length, (padded - tile.count) * plan.length, T(0));
+    T by[kTokens] = {};
+    for (int64_t t = 0; t < tile.count; ++t) by[t] = plan.options.bias_always ? T(1) : T(tile.sum[t]);
+    const bool direct = to.col_stride == 1;
+    T *g = direct ? to.data : frame.take<T>(kTokens * to.cols);
+    const int64_t ldg = direct ? to.row_stride : to.cols;
+    const bool finite = projection.apply({coordinates, plan.length, g, ldg, tile.count, bias, by});
+    for (int64_t t = 0; t < tile.count && !direct; ++t)
+        for (int64_t c = 0; c < to.cols; ++c) to(t, c) = g[t * ldg + c];
+    return finite;
+}
 
 } // namespace subspan::plucker

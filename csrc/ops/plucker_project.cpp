@@ -60,56 +60,39 @@ void multiply(int64_t depth, const T *a, int64_t panels, int64_t apart, const T 
 
 constexpr int64_t kStrip = 4; // panels that are filled at a time: 128 bytes of a row are read along
 
-// Columns of x (tokens x kStrip · mr or fewer) as panels of mr that lie `apart`, zeros past the last column; sum += those
-// columns times `by`.
+// Columns of x (tokens x kStrip · mr or fewer) as panels of mr that lie `apart`, zeros past the last column and for tokens
+// that are not active; sum += those columns times `by`, where that is not zero.
 template <class T> struct PanelKernel {
     template <int Bytes>
-    static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, T *to, int64_t apart, double *sum) {
+    static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, const unsigned char *active, T *to, int64_t apart,
+                                   double *sum) {
         constexpr int MR = simd::Shape<Bytes>::mr;
-        if (x->cols < kStrip * MR || x->col_stride != 1) {
-            for (int64_t t = 0; t < x->rows; ++t)
-                for (int64_t c = 0; c < round_up(x->cols, MR); ++c) {
-                    const T v = c < x->cols ? (*x)(t, c) : T(0);
-                    to[c / MR * apart + t * MR + c % MR] = v;
-                    if (c < x->cols) sum[c] += by[t] * double(v);
-                }
-            return;
-        }
-        double total[kStrip * MR];
-        for (int c = 0; c < kStrip * MR; ++c) total[c] = sum[c];
+        const bool whole = x->cols == kStrip * MR && x->col_stride == 1;
+        double total[kStrip * MR] = {};
         for (int64_t t = 0; t < x->rows; ++t) {
-            const T *row = x->data + t * x->row_stride;
-            for (int64_t q = 0; q < kStrip; ++q)
-                for (int c = 0; c < MR; ++c) to[q * apart + t * MR + c] = row[q * MR + c];
-            for (int c = 0; c < kStrip * MR; ++c) total[c] += by[t] * double(row[c]);
+            if (whole && active[t] != 0) {
+                const T *row = x->data + t * x->row_stride;
+                for (int64_t q = 0; q < kStrip; ++q)
+                    for (int c = 0; c < MR; ++c) to[q * apart + t * MR + c] = row[q * MR + c];
+                for (int c = 0; c < kStrip * MR; ++c) total[c] += by[t] * double(row[c]);
+                continue;
+            }
+            for (int64_t c = 0; c < round_up(x->cols, MR); ++c) {
+                to[c / MR * apart + t * MR + c % MR] = c < x->cols && active[t] != 0 ? (*x)(t, c) : T(0);
+                if (c < x->cols && by[t] != 0) total[c] += by[t] * double((*x)(t, c));
+            }
         }
-        for (int c = 0; c < kStrip * MR; ++c) sum[c] = total[c];
+        for (int64_t c = 0; c < x->cols; ++c) sum[c] += total[c];
     }
 };
-
-template <class T> struct Sequence {
-    Sequence(const MixInput<T> &in, int64_t s) : z(in.z[s]), has_weights(in.weights != nullptr), has_mask(in.mask != nullptr) {
-        if (has_weights) weights = (*in.weights)[s];
-        if (has_mask) mask = (*in.mask)[s];
-    }
-    void load(Tile<T> &tile, const plucker::Piece &piece) const {
-        tile.load(z, has_weights ? &weights : nullptr, has_mask ? &mask : nullptr, piece.first, piece.count);
-    }
-    MatrixView<const T> z, weights, mask;
-    bool has_weights, has_mask;
-};
-
-template <class T> void check(const MixInput<T> &in, const Plan &plan, MatrixView<const T> w) {
-    if (w.cols != plan.coordinates) throw ValueError("W must have one column for each pair of dimensions");
-    if (in.weights != nullptr && in.weights->rows() != in.z.rows()) throw ValueError("weights and z do not fit");
-}
 
 } // namespace
 
 template <class T>
 bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o, const StackView<T> &out) {
     const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
-    check(in, plan, w);
+    plucker::check(in, plan);
+    if (w.cols != plan.coordinates) throw ValueError("W must have one column for each pair of dimensions");
     const int64_t d = w.rows;
     if (out.cols() != d || out.rows() != in.z.rows() || out.size() != in.z.size()) throw ValueError("z, W and out do not fit");
     const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
@@ -120,21 +103,8 @@ bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *
         const auto &piece = pieces[std::size_t(p)];
         Frame frame;
         Tile<T> tile(frame, plan, false);
-        Sequence<T>(in, piece.sequence).load(tile, piece);
-        tile.rows();
-        T *coordinates = frame.take<T>(kTokens * plan.length);
-        tile.coordinates_of_all(coordinates, plan.length);
-        const int64_t padded = round_up(piece.count, simd::tile<T>().mr);
-        std::fill_n(coordinates + piece.count * plan.length, (padded - piece.count) * plan.length, T(0));
-        const auto to = out[piece.sequence].block_rows(piece.first, piece.count);
-        const bool direct = to.col_stride == 1;
-        T *g = direct ? to.data : frame.take<T>(kTokens * d);
-        const int64_t ldg = direct ? to.row_stride : d;
-        T by[kTokens] = {};
-        for (int64_t t = 0; t < piece.count; ++t) by[t] = o.bias_always ? T(1) : T(tile.sum[t]);
-        if (!projection.apply({coordinates, plan.length, g, ldg, piece.count, b, by})) finite = false;
-        for (int64_t t = 0; t < piece.count && !direct; ++t)
-            for (int64_t c = 0; c < d; ++c) to(t, c) = g[t * ldg + c];
+        plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
+        if (!plucker::project_tile(tile, projection, b, out[piece.sequence].block_rows(piece.first, piece.count))) finite = false;
     });
     return finite || !all_finite(in) || !all_finite(w) || (b != nullptr && !all_finite(b, d));
 }
@@ -144,7 +114,8 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
                                   const MixOptions &o, const StackView<T> &dz, MatrixView<T> dw, T *db,
                                   const StackView<double> *dweights) {
     const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
-    check(in, plan, w);
+    plucker::check(in, plan, dweights);
+    if (w.cols != plan.coordinates) throw ValueError("W must have one column for each pair of dimensions");
     const int64_t d = w.rows, D = plan.coordinates, mr = simd::tile<T>().mr;
     if (grad.cols() != d || grad.rows() != in.z.rows() || grad.size() != in.z.size() || dz.cols() != plan.r ||
         dz.rows() != in.z.rows() || dz.size() != in.z.size() || dw.rows != d || dw.cols != D)
@@ -172,22 +143,28 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
         const int64_t tokens = at[std::size_t(count)];
         Frame shared;
         double *sums = shared.take<double>(tokens);
+        unsigned char *active = shared.take<unsigned char>(tokens);
         parallel_for(count, [&](int64_t p) {
             const auto &piece = pieces[std::size_t(first + p)];
             const int64_t lanes = whole_vectors<T>(piece.count), place = at[std::size_t(p)];
             const auto g = grad[piece.sequence];
             Frame frame;
             Tile<T> tile(frame, plan, true);
-            Sequence<T>(in, piece.sequence).load(tile, piece);
+            plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
             tile.rows();
             tile.coordinates_of_all(coordinates + place * plan.length, plan.length);
-            for (int64_t t = 0; t < piece.count; ++t) sums[place + t] = o.bias_always ? 1.0 : tile.sum[t];
+            for (int64_t t = 0; t < piece.count; ++t) {
+                sums[place + t] = o.bias_always ? 1.0 : tile.sum[t];
+                active[place + t] = tile.active(t);
+            }
             T *dp = frame.take<T>(coordinate_panels * mr * kTokens), *right = frame.zeros<T>(kDepth * kTokens);
             double *da = frame.take<double>(plan.m * kTokens);
             if (d == 0) std::fill_n(dp, coordinate_panels * mr * kTokens, T(0));
             for (int64_t k = 0; k < d; k += kDepth) {
                 const int64_t some = std::min(kDepth, d - k);
                 plucker::tokens_to_lanes<T, T>(g.block_cols(k, some), piece.first, piece.count, right, kTokens);
+                for (int64_t t = 0; t < piece.count; ++t)
+                    for (int64_t c = 0; c < some && active[place + t] == 0; ++c) right[c * kTokens + t] = T(0);
                 multiply<T>(some, left + k * coordinate_panels * mr, coordinate_panels, some * mr, right, kTokens, dp, kTokens, lanes, k > 0);
             }
             tile.backward(dp, kTokens, windows + p * window, da);
@@ -210,8 +187,8 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
                 const auto &piece = pieces[std::size_t(first + p)];
                 const int64_t place = at[std::size_t(p)];
                 const auto g = grad[piece.sequence].block_rows(piece.first, piece.count).block_cols(c0, some);
-                simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, T *, int64_t, double *>(
-                    &g, sums + place, turned + c0 * tokens + place * mr, tokens * mr, bias + c0);
+                simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, const unsigned char *, T *, int64_t, double *>(
+                    &g, sums + place, active + place, turned + c0 * tokens + place * mr, tokens * mr, bias + c0);
             }
         });
         const int64_t width = whole_vectors<T>(D), lanes = lanes_of_a_vector<T>();

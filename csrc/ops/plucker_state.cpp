@@ -26,42 +26,60 @@ template <class T> struct PluckerMixState<T>::Parts {
             if (d < 0) throw ValueError("decoding has no tokens ahead: offsets must look back");
             slots = std::max(slots, d + 1);
         }
-        ld = simd::round_up(std::max<int64_t>(batch, 1), 8);
-        window.assign(std::size_t(slots * r * ld), 0.0);
-        power.assign(std::size_t(slots * ld), 1.0);
-        counts.assign(std::size_t(slots * ld), 0);
-        tokens.assign(std::size_t(slots * r * batch), T(0));
     }
     int64_t slot(int64_t at) const { return at % slots; }
+    int64_t per_slot() const { return plan.r * batch; }
 
-    // Puts a token of every sequence into its slot. Nothing is seen of it before `position` moves on.
+    // Puts a token of every sequence into its slot: zeros where it does not count. Nothing is seen of it before `position`
+    // moves on. Memory grows with the tokens until the ring is full: an offset may be longer than the sequence.
     void put(MatrixView<const T> z, const MatrixView<const T> *mask) {
-        const int64_t s = slot(position), r = plan.r;
-        double *to = window.data() + s * r * ld;
-        plucker::tokens_to_lanes<T, double>(z, 0, batch, to, ld);
+        const int64_t s = slot(position), r = plan.r, size = per_slot();
+        if (int64_t(tokens.size()) < (s + 1) * size || int64_t(counts.size()) < (s + 1) * batch) {
+            window.resize(std::size_t((s + 1) * size));
+            power.resize(std::size_t((s + 1) * batch));
+            counts.resize(std::size_t((s + 1) * batch));
+            tokens.resize(std::size_t((s + 1) * size));
+        }
+        double *to = window.data() + s * size;
         for (int64_t b = 0; b < batch; ++b) {
             const bool in = mask == nullptr || (*mask)(0, b) != T(0);
-            counts[std::size_t(s * ld + b)] = in;
+            counts[std::size_t(s * batch + b)] = in;
             for (int64_t i = 0; i < r; ++i) {
-                tokens[std::size_t((s * batch + b) * r + i)] = z(b, i);
-                if (!in) to[i * ld + b] = 0;
+                const T x = in ? z(b, i) : T(0);
+                tokens[std::size_t((s * batch + b) * r + i)] = x;
+                to[i * batch + b] = double(x);
             }
-            if (in && plan.rotation.on()) plan.rotation.turn(to + b, ld, 1, options.rope_start + position, false);
         }
-        plucker::scale_columns(to, r, ld, ld, power.data() + s * ld);
+        plan.rotation.turn_all(to, batch, batch, options.rope_start + position);
+        plucker::scale_columns(to, r, batch, batch, power.data() + s * batch);
+    }
+
+    // Columns [first, first + count) of a slot, kTokens apart, and their powers.
+    void get(int64_t s, int64_t first, int64_t count, double *columns, double *powers) const {
+        const double *from = window.data() + s * per_slot() + first;
+        for (int64_t i = 0; i < plan.r; ++i) std::copy_n(from + i * batch, count, columns + i * kTokens);
+        std::copy_n(power.data() + s * batch + first, count, powers);
     }
 
     MixOptions options; // the plan refers to it
     Plan plan;
-    int64_t batch, slots = 1, ld = 8, position = 0;
-    std::vector<double> window, power; // of each slot: r x ld, ld
+    int64_t batch, slots = 1, position = 0;
+    std::vector<double> window, power; // of each slot: r x batch, batch
     std::vector<unsigned char> counts;
-    std::vector<T> tokens; // slots x batch x r
+    std::vector<T> tokens; // of each slot: batch x r, as they came in
     Buffer<T> packed;
     std::optional<Projection<T>> projection;
     std::vector<T> bias;
     int64_t width = 0;
 };
+
+// Tokens that count must be finite: a masked one may hold anything.
+template <class T> void require_finite(MatrixView<const T> z, const MatrixView<const T> *mask, bool along_tokens) {
+    bool finite = true;
+    for (int64_t t = 0; t < z.rows && finite; ++t)
+        if (mask == nullptr || (*mask)(0, t) != T(0)) finite = all_finite(z.block_rows(t, 1));
+    if (!finite) throw ValueError(std::string(along_tokens ? "z" : "z_t") + " holds NaN or infinity; the state is as it was");
+}
 
 template <class T>
 PluckerMixState<T>::PluckerMixState(const MixOptions &o, int64_t r, int64_t batch, MatrixView<const T> w, const T *b)
@@ -86,45 +104,45 @@ void PluckerMixState<T>::step(MatrixView<const T> z, const MatrixView<const T> *
     Parts &p = *p_;
     const Plan &plan = p.plan;
     if (z.rows != p.batch || z.cols != plan.r || out.rows != p.batch || out.cols != p.width) throw ValueError("z and out do not fit");
-    if (!all_finite(z)) throw ValueError("z holds NaN or infinity; the state is as it was");
+    if (weights == nullptr && p.options.weighting != MixWeights::mean) throw ValueError("weights are missing");
+    if (weights != nullptr && (weights->rows != p.batch || weights->cols != plan.m)) throw ValueError("z and weights do not fit");
+    if (mask != nullptr && (mask->rows != 1 || mask->cols != p.batch)) throw ValueError("z and mask do not fit");
+    require_finite(z, mask, false);
     p.put(z, mask);
-    const int64_t own = p.slot(p.position), per_slot = plan.r * p.ld;
+    const int64_t own = p.slot(p.position), block = plan.r * kTokens;
     std::atomic<bool> finite{true};
     const auto chunk = [&](int64_t c) {
         const int64_t first = c * kTokens, count = std::min(kTokens, p.batch - first);
         Frame frame;
         Tile<T> tile(frame, plan, false, false);
+        // What the offsets reach, side by side; lanes past the last sequence are zero.
+        double *columns = frame.zeros<double>((plan.m + 1) * block), *powers = frame.take<double>((plan.m + 1) * kTokens);
+        std::fill_n(powers, (plan.m + 1) * kTokens, 1.0);
         std::vector<const double *> w(std::size_t(plan.m)), w_power(std::size_t(plan.m));
+        p.get(own, first, count, columns + plan.m * block, powers + plan.m * kTokens);
         for (int64_t j = 0; j < plan.m; ++j) {
             const int64_t at = p.position - p.options.offsets[std::size_t(j)], s = at < 0 ? own : p.slot(at);
-            w[std::size_t(j)] = p.window.data() + s * per_slot + first;
-            w_power[std::size_t(j)] = p.power.data() + s * p.ld + first;
+            w[std::size_t(j)] = columns + j * block;
+            w_power[std::size_t(j)] = powers + j * kTokens;
+            if (at >= 0) p.get(s, first, count, columns + j * block, powers + j * kTokens);
             for (int64_t l = 0; l < kTokens; ++l)
-                tile.valid[j * kTokens + l] = at >= 0 && l < count && p.counts[std::size_t(s * p.ld + first + l)] != 0 &&
-                                              p.counts[std::size_t(own * p.ld + first + l)] != 0;
+                tile.valid[j * kTokens + l] = at >= 0 && l < count && p.counts[std::size_t(s * p.batch + first + l)] != 0 &&
+                                              p.counts[std::size_t(own * p.batch + first + l)] != 0;
         }
         tile.weigh(weights, first, count);
-        tile.combine({p.window.data() + own * per_slot + first, p.power.data() + own * p.ld + first, w.data(), w_power.data(), p.ld}, count);
-        tile.rows();
-        T *coordinates = frame.take<T>(kTokens * plan.length);
-        tile.coordinates_of_all(coordinates, plan.length);
+        tile.combine({columns + plan.m * block, powers + plan.m * kTokens, w.data(), w_power.data(), kTokens}, count);
         const auto to = out.block_rows(first, count);
-        if (!p.projection) {
-            for (int64_t t = 0; t < count; ++t) {
-                if (!all_finite(coordinates + t * plan.length, p.width)) finite = false;
-                for (int64_t i = 0; i < p.width; ++i) to(t, i) = coordinates[t * plan.length + i];
-            }
+        if (p.projection) {
+            if (!plucker::project_tile(tile, *p.projection, p.bias.empty() ? nullptr : p.bias.data(), to)) finite = false;
             return;
         }
-        const int64_t padded = simd::round_up(count, simd::tile<T>().mr);
-        std::fill_n(coordinates + count * plan.length, (padded - count) * plan.length, T(0));
-        T by[kTokens] = {};
-        for (int64_t t = 0; t < count; ++t) by[t] = p.options.bias_always ? T(1) : T(tile.sum[t]);
-        T *g = to.col_stride == 1 ? to.data : frame.take<T>(count * p.width);
-        const int64_t ldg = to.col_stride == 1 ? to.row_stride : p.width;
-        if (!p.projection->apply({coordinates, plan.length, g, ldg, count, p.bias.empty() ? nullptr : p.bias.data(), by})) finite = false;
-        for (int64_t t = 0; t < count && g != to.data; ++t)
-            for (int64_t i = 0; i < p.width; ++i) to(t, i) = g[t * p.width + i];
+        tile.rows();
+        T *row = frame.take<T>(plan.length);
+        for (int64_t t = 0; t < count; ++t) {
+            tile.coordinates(t, row);
+            if (!all_finite(row, p.width)) finite = false;
+            for (int64_t i = 0; i < p.width; ++i) to(t, i) = row[i];
+        }
     };
     const int64_t chunks = (p.batch + kTokens - 1) / kTokens;
     if (chunks == 1)
@@ -139,10 +157,15 @@ void PluckerMixState<T>::step(MatrixView<const T> z, const MatrixView<const T> *
 template <class T> void PluckerMixState<T>::prefill(const StackView<const T> &z, const StackView<const T> *mask) {
     Parts &p = *p_;
     if (z.size() != p.batch || z.cols() != p.plan.r) throw ValueError("z does not fit the state");
-    if (!all_finite(z)) throw ValueError("z holds NaN or infinity; the state is as it was");
+    if (mask != nullptr && (mask->size() != p.batch || mask->rows() != 1 || mask->cols() != z.rows())) throw ValueError("z and mask do not fit");
+    for (int64_t b = 0; b < p.batch; ++b) {
+        MatrixView<const T> m;
+        if (mask != nullptr) m = (*mask)[b];
+        require_finite(z[b], mask != nullptr ? &m : nullptr, true);
+    }
     const int64_t length = z.rows(), first = std::max<int64_t>(0, length - p.slots);
-    p.position += first;
     std::vector<T> token(std::size_t(p.batch * p.plan.r)), counts(std::size_t(p.batch), T(1));
+    p.position += first;
     for (int64_t t = first; t < length; ++t) {
         for (int64_t b = 0; b < p.batch; ++b) {
             const auto sequence = z[b];
@@ -155,8 +178,6 @@ template <class T> void PluckerMixState<T>::prefill(const StackView<const T> &z,
     }
 }
 
-template <class T> void PluckerMixState<T>::reset() { p_->position = 0; }
-
 template <class T> typename PluckerMixState<T>::Past PluckerMixState<T>::past() const {
     const Parts &p = *p_;
     Past out;
@@ -166,7 +187,7 @@ template <class T> typename PluckerMixState<T>::Past PluckerMixState<T>::past() 
     for (int64_t t = p.position - out.kept; t < p.position; ++t) {
         const int64_t s = p.slot(t);
         out.tokens.insert(out.tokens.end(), p.tokens.begin() + s * size, p.tokens.begin() + (s + 1) * size);
-        out.counts.insert(out.counts.end(), p.counts.begin() + s * p.ld, p.counts.begin() + s * p.ld + p.batch);
+        out.counts.insert(out.counts.end(), p.counts.begin() + s * p.batch, p.counts.begin() + (s + 1) * p.batch);
     }
     return out;
 }
@@ -178,8 +199,8 @@ template <class T> void PluckerMixState<T>::restore(const Past &past) {
         int64_t(past.counts.size()) != past.kept * p.batch)
         throw ValueError("what was saved belongs to other offsets, another r or another batch");
     if (!all_finite(past.tokens.data(), int64_t(past.tokens.size()))) throw ValueError("what was saved holds NaN or infinity");
-    p.position = past.position - past.kept;
     std::vector<T> counts(std::size_t(p.batch));
+    p.position = past.position - past.kept;
     for (int64_t t = 0; t < past.kept; ++t) {
         for (int64_t b = 0; b < p.batch; ++b) counts[std::size_t(b)] = T(past.counts[std::size_t(t * p.batch + b)] != 0);
         const MatrixView<const T> row(counts.data(), 1, p.batch);

@@ -127,20 +127,21 @@ SUBSPAN_INLINE bool above(double n, double scaled, double eps) { return n > eps 
 SUBSPAN_INLINE void coefficients(const LagArguments &a, int64_t j, int64_t l, int lanes, const double *c1, const double *c2,
                                  const double *ww) {
     const double *pz = a.lags->power + l, *pw = a.lags->w_power[j] + l, *alpha = a.alpha + j * kTokens + l, *zz = a.zz + l;
+    const unsigned char *valid = a.valid + j * kTokens + l;
     double *c = a.c + j * kTokens + l, *k = a.k + j * kTokens + l, *g = a.g + j * kTokens + l, *ws = a.ww + j * kTokens + l;
     for (int x = 0; x < lanes; ++x) {
         c[x] = c1[x] + c2[x];
         ws[x] = ww[x];
         const double length = std::sqrt(zz[x] * ww[x]), n = length * pz[x] * pw[x];
-        const double power = std::min(pz[x] * pw[x], 1e300);
+        const double power = pz[x] * pw[x]; // infinite where a wedge is that long: then so is what comes out, which is noticed
         double s = power;
         if (a.norm == MixNorm::clamp) s = above(n, length, a.eps) || !(n < kLong) ? 1 / length : (a.eps > 0 ? power / a.eps : 0.0);
         if (a.norm == MixNorm::soft) {
             s = a.eps > 0 ? power / std::sqrt(n * n + a.eps) : (length > 0 ? 1 / length : 0.0);
             if (!(n < kLong)) s = 1 / length;
         }
-        g[x] = s;
-        k[x] = a.sign * alpha[x] * s;
+        g[x] = valid[x] != 0 ? s : 0.0;
+        k[x] = alpha[x] != 0 ? a.sign * alpha[x] * s : 0.0;
     }
 }
 
@@ -207,8 +208,10 @@ struct LagKernel {
                 }
             }
             coefficients(a, j, l, N, buffer[1], buffer[2], buffer[3]);
+            // Parallel tokens have no wedge even where k is infinite; their gradient has.
+            for (int x = 0; x < N; ++x) buffer[0][x] = buffer[3][x] == 0 ? 0.0 : a.k[j * kTokens + l + x];
             type k[G];
-            for (int q = 0; q < G; ++q) k[q] = V::load(a.k + j * kTokens + l + q * W);
+            for (int q = 0; q < G; ++q) k[q] = V::load(buffer[0] + q * W);
             for (int64_t i = 0; i < r; ++i)
                 for (int q = 0; q < G; ++q) {
                     double *u = a.u + i * kTokens + l + q * W;
@@ -433,6 +436,22 @@ Rotation::Rotation(Rope kind, int64_t r, double base) : kind_(kind), half_(r / 2
     }
 }
 
+void Rotation::turn_all(double *x, int64_t ld, int64_t count, int64_t position) const {
+    if (!on()) return;
+    for (int64_t i = 0; i < half_; ++i) {
+        const double angle = double((position >> 6) * 64) * frequency_[std::size_t(i)], cb = std::cos(angle), sb = std::sin(angle);
+        const double c = cos_[std::size_t(64 * i + (position & 63))], s = sin_[std::size_t(64 * i + (position & 63))];
+        const double cc = cb * c - sb * s, ss = sb * c + cb * s;
+        const bool pairs = kind_ == Rope::interleaved;
+        double *a = x + (pairs ? 2 * i : i) * ld, *b = x + (pairs ? 2 * i + 1 : i + half_) * ld;
+        for (int64_t l = 0; l < count; ++l) {
+            const double u = a[l], v = b[l];
+            a[l] = u * cc - v * ss;
+            b[l] = u * ss + v * cc;
+        }
+    }
+}
+
 void Rotation::turn(double *x, int64_t ld, int64_t count, int64_t first, bool back) const {
     if (!on()) return;
     for (int64_t c = 0; c < count;) {
@@ -462,8 +481,11 @@ Plan::Plan(const MixOptions &o, int64_t rank, int64_t weights_columns)
       rotation(o.rope, rank, o.rope_base) {
     if (r < 2) throw ValueError("z must have at least 2 dimensions: a plane needs two");
     if (m == 0) throw ValueError("offsets is empty");
-    for (const auto d : o.offsets)
+    for (const auto d : o.offsets) {
         if (d == 0) throw ValueError("an offset of zero pairs a token with itself: its wedge is zero");
+        if (std::max(d, -std::max<int64_t>(d, -kFar)) >= kFar) throw ValueError("an offset is longer than any sequence");
+    }
+    if (std::max(o.rope_start, -std::max<int64_t>(o.rope_start, -kFar)) >= kFar) throw ValueError("rope_start is out of range");
     if (!(o.eps >= 0 && o.eps < 1e100)) throw ValueError("eps must be from 0 to 1e100");
     if (o.weighting != MixWeights::mean && weights_columns != m) throw ValueError("weights must have one entry for each offset");
     if (rotation.on() && r % 2 != 0) throw ValueError("rope needs an even number of dimensions");
@@ -489,6 +511,15 @@ Plan::Plan(const MixOptions &o, int64_t rank, int64_t weights_columns)
     };
     own = find(0);
     for (const auto d : o.offsets) column.push_back(find(d));
+}
+
+template <class T> void check(const MixInput<T> &in, const Plan &plan, const StackView<double> *dweights) {
+    const auto same = [&](const auto &x, int64_t rows, int64_t cols) { return x.rows() == rows && x.cols() == cols && x.size() == in.z.size(); };
+    if (in.z.cols() != plan.r) throw ValueError("z has tokens of another number of dimensions");
+    if (in.weights == nullptr && plan.options.weighting != MixWeights::mean) throw ValueError("weights are missing");
+    if (in.weights != nullptr && !same(*in.weights, in.z.rows(), plan.m)) throw ValueError("z and weights do not fit");
+    if (in.mask != nullptr && !same(*in.mask, 1, in.z.rows())) throw ValueError("z and mask do not fit");
+    if (dweights != nullptr && !same(*dweights, in.z.rows(), plan.m)) throw ValueError("z and dweights do not fit");
 }
 
 // -- a tile ------------------------------------------------------------------------------------------------------------
@@ -585,6 +616,12 @@ template <class T> void Tile<T>::weigh(const MatrixView<const T> *weights, int64
         }
         for (int64_t j = 0; j < plan.m; ++j) sum[l] += alpha[j * kTokens + l];
     }
+}
+
+template <class T> bool Tile<T>::active(int64_t t) const {
+    for (int64_t j = 0; j < plan.m; ++j)
+        if (valid[j * kTokens + t] != 0) return true;
+    return false;
 }
 
 template <class T> void Tile<T>::combine(const Lags &lags, int64_t n) {
@@ -709,6 +746,7 @@ template void tokens_to_lanes<double, double>(MatrixView<const double>, int64_t,
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
     template void add_windows<T>(const Plan &, const StackView<T> &, const Piece *, int64_t, const double *);          \
     template void set_zero<T>(const StackView<T> &);                                                                   \
+    template void check<T>(const MixInput<T> &, const Plan &, const StackView<double> *);                              \
     template class Tile<T>;                                                                                            \
     template bool all_finite<T>(const T *, int64_t);                                                                   \
     template bool all_finite<T>(MatrixView<const T>);                                                                  \

@@ -17,6 +17,7 @@ using std::int64_t;
 
 inline constexpr int64_t kTokens = 48; // of a tile: a whole number of register tiles for every vector width
 inline constexpr int64_t kPad = 16;    // rows of vectors are padded by so much: any load that starts inside stays inside
+inline constexpr int64_t kFar = int64_t(1) << 40; // offsets and positions stay below
 inline constexpr int64_t kLanes = 16;  // dimensions and coordinates are padded to a multiple of so many
 
 int64_t pairs(int64_t r);
@@ -28,6 +29,8 @@ class Rotation {
     Rotation(Rope kind, int64_t r, double base);
     bool on() const { return kind_ != Rope::none; }
     /// Turns columns [0, count) of x (r rows, ld apart), or turns them back.
+    /// Turns columns [0, count) of x, all of them at one position.
+    void turn_all(double *x, int64_t ld, int64_t count, int64_t position) const;
     void turn(double *x, int64_t ld, int64_t count, int64_t first, bool back) const;
 
   private:
@@ -38,7 +41,7 @@ class Rotation {
 
 /// How the window is laid out: offsets that lie close share columns.
 struct Plan {
-    Plan(const MixOptions &o, int64_t r, int64_t weights_rows);
+    Plan(const MixOptions &o, int64_t r, int64_t weights_columns);
 
     struct Segment {
         int64_t reach, width, at; // first column holds token (first of the tile) - reach
@@ -80,6 +83,8 @@ template <class T> class Tile {
     void coordinates(int64_t t, T *out) const;
     void coordinates_of_all(T *out, int64_t ld) const;
 
+    /// Whether any offset applies at a token of the tile. Where none does, its result is zero and its gradient is not looked at.
+    bool active(int64_t t) const;
     /// From dp (coordinates x kTokens, ld apart, token lanes) the gradients of z and the weights: dz in the columns of the
     /// window `into` (r x columns, overwritten, in the units of z), da (m x kTokens).
     void backward(const T *dp, int64_t ld, double *into, double *da);
@@ -114,6 +119,22 @@ std::vector<Piece> pieces_of(int64_t sequences, int64_t length);
 
 /// Rows [first, first + count) of a matrix as columns of `to`.
 template <class T, class To> void tokens_to_lanes(MatrixView<const T> from, int64_t first, int64_t count, To *to, int64_t ld);
+
+/// Throws ValueError unless weights, mask and dweights (null: none) fit z.
+template <class T> void check(const MixInput<T> &in, const Plan &plan, const StackView<double> *dweights = nullptr);
+
+/// One sequence of the input.
+template <class T> struct Sequence {
+    Sequence(const MixInput<T> &in, int64_t s) : z(in.z[s]), has_weights(in.weights != nullptr), has_mask(in.mask != nullptr) {
+        if (has_weights) weights = (*in.weights)[s];
+        if (has_mask) mask = (*in.mask)[s];
+    }
+    void load(Tile<T> &tile, const Piece &piece) const {
+        tile.load(z, has_weights ? &weights : nullptr, has_mask ? &mask : nullptr, piece.first, piece.count);
+    }
+    MatrixView<const T> z, weights, mask;
+    bool has_weights, has_mask;
+};
 
 /// Takes a power of two out of every column, so that its largest entry lies in [1, 2).
 void scale_columns(double *x, int64_t rows, int64_t ld, int64_t count, double *power);

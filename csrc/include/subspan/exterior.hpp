@@ -38,7 +38,8 @@ bool plucker_relations_backward(const StackView<const T> &grad, const StackView<
 /// out (n x k): the orthonormal basis with coordinates p / ‖p‖, from the chart around the largest |p_I|. Returns the first
 /// item that is zero or not finite, or -1.
 template <class T> std::int64_t plucker_basis(const StackView<const T> &p, std::int64_t n, std::int64_t k, const StackView<T> &out);
-/// The gradient for functions of the subspace: what `grad` (n x k) has along the basis itself is left out.
+/// The gradient for functions of the subspace: what `grad` (n x k) has along the basis itself is left out. p must be a wedge
+/// of k vectors. Returns as plucker_basis, or -2 where finite input gave what T cannot hold.
 template <class T>
 std::int64_t plucker_basis_backward(const StackView<const T> &grad, const StackView<const T> &p, std::int64_t n, std::int64_t k,
                                     const StackView<T> &dp);

@@ -9,7 +9,8 @@
 
 namespace subspan {
 
-/// A ring of max(offsets) + 1 tokens for each of `batch` sequences. What step() gives is, bit for bit, what plucker_mix or
+/// A ring of max(offsets) + 1 tokens for each of `batch` sequences (twelve bytes a number in float, sixteen in double),
+/// which grows with the tokens until it is full. What step() gives is, bit for bit, what plucker_mix or
 /// plucker_mix_project gives for the newest token of the whole sequence. Offsets look back only. Not for use by several
 /// threads at once.
 template <class T> class PluckerMixState {
@@ -26,13 +27,10 @@ template <class T> class PluckerMixState {
     std::int64_t position() const; // tokens seen
 
     /// The next token of every sequence: z (batch x r), weights (batch x m, or null), mask (1 x batch, or null) -> out
-    /// (batch x width). Values that are not finite, or whose wedge T cannot hold, throw ValueError and change nothing.
+    /// (batch x width). Tokens that count and are not finite, or whose wedge T cannot hold, throw ValueError and change nothing.
     void step(MatrixView<const T> z, const MatrixView<const T> *weights, const MatrixView<const T> *mask, MatrixView<T> out);
     /// Tokens whose result is not wanted, such as a prompt: z (T x r for each sequence), mask (1 x T).
     void prefill(const StackView<const T> &z, const StackView<const T> *mask);
-    /// Forgets the past.
-    void reset();
-
     /// The ring, oldest token first: tokens (batch x r each, as they came in) and which of them count.
     struct Past {
         std::vector<T> tokens;             // kept x batch x r

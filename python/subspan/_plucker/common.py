@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subspan._arrays import Array, as_array, check_float, library_of
+from subspan._arrays import Array, as_array, check_float, library_of, to_library
 from subspan._grassmann.common import one_of, real_number
 from subspan._orth.common import detached, numpy
 
@@ -225,7 +225,19 @@ def gradient(grad: Array, s: Sequences, width: int) -> Array:
 
 
 def summed_to(full: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """The gradient of an array that was broadcast."""
+    """The gradient of an array that was broadcast, summed in double."""
+    if full.shape == shape and full.dtype == dtype:
+        return full
     extra = full.ndim - len(shape)
     axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and full.shape[extra + i] != 1)
-    return np.ascontiguousarray(full.sum(axis=axes).reshape(shape).astype(dtype))
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(full.sum(axis=axes, dtype=np.float64).reshape(shape).astype(dtype))
+
+
+def weights_gradient(full: np.ndarray[Any, Any], weights: Array, s: Sequences, *inputs: Array | None) -> Array:
+    """That of the weights from those of every token; an error where finite input gave what the dtype cannot hold."""
+    result = summed_to(full, tuple(weights.shape), s.dtype)
+    given = (s.z, s.weights, *inputs)
+    if not np.isfinite(result).all() and all(x is None or np.isfinite(numpy(x)).all() for x in given):
+        raise ValueError("the gradient of weights overflows the dtype although the input is finite; scale what goes in")
+    return to_library(result, s.library)

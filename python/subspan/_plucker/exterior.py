@@ -11,6 +11,7 @@ from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output, to_library
 from subspan._grassmann.common import whole_number
 from subspan._orth.common import detached, finish, matrices, numpy
+from subspan._plucker.common import summed_to
 
 
 def _vectors(x: Array, name: str, length: int | None = None) -> tuple[Array, np.dtype[Any]]:
@@ -49,6 +50,7 @@ def coordinates(A: Array, *, out: Array | None = None) -> Array:
     A : array (..., n, k)
         ``k <= n``. Any strides.
     out : array (..., C(n, k)), optional
+        Must share no memory with ``A``.
 
     Returns
     -------
@@ -163,6 +165,7 @@ def wedge(
     grades : (int, int), default (1, 1)
         Two vectors; ``(2, 1)`` is a bivector and a vector. 0 is a scalar.
     out : array, optional
+        Must share no memory with the arguments.
 
     Returns
     -------
@@ -196,6 +199,25 @@ def wedge_backward(
 ) -> tuple[Array, Array]:
     """Gradients of ``sum(grad * wedge(z, w))`` with respect to ``z`` and ``w``; broadcast axes are summed.
 
+    Parameters
+    ----------
+    grad : array (..., C(n, grades[0] + grades[1]))
+    z, w, n, grades
+        As for :func:`wedge`.
+
+    Returns
+    -------
+    dz, dw : arrays, shaped as ``z`` and ``w``
+
+    Raises
+    ------
+    ValueError
+        Also where finite input has a gradient that the dtype cannot hold.
+
+    Notes
+    -----
+    ``4 C(n, k + l) C(k + l, k)`` flops, in double.
+
     Examples
     --------
     >>> import numpy as np
@@ -213,15 +235,9 @@ def wedge_backward(
     if k + m <= n:
         _finite(_core.wedge_backward(detached(grad), detached(z), detached(w), dz, dw, n, k, m), "a gradient")
     library = library_of(z)
-    return to_library(_summed(dz, tuple(z.shape)), library), to_library(_summed(dw, tuple(w.shape)), library)
-
-
-def _summed(full: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    if full.shape == shape:
-        return full
-    extra = full.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and full.shape[extra + i] != 1)
-    return np.ascontiguousarray(full.sum(axis=axes, dtype=np.float64).reshape(shape).astype(full.dtype))
+    return to_library(summed_to(dz, tuple(z.shape), dtype), library), to_library(
+        summed_to(dw, tuple(w.shape), dtype), library
+    )
 
 
 def relations(p: Array, n: int, k: int, *, out: Array | None = None) -> Array:
@@ -232,6 +248,7 @@ def relations(p: Array, n: int, k: int, *, out: Array | None = None) -> Array:
     p : array (..., C(n, k))
     n, k : int
     out : array, optional
+        Must share no memory with the arguments.
 
     Returns
     -------
@@ -265,6 +282,25 @@ def relations(p: Array, n: int, k: int, *, out: Array | None = None) -> Array:
 
 def relations_backward(grad: Array, p: Array, n: int, k: int) -> Array:
     """Gradient of ``sum(grad * relations(p, n, k))`` with respect to ``p``, for penalties.
+
+    Parameters
+    ----------
+    grad : array (..., C(n, k - 1), C(n, k + 1))
+    p : array (..., C(n, k))
+    n, k : int
+
+    Returns
+    -------
+    array (..., C(n, k))
+
+    Raises
+    ------
+    ValueError
+        Also where finite input has a gradient that the dtype cannot hold.
+
+    Notes
+    -----
+    ``4 (k + 1) C(n, k - 1) C(n, k + 1)`` flops, in double.
 
     Examples
     --------
@@ -300,6 +336,7 @@ def basis(p: Array, n: int, k: int, *, check: bool = True, out: Array | None = N
         Make sure that ``p`` is a wedge of ``k`` vectors, to ``√eps ‖p‖``. Without it the basis of a ``p`` that is none
         agrees with it in the chart around its largest entry only.
     out : array (..., n, k), optional
+        Must share no memory with ``p``.
 
     Returns
     -------
@@ -370,11 +407,22 @@ def basis_backward(grad: Array, p: Array, n: int, k: int) -> Array:
     grad : array (..., n, k)
         Euclidean gradient with respect to the basis.
     p : array (..., C(n, k))
+        A wedge of ``k`` vectors, which is not checked.
     n, k : int
 
     Returns
     -------
     array (..., C(n, k))
+
+    Raises
+    ------
+    ValueError
+        Where ``p`` is zero or not finite, or the gradient, of the order of ``grad / ‖p‖``, overflows.
+
+    Notes
+    -----
+    The derivative of the coordinates at the basis, in the direction of that part, over ``‖p‖``: ``4 Σ_q q C(n, q)``
+    flops in double.
 
     Examples
     --------
@@ -391,7 +439,9 @@ def basis_backward(grad: Array, p: Array, n: int, k: int) -> Array:
     if tuple(grad.shape) != (*p.shape[:-1], n, k):
         raise ValueError(f"grad must have shape {(*p.shape[:-1], n, k)}, got {tuple(grad.shape)}")
     dp = np.empty(tuple(p.shape), dtype)
-    _named(_core.plucker_basis_backward(detached(grad), detached(p), dp, n, k), tuple(p.shape[:-1]))
+    item = _core.plucker_basis_backward(detached(grad), detached(p), dp, n, k)
+    _finite(item != -2, "the gradient of p")
+    _named(item, tuple(p.shape[:-1]))
     return to_library(dp, library_of(p))
 
 
@@ -422,6 +472,8 @@ def complement_signs(n: int, k: int) -> np.ndarray[Any, Any]:
 
 def hodge(p: Array, n: int, k: int) -> Array:
     """The Hodge dual ``⋆p``: ``p ∧ ⋆p = ‖p‖² e_{0...n-1}``, coordinates of the orthogonal complement.
+
+    A copy and ``C(n, k)`` sign changes.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ import numpy as np
 from subspan import _core
 from subspan._arrays import Array, output, to_library
 from subspan._orth.common import finish
-from subspan._plucker.common import Sequences, gradient, overflow, projection, sequences, summed_to
+from subspan._plucker.common import Sequences, gradient, overflow, projection, sequences, weights_gradient
 
 
 def mix(
@@ -49,7 +49,8 @@ def mix(
         zero where an offset does not apply. ``"softmax"``: ``weights`` are logits, and the softmax runs over the
         offsets that apply; a logit of minus infinity leaves one out.
     mask : boolean array, broadcast to (..., T), optional
-        False: the token takes no part, neither as ``t`` nor as ``t - δ``. Its own result is zero.
+        False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
+        coordinates are zero.
     norm : {"clamp", "soft", None}, default "clamp"
         Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length.
     eps : float, default 1e-8
@@ -65,6 +66,7 @@ def mix(
     rope_start : int, default 0
         Position of the first token.
     out : array (..., T, C(r, 2)), optional
+        Must share no memory with the arguments.
 
     Returns
     -------
@@ -79,7 +81,7 @@ def mix(
 
     Notes
     -----
-    ``8 m r + 2 r²`` flops a token, and one write of the result. Lengths and rejections are computed in double. The
+    ``12 m r + 2 r²`` flops a token, and one write of the result. Lengths and rejections are computed in double. The
     mixing layer: Attention Is Not What You Need, arXiv:2512.19428 (2025), section 3; what looks ahead there looks back
     here, as in the implementations that train.
 
@@ -114,7 +116,7 @@ def mix(
     return finish(result, fresh, s.library)
 
 
-def _weights_gradient(s: Sequences, weights: Array | None) -> np.ndarray[Any, Any] | None:
+def _of_each_token(s: Sequences, weights: Array | None) -> np.ndarray[Any, Any] | None:
     return None if weights is None else np.empty((*s.shape, len(s.offsets)), np.float64)
 
 
@@ -148,12 +150,17 @@ def mix_backward(
     dweights : array, shaped as ``weights``; only where weights were given
         Of the logits for ``"softmax"``.
 
+    Raises
+    ------
+    ValueError
+        Also where finite input has a gradient that the dtype cannot hold. NaN and infinity in the input go through.
+
     Notes
     -----
-    ``20 m r + 4 r²`` flops a token; nothing is kept from the forward pass. Each token's gradient is gathered from those
-    that look at it, in a fixed order: bit-identical for any number of threads. Where a clamp is at work the length
-    counts as constant. Finite for equal, parallel and zero tokens, of the order of ``1/eps`` there (``1/√eps`` for
-    ``"soft"``).
+    ``24 m r + 4 r²`` flops a token; nothing is kept from the forward pass, and a token at which no offset applies has
+    its part of ``grad`` ignored. Each token's gradient is gathered from those that look at it, in a fixed order:
+    bit-identical for any number of threads. Where a clamp is at work the length counts as constant. Finite for equal,
+    parallel and zero tokens, of the order of ``1/eps`` there (``1/√eps`` for ``"soft"``).
 
     Examples
     --------
@@ -180,12 +187,12 @@ def mix_backward(
     )
     g = gradient(grad, s, math.comb(s.r, 2))
     dz = np.empty((*s.shape, s.r), s.dtype)
-    dweights = _weights_gradient(s, weights)
+    dweights = _of_each_token(s, weights)
     if not _core.plucker_mix_backward(g, s.z, s.weights, s.mask, dz, dweights, s.offsets, s.settings):
         raise ValueError(overflow("the gradient of z", norm))
     if dweights is None or weights is None:
         return to_library(dz, s.library)
-    return to_library(dz, s.library), to_library(summed_to(dweights, tuple(weights.shape), s.dtype), s.library)
+    return to_library(dz, s.library), weights_gradient(dweights, weights, s, g)
 
 
 def mix_project(
@@ -226,7 +233,8 @@ def mix_project(
         zero where an offset does not apply. ``"softmax"``: ``weights`` are logits, and the softmax runs over the
         offsets that apply; a logit of minus infinity leaves one out.
     mask : boolean array, broadcast to (..., T), optional
-        False: the token takes no part, neither as ``t`` nor as ``t - δ``. Its own result is zero.
+        False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
+        coordinates are zero.
     norm : {"clamp", "soft", None}, default "clamp"
         Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length.
     eps : float, default 1e-8
@@ -245,10 +253,16 @@ def mix_project(
     rope_start : int, default 0
         Position of the first token.
     out : array (..., T, d), optional
+        Must share no memory with the arguments.
 
     Returns
     -------
     array (..., T, d)
+
+    Raises
+    ------
+    ValueError
+        As :func:`mix`, and where ``W`` or ``b`` do not fit.
 
     Notes
     -----
@@ -324,6 +338,11 @@ def mix_project_backward(
     db : array (d,), or None without ``b``
     dweights : array, shaped as ``weights``; only where weights were given
 
+    Raises
+    ------
+    ValueError
+        As :func:`mix_backward`.
+
     Notes
     -----
     ``4 d C(r, 2)`` flops a token. Coordinates are computed again, of 384 tokens at a time; work memory does not grow
@@ -359,12 +378,12 @@ def mix_project_backward(
     g = gradient(grad, s, d)
     dz, dW = np.empty((*s.shape, s.r), s.dtype), np.empty((d, math.comb(s.r, 2)), s.dtype)
     db = None if b is None else np.empty(d, s.dtype)
-    dweights = _weights_gradient(s, weights)
+    dweights = _of_each_token(s, weights)
     if not _core.plucker_mix_project_backward(
         g, s.z, s.weights, s.mask, matrix, vector, dz, dW, db, dweights, s.offsets, s.settings
     ):
         raise ValueError(overflow("a gradient", norm))
     results = [to_library(dz, s.library), to_library(dW, s.library), None if db is None else to_library(db, s.library)]
     if dweights is not None and weights is not None:
-        results.append(to_library(summed_to(dweights, tuple(weights.shape), s.dtype), s.library))
+        results.append(weights_gradient(dweights, weights, s, g, matrix, vector))
     return tuple(results)

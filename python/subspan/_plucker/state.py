@@ -39,7 +39,7 @@ class MixState:
 
     Notes
     -----
-    ``8 m r + 2 r²`` flops a token and sequence, and ``2 d C(r, 2)`` for the projection. The dtype and the batch are
+    ``12 m r + 2 r²`` flops a token and sequence, and ``2 d C(r, 2)`` for the projection. The dtype and the batch are
     those of the first token. May be used from several threads, one call at a time. Pickles and copies.
 
     Examples
@@ -163,12 +163,13 @@ class MixState:
         Parameters
         ----------
         z_t : array (..., r)
-            NaN or infinity is a ValueError, and the state stays as it was.
+            NaN or infinity where the mask is not False is a ValueError, and the state stays as it was.
         weights : array, broadcast to (..., m), optional
             Instead of those of the constructor.
         mask : boolean array, broadcast to (...), optional
             False: this token takes no part, now or later.
         out : array, optional
+            Must share no memory with ``z_t`` or ``weights``.
         """
         z_t = as_array(z_t, "z_t")
         dtype = check_float(z_t, "z_t")
