@@ -584,6 +584,19 @@ def test_masks_with_nothing_valid(rng):
     np.testing.assert_array_equal(got, plucker.mix(z, 3))
     got = plucker.mix(z, [1], weights=np.array([-np.inf]), weighting="softmax")
     np.testing.assert_array_equal(got, 0)
+    z[:, 7] = np.nan  # also what it would have reached
+    got = plucker.mix(z, [1, 3], weights=[-np.inf, 2.0], weighting="softmax")
+    assert np.isfinite(got[:, 8]).all()
+    assert np.isnan(got[:, 10]).all()
+
+
+def test_lists_take_the_dtype_of_the_tokens(rng):
+    z = rng.standard_normal((20, 6)).astype(np.float32)
+    want = plucker.mix(z, [1, 2], weights=np.array([0.5, 2.0], np.float32))
+    np.testing.assert_array_equal(plucker.mix(z, [1, 2], weights=[0.5, 2.0]), want)
+    state = plucker.MixState([1, 2], 6, weighting="given")
+    for t in range(20):
+        np.testing.assert_array_equal(state.step(z[t], weights=[0.5, 2.0]), want[t])
 
 
 def test_given_weights_are_sums(rng):
@@ -715,6 +728,12 @@ def test_long_offsets_cost_nothing_before_they_apply(rng):
     np.testing.assert_array_equal(again.step(z[0]), state.step(z[0]))
 
 
+def test_an_empty_prompt_fixes_nothing(rng):
+    z = rng.standard_normal((2, 5, 6))
+    state = plucker.MixState([1], 6).prefill(z[:, :0])
+    assert state.step(z[0, 0].astype(np.float32)).shape == (15,)
+
+
 def test_prefill_in_parts(rng):
     z = rng.standard_normal((3, 60, 6))
     whole = plucker.MixState([2, 7], 6, rope="half").prefill(z)
@@ -779,6 +798,22 @@ def test_damaged_states(rng, tmp_path):
         plucker.MixState.load(tmp_path / "d.npz")
     with pytest.raises(FileNotFoundError):
         plucker.MixState.load(tmp_path / "e.npz")
+    for name, value in (
+        ("r", np.array(2**62)),
+        ("r", np.array(2**40)),
+        ("r", np.array([6, 6])),
+        ("batch", np.array([2**40])),
+        ("batch", np.array([-1])),
+        ("position", np.array(2**62)),
+        ("position", np.array(-3)),
+        ("format", np.array("")),
+        ("counts", parts["counts"][:1]),
+        ("tokens", parts["tokens"].astype(int)),
+        ("offsets", np.array([0])),
+    ):
+        np.savez(tmp_path / "f.npz", **{**parts, name: value})
+        with pytest.raises(ValueError, match="damaged MixState file"):
+            plucker.MixState.load(tmp_path / "f.npz")
 
 
 def test_a_refused_token_changes_nothing(rng):
@@ -799,9 +834,9 @@ def test_a_refused_token_changes_nothing(rng):
             state.step(token)
         with pytest.raises(ValueError, match="holds NaN or infinity"):
             state.prefill(np.stack([z[10], token]))
-    with pytest.raises(TypeError, match="z must be float32"):
+    with pytest.raises(TypeError, match="z_t must be float32"):
         state.step(z[10].astype(np.float64))
-    with pytest.raises(ValueError, match="batch of shape"):
+    with pytest.raises(ValueError, match="z_t is a batch of shape"):
         state.step(z[10:12])
     assert state.position == 10
     for t in range(10, 20):
@@ -830,8 +865,10 @@ def test_what_is_refused(rng):
             plucker.mix(z, offsets)
         with pytest.raises(error, match=text):
             plucker.mix_project(z, W, None, offsets)
-    with pytest.raises(ValueError, match="lies ahead"):
+    with pytest.raises(ValueError, match="lies ahead; decoding has no tokens ahead"):
         plucker.MixState([-1], 6)
+    with pytest.raises(ValueError, match="r must be at most 65536"):
+        plucker.MixState([1], 2**40)
     for variant, error, text in (
         ({"norm": "l2"}, ValueError, "norm must be one of None, 'clamp', 'soft'"),
         ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),

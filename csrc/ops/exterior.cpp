@@ -284,6 +284,40 @@ class Levels {
     std::vector<Table> tables;
 };
 
+// Powers of two taken out of columns (k of n numbers, kItems lanes): products on the way stay in range where the minor does.
+class Scales {
+  public:
+    Scales(double *columns, int64_t n, int64_t k) : n_(n), k_(k), exponent_(std::size_t(k * kItems)), total_(std::size_t(kItems)) {
+        for (int64_t j = 0; j < k; ++j)
+            for (int64_t l = 0; l < kItems; ++l) {
+                double *x = columns + j * n * kItems + l, top = 0;
+                for (int64_t i = 0; i < n; ++i) top = std::max(top, std::abs(x[i * kItems]));
+                const int e = top > 0 && std::isfinite(top) ? std::ilogb(top) : 0;
+                exponent_[std::size_t(j * kItems + l)] = e;
+                total_[std::size_t(l)] += e;
+                if (e == 0) continue;
+                for (int64_t i = 0; i < n; ++i) x[i * kItems] = std::ldexp(x[i * kItems], -e);
+            }
+    }
+    void give_back(double *x, int64_t length) const {
+        for (int64_t l = 0; l < kItems; ++l)
+            for (int64_t i = 0; i < length && total_[std::size_t(l)] != 0; ++i) x[i * kItems + l] = lift(x[i * kItems + l], total_[std::size_t(l)]);
+    }
+    // Each column gets the powers of the others: the gradient of a product.
+    void give_back_to_columns(double *x) const {
+        for (int64_t j = 0; j < k_; ++j)
+            for (int64_t l = 0; l < kItems; ++l) {
+                const int64_t e = total_[std::size_t(l)] - exponent_[std::size_t(j * kItems + l)];
+                for (int64_t i = 0; i < n_ && e != 0; ++i) x[(j * n_ + i) * kItems + l] = lift(x[(j * n_ + i) * kItems + l], e);
+            }
+    }
+
+  private:
+    static double lift(double x, int64_t e) { return std::ldexp(x, int(std::clamp<int64_t>(e, -100000, 100000))); }
+    int64_t n_, k_;
+    std::vector<int64_t> exponent_, total_;
+};
+
 template <class T> void check_row(const StackView<T> &x, int64_t length, int64_t items) {
     if (x.rows() != 1 || x.cols() != length || x.size() != items) throw ValueError("shapes of k-vectors do not fit");
 }
@@ -455,16 +489,10 @@ class Complement {
     Complement(int64_t n, int64_t k) : n(n), k(k), rest(n - k), length(length_of(n, k)), levels(n, n - k), signs(std::size_t(length)) {
         complement_signs(n, k, signs.data());
     }
-    // Householder QR of the columns of a (k of n numbers, each divided by a power of two, which goes to `scale`): q holds n
-    // orthonormal columns, r the factor row by row. Returns det q.
-    double factor(double *a, double *scale, double *q, double *r) const {
+    // Householder QR of the columns of a (k of n numbers): q holds n orthonormal columns, r the factor row by row. Returns
+    // det q.
+    double factor(double *a, double *q, double *r) const {
         double sign = 1;
-        for (int64_t j = 0; j < k; ++j) {
-            double top = 0;
-            for (int64_t i = 0; i < n; ++i) top = std::max(top, std::abs(a[j * n + i]));
-            scale[j] = top > 0 && std::isfinite(top) ? std::ldexp(1.0, std::clamp(std::ilogb(top), -1000, 1000)) : 1.0;
-            for (int64_t i = 0; i < n; ++i) a[j * n + i] /= scale[j];
-        }
         std::fill_n(q, n * n, 0.0);
         for (int64_t i = 0; i < n; ++i) q[i * n + i] = 1;
         std::vector<double> tau(std::size_t(k), 0.0);
@@ -510,14 +538,15 @@ template <class T> bool coordinates_by_complement(const StackView<const T> &a, c
     return blocks(a.size(), [&](int64_t first, int64_t count) {
         Frame frame;
         double *columns = work(frame, n * k), *left = work(frame, n * c.rest), *all = work(frame, c.levels.total());
-        double *one = frame.take<double>(n * k), *scale = frame.take<double>(k), *q = frame.take<double>(n * n), *r = frame.take<double>(k * k);
+        double *one = frame.take<double>(n * k), *q = frame.take<double>(n * n), *r = frame.take<double>(k * k);
         double determinant[kItems] = {};
         const bool finite = load<T>(a.transposed(), first, count, columns);
+        const Scales scales(columns, n, k);
         std::fill_n(left, n * c.rest * kItems, 0.0);
         for (int64_t l = 0; l < count; ++l) {
             for (int64_t e = 0; e < n * k; ++e) one[e] = columns[e * kItems + l];
-            determinant[l] = c.factor(one, scale, q, r);
-            for (int64_t j = 0; j < k; ++j) determinant[l] *= r[j * k + j] * scale[j];
+            determinant[l] = c.factor(one, q, r);
+            for (int64_t j = 0; j < k; ++j) determinant[l] *= r[j * k + j];
             for (int64_t e = 0; e < n * c.rest; ++e) left[e * kItems + l] = q[n * k + e];
         }
         c.levels.forward(left, all);
@@ -526,6 +555,7 @@ template <class T> bool coordinates_by_complement(const StackView<const T> &a, c
         for (int64_t i = 0; i < c.length; ++i)
             for (int64_t l = 0; l < kItems; ++l)
                 result[i * kItems + l] = determinant[l] * c.signs[std::size_t(i)] * dual[(c.length - 1 - i) * kItems + l];
+        scales.give_back(result, c.length);
         return store<T>(result, first, count, out) || !finite;
     });
 }
@@ -566,15 +596,16 @@ bool coordinates_backward_by_complement(const StackView<const T> &grad, const St
         const int64_t rest = c.rest, o = small::order(k);
         double *columns = work(frame, n * k), *left = work(frame, n * rest), *all = work(frame, c.levels.total()),
                *gradient = work(frame, c.levels.total()), *cofactors = work(frame, n * rest), *given = work(frame, c.length);
-        double *q = frame.take<double>(kItems * n * n), *r = frame.take<double>(kItems * k * k), *scale = frame.take<double>(kItems * k),
+        double *q = frame.take<double>(kItems * n * n), *r = frame.take<double>(kItems * k * k),
                *one = frame.take<double>(n * k);
         double sign[kItems] = {};
         bool finite = load<T>(a.transposed(), first, count, columns);
         finite = load<T>(grad, first, count, given) && finite;
+        const Scales scales(columns, n, k);
         std::fill_n(left, n * rest * kItems, 0.0);
         for (int64_t l = 0; l < count; ++l) {
             for (int64_t e = 0; e < n * k; ++e) one[e] = columns[e * kItems + l];
-            sign[l] = c.factor(one, scale + l * k, q + l * n * n, r + l * k * k);
+            sign[l] = c.factor(one, q + l * n * n, r + l * k * k);
             for (int64_t e = 0; e < n * rest; ++e) left[e * kItems + l] = q[l * n * n + n * k + e];
         }
         double *dual = c.levels.level(gradient, rest);
@@ -608,12 +639,9 @@ bool coordinates_backward_by_complement(const StackView<const T> &grad, const St
                 for (int64_t e = 0; e < k; ++e)
                     for (int64_t i = 0; i < n; ++i) one[e * n + i] += others * yt[b * o + e] * direction[std::size_t(i)];
             }
-            for (int64_t e = 0; e < k; ++e) { // the powers of two of the other columns
-                double others = 1;
-                for (int64_t b = 0; b < k; ++b) others *= b == e ? 1.0 : scale[l * k + b];
-                for (int64_t i = 0; i < n; ++i) columns[(e * n + i) * kItems + l] = others * one[e * n + i];
-            }
+            for (int64_t e = 0; e < n * k; ++e) columns[e * kItems + l] = one[e];
         }
+        scales.give_back_to_columns(columns);
         return store<T>(columns, first, count, da.transposed()) || !finite;
     });
 }
@@ -648,8 +676,10 @@ template <class T> bool plucker_coordinates(const StackView<const T> &a, const S
     return blocks(a.size(), [&](int64_t first, int64_t count) {
         Frame frame;
         double *columns = work(frame, n * k), *all = work(frame, levels.total());
-        const bool finite = load<T>(StackView<const T>(a).transposed(), first, count, columns);
+        const bool finite = load<T>(a.transposed(), first, count, columns);
+        const Scales scales(columns, n, k);
         levels.forward(columns, all);
+        scales.give_back(levels.level(all, k), levels.length());
         return store<T>(levels.level(all, k), first, count, out) || !finite;
     });
 }
@@ -666,10 +696,12 @@ bool plucker_coordinates_backward(const StackView<const T> &grad, const StackVie
         Frame frame;
         double *columns = work(frame, n * k), *all = work(frame, levels.total()), *gradient = work(frame, levels.total()),
                *dcolumns = work(frame, n * k);
-        bool finite = load<T>(StackView<const T>(a).transposed(), first, count, columns);
+        bool finite = load<T>(a.transposed(), first, count, columns);
         finite = load<T>(grad, first, count, levels.level(gradient, k)) && finite;
+        const Scales scales(columns, n, k);
         levels.forward(columns, all);
         levels.backward(columns, all, gradient, dcolumns);
+        scales.give_back_to_columns(dcolumns);
         return store<T>(dcolumns, first, count, da.transposed()) || !finite;
     });
 }

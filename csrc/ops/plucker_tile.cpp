@@ -479,6 +479,7 @@ void Rotation::turn(double *x, int64_t ld, int64_t count, int64_t first, bool ba
 Plan::Plan(const MixOptions &o, int64_t rank, int64_t weights_columns)
     : options(o), r(rank), m(int64_t(o.offsets.size())), coordinates(pairs(rank)), depth(round_up(rank, kLanes)), row(depth + kPad),
       rotation(o.rope, rank, o.rope_base) {
+    if (r > 65536) throw ValueError("z has more than 65536 dimensions: its pairs are more than 2^31");
     if (r < 2) throw ValueError("z must have at least 2 dimensions: a plane needs two");
     if (m == 0) throw ValueError("offsets is empty");
     for (const auto d : o.offsets) {
@@ -597,6 +598,8 @@ template <class T> void Tile<T>::weigh(const MatrixView<const T> *weights, int64
             for (int64_t j = 0; j < plan.m; ++j) alpha[j * kTokens + l] = applies(j) ? number(j) : 0.0;
             break;
         case MixWeights::softmax: {
+            for (int64_t j = 0; j < plan.m; ++j) // a logit of minus infinity is an offset that does not apply
+                if (applies(j) && number(j) == -std::numeric_limits<double>::infinity()) valid[j * kTokens + l] = 0;
             // As for the token before, where that had the same offsets and the same logits.
             bool same = l > 0 && weights->row_stride == 0;
             for (int64_t j = 0; j < plan.m && same; ++j) same = valid[j * kTokens + l] == valid[j * kTokens + l - 1];
@@ -606,9 +609,8 @@ template <class T> void Tile<T>::weigh(const MatrixView<const T> *weights, int64
             }
             for (int64_t j = 0; j < plan.m; ++j)
                 if (applies(j)) top = top < number(j) ? number(j) : top;
-            for (int64_t j = 0; j < plan.m; ++j) // a logit of minus infinity is an offset that does not apply
-                if (applies(j) && !(number(j) == -std::numeric_limits<double>::infinity()))
-                    total += alpha[j * kTokens + l] = std::exp(number(j) - top);
+            for (int64_t j = 0; j < plan.m; ++j)
+                if (applies(j)) total += alpha[j * kTokens + l] = std::exp(number(j) - top);
             for (int64_t j = 0; j < plan.m; ++j)
                 if (alpha[j * kTokens + l] != 0) alpha[j * kTokens + l] /= total;
             break;

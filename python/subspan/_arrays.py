@@ -114,7 +114,12 @@ def dtype_of(x: Array) -> np.dtype[Any]:
 
 def check_float(x: Array, name: str) -> np.dtype[Any]:
     """float32 or float64, or a TypeError that says what to do."""
-    dtype = dtype_of(x)
+    try:
+        dtype = dtype_of(x)
+    except TypeError:
+        raise TypeError(
+            f"{name} has dtype {x.dtype}, which is not supported; convert it to float32 or float64"
+        ) from None
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         how = f"{name}.float()" if library_of(x) == "torch" else f"{name}.astype('float32')"
         raise TypeError(f"{name} must be float32 or float64, got {dtype}; convert it first, e.g. {how}")

@@ -28,7 +28,7 @@ def choice(value: Any, allowed: dict[Any, Any], name: str) -> Any:
     return allowed[value]
 
 
-def offset_list(offsets: Any, causal: bool) -> list[int]:
+def offset_list(offsets: Any, causal: bool, advice: str = "pass causal=False if that is meant") -> list[int]:
     """Whole numbers, none of them zero, and none ahead where that was not asked for."""
     if isinstance(offsets, (str, bytes)):
         raise TypeError(f"offsets must be whole numbers, got {offsets!r}")
@@ -46,8 +46,7 @@ def offset_list(offsets: Any, causal: bool) -> list[int]:
             raise ValueError("offsets holds 0: a token with itself spans no plane, its wedge is zero")
         if offset < 0 and causal:
             raise ValueError(
-                f"offsets holds {offset}: token t would see token t + {-offset}, which lies ahead; pass causal=False "
-                "if that is meant"
+                f"offsets holds {offset}: token t would see token t + {-offset}, which lies ahead; {advice}"
             )
         if abs(offset) >= 2**40:
             raise ValueError(f"offsets holds {offset}, which is more than any sequence has")
@@ -163,7 +162,7 @@ def sequences(
         raise ValueError(f"weighting={weighting!r} needs weights, one for each offset")
     w = None
     if weights is not None:
-        w = numpy(detached(as_array(weights, "weights")))
+        w = numbers_for(weights, "weights", dtype)
         if check_float(w, "weights") != dtype:
             raise TypeError(f"weights must be {dtype} as z is, got {w.dtype}")
         if w.ndim < 1 or w.shape[-1] != len(which):
@@ -179,11 +178,18 @@ def sequences(
     return Sequences(detached(z), w, valid, which, numbers, dtype, library_of(z))
 
 
+def numbers_for(x: Array, name: str, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """A view in NumPy; lists have no dtype of their own and take this one."""
+    if isinstance(x, (list, tuple, float)):
+        return np.asarray(x, dtype)
+    return numpy(detached(as_array(x, name)))
+
+
 def mask_array(mask: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """A boolean mask as ones and zeros of the dtype, broadcast."""
     valid = np.asarray(numpy(mask) if library_of(mask) in ("torch", "jax") else mask)
     if valid.dtype.kind not in "biu":
-        raise TypeError(f"mask must be boolean, True where a token counts, got {valid.dtype}")
+        raise TypeError(f"mask must be boolean or integer, not zero where a token counts, got {valid.dtype}")
     try:
         valid = np.broadcast_to(valid, shape)
     except ValueError:

@@ -37,6 +37,11 @@ def _grades(n: Any, k: Any) -> tuple[int, int, int]:
     return n, k, math.comb(n, k)
 
 
+def _countable(n: int, k: int, name: str, shape: tuple[int, ...]) -> None:
+    if math.comb(n, k) > 2**31:
+        raise ValueError(f"{name}, shape {shape}, has C({n}, {k}) = {math.comb(n, k):.1e} minors, more than 2³¹")
+
+
 def _finite(good: bool, what: str) -> None:
     if not good:
         raise ValueError(f"{what} overflows the dtype although the input is finite; scale what goes in")
@@ -82,6 +87,7 @@ def coordinates(A: Array, *, out: Array | None = None) -> Array:
     if not 1 <= k <= n:
         raise ValueError(f"A must have from 1 to {n} columns of {n} entries, got shape {tuple(A.shape)}")
     library = library_of(A)
+    _countable(n, k, "A", tuple(A.shape))
     result, fresh = output(out, (*A.shape[:-2], math.comb(n, k)), dtype, library)
     _finite(_core.plucker_coordinates(detached(A), result), "a minor")
     return finish(result, fresh, library)

@@ -48,7 +48,7 @@ def mix(
         the sequence and whose two tokens are not masked. ``"given"`` (default with weights): the weights as they are,
         zero where an offset does not apply. ``"softmax"``: ``weights`` are logits, and the softmax runs over the
         offsets that apply; a logit of minus infinity leaves one out.
-    mask : boolean array, broadcast to (..., T), optional
+    mask : boolean or integer array, broadcast to (..., T), optional
         False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
         coordinates are zero.
     norm : {"clamp", "soft", None}, default "clamp"
@@ -232,7 +232,7 @@ def mix_project(
         the sequence and whose two tokens are not masked. ``"given"`` (default with weights): the weights as they are,
         zero where an offset does not apply. ``"softmax"``: ``weights`` are logits, and the softmax runs over the
         offsets that apply; a logit of minus infinity leaves one out.
-    mask : boolean array, broadcast to (..., T), optional
+    mask : boolean or integer array, broadcast to (..., T), optional
         False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
         coordinates are zero.
     norm : {"clamp", "soft", None}, default "clamp"

@@ -13,7 +13,7 @@ from subspan._arrays import Array, as_array, check_float, library_of, output
 from subspan._files import read_archive, write_archive
 from subspan._grassmann.common import whole_number
 from subspan._orth.common import detached, finish, numpy
-from subspan._plucker.common import mask_array, offset_list, settings
+from subspan._plucker.common import mask_array, numbers_for, offset_list, settings
 
 _FORMAT = "subspan.plucker.MixState/1"
 _OPTIONS = ("norm", "eps", "weighting", "order", "bias", "rope", "rope_base", "rope_start")
@@ -72,8 +72,10 @@ class MixState:
         rope_base: float = 10000.0,
         rope_start: int = 0,
     ) -> None:
-        self.offsets = offset_list(offsets, True)
+        self.offsets = offset_list(offsets, True, "decoding has no tokens ahead")
         self.r = whole_number(r, "r", 2)
+        if self.r > 65536:
+            raise ValueError(f"r must be at most 65536, got {self.r}: its pairs are more than 2³¹")
         self._W = None if W is None else np.array(numpy(detached(as_array(W, "W"))))
         self._b = None if b is None else np.array(numpy(detached(as_array(b, "b"))))
         if weighting is None:
@@ -124,16 +126,16 @@ class MixState:
         """Tokens seen so far."""
         return 0 if self._core is None else int(self._core.position())
 
-    def _begin(self, dtype: np.dtype[Any], batch: tuple[int, ...]) -> None:
+    def _begin(self, dtype: np.dtype[Any], batch: tuple[int, ...], name: str) -> None:
         """Makes the kernel's state at the first token, and checks all later ones against it."""
         if self._core is not None:
             if dtype != self._dtype:
-                raise TypeError(f"z must be {self._dtype} as the tokens before were, got {dtype}")
+                raise TypeError(f"{name} must be {self._dtype} as the tokens before were, got {dtype}")
             if batch != self._batch:
-                raise ValueError(f"z is a batch of shape {batch}, and the tokens before were of {self._batch}")
+                raise ValueError(f"{name} is a batch of shape {batch}, and the tokens before were of {self._batch}")
             return
         if self._dtype is not None and dtype != self._dtype:
-            raise TypeError(f"z must be {self._dtype} as W is, got {dtype}")
+            raise TypeError(f"{name} must be {self._dtype} as W is, got {dtype}")
         make = _core.MixStateF32 if dtype == np.float32 else _core.MixStateF64
         self._core = make(self.r, math.prod(batch), self._W, self._b, self.offsets, self._settings)
         self._dtype, self._batch = dtype, batch
@@ -143,7 +145,7 @@ class MixState:
             if weights is not None:
                 raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
             return None
-        w = self._weights if weights is None else numpy(detached(as_array(weights, "weights")))
+        w = self._weights if weights is None else numbers_for(weights, "weights", dtype)
         if w is None:
             raise ValueError(f"weighting={self._options['weighting']!r} needs weights, one for each offset")
         if check_float(w, "weights") != dtype:
@@ -182,7 +184,7 @@ class MixState:
         result, fresh = output(out, (*batch, self._width), dtype, library)
         rows = self._row_weights(weights, dtype, batch)
         new = self._core is None
-        self._begin(dtype, batch)
+        self._begin(dtype, batch, "z_t")
         try:
             self._step(detached(z_t), rows, valid, result, batch, dtype)
         except Exception:
@@ -210,7 +212,9 @@ class MixState:
             raise ValueError(f"z must have shape (..., T, {self.r}), got {shape}")
         valid = None if mask is None else mask_array(mask, shape[:-1], dtype)
         new = self._core is None
-        self._begin(dtype, shape[:-2])
+        if new and shape[-2] == 0:
+            return self
+        self._begin(dtype, shape[:-2], "z")
         try:
             self._core.prefill(detached(z), valid)
         except Exception:
@@ -258,9 +262,20 @@ class MixState:
             weights=state["weights"],
             **{name: state[name] for name in _OPTIONS},
         )
-        if state["started"]:
-            self._begin(np.asarray(state["tokens"]).dtype, tuple(np.asarray(state["batch"]).tolist()))
-            self._core.restore(state["tokens"], state["counts"], int(state["position"]))
+        if not state["started"]:
+            return
+        tokens, counts, position = np.asarray(state["tokens"]), np.asarray(state["counts"]), int(state["position"])
+        batch = tuple(np.asarray(state["batch"]).tolist())
+        kept = min(position, max(self.offsets))
+        if not 0 <= position < 2**40 or min(batch, default=0) < 0:
+            raise ValueError(f"position is {position}, batch is {batch}")
+        wanted = (kept, math.prod(batch), self.r)
+        if tokens.shape != wanted or counts.shape != wanted[:2]:
+            raise ValueError(
+                f"tokens have shape {tokens.shape} and counts {counts.shape}, wanted {wanted} and {wanted[:2]}"
+            )
+        self._begin(check_float(tokens, "tokens"), batch, "tokens")
+        self._core.restore(tokens, counts, position)
 
     def copy(self) -> MixState:
         """An independent copy: to try several continuations of one past."""
