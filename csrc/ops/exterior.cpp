@@ -288,10 +288,13 @@ class Levels {
 class Scales {
   public:
     Scales(double *columns, int64_t n, int64_t k) : n_(n), k_(k), exponent_(std::size_t(k * kItems)), total_(std::size_t(kItems)) {
+        // Products of k numbers within these are numbers.
+        const double high = std::ldexp(1.0, int(std::max<int64_t>(900 / k, 1))), low = 1 / high;
         for (int64_t j = 0; j < k; ++j)
             for (int64_t l = 0; l < kItems; ++l) {
                 double *x = columns + j * n * kItems + l, top = 0;
                 for (int64_t i = 0; i < n; ++i) top = std::max(top, std::abs(x[i * kItems]));
+                if (top >= low && top <= high) continue;
                 const int e = top > 0 && std::isfinite(top) ? std::ilogb(top) : 0;
                 exponent_[std::size_t(j * kItems + l)] = e;
                 total_[std::size_t(l)] += e;

@@ -15,7 +15,6 @@ namespace subspan {
 using plucker::all_finite;
 using plucker::kDepth;
 using plucker::kTokens;
-using plucker::pack;
 using plucker::Plan;
 using plucker::Projection;
 using plucker::step;
@@ -60,8 +59,8 @@ void multiply(int64_t depth, const T *a, int64_t panels, int64_t apart, const T 
 
 constexpr int64_t kStrip = 4; // panels that are filled at a time: 128 bytes of a row are read along
 
-// Columns of x (tokens x kStrip · mr or fewer) as panels of mr that lie `apart`, zeros past the last column and for tokens
-// that are not active; sum += those columns times `by`, where that is not zero.
+// Columns of x (rows x kStrip · mr or fewer) as panels of mr that lie `apart`, zeros past the last column and for rows that
+// are not active (null: all are); sum (null: not wanted) += those columns times `by`, where that is not zero.
 template <class T> struct PanelKernel {
     template <int Bytes>
     static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, const unsigned char *active, T *to, int64_t apart,
@@ -70,21 +69,28 @@ template <class T> struct PanelKernel {
         const bool whole = x->cols == kStrip * MR && x->col_stride == 1;
         double total[kStrip * MR] = {};
         for (int64_t t = 0; t < x->rows; ++t) {
-            if (whole && active[t] != 0) {
+            const bool in = active == nullptr || active[t] != 0;
+            if (whole && in) {
                 const T *row = x->data + t * x->row_stride;
                 for (int64_t q = 0; q < kStrip; ++q)
                     for (int c = 0; c < MR; ++c) to[q * apart + t * MR + c] = row[q * MR + c];
-                for (int c = 0; c < kStrip * MR; ++c) total[c] += by[t] * double(row[c]);
+                for (int c = 0; c < kStrip * MR && sum != nullptr; ++c) total[c] += by[t] * double(row[c]);
                 continue;
             }
             for (int64_t c = 0; c < round_up(x->cols, MR); ++c) {
-                to[c / MR * apart + t * MR + c % MR] = c < x->cols && active[t] != 0 ? (*x)(t, c) : T(0);
-                if (c < x->cols && by[t] != 0) total[c] += by[t] * double((*x)(t, c));
+                to[c / MR * apart + t * MR + c % MR] = c < x->cols && in ? (*x)(t, c) : T(0);
+                if (sum != nullptr && c < x->cols && by[t] != 0) total[c] += by[t] * double((*x)(t, c));
             }
         }
-        for (int64_t c = 0; c < x->cols; ++c) sum[c] += total[c];
+        for (int64_t c = 0; c < x->cols && sum != nullptr; ++c) sum[c] += total[c];
     }
 };
+
+template <class T>
+void panels(MatrixView<const T> x, const double *by, const unsigned char *active, T *to, int64_t apart, double *sum) {
+    simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, const unsigned char *, T *, int64_t, double *>(
+        &x, by, active, to, apart, sum);
+}
 
 } // namespace
 
@@ -129,7 +135,9 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
     T *left = outer.take<T>(d * coordinate_panels * mr);
     parallel_for((d + kDepth - 1) / kDepth, [&](int64_t k) {
         const int64_t first = k * kDepth, some = std::min(kDepth, d - first);
-        pack<T>(w.block_rows(first, some), int(mr), left + first * coordinate_panels * mr);
+        for (int64_t c = 0; c < D; c += kStrip * mr)
+            panels<T>(w.block_rows(first, some).block_cols(c, std::min(kStrip * mr, D - c)), nullptr, nullptr,
+                      left + first * coordinate_panels * mr + c * some, some * mr, nullptr);
     });
     double *windows = outer.take<double>(group * window);
     T *coordinates = outer.take<T>(group * kTokens * plan.length); // of the tokens of a group, one after the other
@@ -186,9 +194,8 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             for (int64_t p = 0; p < count; ++p) {
                 const auto &piece = pieces[std::size_t(first + p)];
                 const int64_t place = at[std::size_t(p)];
-                const auto g = grad[piece.sequence].block_rows(piece.first, piece.count).block_cols(c0, some);
-                simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, const unsigned char *, T *, int64_t, double *>(
-                    &g, sums + place, active + place, turned + c0 * tokens + place * mr, tokens * mr, bias + c0);
+                panels<T>(grad[piece.sequence].block_rows(piece.first, piece.count).block_cols(c0, some), sums + place, active + place,
+                          turned + c0 * tokens + place * mr, tokens * mr, bias + c0);
             }
         });
         const int64_t width = whole_vectors<T>(D), lanes = lanes_of_a_vector<T>();

@@ -23,6 +23,8 @@ using simd::Vec;
 
 // Below this sine of the angle two tokens are parallel: what two rejections leave of exact multiples, eps² and a few.
 constexpr double kParallel = 1e-30;
+// Square of the tangent of an angle that one rejection is enough for.
+constexpr double kSmall = 1e-2;
 // Lengths from here on are far above any eps, and may be the overflow of products that are finite.
 constexpr double kLong = 1e150;
 
@@ -184,17 +186,32 @@ struct LagKernel {
                     const type y = residual<Bytes>(V::load(w + i * ld + q * W), c1[q], x);
                     V::store(kept + i * kTokens + q * W, y);
                     c2[q] += x * y;
-                }
-            for (int q = 0; q < G; ++q) c2[q] = c2[q] * inverse[q];
-            for (int64_t i = 0; i < r; ++i)
-                for (int q = 0; q < G; ++q) {
-                    const type y = residual<Bytes>(V::load(kept + i * kTokens + q * W), c2[q], V::load(z + i * ld + q * W));
-                    V::store(kept + i * kTokens + q * W, y);
                     s[q] += y * y;
                 }
             for (int q = 0; q < G; ++q) {
-                V::store(buffer[2] + q * W, c2[q]);
+                V::store(buffer[2] + q * W, c2[q] * inverse[q]);
                 V::store(buffer[3] + q * W, s[q]);
+            }
+            // Where the angle is not small, what is left along z is below the last digit of w. Each lane for itself, by a
+            // second factor of zero, so that its bits do not depend on its neighbours.
+            bool again = false;
+            for (int x = 0; x < N; ++x) {
+                const bool small = !(buffer[3][x] >= kSmall * buffer[1][x] * buffer[1][x] * a.zz[l + x]);
+                buffer[2][x] = small ? buffer[2][x] : 0.0;
+                again = again || small;
+            }
+            if (again) {
+                for (int q = 0; q < G; ++q) {
+                    c2[q] = V::load(buffer[2] + q * W);
+                    s[q] = type{};
+                }
+                for (int64_t i = 0; i < r; ++i)
+                    for (int q = 0; q < G; ++q) {
+                        const type y = residual<Bytes>(V::load(kept + i * kTokens + q * W), c2[q], V::load(z + i * ld + q * W));
+                        V::store(kept + i * kTokens + q * W, y);
+                        s[q] += y * y;
+                    }
+                for (int q = 0; q < G; ++q) V::store(buffer[3] + q * W, s[q]);
             }
             for (int x = 0; x < N; ++x) {
                 const double c = buffer[1][x] + buffer[2][x], ww = buffer[3][x];
