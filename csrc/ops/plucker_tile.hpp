@@ -104,7 +104,6 @@ template <class T> class Tile {
     double *zz_, *c_, *k_, *g_, *ww_; // of each token; of each offset and token
     double *w_;                       // rejections: m x r x kTokens, or r x kTokens where they are not kept
     double *sum_u_;                   // r x kTokens
-    double *top_;                     // of each column
 };
 
 /// Gradient of the numbers that weigh() took, from that of alpha; rows of m.
