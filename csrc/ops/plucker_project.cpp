@@ -71,10 +71,12 @@ template <class T> struct PanelKernel {
         for (int64_t t = 0; t < x->rows; ++t) {
             const bool in = active == nullptr || active[t] != 0;
             if (whole && in) {
+                using V = Vec<T, MR * int(sizeof(T))>;
                 const T *row = x->data + t * x->row_stride;
-                for (int64_t q = 0; q < kStrip; ++q)
-                    for (int c = 0; c < MR; ++c) to[q * apart + t * MR + c] = row[q * MR + c];
-                for (int c = 0; c < kStrip * MR && sum != nullptr; ++c) total[c] += by[t] * double(row[c]);
+                for (int64_t q = 0; q < kStrip; ++q) V::store(to + q * apart + t * MR, V::load(row + q * MR));
+                if (sum == nullptr) continue;
+                const double weight = by[t];
+                for (int c = 0; c < kStrip * MR; ++c) total[c] += weight * double(row[c]);
                 continue;
             }
             for (int64_t c = 0; c < round_up(x->cols, MR); ++c) {
@@ -143,7 +145,7 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
     T *coordinates = outer.take<T>(group * kTokens * plan.length); // of the tokens of a group, one after the other
     T *turned = outer.take<T>(group * kTokens * d_panels * mr);    // grad of the group in panels of mr columns
     T *sum = outer.zeros<T>(d_panels * mr * plan.length);          // dW, padded
-    double *bias = outer.zeros<double>(d);
+    double *bias = outer.zeros<double>(d), *biases = outer.take<double>(group * d);
     std::vector<int64_t> at(std::size_t(group) + 1);
     for (int64_t first = 0; first < total; first += group) {
         const int64_t count = std::min(group, total - first);
@@ -175,6 +177,11 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
                     for (int64_t c = 0; c < some && active[place + t] == 0; ++c) right[c * kTokens + t] = T(0);
                 multiply<T>(some, left + k * coordinate_panels * mr, coordinate_panels, some * mr, right, kTokens, dp, kTokens, lanes, k > 0);
             }
+            // grad once more, while it is in cache: in panels of mr columns over all tokens of the group, and its part of db.
+            std::fill_n(biases + p * d, d, 0.0);
+            for (int64_t c = 0; c < d; c += kStrip * mr)
+                panels<T>(g.block_rows(piece.first, piece.count).block_cols(c, std::min(kStrip * mr, d - c)), sums + place, active + place,
+                          turned + c * tokens + place * mr, tokens * mr, biases + p * d + c);
             tile.backward(dp, kTokens, windows + p * window, da);
             if (dweights != nullptr) {
                 if (b != nullptr && !o.bias_always)
@@ -188,16 +195,8 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             }
         });
         plucker::add_windows<T>(plan, dz, pieces.data() + first, count, windows);
-        // grad in panels of mr columns over all tokens of the group, and db.
-        parallel_for((d_panels + kStrip - 1) / kStrip, [&](int64_t q) {
-            const int64_t c0 = q * kStrip * mr, some = std::min(kStrip * mr, d - c0);
-            for (int64_t p = 0; p < count; ++p) {
-                const auto &piece = pieces[std::size_t(first + p)];
-                const int64_t place = at[std::size_t(p)];
-                panels<T>(grad[piece.sequence].block_rows(piece.first, piece.count).block_cols(c0, some), sums + place, active + place,
-                          turned + c0 * tokens + place * mr, tokens * mr, bias + c0);
-            }
-        });
+        for (int64_t p = 0; p < count; ++p)
+            for (int64_t c = 0; c < d; ++c) bias[c] += biases[p * d + c];
         const int64_t width = whole_vectors<T>(D), lanes = lanes_of_a_vector<T>();
         parallel_for((width + 12 * lanes - 1) / (12 * lanes), [&](int64_t s) {
             const int64_t j = s * 12 * lanes, some = std::min(12 * lanes, width - j);
