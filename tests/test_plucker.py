@@ -595,8 +595,18 @@ def test_lists_take_the_dtype_of_the_tokens(rng):
     want = plucker.mix(z, [1, 2], weights=np.array([0.5, 2.0], np.float32))
     np.testing.assert_array_equal(plucker.mix(z, [1, 2], weights=[0.5, 2.0]), want)
     state = plucker.MixState([1, 2], 6, weighting="given")
+    own = plucker.MixState([1, 2], 6, weights=[0.5, 2])
     for t in range(20):
         np.testing.assert_array_equal(state.step(z[t], weights=[0.5, 2.0]), want[t])
+        own = pickle.loads(pickle.dumps(own))
+        np.testing.assert_array_equal(own.step(z[t]), want[t])
+    grad = rng.standard_normal((20, 15)).astype(np.float32)
+    for x, y in zip(
+        plucker.mix_backward(grad, z, [1, 2], weights=[0.5, 2.0]),
+        plucker.mix_backward(grad, z, [1, 2], weights=np.array([0.5, 2.0], np.float32)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_given_weights_are_sums(rng):

@@ -242,7 +242,8 @@ def summed_to(full: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: np.dtyp
 
 def weights_gradient(full: np.ndarray[Any, Any], weights: Array, s: Sequences, *inputs: Array | None) -> Array:
     """That of the weights from those of every token; an error where finite input gave what the dtype cannot hold."""
-    result = summed_to(full, tuple(weights.shape), s.dtype)
+    shape = tuple(weights.shape) if hasattr(weights, "shape") else np.shape(weights)  # a list has none
+    result = summed_to(full, shape, s.dtype)
     given = (s.z, s.weights, *inputs)
     if not np.isfinite(result).all() and all(x is None or np.isfinite(numpy(x)).all() for x in given):
         raise ValueError("the gradient of weights overflows the dtype although the input is finite; scale what goes in")

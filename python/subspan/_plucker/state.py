@@ -94,7 +94,10 @@ class MixState:
         if weights is not None and weighting == "mean":
             raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
         self._weights = None if weights is None else np.array(numpy(detached(as_array(weights, "weights"))))
+        self._listed = isinstance(weights, (list, tuple))  # numbers without a dtype: they take that of the tokens
         if self._weights is not None:
+            if self._listed:
+                self._weights = self._weights.astype(np.float64)
             check_float(self._weights, "weights")
             if self._weights.shape != (len(self.offsets),):
                 raise ValueError(f"weights must have shape ({len(self.offsets)},), got {self._weights.shape}")
@@ -139,6 +142,8 @@ class MixState:
         make = _core.MixStateF32 if dtype == np.float32 else _core.MixStateF64
         self._core = make(self.r, math.prod(batch), self._W, self._b, self.offsets, self._settings)
         self._dtype, self._batch = dtype, batch
+        if self._weights is not None and self._listed:
+            self._weights = self._weights.astype(dtype)
 
     def _row_weights(self, weights: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
         if self._options["weighting"] == "mean":
@@ -182,10 +187,10 @@ class MixState:
         valid = None if mask is None else mask_array(mask, batch, dtype).reshape(1, -1)
         library = library_of(z_t)
         result, fresh = output(out, (*batch, self._width), dtype, library)
-        rows = self._row_weights(weights, dtype, batch)
         new = self._core is None
         self._begin(dtype, batch, "z_t")
         try:
+            rows = self._row_weights(weights, dtype, batch)
             self._step(detached(z_t), rows, valid, result, batch, dtype)
         except Exception:
             if new:
@@ -244,6 +249,7 @@ class MixState:
             "W": self._W,
             "b": self._b,
             "weights": self._weights,
+            "listed": self._listed,
             "batch": np.array(self._batch, dtype=np.int64),
             "started": self._core is not None,
             "tokens": tokens,
@@ -259,7 +265,7 @@ class MixState:
             int(state["r"]),
             W=state["W"],
             b=state["b"],
-            weights=state["weights"],
+            weights=state["weights"].tolist() if state["listed"] else state["weights"],
             **{name: state[name] for name in _OPTIONS},
         )
         if not state["started"]:
@@ -296,7 +302,7 @@ class MixState:
     def load(cls, path: str | os.PathLike[str]) -> MixState:
         """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
         state = read_archive(
-            path, "MixState", {"format", "offsets", "r", "started", "tokens", "counts", "position", *_OPTIONS}
+            path, "MixState", {"format", "offsets", "r", "listed", "started", "tokens", "counts", "position", *_OPTIONS}
         )
         self = cls.__new__(cls)
         try:
