@@ -46,22 +46,7 @@ template <class T> struct RowsKernel {
         for (int64_t j = 0; j < cols; j += NR)
             for (int64_t i = 0; i < rows; i += MR) {
                 typename V::type acc[MR][NV];
-#pragma GCC unroll 8
-                for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-                    for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
-                const T *x = a + i * lda, *y = b + j * depth;
-                for (int64_t d = 0; d < depth; ++d, ++x, y += NR) {
-                    typename V::type v[NV];
-#pragma GCC unroll 4
-                    for (int q = 0; q < NV; ++q) v[q] = V::load(y + q * W);
-#pragma GCC unroll 8
-                    for (int r = 0; r < MR; ++r) {
-                        const T e = x[r * lda];
-#pragma GCC unroll 4
-                        for (int q = 0; q < NV; ++q) acc[r][q] += e * v[q];
-                    }
-                }
+                simd::micro_rows<T, Bytes, NV, MR>(depth, a + i * lda, lda, b + j * depth, acc);
 #pragma GCC unroll 8
                 for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4

@@ -51,6 +51,28 @@ SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const
         }
 }
 
+// The sums of such a tile with A row by row, unpacked: acc[r][q] = sum_d a[r·lda + d] · b[d·N + q·lanes ...].
+template <class T, int Bytes, int NV, int MR>
+SUBSPAN_INLINE void micro_rows(std::int64_t depth, const T *a, std::int64_t lda, const T *b, typename Vec<T, Bytes>::type (&acc)[MR][NV]) {
+    using V = Vec<T, Bytes>;
+    constexpr int W = V::lanes;
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+    for (std::int64_t d = 0; d < depth; ++d, ++a, b += NV * W) {
+        typename V::type y[NV];
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+            const T x = a[r * lda];
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
+        }
+    }
+}
+
 // The same for a tile that sticks out of C: through a full tile on the stack.
 template <class T, int Bytes>
 SUBSPAN_INLINE void micro_edge(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,

@@ -56,7 +56,7 @@ SUBSPAN_INLINE void coefficients(const LagArguments &a, int64_t j, int64_t l, in
         double s = power;
         if (a.norm == MixNorm::clamp) s = above(n, length, a.eps) || !(n < kLong) ? 1 / length : (a.eps > 0 ? power / a.eps : 0.0);
         if (a.norm == MixNorm::soft) {
-            s = a.eps > 0 ? power / std::sqrt(n * n + a.eps) : (length > 0 ? 1 / length : 0.0);
+            s = a.eps > 0 ? power / std::sqrt(SUBSPAN_ROUNDED(n * n) + a.eps) : (length > 0 ? 1 / length : 0.0);
             if (!(n < kLong)) s = 1 / length;
         }
         g[x] = valid[x] != 0 ? s : 0.0;

@@ -67,12 +67,15 @@ bool plucker_mix_backward(const StackView<const T> &grad, const MixInput<T> &in,
             const auto &piece = pieces[std::size_t(first + p)];
             Frame frame;
             Tile<T> tile(frame, plan, true);
-            T *dp = frame.zeros<T>(plan.coordinates * kTokens);
+            T *dp = frame.take<T>(plan.coordinates * kTokens);
+            if (piece.count < kTokens) std::fill_n(dp, plan.coordinates * kTokens, T(0)); // lanes that no token fills
             double *da = frame.take<double>(plan.m * kTokens);
             plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
             plucker::tokens_to_lanes<T, T>(grad[piece.sequence], piece.first, piece.count, dp, kTokens);
-            for (int64_t t = 0; t < piece.count; ++t)
-                for (int64_t c = 0; c < plan.coordinates && !tile.active(t); ++c) dp[c * kTokens + t] = T(0);
+            for (int64_t t = 0; t < piece.count; ++t) {
+                if (tile.active(t)) continue;
+                for (int64_t c = 0; c < plan.coordinates; ++c) dp[c * kTokens + t] = T(0);
+            }
             tile.backward(dp, kTokens, windows + p * window, da);
             if (dweights != nullptr)
                 plucker::weights_backward(plan, tile.valid, tile.alpha, da, piece.count,

@@ -43,21 +43,7 @@ template <class T> struct RowsKernel {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes, N = NV * W;
         typename V::type acc[MR][NV];
-#pragma GCC unroll 8
-        for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-            for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
-        for (int64_t d = 0; d < depth; ++d, ++a, b += N) {
-            typename V::type y[NV];
-#pragma GCC unroll 4
-            for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);
-#pragma GCC unroll 8
-            for (int r = 0; r < MR; ++r) {
-                const T x = a[r * lda];
-#pragma GCC unroll 4
-                for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
-            }
-        }
+        simd::micro_rows<T, Bytes, NV, MR>(depth, a, lda, b, acc);
         alignas(64) T edge[MR * N];
         const bool whole = rows >= MR && cols >= N;
         T *to = whole ? c : edge;

@@ -15,11 +15,11 @@ namespace subspan {
 using plucker::all_finite;
 using plucker::kDepth;
 using plucker::kTokens;
+using plucker::lanes_of_a_vector;
 using plucker::Plan;
 using plucker::Projection;
 using plucker::step;
 using plucker::Tile;
-using plucker::lanes_of_a_vector;
 using plucker::whole_vectors;
 using simd::round_up;
 using simd::Vec;
@@ -27,7 +27,7 @@ using std::int64_t;
 
 namespace {
 
-constexpr int64_t kGroup = 8;   // tiles whose coordinates the gradient of W holds at a time
+constexpr int64_t kGroup = 8; // tiles whose coordinates the gradient of W holds at a time
 
 // C (`panels` of mr rows, `lanes` columns) (+)= A B: A in panels of mr that lie `apart`, B row by row.
 template <class T> struct LanesKernel {
@@ -173,8 +173,10 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             for (int64_t k = 0; k < d; k += kDepth) {
                 const int64_t some = std::min(kDepth, d - k);
                 plucker::tokens_to_lanes<T, T>(g.block_cols(k, some), piece.first, piece.count, right, kTokens);
-                for (int64_t t = 0; t < piece.count; ++t)
-                    for (int64_t c = 0; c < some && active[place + t] == 0; ++c) right[c * kTokens + t] = T(0);
+                for (int64_t t = 0; t < piece.count; ++t) {
+                    if (active[place + t] != 0) continue;
+                    for (int64_t c = 0; c < some; ++c) right[c * kTokens + t] = T(0);
+                }
                 multiply<T>(some, left + k * coordinate_panels * mr, coordinate_panels, some * mr, right, kTokens, dp, kTokens, lanes, k > 0);
             }
             // grad once more, while it is in cache: in panels of mr columns over all tokens of the group, and its part of db.

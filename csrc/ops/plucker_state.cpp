@@ -50,7 +50,7 @@ template <class T> struct PluckerMixState<T>::Parts {
                 to[i * batch + b] = double(x);
             }
         }
-        plan.rotation.turn_all(to, batch, batch, options.rope_start + position);
+        plan.rotation.turn(to, batch, batch, options.rope_start + position, 0, false);
         plucker::scale_columns(to, r, batch, batch, power.data() + s * batch);
     }
 

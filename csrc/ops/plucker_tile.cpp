@@ -86,7 +86,7 @@ template <class T> struct ContractKernel {
 
 template <class T> Tile<T>::Tile(Frame &frame, const Plan &p, bool keep, bool with_window) : plan(p), keep_(keep) {
     const int64_t lanes = p.m * kTokens;
-    window = with_window ? frame.zeros<double>(p.r * p.columns) : nullptr;
+    window = with_window ? frame.take<double>(p.r * p.columns) : nullptr; // load() fills all of it
     power = frame.take<double>(p.columns);
     valid = frame.take<unsigned char>(lanes);
     alpha = frame.take<double>(lanes);
@@ -120,7 +120,7 @@ void Tile<T>::load(MatrixView<const T> from, const MatrixView<const T> *weights,
             std::fill_n(to + i * columns + b, round_up(s.width, 8) - b, 0.0);
         }
         tokens_to_lanes<T, double>(from, start + a, b - a, to + a, columns);
-        plan.rotation.turn(to + a, columns, b - a, plan.options.rope_start + start + a, false);
+        plan.rotation.turn(to + a, columns, b - a, plan.options.rope_start + start + a, 1, false);
         for (int64_t c = a; c < b; ++c)
             if (!open(start + c))
                 for (int64_t i = 0; i < plan.r; ++i) to[i * columns + c] = 0;
@@ -249,7 +249,7 @@ template <class T> void Tile<T>::backward(const T *dp, int64_t ld, double *into,
     for (int64_t i = 0; i < plan.r; ++i)
         for (int64_t c = 0; c < plan.columns; ++c) into[i * plan.columns + c] *= inverse[c];
     for (const auto &s : plan.segments)
-        plan.rotation.turn(into + s.at, plan.columns, s.width, plan.options.rope_start + first - s.reach, true);
+        plan.rotation.turn(into + s.at, plan.columns, s.width, plan.options.rope_start + first - s.reach, 1, true);
 }
 
 void weights_backward(const Plan &plan, const unsigned char *valid, const double *alpha, const double *da, int64_t count,

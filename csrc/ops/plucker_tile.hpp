@@ -22,16 +22,15 @@ inline constexpr int64_t kLanes = 16;  // dimensions and coordinates are padded 
 
 int64_t pairs(int64_t r);
 
-/// Angles of the rotary positions of columns: cos and sin of (first + column) · base^(-2i/r) for pair i. Position p is
+/// Rotary positions: pair i turns by position · base^(-2i/r). Position p is
 /// 64 q + s, and its rotation the product of those of 64 q and s, so that it depends on p alone.
 class Rotation {
   public:
     Rotation(Rope kind, int64_t r, double base);
     bool on() const { return kind_ != Rope::none; }
-    /// Turns columns [0, count) of x (r rows, ld apart), or turns them back.
-    /// Turns columns [0, count) of x, all of them at one position.
-    void turn_all(double *x, int64_t ld, int64_t count, int64_t position) const;
-    void turn(double *x, int64_t ld, int64_t count, int64_t first, bool back) const;
+    /// Turns columns [0, count) of x (r rows, ld apart), or turns them back: column c by position first + c · step, where
+    /// step is 1 (tokens of a sequence) or 0 (sequences at one token).
+    void turn(double *x, int64_t ld, int64_t count, int64_t first, int64_t step, bool back) const;
 
   private:
     Rope kind_;

@@ -162,38 +162,24 @@ Rotation::Rotation(Rope kind, int64_t r, double base) : kind_(kind), half_(r / 2
     }
 }
 
-void Rotation::turn_all(double *x, int64_t ld, int64_t count, int64_t position) const {
-    if (!on()) return;
-    for (int64_t i = 0; i < half_; ++i) {
-        const double angle = double((position >> 6) * 64) * frequency_[std::size_t(i)], cb = std::cos(angle), sb = std::sin(angle);
-        const double c = cos_[std::size_t(64 * i + (position & 63))], s = sin_[std::size_t(64 * i + (position & 63))];
-        const double cc = cb * c - sb * s, ss = sb * c + cb * s;
-        const bool pairs = kind_ == Rope::interleaved;
-        double *a = x + (pairs ? 2 * i : i) * ld, *b = x + (pairs ? 2 * i + 1 : i + half_) * ld;
-        for (int64_t l = 0; l < count; ++l) {
-            const double u = a[l], v = b[l];
-            a[l] = u * cc - v * ss;
-            b[l] = u * ss + v * cc;
-        }
-    }
-}
-
-void Rotation::turn(double *x, int64_t ld, int64_t count, int64_t first, bool back) const {
+void Rotation::turn(double *x, int64_t ld, int64_t count, int64_t first, int64_t step, bool back) const {
     if (!on()) return;
     for (int64_t c = 0; c < count;) {
-        const int64_t position = first + c, block = position >> 6, s0 = position & 63, some = std::min<int64_t>(count - c, 64 - s0);
+        const int64_t position = first + c * step, block = position >> 6, s0 = position & 63;
+        const int64_t some = step == 0 ? count : std::min<int64_t>(count - c, 64 - s0);
         for (int64_t i = 0; i < half_; ++i) {
             const double angle = double(block * 64) * frequency_[std::size_t(i)];
-            const double cb = std::cos(angle), sb = back ? -std::sin(angle) : std::sin(angle);
+            const double cb = std::cos(angle), sb = std::sin(angle), sign = back ? -1.0 : 1.0;
             const double *ct = cos_.data() + 64 * i + s0, *st = sin_.data() + 64 * i + s0;
             const bool pairs = kind_ == Rope::interleaved;
             double *a = x + (pairs ? 2 * i : i) * ld + c, *b = x + (pairs ? 2 * i + 1 : i + half_) * ld + c;
+            // Every product is rounded, so that a column has the same bits in a sequence and alone.
             for (int64_t l = 0; l < some; ++l) {
-                const double st_l = back ? -st[l] : st[l];
-                const double cc = cb * ct[l] - sb * st_l, ss = sb * ct[l] + cb * st_l;
-                const double u = a[l], v = b[l];
-                a[l] = u * cc - v * ss;
-                b[l] = u * ss + v * cc;
+                const double cl = ct[l * step], sl = st[l * step], u = a[l], v = b[l];
+                const double cc = SUBSPAN_ROUNDED(cb * cl) - SUBSPAN_ROUNDED(sb * sl);
+                const double ss = sign * (SUBSPAN_ROUNDED(sb * cl) + SUBSPAN_ROUNDED(cb * sl));
+                a[l] = SUBSPAN_ROUNDED(u * cc) - SUBSPAN_ROUNDED(v * ss);
+                b[l] = SUBSPAN_ROUNDED(u * ss) + SUBSPAN_ROUNDED(v * cc);
             }
         }
         c += some;
