@@ -72,7 +72,7 @@ def coordinates(A: Array, *, out: Array | None = None) -> Array:
     -----
     Column by column, ``p_q = p_{q-1} ∧ a_q``: ``2 Σ_q q C(n, q)`` flops in double, 16 matrices at a time. Where that
     passes through more than 4096 numbers and ``k > n/2``, by QR and the minors of the orthogonal complement. Each minor
-    is exact to ``k eps`` times the product of the lengths of the columns. ``p(A M) = det(M) p(A)``. Harris, Algebraic
+    is exact to ``4 k eps`` times the product of the lengths of the columns. ``p(A M) = det(M) p(A)``. Harris, Algebraic
     Geometry: A First Course (1992), lecture 6.
 
     Examples
@@ -427,7 +427,7 @@ def basis_backward(grad: Array, p: Array, n: int, k: int) -> Array:
 
     Notes
     -----
-    The derivative of the coordinates at the basis, in the direction of that part, over ``‖p‖``: ``4 Σ_q q C(n, q)``
+    The derivative of the coordinates at the basis, in the direction of that part, over ``‖p‖``: ``6 Σ_q q C(n, q)``
     flops in double.
 
     Examples

@@ -81,9 +81,9 @@ def mix(
 
     Notes
     -----
-    ``12 m r + 2 r²`` flops a token, and one write of the result. Lengths and rejections are computed in double. The
-    mixing layer: Attention Is Not What You Need, arXiv:2512.19428 (2025), section 3; what looks ahead there looks back
-    here, as in the implementations that train.
+    ``10 m r + 2 r²`` flops a token (``14 m r`` where tokens are nearly parallel), and one write of the result. Lengths
+    and rejections are computed in double. The mixing layer: Attention Is Not What You Need, arXiv:2512.19428 (2025),
+    section 3; what looks ahead there looks back here, as in the implementations that train.
 
     Examples
     --------
@@ -157,7 +157,7 @@ def mix_backward(
 
     Notes
     -----
-    ``24 m r + 4 r²`` flops a token; nothing is kept from the forward pass, and a token at which no offset applies has
+    ``18 m r + 4 r²`` flops a token; nothing is kept from the forward pass, and a token at which no offset applies has
     its part of ``grad`` ignored. Each token's gradient is gathered from those that look at it, in a fixed order:
     bit-identical for any number of threads. Where a clamp is at work the length counts as constant. Finite for equal,
     parallel and zero tokens, of the order of ``1/eps`` there (``1/√eps`` for ``"soft"``).

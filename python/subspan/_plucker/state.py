@@ -39,7 +39,7 @@ class MixState:
 
     Notes
     -----
-    ``12 m r + 2 r²`` flops a token and sequence, and ``2 d C(r, 2)`` for the projection. The dtype and the batch are
+    ``10 m r + 2 r²`` flops a token and sequence, and ``2 d C(r, 2)`` for the projection. The dtype and the batch are
     those of the first token. May be used from several threads, one call at a time. Pickles and copies.
 
     Examples
