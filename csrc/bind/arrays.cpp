@@ -1,6 +1,7 @@
 #include "arrays.hpp"
 
 #include "dlpack.hpp"
+#include "overlap.hpp"
 
 #include <utility>
 
@@ -201,64 +202,6 @@ std::vector<std::int64_t> broadcast_leading(std::initializer_list<std::pair<cons
     return batch;
 }
 
-namespace {
-
-// First and one past the last byte that an array touches.
-std::pair<const char *, const char *> extent(const Array &a) {
-    const std::int64_t item = a.dtype() == DType::f32 ? 4 : 8;
-    std::int64_t low = 0, high = 0;
-    for (int i = 0; i < a.ndim(); ++i) {
-        if (a.shape(i) == 0) return {nullptr, nullptr};
-        (a.stride(i) < 0 ? low : high) += (a.shape(i) - 1) * a.stride(i);
-    }
-    const auto *p = static_cast<const char *>(a.data());
-    return {p + low * item, p + (high + 1) * item};
-}
-
-py::array as_numpy(const Array &a) {
-    std::vector<py::ssize_t> shape, strides;
-    const py::ssize_t item = a.dtype() == DType::f32 ? 4 : 8;
-    for (int i = 0; i < a.ndim(); ++i) {
-        shape.push_back(py::ssize_t(a.shape(i)));
-        strides.push_back(py::ssize_t(a.stride(i)) * item);
-    }
-    return py::array(py::dtype(a.dtype_name()), shape, strides, a.data(), py::none());
-}
-
-} // namespace
-
-void require_apart(const Array &out, const Array &other, bool same) {
-    for (int i = 0; i < out.ndim(); ++i)
-        if (out.shape(i) == 0) return;
-    // From the shortest stride on, each one must clear what those before it reach.
-    std::vector<std::pair<std::int64_t, std::int64_t>> axes;
-    for (int i = 0; i < out.ndim(); ++i)
-        if (out.shape(i) > 1) axes.emplace_back(std::abs(out.stride(i)), out.shape(i));
-    std::sort(axes.begin(), axes.end());
-    std::int64_t reach = 0;
-    for (const auto &[stride, count] : axes) {
-        if (stride <= reach)
-            throw py::value_error(std::string(out.name()) + " is a broadcast view or overlaps itself: several of its elements are one");
-        reach += stride * (count - 1);
-    }
-    if (same && out.data() == other.data() && out.ndim() == other.ndim()) {
-        bool equal = true;
-        for (int i = 0; i < out.ndim(); ++i)
-            equal = equal && out.shape(i) == other.shape(i) && (out.shape(i) <= 1 || out.stride(i) == other.stride(i));
-        if (equal) return;
-    }
-    const auto a = extent(out), b = extent(other);
-    if (a.first == nullptr || b.first == nullptr || a.second <= b.first || b.second <= a.first) return;
-    const auto numpy = py::module_::import("numpy");
-    bool shared = true;
-    try {
-        shared = py::cast<bool>(numpy.attr("shares_memory")(as_numpy(out), as_numpy(other), py::arg("max_work") = 1000000));
-    } catch (py::error_already_set &e) { // too hard to tell: taken for an overlap
-        if (!e.matches(numpy.attr("exceptions").attr("TooHardError"))) throw;
-    }
-    if (shared)
-        throw py::value_error(std::string(out.name()) + " overlaps " + other.name() +
-                              (same ? " without being the same view" : "") + "; the result would depend on the order of writes");
-}
+void require_apart(const Array &out, const Array &other, bool same) { require_apart(out.layout(), other.layout(), same); }
 
 } // namespace subspan::bind

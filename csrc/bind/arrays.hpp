@@ -2,6 +2,7 @@
 // versioned DLPack, without a copy.
 #pragma once
 
+#include "overlap.hpp"
 #include "subspan/views.hpp"
 
 #include <algorithm>
@@ -39,6 +40,7 @@ class Array {
     const void *data() const { return data_; }
     std::string shape_text() const;
     const char *name() const { return name_; }
+    Layout layout() const { return {name_, data_, dtype_ == DType::f32 ? 4 : 8, shape_.data(), strides_.data(), ndim()}; }
 
     /// The array as a matrix; ValueError unless it has two dimensions.
     template <class T> MatrixView<T> matrix() const {

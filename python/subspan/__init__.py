@@ -13,6 +13,7 @@ from importlib.metadata import version as _version
 from subspan import grassmann, orth, plucker, svd
 from subspan._core import num_threads as get_num_threads
 from subspan._core import set_num_threads
+from subspan._device import CudaError
 
 __version__ = _version("subspan")
-__all__ = ["__version__", "get_num_threads", "grassmann", "orth", "plucker", "set_num_threads", "svd"]
+__all__ = ["CudaError", "__version__", "get_num_threads", "grassmann", "orth", "plucker", "set_num_threads", "svd"]

@@ -9,6 +9,8 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output
+from subspan._device import on_device
+from subspan._orth import device
 from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy
 from subspan._orth.int4 import Int4Basis
 from subspan._orth.spaces import padded_span
@@ -84,6 +86,8 @@ def _apply_core(
     source: Array | None = None,
     name: str = "V",
 ) -> Array:
+    if on_device(C, V, M, out):
+        return device.apply_core(C, V, M, alpha, side, out, source, name)
     C, dtype = matrices(C, "C")
     left = is_left(side)
     library = library_of(C)
@@ -128,6 +132,10 @@ def _projector(U: Array, orthonormal: bool | None, check: bool, name: str) -> tu
         raise TypeError(f"orthonormal must be True, False or None, got {orthonormal!r}")
     if orthonormal is None:
         orthonormal = not isinstance(U, Int4Basis)
+    if on_device(U):
+        if not orthonormal:
+            raise NotImplementedError(f"orthonormal=False is not there for CUDA arrays; orthonormalize {name} first")
+        return U, 1.0  # values on a device are not looked at: that would make the host wait
     if orthonormal:
         if isinstance(U, Int4Basis):
             raise ValueError(f"{name} is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal")
@@ -191,8 +199,9 @@ def project_out(
 
     Parameters
     ----------
-    C : array (..., m, n)
-        ``out=C`` works in place.
+    C : array (..., m, n), or a list of matrices of any shapes
+        ``out=C`` works in place. A list takes a list of as many ``U`` (and ``out``) and gives a list; on a CUDA device
+        it is one launch.
     U : array (..., m, k) or (..., n, k), Int4Basis, or a pair of them with ``side="both"``
         Leading axes broadcast against those of ``C``. With ``"both"``, ``(left, right)``: both are projected out.
     side : {"left", "right", "both"}
@@ -234,6 +243,8 @@ def project_out(
         raise TypeError(f"strength must be a number, got {type(strength).__name__}")
     if not math.isfinite(strength):
         raise ValueError(f"strength must be finite, got {strength}")
+    if isinstance(C, (list, tuple)) and any(hasattr(c, "shape") for c in C):
+        return _project_out_list(C, U, side, float(strength), out, orthonormal, check)
     if side == "both":
         return _both(C, U, lambda core: -strength * core, 1.0, out, orthonormal, check)
     _check_fit(C, U, side)
@@ -241,13 +252,41 @@ def project_out(
     return _apply_core(C, basis, -strength * core, 1.0, side, out, check, name="U")
 
 
+def _project_out_list(
+    C: Any, U: Any, side: str, strength: float, out: Any, orthonormal: bool | None, check: bool
+) -> list[Array]:
+    """Matrices of any shapes, each with its basis: one launch on a device."""
+    for x, name in ((U, "U"), (out, "out")):
+        if x is None and name == "out":
+            continue
+        if not isinstance(x, (list, tuple)) or len(x) != len(C):
+            raise ValueError(f"C is a list of {len(C)} matrices, so {name} must be one too: lists of one length")
+    if on_device(*C, *U):
+        if orthonormal is False:
+            raise NotImplementedError("orthonormal=False is not there for CUDA arrays; orthonormalize U first")
+        return device.project_out_list(list(C), list(U), strength, side, None if out is None else list(out))
+    return [
+        project_out(
+            c,
+            u,
+            side=side,
+            strength=strength,
+            out=None if out is None else out[i],
+            orthonormal=orthonormal,
+            check=check,
+        )
+        for i, (c, u) in enumerate(zip(C, U, strict=True))
+    ]
+
+
 def _check_fit(C: Array, U: Array, side: str) -> None:
     """Shapes before anything that looks at values."""
     if isinstance(U, tuple):
         raise ValueError("U is a tuple; a pair of bases goes with side='both'")
-    C, _ = matrices(C, "C")
+    get = device.matrices if on_device(C, U) else matrices
+    C, _ = get(C, "C")
     want = C.shape[-2] if is_left(side) else C.shape[-1]
-    rows = U.shape[0] if isinstance(U, Int4Basis) else matrices(U, "U")[0].shape[-2]
+    rows = U.shape[0] if isinstance(U, Int4Basis) else get(U, "U")[0].shape[-2]
     if rows != want:
         raise ValueError(f"U must have {want} rows to act on C {tuple(C.shape)} from the {side}, got {rows}")
 
@@ -264,6 +303,13 @@ def _both(
     """The left and then the right form. Whatever can be wrong with the right basis is found before C is written."""
     if not isinstance(U, (tuple, list)) or len(U) != 2:
         raise ValueError("side='both' takes U as a pair, (left basis, right basis)")
+    if on_device(C, *U):
+        if on_device(out) and out is not C and any(out is u for u in U):
+            raise ValueError("out overlaps a basis")
+        result = _apply_core(C, U[0], core(_projector(U[0], orthonormal, check, "U[0]")[1]), alpha, "left", out, check)
+        return _apply_core(
+            result, U[1], core(_projector(U[1], orthonormal, check, "U[1]")[1]), alpha, "right", result, check
+        )
     C, dtype = matrices(C, "C")
     bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U)]
     others: list[tuple[Array, int]] = []
@@ -314,15 +360,17 @@ def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, chec
     >>> np.allclose(swap(a, b, R) @ R, b @ R)
     True
     """
-    base, dtype = matrices(base, "base")
-    source, other = matrices(source, "source")
+    there = on_device(base, source, R)
+    get = device.matrices if there else matrices
+    base, dtype = get(base, "base")
+    source, other = get(source, "source")
     if other != dtype:
         raise TypeError(f"source must be {dtype} as base is, got {other}")
     if isinstance(R, Int4Basis):
         raise TypeError("R is an Int4Basis, which is not orthonormal; pass orthonormalize(R.to_array())")
     if tuple(source.shape) != tuple(base.shape):
         raise ValueError(f"source must have the shape of base, {tuple(base.shape)}, got {tuple(source.shape)}")
-    if check:
+    if check and not there:
         check_basis(R, "R")
     return _apply_core(base, R, 1.0, 1.0, "right", out, check, source=source, name="R")
 

@@ -1,0 +1,51 @@
+# Finds an nvcc that can compile the kernels, and makes subspan::cuda of them.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  # Machine code for Ampere, Hopper and Blackwell's desktop chips, and PTX for what comes later.
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 120)
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+set(SUBSPAN_WHY_NOT "")
+if(NOT CMAKE_CUDA_COMPILER)
+  set(SUBSPAN_WHY_NOT "no nvcc was found (set CUDACXX or put it on the PATH)")
+else()
+  enable_language(CUDA)
+  if(NOT CMAKE_CUDA_COMPILER_ID STREQUAL "NVIDIA" OR CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 13.0)
+    set(SUBSPAN_WHY_NOT "nvcc 13.0 or newer is needed, found ${CMAKE_CUDA_COMPILER_ID} ${CMAKE_CUDA_COMPILER_VERSION}")
+  endif()
+endif()
+if(SUBSPAN_WHY_NOT)
+  if(SUBSPAN_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SUBSPAN_CUDA=ON: ${SUBSPAN_WHY_NOT}")
+  endif()
+  message(STATUS "CUDA kernels are left out: ${SUBSPAN_WHY_NOT}")
+  return()
+endif()
+
+set(SUBSPAN_HAS_CUDA ON)
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+file(GLOB SUBSPAN_CUDA_OPS CONFIGURE_DEPENDS cuda/ops/*.cu)
+add_library(subspan_cuda STATIC ${SUBSPAN_CUDA_OPS})
+add_library(subspan::cuda ALIAS subspan_cuda)
+set_target_properties(subspan_cuda PROPERTIES EXPORT_NAME cuda CUDA_VISIBILITY_PRESET hidden)
+target_include_directories(subspan_cuda PUBLIC
+  $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/cuda/include>
+  $<INSTALL_INTERFACE:${SUBSPAN_PREFIX}${CMAKE_INSTALL_INCLUDEDIR}>)
+target_link_libraries(subspan_cuda PUBLIC subspan_headers PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
+string(REPLACE ";" " " SUBSPAN_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
+target_compile_definitions(subspan_cuda PRIVATE SUBSPAN_CUDA_ARCHITECTURES="${SUBSPAN_CUDA_ARCHITECTURES}")
+# Registers, shared memory and spills of every kernel, which ptxas tells while it compiles: kept beside the module, and a
+# test reads them.
+target_compile_options(subspan_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SUBSPAN_WERROR}>>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror>)
+if(UNIX)
+  set(SUBSPAN_CUDA_REPORT ${CMAKE_CURRENT_BINARY_DIR}/cuda_resources)
+  file(MAKE_DIRECTORY ${SUBSPAN_CUDA_REPORT})
+  set_target_properties(subspan_cuda PROPERTIES
+    CUDA_COMPILER_LAUNCHER "sh;${CMAKE_CURRENT_SOURCE_DIR}/cmake/keep_report.sh;${SUBSPAN_CUDA_REPORT}")
+  if(SKBUILD)
+    install(DIRECTORY ${SUBSPAN_CUDA_REPORT} DESTINATION subspan)
+  endif()
+endif()

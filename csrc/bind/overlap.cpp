@@ -1,0 +1,73 @@
+#include "overlap.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace subspan::bind {
+
+namespace py = pybind11;
+
+namespace {
+
+// First and one past the last byte that an array touches.
+std::pair<const char *, const char *> extent(const Layout &a) {
+    std::int64_t low = 0, high = 0;
+    for (int i = 0; i < a.ndim; ++i) {
+        if (a.shape[i] == 0) return {nullptr, nullptr};
+        (a.strides[i] < 0 ? low : high) += (a.shape[i] - 1) * a.strides[i];
+    }
+    const auto *p = static_cast<const char *>(a.data);
+    return {p + low * a.item, p + (high + 1) * a.item};
+}
+
+py::array as_numpy(const Layout &a) {
+    std::vector<py::ssize_t> shape, strides;
+    for (int i = 0; i < a.ndim; ++i) {
+        shape.push_back(py::ssize_t(a.shape[i]));
+        strides.push_back(py::ssize_t(a.strides[i] * a.item));
+    }
+    return py::array(py::dtype("V" + std::to_string(a.item)), shape, strides, a.data, py::none());
+}
+
+} // namespace
+
+void require_apart(const Layout &out, const Layout &other, bool same) {
+    for (int i = 0; i < out.ndim; ++i)
+        if (out.shape[i] == 0) return;
+    // From the shortest stride on, each one must clear what those before it reach.
+    std::vector<std::pair<std::int64_t, std::int64_t>> axes;
+    for (int i = 0; i < out.ndim; ++i)
+        if (out.shape[i] > 1) axes.emplace_back(std::abs(out.strides[i]), out.shape[i]);
+    std::sort(axes.begin(), axes.end());
+    std::int64_t reach = 0;
+    for (const auto &[stride, count] : axes) {
+        if (stride <= reach)
+            throw py::value_error(std::string(out.name) + " is a broadcast view or overlaps itself: several of its elements are one");
+        reach += stride * (count - 1);
+    }
+    if (same && out.data == other.data && out.ndim == other.ndim) {
+        bool equal = true;
+        for (int i = 0; i < out.ndim; ++i)
+            equal = equal && out.shape[i] == other.shape[i] && (out.shape[i] <= 1 || out.strides[i] == other.strides[i]);
+        if (equal) return;
+    }
+    const auto a = extent(out), b = extent(other);
+    if (a.first == nullptr || b.first == nullptr || a.second <= b.first || b.second <= a.first) return;
+    const auto numpy = py::module_::import("numpy");
+    bool shared = true;
+    try {
+        shared = py::cast<bool>(numpy.attr("shares_memory")(as_numpy(out), as_numpy(other), py::arg("max_work") = 1000000));
+    } catch (py::error_already_set &e) { // too hard to tell: taken for an overlap
+        if (!e.matches(numpy.attr("exceptions").attr("TooHardError"))) throw;
+    }
+    if (shared)
+        throw py::value_error(std::string(out.name) + " overlaps " + other.name +
+                              (same ? " without being the same view" : "") + "; the result would depend on the order of writes");
+}
+
+} // namespace subspan::bind

@@ -1,0 +1,21 @@
+// Whether an output shares memory with an input. Only addresses are compared: device memory is never read.
+#pragma once
+
+#include <cstdint>
+
+namespace subspan::bind {
+
+/// Where the items of an array lie.
+struct Layout {
+    const char *name;
+    const void *data;
+    std::int64_t item; // bytes
+    const std::int64_t *shape, *strides; // strides in items
+    int ndim;
+};
+
+/// ValueError when writing `out` would change `other` before it is read: they share memory and are not the same view.
+/// With `same` they may be the same view. Also when two elements of `out` are one.
+void require_apart(const Layout &out, const Layout &other, bool same = false);
+
+} // namespace subspan::bind

@@ -1,0 +1,30 @@
+#include "device_array.hpp"
+#include "register.hpp"
+#include "subspan/cuda/runtime.hpp"
+#include "subspan/errors.hpp"
+
+#include <exception>
+
+namespace subspan::bind {
+
+void register_device(py::module_ &m) {
+    py::register_local_exception_translator([](std::exception_ptr p) {
+        try {
+            if (p) std::rethrow_exception(p);
+        } catch (const cuda::CudaError &e) {
+            py::set_error(py::module_::import("subspan").attr("CudaError"), e.what());
+        } catch (const ValueError &e) {
+            PyErr_SetString(PyExc_ValueError, e.what());
+        } catch (const BackendError &e) {
+            PyErr_SetString(PyExc_ImportError, e.what());
+        }
+    });
+    m.def("device_count", &cuda::device_count);
+    m.def("versions", [] {
+        const auto v = cuda::versions();
+        return py::make_tuple(v.runtime, v.driver);
+    });
+    m.def("architectures", [] { return std::string(cuda::architectures()); });
+}
+
+} // namespace subspan::bind

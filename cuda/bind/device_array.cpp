@@ -1,0 +1,224 @@
+#include "device_array.hpp"
+
+#include "dlpack.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace subspan::bind {
+namespace {
+
+// Attribute, or null without an error set.
+py::object attribute(py::handle obj, const char *name) {
+    PyObject *p = PyObject_GetAttrString(obj.ptr(), name);
+    if (p == nullptr) {
+        if (PyErr_ExceptionMatches(PyExc_AttributeError) == 0) throw py::error_already_set();
+        PyErr_Clear();
+    }
+    return py::reinterpret_steal<py::object>(p);
+}
+
+std::string text(const std::vector<std::int64_t> &shape) {
+    std::string s = "(";
+    for (std::size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+    return s + (shape.size() == 1 ? ",)" : ")");
+}
+
+} // namespace
+
+DeviceArray::DeviceArray(py::handle obj, const char *name, const Call &call) : name_(name) {
+    if (const auto pointer = attribute(obj, "data_ptr")) {
+        from_torch(obj);
+    } else {
+        const auto data = attribute(obj, "data");
+        const auto memory = data ? attribute(data, "ptr") : py::object();
+        if (memory)
+            from_cupy(obj, memory);
+        else
+            from_dlpack(obj, call);
+    }
+    if (device_ != call.device) {
+        DeviceArray release(std::move(*this)); // the destructor does not run for an object whose constructor throws
+        throw py::value_error(std::string(name) + " is on CUDA device " + std::to_string(release.device_) + " and the call on device " +
+                              std::to_string(call.device) + "; move it there first");
+    }
+}
+
+DeviceArray::DeviceArray(DeviceArray &&o) noexcept
+    : name_(o.name_), dtype_(o.dtype_), data_(o.data_), device_(o.device_), shape_(std::move(o.shape_)), strides_(std::move(o.strides_)),
+      managed_(std::exchange(o.managed_, nullptr)), versioned_(o.versioned_) {}
+
+DeviceArray::~DeviceArray() {
+    if (managed_ == nullptr) return;
+    if (versioned_) {
+        auto *m = static_cast<dlpack::ManagedVersioned *>(managed_);
+        if (m->deleter != nullptr) m->deleter(m);
+    } else {
+        auto *m = static_cast<dlpack::Managed *>(managed_);
+        if (m->deleter != nullptr) m->deleter(m);
+    }
+}
+
+void DeviceArray::set_dtype(const std::string &name) {
+    const std::string last = name.substr(name.rfind('.') + 1); // torch.float32
+    for (const DType d : {DType::f16, DType::bf16, DType::f32, DType::f64})
+        if (last == cuda::name_of(d)) {
+            dtype_ = d;
+            return;
+        }
+    throw py::type_error(std::string(name_) + " must be float16, bfloat16, float32 or float64, got " + last +
+                         "; convert it first, e.g. x.astype('float32') or x.to(torch.float32)");
+}
+
+void DeviceArray::from_torch(py::handle obj) {
+    if (!py::cast<bool>(obj.attr("is_cuda")))
+        throw py::type_error(std::string(name_) + " is on the CPU and other arguments are on a CUDA device; move it first, e.g. " + name_ +
+                             ".to(device)");
+    set_dtype(py::str(obj.attr("dtype")));
+    data_ = reinterpret_cast<void *>(obj.attr("data_ptr")().cast<std::uintptr_t>());
+    device_ = obj.attr("get_device")().cast<int>();
+    for (const auto n : obj.attr("shape")) shape_.push_back(n.cast<std::int64_t>());
+    for (const auto n : obj.attr("stride")()) strides_.push_back(n.cast<std::int64_t>());
+}
+
+void DeviceArray::from_cupy(py::handle obj, py::handle pointer) {
+    const auto dtype = obj.attr("dtype");
+    set_dtype(py::str(dtype));
+    data_ = reinterpret_cast<void *>(pointer.cast<std::uintptr_t>());
+    device_ = obj.attr("device").attr("id").cast<int>();
+    const std::int64_t item = cuda::size_of(dtype_);
+    for (const auto n : obj.attr("shape")) shape_.push_back(n.cast<std::int64_t>());
+    for (const auto n : obj.attr("strides")) {
+        const auto bytes = n.cast<std::int64_t>();
+        if (bytes % item != 0) throw py::value_error(std::string(name_) + " has strides that are no multiples of its items");
+        strides_.push_back(bytes / item);
+    }
+}
+
+void DeviceArray::from_dlpack(py::handle obj, const Call &call) {
+    const auto where = attribute(obj, "__dlpack_device__");
+    if (!where)
+        throw py::type_error(std::string(name_) + " must be an array on a CUDA device (CuPy, PyTorch, JAX or anything with __dlpack__), got " +
+                             std::string(py::str(py::type::handle_of(obj).attr("__name__"))));
+    const auto device = where().cast<py::tuple>();
+    if (device[0].cast<int>() != dlpack::kCUDA)
+        throw py::type_error(std::string(name_) + " is not in CUDA device memory and other arguments are; move it first");
+    device_ = device[1].cast<int>();
+    // The standard's stream numbers: 1 is the legacy default stream, which the runtime calls 0.
+    const py::int_ stream(call.stream == 0 ? std::uintptr_t(1) : call.stream);
+    const auto capsule = obj.attr("__dlpack__")(py::arg("stream") = stream, py::arg("max_version") = py::make_tuple(1, 0));
+    const dlpack::Tensor *t = nullptr;
+    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
+        auto *m = static_cast<dlpack::ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+        PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
+        managed_ = m;
+        versioned_ = true;
+        t = &m->tensor;
+    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
+        auto *m = static_cast<dlpack::Managed *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+        PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+        managed_ = m;
+        t = &m->tensor;
+    } else {
+        throw py::type_error(std::string(name_) + ": __dlpack__ did not return a DLPack capsule");
+    }
+    try {
+        const bool bf = t->dtype.code == dlpack::kBfloat;
+        const char *codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+        set_dtype(bf ? "bfloat16" : (t->dtype.code < 7 ? codes[t->dtype.code] : "unknown") + std::to_string(t->dtype.bits));
+        data_ = static_cast<char *>(t->data) + t->byte_offset;
+        shape_.assign(t->shape, t->shape + t->ndim);
+        strides_.assign(std::size_t(t->ndim), 1);
+        if (t->strides != nullptr)
+            strides_.assign(t->strides, t->strides + t->ndim);
+        else
+            for (int i = t->ndim - 2; i >= 0; --i)
+                strides_[std::size_t(i)] = strides_[std::size_t(i) + 1] * shape_[std::size_t(i) + 1];
+    } catch (...) {
+        DeviceArray release(std::move(*this));
+        throw;
+    }
+}
+
+std::string DeviceArray::shape_text() const { return text(shape_); }
+
+std::vector<std::int64_t> DeviceArray::leading(int core) const {
+    return {shape_.begin(), shape_.end() - std::min<std::ptrdiff_t>(core, std::ptrdiff_t(shape_.size()))};
+}
+
+Stack DeviceArray::stack(const std::vector<std::int64_t> &batch, int core) const {
+    const int d = ndim();
+    if (d < core)
+        throw py::value_error(std::string(name_) + " must have at least " + std::to_string(core) + " dimension" + (core == 1 ? "" : "s") +
+                              ", got shape " + shape_text());
+    Stack s;
+    s.data = data_;
+    s.dtype = dtype_;
+    s.rows = core == 2 ? shape(d - 2) : 1;
+    s.cols = shape(d - 1);
+    s.row_stride = core == 2 ? stride(d - 2) : 0;
+    s.col_stride = s.cols <= 1 ? 1 : stride(d - 1);
+    if (core == 2 && s.rows <= 1) s.row_stride = s.cols;
+    const int mine = d - core, all = int(batch.size());
+    // Axes from the last to the first; what lies one after the other in memory is one axis.
+    std::vector<std::int64_t> shapes, strides;
+    for (int b = all - 1; b >= 0; --b) {
+        const int a = b - (all - mine);
+        const std::int64_t n = a >= 0 ? shape(a) : 1, want = batch[std::size_t(b)];
+        if (n != want && n != 1)
+            throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + text(batch));
+        if (want == 1) continue;
+        const std::int64_t step = a >= 0 && n == want ? stride(a) : 0;
+        if (!shapes.empty() && step == shapes.back() * strides.back()) {
+            shapes.back() *= want;
+        } else {
+            shapes.push_back(want);
+            strides.push_back(step);
+        }
+    }
+    if (mine > all) {
+        for (int a = 0; a < mine - all; ++a)
+            if (shape(a) != 1)
+                throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + text(batch));
+    }
+    if (shapes.size() > std::size_t(cuda::kAxes))
+        throw py::value_error(std::string(name_) + " has " + std::to_string(shapes.size()) + " leading axes that are not contiguous; at most " +
+                              std::to_string(cuda::kAxes) + " are taken");
+    s.axes = int(shapes.size());
+    for (int i = 0; i < s.axes; ++i) {
+        s.shape[i] = shapes[std::size_t(s.axes - 1 - i)];
+        s.stride[i] = strides[std::size_t(s.axes - 1 - i)];
+    }
+    return s;
+}
+
+void DeviceArray::require_shape(const std::vector<std::int64_t> &wanted) const {
+    if (shape_ != wanted) throw py::value_error(std::string(name_) + " must have shape " + text(wanted) + ", got " + shape_text());
+}
+
+void DeviceArray::require_dtype(DType d) const {
+    if (dtype_ != d) throw py::type_error(std::string(name_) + " must be " + cuda::name_of(d) + ", got " + cuda::name_of(dtype_));
+}
+
+void *DeviceArray::contiguous() const {
+    std::int64_t step = 1;
+    for (int i = ndim() - 1; i >= 0; --i) {
+        if (shape(i) > 1 && stride(i) != step) throw py::value_error(std::string(name_) + " must be C-contiguous");
+        step *= shape(i);
+    }
+    return data_;
+}
+
+Memory::Memory(const Call &call, std::int64_t bytes) {
+    context_.stream = reinterpret_cast<void *>(call.stream);
+    context_.device = call.device;
+    if (bytes == 0) return;
+    owner_ = call.allocate(bytes);
+    if (const auto pointer = attribute(owner_, "data_ptr"))
+        context_.workspace = reinterpret_cast<void *>(pointer().cast<std::uintptr_t>());
+    else
+        context_.workspace = reinterpret_cast<void *>(owner_.attr("data").attr("ptr").cast<std::uintptr_t>());
+    context_.workspace_bytes = bytes;
+}
+
+} // namespace subspan::bind

@@ -1,0 +1,83 @@
+#include "device_array.hpp"
+#include "register.hpp"
+#include "subspan/cuda/apply_core.hpp"
+
+#include <optional>
+#include <vector>
+
+namespace subspan::bind {
+namespace {
+
+cuda::CoreOptions options(int kind, double value, double alpha, bool left) {
+    cuda::CoreOptions o;
+    o.kind = static_cast<cuda::CoreOptions::Kind>(kind);
+    o.value = value;
+    o.alpha = alpha;
+    o.left = left;
+    return o;
+}
+
+} // namespace
+
+void register_device_orth(py::module_ &m) {
+    m.def(
+        "apply_core",
+        [](const py::tuple &where, const py::object &c, const py::object &v, const py::object &core, int kind, double value, double alpha,
+           bool left, const py::object &out, const py::object &source) {
+            const Call call(where);
+            const DeviceArray xc(c, "C", call), xv(v, "V", call), xo(out, "out", call);
+            std::optional<DeviceArray> xm, xs;
+            if (!core.is_none()) xm.emplace(core, "M", call);
+            if (!source.is_none()) xs.emplace(source, "source", call);
+            const auto batch = xo.leading();
+            for (const DeviceArray *a : {&xv, &xo}) a->require_dtype(xc.dtype());
+            require_apart(xo, xc, true);
+            require_apart(xo, xv);
+            if (xm) require_apart(xo, *xm);
+            if (xs) require_apart(xo, *xs);
+            cuda::CoreCall k;
+            k.c = xc.stack(batch);
+            k.v = xv.stack(batch);
+            k.out = xo.stack(batch);
+            Stack sm, ss;
+            if (xm) {
+                sm = xm->stack(batch, kind == cuda::CoreOptions::full ? 2 : 1);
+                k.core = &sm;
+            }
+            if (xs) {
+                ss = xs->stack(batch);
+                k.source = &ss;
+            }
+            const auto o = options(kind, value, alpha, left);
+            const Memory memory(call, cuda::apply_core_workspace(k, o, call.device));
+            const py::gil_scoped_release release;
+            cuda::apply_core(memory.context(), k, o);
+        },
+        py::arg("call"), py::arg("c"), py::arg("v"), py::arg("core"), py::arg("kind"), py::arg("value"), py::arg("alpha"), py::arg("left"),
+        py::arg("out"), py::arg("source") = py::none());
+    m.def(
+        "apply_core_group",
+        [](const py::tuple &where, const py::list &c, const py::list &v, double value, double alpha, bool left, const py::list &out) {
+            const Call call(where);
+            if (c.size() != v.size() || c.size() != out.size()) throw py::value_error("C, U and out must be lists of one length");
+            std::vector<DeviceArray> arrays;
+            arrays.reserve(3 * c.size());
+            std::vector<cuda::CoreCall> calls(c.size());
+            for (std::size_t i = 0; i < c.size(); ++i) {
+                const DeviceArray &xc = arrays.emplace_back(c[i], "C", call), &xv = arrays.emplace_back(v[i], "U", call);
+                const DeviceArray &xo = arrays.emplace_back(out[i], "out", call);
+                if (xc.ndim() != 2 || xv.ndim() != 2) throw py::value_error("matrices of a list have two dimensions, got C " + xc.shape_text());
+                require_apart(xo, xc, true);
+                require_apart(xo, xv);
+                calls[i].c = xc.stack({});
+                calls[i].v = xv.stack({});
+                calls[i].out = xo.stack({});
+            }
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            cuda::apply_core_group(memory.context(), calls, options(cuda::CoreOptions::scalar, value, alpha, left));
+        },
+        py::arg("call"), py::arg("c"), py::arg("v"), py::arg("value"), py::arg("alpha"), py::arg("left"), py::arg("out"));
+}
+
+} // namespace subspan::bind

@@ -1,0 +1,11 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace subspan::bind {
+
+void register_device(pybind11::module_ &m);
+void register_device_orth(pybind11::module_ &m);
+void register_emulated(pybind11::module_ &m); // tests only
+
+} // namespace subspan::bind

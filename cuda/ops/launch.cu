@@ -1,0 +1,75 @@
+#include "subspan/cuda/launch.cuh"
+
+#include <mutex>
+
+namespace subspan::cuda {
+namespace {
+
+Device devices[kMaxDevices];
+#if defined(__CUDACC__)
+std::once_flag known[kMaxDevices];
+#endif
+
+const Device &describe(int index) {
+    if (index < 0 || index >= kMaxDevices) throw ValueError("device " + std::to_string(index) + " is not one of the first 64");
+    const auto read = [&] {
+        Device d;
+        int value = 0;
+        check(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, index), "the device's compute capability");
+        d.major = value;
+        check(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, index), "the device's multiprocessors");
+        d.processors = value;
+        check(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "the device's shared memory");
+        d.shared_limit = value;
+        devices[index] = d;
+    };
+#if defined(__CUDACC__)
+    std::call_once(known[index], read);
+#else
+    read(); // tests change the emulated device
+#endif
+    return devices[index];
+}
+
+} // namespace
+
+void check(cudaError_t e, const char *what) {
+    if (e == cudaSuccess) return;
+    cudaGetLastError();
+    throw CudaError(std::string(what) + ": CUDA error " + std::to_string(int(e)) + ", " + cudaGetErrorString(e));
+}
+
+void detail::check_launch(cudaError_t e, const char *name) {
+    if (e == cudaSuccess) return;
+    cudaGetLastError();
+    throw CudaError(std::string("launching ") + name + ": CUDA error " + std::to_string(int(e)) + ", " + cudaGetErrorString(e));
+}
+
+Session::Session(const Context &context) : device_(nullptr), stream_(static_cast<cudaStream_t>(context.stream)), index_(context.device), before_(0) {
+    check(cudaGetDevice(&before_), "asking for the current device");
+    const cudaError_t left = cudaPeekAtLastError();
+    if (left != cudaSuccess) {
+        cudaGetLastError();
+        throw CudaError(std::string("an error that earlier CUDA code of this process has left (nothing was launched now): CUDA error ") +
+                        std::to_string(int(left)) + ", " + cudaGetErrorString(left));
+    }
+    device_ = &describe(index_);
+    if (device_->major < 8)
+        throw CudaError("device " + std::to_string(index_) + " has compute capability " + std::to_string(device_->major) +
+                        ".x; the kernels need 8.0 or newer");
+    // The legacy and per-thread default streams (null, 1 and 2) belong to whatever device is current.
+    if (reinterpret_cast<std::uintptr_t>(context.stream) > 2) {
+        int owner = index_;
+        check(cudaStreamGetDevice(stream_, &owner), "asking for the stream's device");
+        if (owner != index_)
+            throw ValueError("the current stream belongs to device " + std::to_string(owner) + ", and the arrays are on device " +
+                             std::to_string(index_));
+    }
+    if (before_ != index_) check(cudaSetDevice(index_), "changing the device");
+}
+
+Session::~Session() {
+    if (before_ != index_) cudaSetDevice(before_);
+}
+
+} // namespace subspan::cuda

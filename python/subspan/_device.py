@@ -1,0 +1,184 @@
+"""Arrays in CUDA device memory: whose they are, the stream that a call runs on, memory for results and work."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subspan._arrays import Array, library_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CUDA = 2  # DLPack's number of the device type
+_WIDE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+
+
+class CudaError(RuntimeError):
+    """A CUDA call failed, or there are no CUDA kernels or devices. The error is cleared before it is raised."""
+
+
+def device_of(x: Any) -> int | None:
+    """Number of the CUDA device that ``x`` is on; None for everything else."""
+    if isinstance(x, (np.ndarray, float, int)) or x is None:
+        return None
+    library = library_of(x)
+    if library == "torch":
+        return int(x.get_device()) if x.is_cuda else None
+    if library == "cupy":
+        return int(x.device.id)
+    where = getattr(x, "__dlpack_device__", None)
+    if where is None:
+        return None
+    try:
+        kind, number = where()
+    except Exception:  # an array that is spread over devices, or whose memory is gone: its own use will tell
+        return None
+    return int(number) if int(kind) == _CUDA else None
+
+
+def on_device(*arrays: Any) -> bool:
+    """Whether one of them is in CUDA device memory."""
+    return any(device_of(x) is not None for x in arrays)
+
+
+_module: Any = None
+
+
+def kernels() -> Any:
+    """The extension module with the CUDA kernels, or a CudaError that says how to get it."""
+    global _module
+    if _module is None:
+        try:
+            _module = importlib.import_module("subspan._cuda")
+        except ModuleNotFoundError:
+            raise CudaError(
+                "the array is in CUDA device memory, and this build of subspan has no CUDA kernels: install a wheel "
+                "that has them, pip install 'subspan[cuda13]', or build with nvcc 13 on the PATH and "
+                "pip install . -Ccmake.define.SUBSPAN_CUDA=ON"
+            ) from None
+        except ImportError as e:
+            raise CudaError(f"the CUDA kernels of subspan could not be loaded: {e}") from e
+    return _module
+
+
+def dtype_name(x: Any) -> str:
+    return str(x.dtype).rpartition(".")[2]
+
+
+def check_dtype(x: Any, name: str) -> str:
+    dtype = dtype_name(x)
+    if dtype not in _WIDE:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {dtype}; convert it first, e.g. "
+            f"{name}.astype('float32') or {name}.to(torch.float32)"
+        )
+    return dtype
+
+
+def wide_dtype(dtype: str) -> str:
+    """What sums of items of this dtype are kept in."""
+    return _WIDE[dtype]
+
+
+class Place:
+    """The library and the device of a call's first array: there results and workspace are allocated."""
+
+    def __init__(self, **arrays: Any) -> None:
+        first = next(name for name, x in arrays.items() if device_of(x) is not None)
+        self.library = library_of(arrays[first])
+        device = device_of(arrays[first])
+        assert device is not None
+        self.device = device
+        self.module = kernels()
+        for name, x in arrays.items():
+            if x is None or isinstance(x, (int, float)):
+                continue
+            there = device_of(x)
+            if there is None:
+                raise TypeError(
+                    f"{name} is on the CPU and {first} on CUDA device {device}; move it first, e.g. "
+                    f"cupy.asarray({name}) or {name}.to('cuda')"
+                )
+            if there != device:
+                raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
+
+    def call(self) -> tuple[int, int, Callable[[int], Any]]:
+        """What bindings take: the library's current stream, the device, and where workspace comes from."""
+        return self.stream(), self.device, self._bytes
+
+    def stream(self) -> int:
+        if self.library == "torch":
+            return int(sys.modules["torch"].cuda.current_stream(self.device).cuda_stream)
+        if self.library == "cupy":
+            return int(sys.modules["cupy"].cuda.get_current_stream(self.device).ptr)
+        return 0
+
+    def _bytes(self, count: int) -> Any:
+        return self.empty((count,), "uint8")
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A fresh array of the caller's library."""
+        if self.library == "torch":
+            torch = sys.modules["torch"]
+            return torch.empty(shape, dtype=getattr(torch, dtype), device=torch.device("cuda", self.device))
+        if self.library == "cupy":
+            cupy = sys.modules["cupy"]
+            with cupy.cuda.Device(self.device):
+                return cupy.empty(shape, dtype=_numpy_dtype(dtype))
+        raise TypeError(
+            f"results cannot be allocated by {self.library!r} on a device; pass out=, or CuPy arrays or PyTorch tensors "
+            "of the same memory (cupy.from_dlpack, torch.from_dlpack)"
+        )
+
+    def converted(self, x: Any, dtype: str) -> Any:
+        if dtype_name(x) == dtype:
+            return x
+        if self.library == "torch":
+            return x.to(getattr(sys.modules["torch"], dtype))
+        return x.astype(_numpy_dtype(dtype))
+
+    def output(self, out: Array | None, shape: tuple[int, ...], dtype: str) -> Any:
+        """``out``, checked, or a fresh array."""
+        if out is None:
+            return self.empty(shape, dtype)
+        if device_of(out) is None:
+            raise TypeError(f"out is on the CPU and the arguments are on CUDA device {self.device}")
+        if library_of(out) == "jax":
+            raise TypeError("out: JAX arrays are immutable")
+        if library_of(out) == "torch":
+            torch = sys.modules["torch"]
+            if out.requires_grad and torch.is_grad_enabled():
+                raise ValueError("out requires grad; write to it under torch.no_grad()")
+        if tuple(out.shape) != shape:
+            raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
+        if dtype_name(out) != dtype:
+            raise TypeError(f"out must be {dtype}, got {dtype_name(out)}")
+        return out
+
+
+def _numpy_dtype(dtype: str) -> Any:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def broadcast_batch(**arrays: tuple[Any, int]) -> tuple[int, ...]:
+    """Leading axes of several arrays together; the numbers say how many trailing axes of each are its own."""
+    try:
+        return np.broadcast_shapes(*(tuple(x.shape)[: len(x.shape) - core] for x, core in arrays.values()))
+    except ValueError:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, (x, _) in arrays.items())
+        raise ValueError(f"leading axes do not broadcast: {shapes}") from None
+
+
+def matrix(x: Any, name: str) -> Any:
+    if len(x.shape) < 2:
+        raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}")
+    check_dtype(x, name)
+    return x

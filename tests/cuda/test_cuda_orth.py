@@ -1,0 +1,289 @@
+"""Projections on a device against float64 on the CPU."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from subspan import orth
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = [np.dtype(np.float16), BF16, np.dtype(np.float32), np.dtype(np.float64)]
+IDS = ["f16", "bf16", "f32", "f64"]
+
+
+def eps(dtype):
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def wide(x):
+    return np.asarray(x).astype(np.float64)
+
+
+def reference(C, V, M, alpha, side, source=None):
+    C, V = wide(C), wide(V)
+    X = C if source is None else wide(source) - C
+    Vt = np.swapaxes(V, -1, -2)
+    core = M * np.eye(V.shape[-1]) if np.ndim(M) == 0 else (np.diag(wide(M)) if np.ndim(M) == 1 else wide(M))
+    return alpha * C + (V @ core @ (Vt @ X) if side == "left" else (X @ V) @ core @ Vt)
+
+
+def close(got, want, dtype, scale=8.0):
+    got = wide(got)
+    error = np.abs(got - want).max() if want.size else 0.0
+    assert error <= scale * eps(dtype) * max(1.0, np.abs(want).max(initial=0.0)), error
+
+
+def basis(rng, n, k, dtype):
+    return np.linalg.qr(rng.standard_normal((n, k)))[0].astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("order", ["C", "F", "strided"])
+def test_apply_core(gpu, rng, dtype, side, order):
+    for m, n, k in [(64, 40, 8), (33, 70, 3), (130, 17, 32), (200, 64, 45), (1, 5, 1), (16, 1, 2), (300, 33, 100)]:
+        rows = m if side == "left" else n
+        k = min(k, rows)
+        C = rng.standard_normal((m, n)).astype(dtype)
+        V = basis(rng, rows, k, dtype)
+        M = (rng.standard_normal((k, k)) / max(k, 1) ** 0.5).astype(np.float64 if dtype == np.float64 else np.float32)
+        if order == "F":
+            c, v = gpu.put(np.ascontiguousarray(C.T)).T, gpu.put(np.ascontiguousarray(V.T)).T
+        elif order == "strided":
+            c, v = gpu.put(np.repeat(np.repeat(C, 2, 0), 3, 1))[::2, ::3], gpu.put(np.repeat(V, 2, 1))[:, ::2]
+        else:
+            c, v = gpu.put(C), gpu.put(V)
+        for core in (M, M[0].copy(), 0.75):
+            for alpha in (1.0, 0.0, -0.5):
+                core_there = core if np.ndim(core) == 0 else gpu.put(core)
+                out = gpu.twice(lambda: orth.apply_core(c, v, core_there, alpha=alpha, side=side))  # noqa: B023
+                close(gpu.get(out), reference(C, V, core, alpha, side), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_project_out_in_place_is_orthogonal(gpu, rng, dtype, side):
+    m, n, k = 256, 96, 16
+    C = rng.standard_normal((m, n)).astype(dtype)
+    U = basis(rng, m if side == "left" else n, k, dtype)
+    c = gpu.put(C)
+    assert orth.project_out(c, gpu.put(U), side=side, out=c) is c
+    got = gpu.get(c)
+    # Against the exact projector of the basis as it was rounded.
+    close(got, reference(C, U, -1.0, 1.0, side), dtype, 2.0)
+    inside = wide(U).T @ wide(got) if side == "left" else wide(got) @ wide(U)
+    before = wide(U).T @ wide(C) if side == "left" else wide(C) @ wide(U)
+    assert np.linalg.norm(inside) <= 10 * eps(dtype) * np.linalg.norm(before) * (2 if dtype.itemsize == 2 else 1)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=["bf16", "f32"])
+@pytest.mark.parametrize("rows", [4096, 9000, 40000])
+def test_tall_panels_over_clusters_and_two_passes(gpu, rng, dtype, rows):
+    C = rng.standard_normal((rows, 20)).astype(dtype)
+    U = basis(rng, rows, 5, dtype)
+    out = gpu.twice(lambda: orth.project_out(gpu.put(C), gpu.put(U)))
+    close(gpu.get(out), reference(C, U, -1.0, 1.0, "left"), dtype, 2.0)
+    wide_c = np.ascontiguousarray(C.T)
+    out = orth.project_out(gpu.put(wide_c), gpu.put(U), side="right")
+    close(gpu.get(out), reference(wide_c, U, -1.0, 1.0, "right"), dtype, 2.0)
+
+
+def test_without_clusters(emulation, rng):
+    emulation.control.hardware(8, 166912)
+    C, U = rng.standard_normal((5000, 24)).astype(np.float32), basis(rng, 5000, 6, np.float32)
+    out = emulation.twice(lambda: orth.project_out(emulation.put(C), emulation.put(U)))
+    close(emulation.get(out), reference(C, U, -1.0, 1.0, "left"), np.dtype(np.float32), 2.0)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float64)], ids=["bf16", "f64"])
+def test_stacks_and_broadcasting(gpu, rng, dtype):
+    C = rng.standard_normal((3, 2, 24, 40)).astype(dtype)
+    U = np.stack([basis(rng, 24, 4, dtype) for _ in range(2)])
+    out = gpu.twice(lambda: orth.project_out(gpu.put(C), gpu.put(U)))
+    close(gpu.get(out), reference(C, U, -1.0, 1.0, "left"), dtype)
+    # One matrix, several bases; a view with its axes exchanged.
+    out = orth.project(gpu.put(C[0, 0]), gpu.put(U))
+    close(gpu.get(out), reference(C[0, 0], U, 1.0, 0.0, "left"), dtype)
+    swapped = (
+        gpu.xp.ndarray(np.swapaxes(gpu.put(C)._host, 0, 1)) if gpu.control is not None else gpu.put(C).swapaxes(0, 1)
+    )
+    out = orth.project_out(swapped, gpu.put(U[:, None]))
+    close(gpu.get(out), reference(np.swapaxes(C, 0, 1), U[:, None], -1.0, 1.0, "left"), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+def test_swap(gpu, rng, dtype):
+    base, source = rng.standard_normal((2, 50, 48)).astype(dtype)
+    R = basis(rng, 48, 6, dtype)
+    out = gpu.twice(lambda: orth.swap(gpu.put(base), gpu.put(source), gpu.put(R)))
+    close(gpu.get(out), reference(base, R, 1.0, 1.0, "right", source), dtype)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=["bf16", "f32"])
+def test_both_sides(gpu, rng, dtype):
+    C = rng.standard_normal((40, 56)).astype(dtype)
+    left, right = basis(rng, 40, 4, dtype), basis(rng, 56, 7, dtype)
+    out = orth.project_out(gpu.put(C), (gpu.put(left), gpu.put(right)), side="both")
+    want = reference(reference(C, left, -1.0, 1.0, "left"), right, -1.0, 1.0, "right")
+    close(gpu.get(out), want, dtype)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=["bf16", "f32"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_list_is_one_launch(gpu, rng, dtype, side):
+    shapes = [(64, 32, 4), (300, 20, 8), (17, 90, 3), (33, 33, 16), (0, 5, 1)]
+    C = [rng.standard_normal((m, n)).astype(dtype) for m, n, _ in shapes]
+    U = [basis(rng, m if side == "left" else n, min(k, m if side == "left" else n), dtype) for (m, n, k) in shapes]
+    c, u = [gpu.put(x) for x in C], [gpu.put(x) for x in U]
+    if gpu.control is not None:
+        before = gpu.control.launches()
+    out = orth.project_out(c, u, side=side, strength=0.5)
+    if gpu.control is not None:
+        assert gpu.control.launches() == before + 1
+    for a, b, got in zip(C, U, out, strict=True):
+        close(gpu.get(got), reference(a, b, -0.5, 1.0, side), dtype)
+
+
+@given(
+    m=st.integers(0, 70),
+    n=st.integers(0, 70),
+    k=st.integers(0, 40),
+    dtype=st.sampled_from(DTYPES),
+    side=st.sampled_from(["left", "right"]),
+    alpha=st.sampled_from([0.0, 1.0, 0.3]),
+)
+def test_any_shape(emulated, m, n, k, dtype, side, alpha):
+    import sys
+
+    import subspan._device as placing
+
+    sys.path.insert(0, __file__.rpartition("/")[0])
+    import fake_cupy
+
+    before = sys.modules.get("cupy"), placing._module
+    sys.modules["cupy"], placing._module = fake_cupy, emulated
+    try:
+        rng = np.random.default_rng(m * 10007 + n * 101 + k)
+        C, V = rng.standard_normal((m, n)).astype(dtype), rng.standard_normal((m if side == "left" else n, k))
+        V = (V / max(1.0, np.sqrt(V.shape[0]))).astype(dtype)
+        out = orth.apply_core(fake_cupy.asarray(C), fake_cupy.asarray(V), -0.5, alpha=alpha, side=side)
+        assert out.shape == C.shape
+        close(out.get(), reference(C, V, -0.5, alpha, side), dtype, 16.0)
+    finally:
+        placing._module = before[1]
+        if before[0] is None:
+            del sys.modules["cupy"]
+        else:
+            sys.modules["cupy"] = before[0]
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+def test_arguments_that_do_not_fit(gpu, rng):
+    C, U = gpu.put(rng.standard_normal((8, 6)).astype(np.float32)), gpu.put(basis(rng, 8, 2, np.float32))
+    with pytest.raises(ValueError, match="U must have 6 rows"):
+        orth.project_out(C, U, side="right")
+    with pytest.raises(TypeError, match=r"U must be float32 as C is, got float64"):
+        orth.project_out(C, gpu.put(basis(rng, 8, 2, np.float64)))
+    with pytest.raises(TypeError, match="C must be float16"):
+        orth.apply_core(gpu.put(np.ones((8, 6), np.int32)), U, 1.0)
+    with pytest.raises(ValueError, match="M must have 2 rows and columns"):
+        orth.apply_core(C, U, gpu.put(np.eye(3, dtype=np.float32)))
+    with pytest.raises(ValueError, match="out overlaps V"):
+        both = gpu.put(rng.standard_normal((8, 8)).astype(np.float32))
+        orth.apply_core(both, both[:, :2], 1.0, out=both)
+    with pytest.raises(ValueError, match=r"out must have shape \(8, 6\), got \(6, 8\)"):
+        orth.project_out(C, U, out=gpu.put(np.zeros((6, 8), np.float32)))
+    with pytest.raises(TypeError, match="out must be float32, got float64"):
+        orth.project_out(C, U, out=gpu.put(np.zeros((8, 6))))
+    with pytest.raises(NotImplementedError, match="orthonormal=False"):
+        orth.project_out(C, U, orthonormal=False)
+    with pytest.raises(ValueError, match="lists of one length"):
+        orth.project_out([C], [U, U])
+
+
+def test_a_host_array_among_device_arrays(gpu, rng):
+    C, U = rng.standard_normal((8, 6)).astype(np.float32), basis(rng, 8, 2, np.float32)
+    with pytest.raises(TypeError, match="U is on the CPU and C on CUDA device 0; move it first"):
+        orth.project_out(gpu.put(C), U)
+    with pytest.raises(TypeError, match="C is on the CPU and U on CUDA device 0"):
+        orth.project_out(C, gpu.put(U))
+    with pytest.raises(TypeError, match="out is on the CPU"):
+        orth.project_out(gpu.put(C), gpu.put(U), out=C)
+
+
+def test_arrays_on_two_devices(emulation, rng):
+    emulation.control.devices(2, 0)
+    C, U = rng.standard_normal((8, 6)).astype(np.float32), basis(rng, 8, 2, np.float32)
+    with pytest.raises(ValueError, match="U is on CUDA device 1 and C on 0; all must be on one"):
+        orth.project_out(emulation.put(C), emulation.put(U, 1))
+    # All on the second one, while the first is current: the call changes to it and back.
+    out = orth.project_out(emulation.put(C, 1), emulation.put(U, 1))
+    assert out.device.id == 1
+    close(out.get(), reference(C, U, -1.0, 1.0, "left"), np.dtype(np.float32))
+
+
+def test_errors_of_the_device(emulation, rng):
+    import subspan
+
+    C, U = emulation.put(rng.standard_normal((8, 6)).astype(np.float32)), emulation.put(basis(rng, 8, 2, np.float32))
+    before = C.get()
+    emulation.control.leave_error(700)
+    with pytest.raises(subspan.CudaError, match="earlier CUDA code of this process has left.*illegal memory access"):
+        orth.project_out(C, U, out=C)
+    np.testing.assert_array_equal(C.get(), before)
+    assert emulation.control.error() == 0  # cleared: the next call runs
+    orth.project_out(C, U)
+    emulation.control.fail_next_launch(2)
+    with pytest.raises(subspan.CudaError, match=r"launching apply_core: CUDA error 2, out of memory"):
+        orth.project_out(C, U, out=C)
+    np.testing.assert_array_equal(C.get(), before)
+    emulation.control.hardware(7, 99000)
+    with pytest.raises(subspan.CudaError, match="compute capability 7.x; the kernels need 8.0"):
+        orth.project_out(C, U, out=C)
+    emulation.control.reset()
+    emulation.control.devices(2, 0)
+    emulation.control.stream_device(1)
+    emulation.xp.cuda.stream = 4711
+    with pytest.raises(ValueError, match="current stream belongs to device 1, and the arrays are on device 0"):
+        orth.project_out(C, U, out=C)
+    np.testing.assert_array_equal(C.get(), before)
+
+
+def test_workspace_that_cannot_be_had(emulation, rng, monkeypatch):
+    rows = 40000
+    C, U = rng.standard_normal((rows, 8)).astype(np.float32), basis(rng, rows, 3, np.float32)
+    c, u = emulation.put(C), emulation.put(U)
+    empty = emulation.xp.empty
+
+    def none_left(shape, dtype=np.float64):
+        if np.dtype(dtype) == np.uint8:
+            raise MemoryError("out of device memory")
+        return empty(shape, dtype)
+
+    monkeypatch.setattr(emulation.xp, "empty", none_left)
+    with pytest.raises(MemoryError, match="out of device memory"):
+        orth.project_out(c, u, out=c)
+    np.testing.assert_array_equal(c.get(), C)
+
+
+def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, rng):
+    import sys
+
+    import subspan
+    import subspan._device as placing
+
+    sys.path.insert(0, __file__.rpartition("/")[0])
+    import fake_cupy
+
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy)
+    monkeypatch.setattr(placing, "_module", None)
+    monkeypatch.setitem(sys.modules, "subspan._cuda", None)
+    C, U = fake_cupy.asarray(np.ones((8, 6))), fake_cupy.asarray(np.eye(8)[:, :2])
+    with pytest.raises(subspan.CudaError, match=r"could not be loaded|no CUDA kernels.*subspan\[cuda13\]"):
+        orth.project_out(C, U)
