@@ -39,7 +39,7 @@ target_compile_definitions(subspan_cuda PRIVATE SUBSPAN_CUDA_ARCHITECTURES="${SU
 # Registers, shared memory and spills of every kernel, which ptxas tells while it compiles: kept beside the module, and a
 # test reads them.
 target_compile_options(subspan_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>
-  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SUBSPAN_WERROR}>>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror>)
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SUBSPAN_WERROR}>>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wno-unknown-pragmas,-Werror>)
 if(UNIX)
   set(SUBSPAN_CUDA_REPORT ${CMAKE_CURRENT_BINARY_DIR}/cuda_resources)
   file(MAKE_DIRECTORY ${SUBSPAN_CUDA_REPORT})

@@ -61,7 +61,7 @@ DeviceArray::~DeviceArray() {
 
 void DeviceArray::set_dtype(const std::string &name) {
     const std::string last = name.substr(name.rfind('.') + 1); // torch.float32
-    for (const DType d : {DType::f16, DType::bf16, DType::f32, DType::f64})
+    for (const DType d : {DType::f16, DType::bf16, DType::f32, DType::f64, DType::u8})
         if (last == cuda::name_of(d)) {
             dtype_ = d;
             return;

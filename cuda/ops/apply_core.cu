@@ -42,9 +42,9 @@ template <class T> struct OfStack {
     Matrices<const Accumulate<T>> core;
     Job<T> shape; // strides and sizes
     int panels;   // of one matrix
-    SUBSPAN_DEVICE Job<T> find(int64_t panel, int &column) const {
-        const int64_t item = panel / panels;
-        column = int(panel - item * panels) * kPanel<T>;
+    SUBSPAN_DEVICE Job<T> find(unsigned panel, int &column) const {
+        const unsigned item = panel / unsigned(panels);
+        column = int(panel - item * unsigned(panels)) * kPanel<T>;
         Job<T> j = shape;
         j.x = x.at(item);
         j.v = v.at(item);
@@ -58,13 +58,13 @@ template <class T> struct OfGroup {
     int count;
     int first[kGroup + 1]; // panels before each matrix
     Job<T> jobs[kGroup];
-    SUBSPAN_DEVICE Job<T> find(int64_t panel, int &column) const {
+    SUBSPAN_DEVICE Job<T> find(unsigned panel, int &column) const {
         int low = 0, high = count;
         while (high - low > 1) {
             const int middle = (low + high) / 2;
-            (panel < first[middle] ? high : low) = middle;
+            (int(panel) < first[middle] ? high : low) = middle;
         }
-        column = int(panel - first[low]) * kPanel<T>;
+        column = (int(panel) - first[low]) * kPanel<T>;
         return jobs[low];
     }
 };
@@ -420,7 +420,7 @@ __global__ void __launch_bounds__(kThreads) apply_core_kernel(const From from, c
     SUBSPAN_SHARED(memory);
     int j0 = 0;
     const unsigned block = blockIdx.x % unsigned(plan.blocks);
-    const int64_t panel = int64_t(blockIdx.x) / plan.blocks;
+    const unsigned panel = blockIdx.x / unsigned(plan.blocks);
     const Job<T> job = from.find(panel, j0);
     const int tid = int(threadIdx.x), k = job.k, k32 = divide_up(k, kBlock) * kBlock, i0 = int(block) * plan.rows;
     Tile<T, Across> tile{reinterpret_cast<T *>(memory), plan.rows, Tile<T, Across>::pitch_of(plan.rows)};
@@ -448,12 +448,12 @@ __global__ void __launch_bounds__(kThreads) apply_core_kernel(const From from, c
         tile.load(job.x, job.xi, job.xj, i0, j0, job.m, job.n, plan.vector_x);
     }
     if (plan.mode == Plan<T>::partial) {
-        A *to = plan.sums + (panel * plan.blocks + block) * k * P;
+        A *to = plan.sums + (int64_t(panel) * plan.blocks + block) * k * P;
         for (int e = tid; e < k * P; e += kThreads) to[e] = mine[e];
         return;
     }
     if (plan.mode == Plan<T>::finish) {
-        const A *parts = plan.sums + panel * plan.blocks * k * P;
+        const A *parts = plan.sums + int64_t(panel) * plan.blocks * k * P;
         for (int e = tid; e < k * P; e += kThreads) {
             A sum = parts[e];
             for (int b = 1; b < plan.blocks; ++b) sum += parts[int64_t(b) * k * P + e];

@@ -141,6 +141,11 @@ template <class V> V __shfl_xor_sync(unsigned, V v, int mask) { return subspan::
 template <class V> V __shfl_sync(unsigned, V v, int lane) { return subspan::emulate::exchange(v, lane); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline void sincospi(double x, double *s, double *c) {
+    const double r = std::remainder(x, 2.0) * 3.14159265358979323846;
+    *s = std::sin(r);
+    *c = std::cos(r);
+}
 template <class V> V __ldg(const V *p) { return *p; }
 using std::fma;
 using std::isfinite;

@@ -16,6 +16,12 @@
 #else
 #include "emulate.hpp"
 #endif
+// A kernel's parameter that functions may refer to without a copy in local memory.
+#if defined(__CUDACC__)
+#define SUBSPAN_PARAMETER __grid_constant__
+#else
+#define SUBSPAN_PARAMETER
+#endif
 #define SUBSPAN_DEVICE __device__ __forceinline__
 #define SUBSPAN_SHARED_CODE __host__ __device__ __forceinline__
 

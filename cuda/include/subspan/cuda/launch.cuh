@@ -111,22 +111,26 @@ template <class T> struct Matrices {
     T *data;
     int64_t rows, cols, row_stride, col_stride;
     int axes;
-    int64_t shape[kAxes], stride[kAxes];
+    unsigned shape[kAxes];
+    int64_t stride[kAxes];
 
     Matrices() = default;
     explicit Matrices(const Stack &s)
         : data(static_cast<T *>(s.data)), rows(s.rows), cols(s.cols), row_stride(s.row_stride), col_stride(s.col_stride), axes(s.axes) {
         for (int a = 0; a < kAxes; ++a) {
-            shape[a] = s.shape[a];
+            shape[a] = unsigned(s.shape[a]);
             stride[a] = s.stride[a];
         }
+        if (s.size() > 0x7fffffff) throw ValueError("a stack of " + std::to_string(s.size()) + " matrices is too large for one call");
     }
     /// The first item of matrix i.
-    SUBSPAN_SHARED_CODE T *at(int64_t i) const {
+    SUBSPAN_SHARED_CODE T *at(unsigned i) const {
         int64_t offset = 0;
-        for (int a = axes - 1; a >= 0; --a) {
-            const int64_t rest = i / shape[a];
-            offset += (i - rest * shape[a]) * stride[a];
+#pragma unroll
+        for (int a = kAxes - 1; a >= 0; --a) { // unrolled: an index that is not known would move the arrays to local memory
+            if (a >= axes) continue;
+            const unsigned rest = a > 0 ? i / shape[a] : 0u;
+            offset += int64_t(i - rest * shape[a]) * stride[a];
             i = rest;
         }
         return data + offset;

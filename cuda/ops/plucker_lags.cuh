@@ -1,0 +1,411 @@
+// A token and its past: four or eight neighbouring lanes hold a token, eight of its dimensions each.
+#pragma once
+
+#include "subspan/cuda/launch.cuh"
+#include "subspan/cuda/plucker_mix.hpp"
+
+#include <type_traits>
+
+namespace subspan::cuda::plucker {
+
+inline constexpr int kChunk = 8; // dimensions of a lane
+
+/// What rejections are computed in: 16-bit tokens in float, as long as the angle is not small.
+template <class T> struct LagOf {
+    using type = float;
+};
+template <> struct LagOf<float> {
+    using type = double;
+};
+template <> struct LagOf<double> {
+    using type = double;
+};
+/// What z and u are kept in for the coordinates.
+template <class T> using Kept = Accumulate<T>;
+
+enum Norm { none, clamp, soft };
+enum Weighting { mean, given, softmax };
+
+template <class T> struct Arguments {
+    Matrices<const T> z;
+    Matrices<const unsigned char> mask;
+    bool has_mask, vectors;      // vectors: chunks of z may be read 16 bytes at a time
+    int64_t length, ring, first; // tokens of a sequence; see MixInput
+    unsigned count, tokens;      // tokens mixed in each sequence, and in all
+    int r, m, norm, weighting;
+    double eps, sign;
+    int rope;
+    const double *turns; // cosine and sine of each pair at each position from `turns_from` on, or null
+    int64_t turns_from;
+    // Of each token and offset, unless the weights are the mean and nothing is masked: those follow from positions.
+    typename LagOf<T>::type *alpha;
+    unsigned char *valid;
+    int64_t offsets[kOffsets];
+};
+
+// -- small arithmetic that host tests share ------------------------------------------------------------------------------------
+
+/// The exponent under a positive finite number, kept where both 2^e and 2^-e are normal; 0 for zero, infinity and NaN.
+SUBSPAN_SHARED_CODE int exponent_of(float x) {
+    const int e = int((float_to_bits(x) >> 23) & 255u);
+    return x > 0.0f && e < 255 ? most(-125, least(125, e - 127)) : 0;
+}
+SUBSPAN_SHARED_CODE int exponent_of(double x) {
+    if (!(x > 0.0) || !(x < 1.7976931348623157e308)) return 0;
+    int64_t u;
+#if defined(__CUDA_ARCH__)
+    u = __double_as_longlong(x);
+#else
+    __builtin_memcpy(&u, &x, 8);
+#endif
+    return most(-1021, least(1021, int((u >> 52) & 2047) - 1023));
+}
+/// 2^e, infinite or zero beyond the range.
+template <class L> SUBSPAN_SHARED_CODE L power_of_two(int e);
+template <> SUBSPAN_SHARED_CODE float power_of_two<float>(int e) {
+    if (e > 127) return bits_to_float(0x7f800000u);
+    if (e < -126) return e < -149 ? 0.0f : bits_to_float(1u << (e + 149));
+    return bits_to_float(uint32_t(e + 127) << 23);
+}
+template <> SUBSPAN_SHARED_CODE double power_of_two<double>(int e) {
+    if (e > 1023) return 1.7976931348623157e308 * 2.0;
+    const bool low = e < -1022;
+    const int64_t u = int64_t((low ? most(e + 1000, -1022) : e) + 1023) << 52;
+    double d;
+#if defined(__CUDA_ARCH__)
+    d = __longlong_as_double(u);
+#else
+    __builtin_memcpy(&d, &u, 8);
+#endif
+    return low ? (e < -1074 ? 0.0 : d * 9.332636185032189e-302) : d; // 2^-1000
+}
+
+template <class L> struct Limits;
+template <> struct Limits<float> {
+    static constexpr float parallel = 1e-30f, longest = 1e18f;
+};
+template <> struct Limits<double> {
+    static constexpr double parallel = 1e-30, longest = 1e150;
+};
+
+/// The sum over the lanes of a token, the same in all of them.
+template <int Lanes, class L> SUBSPAN_DEVICE L sum_of(L x) {
+#pragma unroll
+    for (int step = 1; step < Lanes; step *= 2) x += __shfl_xor_sync(kWarp, x, step);
+    return x;
+}
+template <int Lanes, class L> SUBSPAN_DEVICE L most_of(L x) {
+#pragma unroll
+    for (int step = 1; step < Lanes; step *= 2) x = most(x, __shfl_xor_sync(kWarp, x, step));
+    return x;
+}
+
+/// A token's chunk, scaled by 2^-power.
+template <class L> struct Chunk {
+    L x[kChunk];
+    int power;
+};
+
+/// The pair of a token z and one of its past: w becomes the rejection y = w - c z, scaled to lie within sight of one.
+template <class L> struct Pair {
+    L c, yy, g, k;
+    bool moves; // the length counts in the gradient
+    int power;  // of y
+};
+
+template <class T, int Lanes> struct Token {
+    static constexpr int RC = kChunk;
+    using L = typename LagOf<T>::type;
+    const Arguments<T> &a;
+    int q;             // which chunk
+    unsigned index, sequence;
+    int64_t t;
+    bool in; // a token at all
+    Chunk<L> z;
+    L zz;
+
+    SUBSPAN_DEVICE Token(const Arguments<T> &a, unsigned token) : a(a), q(int(threadIdx.x) % Lanes), index(token) {
+        in = token < a.tokens;
+        sequence = in ? token / a.count : 0u;
+        t = in ? a.first + int64_t(token - sequence * a.count) : 0;
+        load(z, t, in && open(t));
+        zz = square(z.x);
+    }
+    SUBSPAN_DEVICE bool open(int64_t t) const { return !a.has_mask || a.mask.at(sequence)[t * a.mask.col_stride] != 0; }
+    /// Whether offset j counts at token s of this sequence.
+    SUBSPAN_DEVICE bool counts(int64_t s, int j) const {
+        if (!in || s < 0 || s >= a.length) return false;
+        if (a.valid != nullptr) return a.valid[place(s, j)] != 0;
+        const int64_t other = s - a.offsets[j];
+        return other >= 0 && other < a.length;
+    }
+    SUBSPAN_DEVICE int64_t place(int64_t s, int j) const { return (int64_t(sequence) * a.count + (s - a.first)) * a.m + j; }
+    /// The weight of the offsets that count at token s where it is the mean; else each has its own.
+    SUBSPAN_DEVICE L mean_at(int64_t s) const {
+        if (a.alpha != nullptr) return L(0);
+        int n = 0;
+        for (int j = 0; j < a.m; ++j) n += counts(s, j) ? 1 : 0;
+        return n > 0 ? L(1) / L(n) : L(0);
+    }
+    SUBSPAN_DEVICE L weight(int64_t s, int j, L mean, bool counted) const {
+        if (!counted) return L(0);
+        return a.alpha != nullptr ? a.alpha[place(s, j)] : mean;
+    }
+
+    SUBSPAN_DEVICE L square(const L (&x)[RC]) const {
+        L s = L(0);
+#pragma unroll
+        for (int e = 0; e < RC; ++e) s = fma(x[e], x[e], s);
+        return sum_of<Lanes>(s);
+    }
+    SUBSPAN_DEVICE L dot(const L (&x)[RC], const L (&y)[RC]) const {
+        L s = L(0);
+#pragma unroll
+        for (int e = 0; e < RC; ++e) s = fma(x[e], y[e], s);
+        return sum_of<Lanes>(s);
+    }
+
+    /// This lane's chunk of token s; zeros unless `wanted`. All lanes of a warp must come here together.
+    SUBSPAN_DEVICE void load(Chunk<L> &w, int64_t s, bool wanted) const {
+        const T *row = a.z.at(sequence) + (a.ring > 0 ? s % a.ring : s) * a.z.row_stride;
+        const int first = q * RC;
+#pragma unroll
+        for (int e = 0; e < RC; ++e) w.x[e] = L(0);
+        if (wanted && a.rope == 0) {
+            bool done = false;
+            if constexpr (sizeof(T) == 2 && RC % 8 == 0) {
+                if (a.vectors && first + RC <= a.r) {
+#pragma unroll
+                    for (int e = 0; e < RC; e += 8) {
+                        const uint4 v = *reinterpret_cast<const uint4 *>(row + first + e);
+                        const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                        for (int p = 0; p < 4; ++p) {
+                            w.x[e + 2 * p] = low_of<T>(word[p]);
+                            w.x[e + 2 * p + 1] = high_of<T>(word[p]);
+                        }
+                    }
+                    done = true;
+                }
+            }
+            if (!done)
+#pragma unroll
+                for (int e = 0; e < RC; ++e)
+                    if (first + e < a.r) w.x[e] = L(widen(row[int64_t(first + e) * a.z.col_stride]));
+        } else if (wanted) {
+            const int half = a.r / 2;
+#pragma unroll
+            for (int e = 0; e < RC; ++e) {
+                const int i = first + e;
+                if (i >= a.r) continue;
+                const int pair = a.rope == 1 ? i / 2 : i % half;
+                const bool second = a.rope == 1 ? i % 2 == 1 : i >= half;
+                const int partner = a.rope == 1 ? i ^ 1 : (second ? i - half : i + half);
+                const double *cs = a.turns + 2 * ((s - a.turns_from) * half + pair);
+                const double x = double(widen(row[int64_t(i) * a.z.col_stride])), y = double(widen(row[int64_t(partner) * a.z.col_stride]));
+                w.x[e] = L(second ? y * cs[1] + x * cs[0] : x * cs[0] - y * cs[1]);
+            }
+        }
+        L top = L(0);
+#pragma unroll
+        for (int e = 0; e < RC; ++e) top = most(top, w.x[e] < L(0) ? -w.x[e] : w.x[e]);
+        w.power = exponent_of(most_of<Lanes>(top));
+        const L down = power_of_two<L>(-w.power);
+#pragma unroll
+        for (int e = 0; e < RC; ++e) w.x[e] *= down;
+    }
+
+    /// With this token as z (or `z`, `zz` of another one): the rejection of w, its length and its coefficients. `alpha` is the weight,
+    /// `valid` whether the offset applies.
+    SUBSPAN_DEVICE Pair<L> reject(const Chunk<L> &z, L zz, Chunk<L> &w, L alpha, bool valid) const {
+        Pair<L> p;
+        p.power = w.power;
+        L s = dot(z.x, w.x);
+        p.c = zz > L(0) ? s / zz : L(0);
+        if (sizeof(L) == 8 && (p.c - L(1) < L(4e-16)) && (p.c - L(1) > L(-4e-16))) p.c = L(1); // equal tokens must vanish
+        Chunk<L> y;
+#pragma unroll
+        for (int e = 0; e < RC; ++e) y.x[e] = fma(-p.c, z.x[e], w.x[e]);
+        p.yy = square(y.x);
+        // Where the angle is small, what is left along z, or lost to rounding, counts.
+        const bool small = !(p.yy >= L(1e-2) * p.c * p.c * zz);
+        if constexpr (sizeof(L) == 8) {
+            const L c2 = zz > L(0) ? dot(z.x, y.x) / zz : L(0);
+            if (small) {
+#pragma unroll
+                for (int e = 0; e < RC; ++e) y.x[e] = fma(-c2, z.x[e], y.x[e]);
+                p.c += c2;
+            }
+            const L again = square(y.x);
+            if (small) p.yy = again;
+            if (p.yy <= L(1e-60) * (p.c * p.c * zz + p.yy)) p.yy = L(0);
+        } else {
+#if defined(__CUDACC__)
+            const bool any = __any_sync(kWarp, small);
+#else
+            const bool any = true;
+#endif
+            if (any) in_double(z, w, y, p, small);
+        }
+#pragma unroll
+        for (int e = 0; e < RC; ++e) w.x[e] = p.yy > L(0) ? y.x[e] : L(0);
+        // Lengths: n = |z||y| in units of 2^power.
+        const int power = z.power + p.power;
+        const L length = sqrt(zz * p.yy), unit = power_of_two<L>(power), n = length * unit, eps = L(a.eps);
+        L f = unit;
+        const bool above = n > eps || (eps == L(0) && length > L(0));
+        if (a.norm == clamp) f = above || !(n < Limits<L>::longest) ? L(1) / length : (eps > L(0) ? unit / eps : L(0));
+        if (a.norm == soft) {
+            f = eps > L(0) ? unit / sqrt(n * n + eps) : (length > L(0) ? L(1) / length : L(0));
+            if (!(n < Limits<L>::longest)) f = L(1) / length;
+        }
+        p.g = valid ? f : L(0);
+        p.k = alpha != L(0) ? L(a.sign) * alpha * f : L(0);
+        p.moves = a.norm == soft || (a.norm == clamp && above);
+        return p;
+    }
+
+    // The same in double for lanes whose angle is small; y is scaled up to where float sees it.
+    SUBSPAN_DEVICE void in_double(const Chunk<L> &z, const Chunk<L> &w, Chunk<L> &y, Pair<L> &p, bool small) const {
+        double zw = 0, zz = 0;
+#pragma unroll
+        for (int e = 0; e < RC; ++e) {
+            zw = fma(double(z.x[e]), double(w.x[e]), zw);
+            zz = fma(double(z.x[e]), double(z.x[e]), zz);
+        }
+        zw = sum_of<Lanes>(zw);
+        zz = sum_of<Lanes>(zz);
+        double c = zz > 0 ? zw / zz : 0.0;
+        if (c - 1 < 4e-16 && c - 1 > -4e-16) c = 1;
+        double left = 0, top = 0;
+#pragma unroll
+        for (int e = 0; e < RC; ++e) left = fma(double(z.x[e]), fma(-c, double(z.x[e]), double(w.x[e])), left);
+        const double c2 = zz > 0 ? sum_of<Lanes>(left) / zz : sum_of<Lanes>(left) * 0.0;
+        double yy = 0;
+#pragma unroll
+        for (int e = 0; e < RC; ++e) {
+            const double v = fma(-c2, double(z.x[e]), fma(-c, double(z.x[e]), double(w.x[e])));
+            yy = fma(v, v, yy);
+            top = most(top, v < 0 ? -v : v);
+        }
+        yy = sum_of<Lanes>(yy);
+        top = most_of<Lanes>(top);
+        const bool parallel = yy <= 1e-60 * (c * c * zz + yy);
+        const int up = most(-120, exponent_of(top));
+        if (!small) return;
+        p.power += up;
+        p.yy = L(0);
+        const double by = double(power_of_two<float>(-up));
+        p.c = L((c + c2) * by);
+#pragma unroll
+        for (int e = 0; e < RC; ++e)
+            y.x[e] = parallel ? L(0) : L(fma(-c2, double(z.x[e]), fma(-c, double(z.x[e]), double(w.x[e]))) * by);
+        if (!parallel) p.yy = L(yy * by * by);
+    }
+
+    /// u = Σ k y over the offsets, and the sum of the weights.
+    SUBSPAN_DEVICE L gather(L (&u)[RC]) const {
+        const L mean = mean_at(t);
+        L sum = L(0);
+#pragma unroll
+        for (int e = 0; e < RC; ++e) u[e] = L(0);
+        for (int j = 0; j < a.m; ++j) {
+            const bool valid = counts(t, j);
+            const L alpha = weight(t, j, mean, valid);
+            Chunk<L> w;
+            load(w, t - a.offsets[j], valid);
+            const Pair<L> p = reject(z, zz, w, alpha, valid);
+            sum += alpha;
+            // Parallel tokens have no wedge, even where k is infinite.
+            const L k = p.yy > L(0) ? p.k : L(0);
+#pragma unroll
+            for (int e = 0; e < RC; ++e) u[e] = fma(k, w.x[e], u[e]);
+        }
+        return sum;
+    }
+};
+
+/// The gradient at this token's role as z, or at another's: T = k du - e zz y for what was w, and -c T - (e yy) z for z.
+template <class L> struct Flow {
+    L y, e;
+};
+template <class L> SUBSPAN_DEVICE Flow<L> flow(const Pair<L> &p, L inner) {
+    Flow<L> f;
+    f.y = p.g * inner;
+    f.e = p.moves ? p.k * f.y * p.g : L(0);
+    return f;
+}
+
+/// Coordinates [p0, p1) of one token: from their gradient dp(p) those of z and u. The lane holds chunk q of both; rows of all dimensions
+/// are at zs and us. All lanes of a warp come together.
+template <int Lanes, class A, class D>
+SUBSPAN_DEVICE void contract(int r, int q, int p0, int p1, const A *zs, const A *us, const A (&zc)[kChunk], const A (&uc)[kChunk],
+                             A (&dz)[kChunk], A (&du)[kChunk], const D &dp) {
+    constexpr int RC = kChunk;
+    int start = 0;
+    for (int i = 0; i + 1 < r; ++i) {
+        const int next = start + r - 1 - i;
+        if (next > p0 && start < p1) {
+            const A zi = zs[i], ui = us[i];
+            A rz = A(0), ru = A(0);
+#pragma unroll
+            for (int e = 0; e < RC; ++e) {
+                const int j = q * RC + e, p = start + j - i - 1;
+                if (j > i && j < r && p >= p0 && p < p1) {
+                    const A d = dp(p);
+                    dz[e] = fma(-d, ui, dz[e]);
+                    du[e] = fma(d, zi, du[e]);
+                    rz = fma(d, uc[e], rz);
+                    ru = fma(-d, zc[e], ru);
+                }
+            }
+            rz = sum_of<Lanes>(rz);
+            ru = sum_of<Lanes>(ru);
+#pragma unroll
+            for (int e = 0; e < RC; ++e)
+                if (q * RC + e == i) {
+                    dz[e] += rz;
+                    du[e] += ru;
+                }
+        }
+        start = next;
+    }
+}
+
+/// The pair of coordinate p: lexicographic, i < j.
+SUBSPAN_SHARED_CODE void pair_of(int p, int r, int &i, int &j) {
+    i = 0;
+    while (p >= r - 1 - i) p -= r - 1 - i++;
+    j = i + 1 + p;
+}
+
+/// Checks a call; throws ValueError.
+void check(const MixInput &in, const MixOptions &o);
+
+/// Positions that the table of rotations covers: [from, from + count).
+struct Positions {
+    int64_t from, count;
+};
+Positions positions_of(const MixInput &in, const MixOptions &o);
+inline int64_t tokens_of(const MixInput &in) { return in.z.size() * (in.ring > 0 ? 1 : in.z.rows); }
+inline int pairs_of(int64_t r) { return int(r * (r - 1) / 2); }
+
+/// The arguments of the kernels; fills the table of rotations and the weights, in workspace, where there are any.
+template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, const MixOptions &o, Workspace &work);
+/// Bytes of workspace that prepare() takes.
+int64_t prepare_room(const MixInput &in, const MixOptions &o);
+
+/// f(integral constant): the lanes of a token of r dimensions.
+template <class F> void with_lanes(int64_t r, F &&f) {
+    if (r <= 4 * kChunk)
+        f(std::integral_constant<int, 4>{});
+    else
+        f(std::integral_constant<int, 8>{});
+}
+
+/// From what every token has for itself (du, and dz through the wedge; tokens x r, in the units of the scaled tokens) the gradients
+/// of z and the weights: each token gathers what those that look at it send, in the order of the offsets.
+template <class T>
+void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights);
+
+} // namespace subspan::cuda::plucker

@@ -1,0 +1,374 @@
+#include "plucker_lags.cuh"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace subspan::cuda {
+namespace plucker {
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Frequencies {
+    double x[kDepth / 2]; // in half turns
+};
+__global__ void __launch_bounds__(256) turns_kernel(double *turns, int64_t first, unsigned count, unsigned half, const Frequencies frequency) {
+    const unsigned e = blockIdx.x * 256 + threadIdx.x;
+    if (e >= count * half) return;
+    const double angle = double(first + int64_t(e / half)) * frequency.x[e % half];
+    double sine, cosine;
+    sincospi(angle, &sine, &cosine);
+    turns[2 * e] = cosine;
+    turns[2 * e + 1] = sine;
+}
+
+// Which offsets count at each token, and their weights: one thread a token.
+template <class T> __global__ void __launch_bounds__(256) weigh_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Matrices<const T> weights) {
+    using L = typename LagOf<T>::type;
+    const unsigned index = blockIdx.x * 256 + threadIdx.x;
+    if (index >= a.tokens) return;
+    const unsigned sequence = index / a.count;
+    const int64_t t = a.first + int64_t(index - sequence * a.count);
+    const auto open = [&](int64_t s) { return !a.has_mask || a.mask.at(sequence)[s * a.mask.col_stride] != 0; };
+    const T *numbers = a.weighting == mean ? nullptr : weights.at(sequence) + (t - a.first) * weights.row_stride;
+    const auto number = [&](int j) { return L(widen(numbers[j * weights.col_stride])); };
+    L *alpha = a.alpha + int64_t(index) * a.m;
+    unsigned char *valid = a.valid + int64_t(index) * a.m;
+    const bool mine = open(t);
+    L top = -power_of_two<L>(2000), total = L(0);
+    for (int j = 0; j < a.m; ++j) {
+        const int64_t other = t - a.offsets[j];
+        bool counts = mine && other >= 0 && other < a.length && open(other);
+        if (a.weighting == softmax && counts) {
+            const L x = number(j);
+            counts = !(x == -power_of_two<L>(2000)); // a logit of minus infinity leaves an offset out
+            if (counts) top = most(top, x);
+        }
+        valid[j] = counts;
+    }
+    for (int j = 0; j < a.m; ++j) {
+        L w = L(0);
+        if (valid[j] != 0) w = a.weighting == given ? number(j) : (a.weighting == mean ? L(1) : exp(number(j) - top));
+        alpha[j] = w;
+        total += w;
+    }
+    if (a.weighting != given)
+        for (int j = 0; j < a.m; ++j)
+            if (valid[j] != 0) alpha[j] /= total;
+}
+
+template <class T, int Lanes> __global__ void __launch_bounds__(kThreads, 1) mix_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Matrices<T> out) {
+    using A = Kept<T>;
+    constexpr int RC = kChunk, kTile = kThreads / Lanes;
+    SUBSPAN_SHARED(memory);
+    const int pitch = a.r | 1, tid = int(threadIdx.x), local = tid / Lanes, q = tid % Lanes, pairs = a.r * (a.r - 1) / 2;
+    A *zs = reinterpret_cast<A *>(memory), *us = zs + kTile * pitch;
+    auto *table = reinterpret_cast<unsigned char *>(us + kTile * pitch); // i and j of every pair
+    for (int i = tid; i + 1 < a.r; i += kThreads)
+        for (int j = i + 1, p = i * a.r - i * (i + 1) / 2; j < a.r; ++j, ++p) {
+            table[2 * p] = static_cast<unsigned char>(i);
+            table[2 * p + 1] = static_cast<unsigned char>(j);
+        }
+    const unsigned first = blockIdx.x * kTile;
+    {
+        const Token<T, Lanes> token(a, first + unsigned(local));
+        typename LagOf<T>::type u[RC];
+        token.gather(u);
+#pragma unroll
+        for (int e = 0; e < RC; ++e)
+            if (q * RC + e < a.r) {
+                zs[local * pitch + q * RC + e] = A(token.z.x[e]);
+                us[local * pitch + q * RC + e] = A(u[e]);
+            }
+    }
+    __syncthreads();
+    for (int l = tid / 32; l < kTile && first + unsigned(l) < a.tokens; l += kThreads / 32) {
+        const unsigned index = first + unsigned(l), sequence = index / a.count;
+        T *row = out.at(sequence) + int64_t(index - sequence * a.count) * out.row_stride;
+        const A *z = zs + l * pitch, *u = us + l * pitch;
+        for (int p = tid % 32; p < pairs; p += 32) {
+            const int i = table[2 * p], j = table[2 * p + 1];
+            row[p * out.col_stride] = narrow<T>(fma(z[i], u[j], -(z[j] * u[i])));
+        }
+    }
+}
+
+template <class T, int Lanes>
+__global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Matrices<const T> grad, Kept<T> *dz_own, Kept<T> *du_own) {
+    using A = Kept<T>;
+    constexpr int RC = kChunk, kTile = kThreads / Lanes;
+    SUBSPAN_SHARED(memory);
+    const int pitch = a.r | 1, tid = int(threadIdx.x), local = tid / Lanes, q = tid % Lanes, pairs = a.r * (a.r - 1) / 2;
+    A *zs = reinterpret_cast<A *>(memory), *us = zs + kTile * pitch;
+    const unsigned index = blockIdx.x * kTile + unsigned(local);
+    A z[RC], u[RC], dz[RC], du[RC];
+    {
+        const Token<T, Lanes> token(a, index);
+        typename LagOf<T>::type sum[RC];
+        token.gather(sum);
+#pragma unroll
+        for (int e = 0; e < RC; ++e) {
+            z[e] = A(token.z.x[e]);
+            u[e] = A(sum[e]);
+            dz[e] = du[e] = A(0);
+            if (q * RC + e < a.r) {
+                zs[local * pitch + q * RC + e] = z[e];
+                us[local * pitch + q * RC + e] = u[e];
+            }
+        }
+    }
+    __syncwarp();
+    const bool in = index < a.tokens;
+    const unsigned sequence = in ? index / a.count : 0u;
+    const T *row = grad.at(sequence) + int64_t(in ? index - sequence * a.count : 0u) * grad.row_stride;
+    contract<Lanes>(a.r, q, 0, in ? pairs : 0, zs + local * pitch, us + local * pitch, z, u, dz, du,
+                 [&](int p) { return A(widen(row[p * grad.col_stride])); });
+    if (!in) return;
+#pragma unroll
+    for (int e = 0; e < RC; ++e)
+        if (q * RC + e < a.r) {
+            dz_own[int64_t(index) * a.r + q * RC + e] = dz[e];
+            du_own[int64_t(index) * a.r + q * RC + e] = du[e];
+        }
+}
+
+template <class T, int Lanes>
+__global__ void __launch_bounds__(kThreads, 1)
+    gather_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Kept<T> *dz_own, const Kept<T> *du_own, const Matrices<T> dz, const Matrices<Kept<T>> dweights,
+                  bool with_weights) {
+    using L = typename LagOf<T>::type;
+    constexpr int RC = kChunk, kTile = kThreads / Lanes;
+    const int tid = int(threadIdx.x), q = tid % Lanes;
+    const unsigned index = blockIdx.x * kTile + unsigned(tid / Lanes);
+    const Token<T, Lanes> token(a, index);
+    L own[RC], du[RC], sum[RC];
+    bool any = false;
+    for (int j = 0; j < a.m; ++j) any = any || token.counts(token.t, j);
+    any = any && token.in;
+#pragma unroll
+    for (int e = 0; e < RC; ++e) {
+        const bool there = any && q * RC + e < a.r;
+        own[e] = there ? L(dz_own[int64_t(index) * a.r + q * RC + e]) : L(0);
+        du[e] = there ? L(du_own[int64_t(index) * a.r + q * RC + e]) : L(0);
+    }
+    const L mine = token.mean_at(token.t);
+    L turned = L(0), mean = L(0);
+    Kept<T> *weights_row = nullptr;
+    if (with_weights && token.in) weights_row = dweights.at(token.sequence) + int64_t(index - token.sequence * a.count) * dweights.row_stride;
+    for (int j = 0; j < a.m; ++j) {
+        const bool valid = token.counts(token.t, j);
+        const L alpha = token.weight(token.t, j, mine, valid);
+        Chunk<L> w;
+        token.load(w, token.t - a.offsets[j], valid);
+        const Pair<L> p = token.reject(token.z, token.zz, w, alpha, valid);
+        const Flow<L> f = flow(p, token.dot(w.x, du));
+        turned += f.e * p.yy;
+        const L outer = f.e * token.zz;
+#pragma unroll
+        for (int e = 0; e < RC; ++e) own[e] -= valid ? p.c * (p.k * du[e] - outer * w.x[e]) : L(0);
+        const L da = valid ? L(a.sign) * f.y : L(0);
+        if (a.weighting == softmax) mean += alpha != L(0) ? alpha * da : L(0);
+        if (weights_row != nullptr && q == 0) weights_row[j * dweights.col_stride] = Kept<T>(a.weighting == Weighting::mean ? L(0) : da);
+    }
+    if (weights_row != nullptr && q == 0 && a.weighting == softmax)
+        for (int j = 0; j < a.m; ++j) {
+            Kept<T> &d = weights_row[j * dweights.col_stride];
+            const L alpha = token.weight(token.t, j, mine, token.counts(token.t, j));
+            d = alpha != L(0) ? Kept<T>(alpha * (L(d) - mean)) : Kept<T>(0);
+        }
+    const L back = power_of_two<L>(-token.z.power);
+#pragma unroll
+    for (int e = 0; e < RC; ++e) sum[e] = (own[e] - turned * token.z.x[e]) * back;
+    // Those that look at this token.
+    for (int j = 0; j < a.m; ++j) {
+        const int64_t t = token.t + a.offsets[j];
+        const bool valid = token.counts(t, j);
+        const L alpha = token.weight(t, j, token.mean_at(t), valid);
+        Chunk<L> z, w;
+        token.load(z, valid ? t : token.t, valid);
+        const L zz = token.square(z.x);
+        L du_t[RC];
+#pragma unroll
+        for (int e = 0; e < RC; ++e) {
+            w.x[e] = valid ? token.z.x[e] : L(0);
+            du_t[e] = valid && q * RC + e < a.r ? L(du_own[(int64_t(index) + a.offsets[j]) * a.r + q * RC + e]) : L(0);
+        }
+        w.power = token.z.power;
+        const Pair<L> p = token.reject(z, zz, w, alpha, valid);
+        const Flow<L> f = flow(p, token.dot(w.x, du_t));
+        const L outer = f.e * zz, by = power_of_two<L>(-p.power);
+#pragma unroll
+        for (int e = 0; e < RC; ++e) sum[e] += valid ? (p.k * du_t[e] - outer * w.x[e]) * by : L(0);
+    }
+    // Rotations are turned back; a lane needs what its partner has.
+    if (a.rope != 0) {
+        SUBSPAN_SHARED(memory);
+        L *rows = reinterpret_cast<L *>(memory) + (tid / Lanes) * (a.r | 1);
+#pragma unroll
+        for (int e = 0; e < RC; ++e)
+            if (q * RC + e < a.r) rows[q * RC + e] = sum[e];
+        __syncwarp();
+        const int half = a.r / 2;
+#pragma unroll
+        for (int e = 0; e < RC; ++e) {
+            const int i = q * RC + e;
+            if (i >= a.r || !token.in) continue;
+            const int pair = a.rope == 1 ? i / 2 : i % half;
+            const bool second = a.rope == 1 ? i % 2 == 1 : i >= half;
+            const int partner = a.rope == 1 ? i ^ 1 : (second ? i - half : i + half);
+            const double *cs = a.turns + 2 * ((token.t - a.turns_from) * half + pair);
+            const double x = double(rows[i]), y = double(rows[partner]);
+            sum[e] = L(second ? x * cs[0] - y * cs[1] : x * cs[0] + y * cs[1]);
+        }
+    }
+    if (!token.in) return;
+    T *row = dz.at(token.sequence) + int64_t(index - token.sequence * a.count) * dz.row_stride;
+    const bool open = token.open(token.t);
+#pragma unroll
+    for (int e = 0; e < RC; ++e)
+        if (q * RC + e < a.r) row[(q * RC + e) * dz.col_stride] = narrow<T>(open ? Kept<T>(sum[e]) : Kept<T>(0));
+}
+
+} // namespace
+
+void check(const MixInput &in, const MixOptions &o) {
+    const int64_t r = in.z.cols, m = int64_t(o.offsets.size());
+    if (r < 2) throw ValueError("z has tokens of " + std::to_string(r) + " dimensions, and a plane needs at least 2");
+    if (r > kDepth)
+        throw ValueError("z has tokens of " + std::to_string(r) + " dimensions; the CUDA kernels take at most " + std::to_string(kDepth));
+    if (m < 1 || m > kOffsets) throw ValueError("offsets must hold between 1 and " + std::to_string(kOffsets) + " numbers on a CUDA device, got " + std::to_string(m));
+    for (const int64_t d : o.offsets)
+        if (d == 0) throw ValueError("offsets holds 0");
+    if (in.z.dtype == DType::u8) throw ValueError("z must be a floating-point array");
+    if (o.weighting != 0 && in.weights == nullptr) throw ValueError("weights are missing");
+    if (in.weights != nullptr) {
+        if (in.weights->dtype != in.z.dtype) throw ValueError(std::string("weights must be ") + name_of(in.z.dtype) + " as z is");
+        if (in.weights->cols != m) throw ValueError("weights must have " + std::to_string(m) + " columns");
+    }
+    if (in.mask != nullptr && in.mask->dtype != DType::u8) throw ValueError("mask must be uint8");
+    if (tokens_of(in) > int64_t(std::numeric_limits<int>::max()) / 64) throw ValueError("z has too many tokens for one call");
+}
+
+Positions positions_of(const MixInput &in, const MixOptions &o) {
+    if (o.rope == 0) return {0, 0};
+    if (in.ring > 0) return {std::max<int64_t>(0, in.first + 1 - in.ring), std::min(in.ring, in.first + 1)};
+    return {0, in.z.rows};
+}
+
+namespace {
+
+bool plain(const MixInput &in, const MixOptions &o) { return o.weighting == 0 && in.mask == nullptr; }
+int64_t turns_count(const MixInput &in, const MixOptions &o) { return positions_of(in, o).count * (in.z.cols / 2) * 2; }
+
+} // namespace
+
+int64_t prepare_room(const MixInput &in, const MixOptions &o) {
+    const int64_t weights = plain(in, o) ? 0 : tokens_of(in) * int64_t(o.offsets.size());
+    return room<double>(turns_count(in, o)) + (weights > 0 ? room<double>(weights) + room<unsigned char>(weights) : 0);
+}
+
+template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, const MixOptions &o, Workspace &work) {
+    Arguments<T> a{};
+    a.z = Matrices<const T>(in.z);
+    a.has_mask = in.mask != nullptr;
+    if (a.has_mask) a.mask = Matrices<const unsigned char>(*in.mask);
+    a.vectors = in_vectors(in.z);
+    a.ring = in.ring;
+    a.first = in.ring > 0 ? in.first : 0;
+    a.length = in.ring > 0 ? in.first + 1 : in.z.rows;
+    a.count = in.ring > 0 ? 1u : unsigned(in.z.rows);
+    a.tokens = unsigned(tokens_of(in));
+    a.r = int(in.z.cols);
+    a.m = int(o.offsets.size());
+    a.norm = o.norm;
+    a.weighting = o.weighting;
+    a.eps = o.eps;
+    a.sign = o.past_first ? -1.0 : 1.0;
+    a.rope = o.rope;
+    const Positions p = positions_of(in, o);
+    a.turns_from = p.from;
+    for (int j = 0; j < a.m; ++j) a.offsets[j] = o.offsets[std::size_t(j)];
+    if (o.rope != 0) {
+        double *turns = work.take<double>(turns_count(in, o));
+        a.turns = turns;
+        Frequencies f{};
+        const int half = a.r / 2;
+        for (int i = 0; i < half; ++i) f.x[i] = std::pow(o.rope_base, -2.0 * i / a.r) / 3.14159265358979323846;
+        launch<turns_kernel>(s, "the table of rotations", Shape{dim3(unsigned(divide_up<int64_t>(p.count * half, 256))), dim3(256)}, turns,
+                             o.rope_start + p.from, unsigned(p.count), unsigned(half), f);
+    }
+    if (!plain(in, o)) {
+        using L = typename LagOf<T>::type;
+        a.alpha = work.take<L>(int64_t(a.tokens) * a.m);
+        a.valid = work.take<unsigned char>(int64_t(a.tokens) * a.m);
+        Matrices<const T> weights{};
+        if (in.weights != nullptr) weights = Matrices<const T>(*in.weights);
+        launch<weigh_kernel<T>>(s, "the weights of offsets", Shape{dim3(divide_up(a.tokens, 256u)), dim3(256)}, a, weights);
+    }
+    return a;
+}
+template Arguments<F16> prepare<F16>(const Session &, const MixInput &, const MixOptions &, Workspace &);
+template Arguments<Bf16> prepare<Bf16>(const Session &, const MixInput &, const MixOptions &, Workspace &);
+template Arguments<float> prepare<float>(const Session &, const MixInput &, const MixOptions &, Workspace &);
+template Arguments<double> prepare<double>(const Session &, const MixInput &, const MixOptions &, Workspace &);
+
+template <class T>
+void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights) {
+    Matrices<Kept<T>> dw{};
+    if (dweights != nullptr) dw = Matrices<Kept<T>>(*dweights);
+    with_lanes(a.r, [&](auto lanes) {
+        constexpr int tile = kThreads / decltype(lanes)::value;
+        const int64_t shared = a.rope != 0 ? int64_t(tile) * (a.r | 1) * int64_t(sizeof(typename LagOf<T>::type)) : 0;
+        launch<gather_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{dim3(divide_up(a.tokens, unsigned(tile))), dim3(kThreads), shared},
+                                                         a, dz_own, du, Matrices<T>(dz), dw, dweights != nullptr);
+    });
+}
+template void gather_gradients<F16>(const Session &, const Arguments<F16> &, const float *, const float *, const Stack &, const Stack *);
+template void gather_gradients<Bf16>(const Session &, const Arguments<Bf16> &, const float *, const float *, const Stack &, const Stack *);
+template void gather_gradients<float>(const Session &, const Arguments<float> &, const float *, const float *, const Stack &, const Stack *);
+template void gather_gradients<double>(const Session &, const Arguments<double> &, const double *, const double *, const Stack &, const Stack *);
+
+} // namespace plucker
+
+using namespace plucker;
+
+void plucker_mix(const Context &context, const MixInput &in, const MixOptions &o, const Stack &out) {
+    check(in, o);
+    const Session s(context);
+    if (tokens_of(in) == 0) return;
+    Workspace work(context);
+    dispatch(in.z.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        const Arguments<T> a = prepare<T>(s, in, o, work);
+        with_lanes(a.r, [&](auto lanes) {
+            constexpr int tile = kThreads / decltype(lanes)::value;
+            const int64_t shared = 2 * int64_t(tile) * (a.r | 1) * int64_t(sizeof(Kept<T>)) + 2 * pairs_of(a.r);
+            launch<mix_kernel<T, decltype(lanes)::value>>(s, "plucker_mix", Shape{dim3(divide_up(a.tokens, unsigned(tile))), dim3(kThreads), shared}, a,
+                                                          Matrices<T>(out));
+        });
+    });
+}
+
+void plucker_mix_backward(const Context &context, const Stack &grad, const MixInput &in, const MixOptions &o, const Stack &dz,
+                          const Stack *dweights) {
+    check(in, o);
+    if (in.ring > 0) throw ValueError("decoding has no gradient");
+    const Session s(context);
+    if (tokens_of(in) == 0) return;
+    Workspace work(context);
+    dispatch(in.z.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        const Arguments<T> a = prepare<T>(s, in, o, work);
+        auto *dz_own = work.take<Kept<T>>(int64_t(a.tokens) * a.r), *du = work.take<Kept<T>>(int64_t(a.tokens) * a.r);
+        with_lanes(a.r, [&](auto lanes) {
+            constexpr int tile = kThreads / decltype(lanes)::value;
+            const int64_t shared = 2 * int64_t(tile) * (a.r | 1) * int64_t(sizeof(Kept<T>));
+            launch<mix_gradient_kernel<T, decltype(lanes)::value>>(
+                s, "plucker_mix_backward", Shape{dim3(divide_up(a.tokens, unsigned(tile))), dim3(kThreads), shared}, a, Matrices<const T>(grad), dz_own, du);
+        });
+        gather_gradients<T>(s, a, dz_own, du, dz, dweights);
+    });
+}
+
+} // namespace subspan::cuda

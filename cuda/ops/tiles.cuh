@@ -1,0 +1,113 @@
+// A product of two blocks in shared memory, by all warps of a block: tensor cores for 16-bit items, plain arithmetic for wider ones.
+#pragma once
+
+#include "subspan/cuda/launch.cuh"
+
+namespace subspan::cuda {
+
+/// Sums (M x N) += A (M x depth) B (depth x N), kept in registers. Warps stand M / 32 by 4. ATurned: A is stored depth x M;
+/// BTurned: B is stored N x depth. Depth is a multiple of 16 for 16-bit items; leading dimensions of those are 8 mod 64 or so, whole
+/// vectors of 16 bytes without bank conflicts.
+template <class T, int M, int N, bool ATurned, bool BTurned> struct BlockProduct {
+    using A = Accumulate<T>;
+    static constexpr bool tensor = sizeof(T) == 2;
+    static constexpr int WM = 32, WN = N / 4, kThreads = M * 4;
+    static constexpr int R = tensor ? WM / 16 : WM / 8, C = tensor ? WN / 8 : WN / 4, E = tensor ? 4 : 1;
+    static_assert(!tensor || WN % 16 == 0);
+    A d[R][C][E];
+
+    SUBSPAN_DEVICE void clear() {
+#pragma unroll
+        for (int x = 0; x < R; ++x)
+#pragma unroll
+            for (int y = 0; y < C; ++y)
+#pragma unroll
+                for (int e = 0; e < E; ++e) d[x][y][e] = A(0);
+    }
+    static SUBSPAN_DEVICE int row_of_warp() { return WM * (int(threadIdx.x) / 128); }
+    static SUBSPAN_DEVICE int column_of_warp() { return WN * (int(threadIdx.x) / 32 % 4); }
+
+    SUBSPAN_DEVICE void add(const T *a, int lda, const T *b, int ldb, int depth) {
+        const int lane = int(threadIdx.x) % 32, m0 = row_of_warp(), n0 = column_of_warp();
+        if constexpr (tensor) {
+            const int r = lane % 8, q = lane / 8;
+            for (int k = 0; k < depth; k += 16) {
+                uint32_t left[R][4];
+#pragma unroll
+                for (int x = 0; x < R; ++x) {
+                    if (ATurned)
+                        load_matrices<true>(left[x], a + (k + r + 8 * (q / 2)) * lda + m0 + 16 * x + 8 * (q % 2));
+                    else
+                        load_matrices<false>(left[x], a + (m0 + 16 * x + r + 8 * (q % 2)) * lda + k + 8 * (q / 2));
+                }
+#pragma unroll
+                for (int y = 0; y < C; y += 2) {
+                    uint32_t right[4];
+                    if (BTurned)
+                        load_matrices<false>(right, b + (n0 + 8 * y + r + 8 * (q / 2)) * ldb + k + 8 * (q % 2));
+                    else
+                        load_matrices<true>(right, b + (k + r + 8 * (q % 2)) * ldb + n0 + 8 * y + 8 * (q / 2));
+#pragma unroll
+                    for (int x = 0; x < R; ++x) {
+                        multiply_add<T>(d[x][y], left[x], right[0], right[1]);
+                        multiply_add<T>(d[x][y + 1], left[x], right[2], right[3]);
+                    }
+                }
+            }
+        } else {
+            const int m = m0 + lane / 4, n = n0 + lane % 4;
+            for (int k = 0; k < depth; ++k) {
+                T left[R], right[C];
+#pragma unroll
+                for (int x = 0; x < R; ++x) left[x] = ATurned ? a[k * lda + m + 8 * x] : a[(m + 8 * x) * lda + k];
+#pragma unroll
+                for (int y = 0; y < C; ++y) right[y] = BTurned ? b[(n + 4 * y) * ldb + k] : b[k * ldb + n + 4 * y];
+#pragma unroll
+                for (int x = 0; x < R; ++x)
+#pragma unroll
+                    for (int y = 0; y < C; ++y) d[x][y][0] = fma(left[x], right[y], d[x][y][0]);
+            }
+        }
+    }
+
+    /// f(row, column, value) for every sum of this thread.
+    template <class F> SUBSPAN_DEVICE void each(const F &f) const {
+        const int lane = int(threadIdx.x) % 32, m0 = row_of_warp(), n0 = column_of_warp();
+#pragma unroll
+        for (int x = 0; x < R; ++x)
+#pragma unroll
+            for (int y = 0; y < C; ++y)
+#pragma unroll
+                for (int e = 0; e < E; ++e) {
+                    if constexpr (tensor)
+                        f(m0 + 16 * x + lane / 4 + 8 * (e / 2), n0 + 8 * y + 2 * (lane % 4) + e % 2, d[x][y][e]);
+                    else
+                        f(m0 + lane / 4 + 8 * x, n0 + lane % 4 + 4 * y, d[x][y][e]);
+                }
+    }
+};
+
+/// Rows [r0, r0 + rows) and columns [c0, c0 + cols) of a matrix into shared memory, zero outside of it. With `vectors` by asynchronous
+/// copies, which the caller commits and waits for; cols is a multiple of 16 bytes then.
+template <class T>
+SUBSPAN_DEVICE void load_block(T *to, int pitch, const T *from, int64_t row_stride, int64_t col_stride, int r0, int c0, int rows, int cols,
+                               int all_rows, int all_cols, bool vectors, int threads) {
+    constexpr int V = 16 / int(sizeof(T));
+    if (vectors) {
+        const int chunks = cols / V;
+        for (int c = int(threadIdx.x); c < rows * chunks; c += threads) {
+            const int i = c / chunks, j = (c - i * chunks) * V;
+            const int filled = r0 + i < all_rows ? most(0, least(V, all_cols - c0 - j)) : 0;
+            copy_async(to + i * pitch + j, filled > 0 ? from + int64_t(r0 + i) * row_stride + c0 + j : from, filled * int(sizeof(T)));
+        }
+        return;
+    }
+    for (int e = int(threadIdx.x); e < rows * cols; e += threads) {
+        const int i = e / cols, j = e - i * cols;
+        T value{};
+        if (r0 + i < all_rows && c0 + j < all_cols) value = from[int64_t(r0 + i) * row_stride + int64_t(c0 + j) * col_stride];
+        to[i * pitch + j] = value;
+    }
+}
+
+} // namespace subspan::cuda
