@@ -151,35 +151,44 @@ Stack DeviceArray::stack(const std::vector<std::int64_t> &batch, int core) const
     if (d < core)
         throw py::value_error(std::string(name_) + " must have at least " + std::to_string(core) + " dimension" + (core == 1 ? "" : "s") +
                               ", got shape " + shape_text());
+    std::vector<std::int64_t> whole = batch;
+    whole.insert(whole.end(), shape_.end() - core, shape_.end());
+    return broadcast(whole, core);
+}
+
+Stack DeviceArray::broadcast(const std::vector<std::int64_t> &wanted, int core) const {
+    const int all = int(wanted.size()), mine = ndim();
+    std::vector<std::int64_t> steps(wanted.size(), 0);
+    bool fits = mine <= all;
+    for (int a = 0; a < mine && fits; ++a) {
+        const int b = all - mine + a;
+        if (shape(a) == wanted[std::size_t(b)])
+            steps[std::size_t(b)] = shape(a) == 1 ? 0 : stride(a);
+        else
+            fits = shape(a) == 1;
+    }
+    for (int a = 0; a < mine - all; ++a) fits = false;
+    if (!fits)
+        throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + text(wanted));
     Stack s;
     s.data = data_;
     s.dtype = dtype_;
-    s.rows = core == 2 ? shape(d - 2) : 1;
-    s.cols = shape(d - 1);
-    s.row_stride = core == 2 ? stride(d - 2) : 0;
-    s.col_stride = s.cols <= 1 ? 1 : stride(d - 1);
-    if (core == 2 && s.rows <= 1) s.row_stride = s.cols;
-    const int mine = d - core, all = int(batch.size());
-    // Axes from the last to the first; what lies one after the other in memory is one axis.
+    const auto at = [&](int from_end) { return std::size_t(all - from_end); };
+    s.cols = wanted[at(1)];
+    s.col_stride = s.cols <= 1 ? 1 : steps[at(1)];
+    s.rows = core == 2 ? wanted[at(2)] : 1;
+    s.row_stride = core == 2 ? (s.rows <= 1 ? s.cols : steps[at(2)]) : 0;
+    // Axes from the last to the first; those that lie one after the other in memory are one axis.
     std::vector<std::int64_t> shapes, strides;
-    for (int b = all - 1; b >= 0; --b) {
-        const int a = b - (all - mine);
-        const std::int64_t n = a >= 0 ? shape(a) : 1, want = batch[std::size_t(b)];
-        if (n != want && n != 1)
-            throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + text(batch));
-        if (want == 1) continue;
-        const std::int64_t step = a >= 0 && n == want ? stride(a) : 0;
+    for (int b = all - core - 1; b >= 0; --b) {
+        const std::int64_t n = wanted[std::size_t(b)], step = steps[std::size_t(b)];
+        if (n == 1) continue;
         if (!shapes.empty() && step == shapes.back() * strides.back()) {
-            shapes.back() *= want;
+            shapes.back() *= n;
         } else {
-            shapes.push_back(want);
+            shapes.push_back(n);
             strides.push_back(step);
         }
-    }
-    if (mine > all) {
-        for (int a = 0; a < mine - all; ++a)
-            if (shape(a) != 1)
-                throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + text(batch));
     }
     if (shapes.size() > std::size_t(cuda::kAxes))
         throw py::value_error(std::string(name_) + " has " + std::to_string(shapes.size()) + " leading axes that are not contiguous; at most " +

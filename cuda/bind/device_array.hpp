@@ -46,6 +46,8 @@ class DeviceArray {
 
     /// The last two axes as matrices (`core` 2), or the last one as 1 x n matrices (1), over `batch`.
     Stack stack(const std::vector<std::int64_t> &batch, int core = 2) const;
+    /// The array broadcast to a whole shape, whose last `core` axes are the matrices.
+    Stack broadcast(const std::vector<std::int64_t> &wanted, int core) const;
     /// Raises ValueError unless the shape is this one.
     void require_shape(const std::vector<std::int64_t> &wanted) const;
     void require_dtype(DType d) const;

@@ -230,7 +230,7 @@ template <class T, int Lanes> struct Token {
         // Where the angle is small, what is left along z, or lost to rounding, counts.
         const bool small = !(p.yy >= L(1e-2) * p.c * p.c * zz);
         if constexpr (sizeof(L) == 8) {
-            const L c2 = zz > L(0) ? dot(z.x, y.x) / zz : L(0);
+            const L zy = dot(z.x, y.x), c2 = zz > L(0) ? zy / zz : L(0); // all lanes take part in a sum
             if (small) {
 #pragma unroll
                 for (int e = 0; e < RC; ++e) y.x[e] = fma(-c2, z.x[e], y.x[e]);
@@ -280,7 +280,8 @@ template <class T, int Lanes> struct Token {
         double left = 0, top = 0;
 #pragma unroll
         for (int e = 0; e < RC; ++e) left = fma(double(z.x[e]), fma(-c, double(z.x[e]), double(w.x[e])), left);
-        const double c2 = zz > 0 ? sum_of<Lanes>(left) / zz : sum_of<Lanes>(left) * 0.0;
+        left = sum_of<Lanes>(left);
+        const double c2 = zz > 0 ? left / zz : 0.0;
         double yy = 0;
 #pragma unroll
         for (int e = 0; e < RC; ++e) {
@@ -405,7 +406,14 @@ template <class F> void with_lanes(int64_t r, F &&f) {
 
 /// From what every token has for itself (du, and dz through the wedge; tokens x r, in the units of the scaled tokens) the gradients
 /// of z and the weights: each token gathers what those that look at it send, in the order of the offsets.
+template <class T> struct BiasGradient { // of given weights, through the bias; b null: none
+    const T *b;
+    int64_t stride;
+    int d;
+    Matrices<const T> grad;
+};
 template <class T>
-void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights);
+void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights,
+                      const BiasGradient<T> &bias = {});
 
 } // namespace subspan::cuda::plucker

@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
 template <class T, int Lanes>
 __global__ void __launch_bounds__(kThreads, 1)
     gather_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Kept<T> *dz_own, const Kept<T> *du_own, const Matrices<T> dz, const Matrices<Kept<T>> dweights,
-                  bool with_weights) {
+                  bool with_weights, const BiasGradient<T> bias) {
     using L = typename LagOf<T>::type;
     constexpr int RC = kChunk, kTile = kThreads / Lanes;
     const int tid = int(threadIdx.x), q = tid % Lanes;
@@ -151,6 +151,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         const bool there = any && q * RC + e < a.r;
         own[e] = there ? L(dz_own[int64_t(index) * a.r + q * RC + e]) : L(0);
         du[e] = there ? L(du_own[int64_t(index) * a.r + q * RC + e]) : L(0);
+    }
+    // A bias goes with the sum of the weights.
+    L along = L(0);
+    if (bias.b != nullptr) {
+        if (any) {
+            const T *row = bias.grad.at(token.sequence) + int64_t(index - token.sequence * a.count) * bias.grad.row_stride;
+            for (int i = q; i < bias.d; i += Lanes)
+                along = fma(L(widen(row[int64_t(i) * bias.grad.col_stride])), L(widen(bias.b[int64_t(i) * bias.stride])), along);
+        }
+        along = sum_of<Lanes>(along);
     }
     const L mine = token.mean_at(token.t);
     L turned = L(0), mean = L(0);
@@ -169,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int e = 0; e < RC; ++e) own[e] -= valid ? p.c * (p.k * du[e] - outer * w.x[e]) : L(0);
         const L da = valid ? L(a.sign) * f.y : L(0);
         if (a.weighting == softmax) mean += alpha != L(0) ? alpha * da : L(0);
-        if (weights_row != nullptr && q == 0) weights_row[j * dweights.col_stride] = Kept<T>(a.weighting == Weighting::mean ? L(0) : da);
+        if (weights_row != nullptr && q == 0) weights_row[j * dweights.col_stride] = Kept<T>(a.weighting == Weighting::mean ? L(0) : (valid ? da + along : L(0)));
     }
     if (weights_row != nullptr && q == 0 && a.weighting == softmax)
         for (int j = 0; j < a.m; ++j) {
@@ -314,20 +324,25 @@ template Arguments<float> prepare<float>(const Session &, const MixInput &, cons
 template Arguments<double> prepare<double>(const Session &, const MixInput &, const MixOptions &, Workspace &);
 
 template <class T>
-void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights) {
+void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights,
+                      const BiasGradient<T> &bias) {
     Matrices<Kept<T>> dw{};
     if (dweights != nullptr) dw = Matrices<Kept<T>>(*dweights);
     with_lanes(a.r, [&](auto lanes) {
         constexpr int tile = kThreads / decltype(lanes)::value;
         const int64_t shared = a.rope != 0 ? int64_t(tile) * (a.r | 1) * int64_t(sizeof(typename LagOf<T>::type)) : 0;
         launch<gather_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{dim3(divide_up(a.tokens, unsigned(tile))), dim3(kThreads), shared},
-                                                         a, dz_own, du, Matrices<T>(dz), dw, dweights != nullptr);
+                                                         a, dz_own, du, Matrices<T>(dz), dw, dweights != nullptr, bias);
     });
 }
-template void gather_gradients<F16>(const Session &, const Arguments<F16> &, const float *, const float *, const Stack &, const Stack *);
-template void gather_gradients<Bf16>(const Session &, const Arguments<Bf16> &, const float *, const float *, const Stack &, const Stack *);
-template void gather_gradients<float>(const Session &, const Arguments<float> &, const float *, const float *, const Stack &, const Stack *);
-template void gather_gradients<double>(const Session &, const Arguments<double> &, const double *, const double *, const Stack &, const Stack *);
+template void gather_gradients<F16>(const Session &, const Arguments<F16> &, const float *, const float *, const Stack &, const Stack *,
+                                    const BiasGradient<F16> &);
+template void gather_gradients<Bf16>(const Session &, const Arguments<Bf16> &, const float *, const float *, const Stack &, const Stack *,
+                                    const BiasGradient<Bf16> &);
+template void gather_gradients<float>(const Session &, const Arguments<float> &, const float *, const float *, const Stack &, const Stack *,
+                                    const BiasGradient<float> &);
+template void gather_gradients<double>(const Session &, const Arguments<double> &, const double *, const double *, const Stack &, const Stack *,
+                                    const BiasGradient<double> &);
 
 } // namespace plucker
 

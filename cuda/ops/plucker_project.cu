@@ -74,7 +74,7 @@ template <class T, class A> SUBSPAN_DEVICE void coordinates(T *to, const A *z, c
 
 // -- forward -----------------------------------------------------------------------------------------------------------------------
 template <class T, int Tokens, int Width> struct ForwardLayout {
-    static constexpr int slice = kSlice<T>, pitch_a = kTensor<T> ? slice + 8 : slice + 1, pitch_w = pitch_a;
+    static constexpr int slice = kSlice<T>, pitch_a = slice + (kTensor<T> ? 8 : 4), pitch_w = pitch_a;
     int pitch;
     int64_t zs, us, sums, a, w, end;
     SUBSPAN_SHARED_CODE explicit ForwardLayout(int r) : pitch(r | 1) {
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1) project_kernel(SUBSPAN_PARAMETE
 constexpr int kDeep = 32; // rows of W at a time
 
 template <class T, int Tokens> struct BackLayout {
-    static constexpr int pitch_g = kTensor<T> ? kDeep + 8 : kDeep + 1, pitch_w = kTensor<T> ? kPairs + 8 : kPairs + 1, pitch_p = kPairs + 1;
+    static constexpr int pitch_g = kDeep + (kTensor<T> ? 8 : 4), pitch_w = kPairs + (kTensor<T> ? 8 : 4), pitch_p = kPairs + 1;
     int pitch;
     int64_t zs, us, sums, g, w, p, end;
     SUBSPAN_SHARED_CODE explicit BackLayout(int r) : pitch(r | 1) {
@@ -155,11 +155,6 @@ template <class T, int Tokens> struct BackLayout {
         w = g + up(int64_t(kStages) * Tokens * pitch_g * int64_t(sizeof(T)));
         end = w + up(int64_t(kStages) * kDeep * pitch_w * int64_t(sizeof(T)));
     }
-};
-
-struct Rows { // of grad, for a block's tokens: in memory one row for each token
-    int64_t row_stride, col_stride;
-    bool vectors;
 };
 
 /// zu, where wanted: rows of z, u and the sum of weights for the gradient of W.
@@ -499,7 +494,9 @@ void plucker_mix_project_backward(const Context &context, const Stack &grad, con
             back<T, kTensor<T> ? 128 : 64>(s, a, p, grad, dz_own, du, zu, zu_pitch);
         else
             back<T, 64>(s, a, p, grad, dz_own, du, zu, zu_pitch);
-        gather_gradients<T>(s, a, dz_own, du, dz, dweights);
+        BiasGradient<T> bias{};
+        if (b != nullptr && dweights != nullptr && o.weighting == given && !o.bias_always) bias = {p.b, p.b_stride, p.d, Matrices<const T>(grad)};
+        gather_gradients<T>(s, a, dz_own, du, dz, dweights, bias);
         if constexpr (kTensor<T>) {
             if (rows == kRowsLarge)
                 weights<T, kRowsLarge>(s, a, p, grad, zu, zu_pitch, partial, run, runs);

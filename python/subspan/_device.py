@@ -141,6 +141,21 @@ class Place:
             return x.to(getattr(sys.modules["torch"], dtype))
         return x.astype(_numpy_dtype(dtype))
 
+    def summed_to(self, full: Any, shape: tuple[int, ...], dtype: str) -> Any:
+        """The gradient of an array that was broadcast."""
+        extra = len(full.shape) - len(shape)
+        axes = tuple(range(extra)) + tuple(
+            extra + i for i, n in enumerate(shape) if n == 1 and int(full.shape[extra + i]) != 1
+        )
+        if axes:
+            full = full.sum(axes) if self.library == "torch" else full.sum(axis=axes)
+        return self.converted(full.reshape(shape), dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        x = self.empty(shape, dtype)
+        x[...] = 0
+        return x
+
     def output(self, out: Array | None, shape: tuple[int, ...], dtype: str) -> Any:
         """``out``, checked, or a fresh array."""
         if out is None:

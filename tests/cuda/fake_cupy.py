@@ -85,6 +85,14 @@ class ndarray:  # noqa: N801
     def astype(self, dtype):
         return asarray(self._host.astype(dtype), self._device)
 
+    def sum(self, axis=None):
+        return asarray(self._host.sum(axis=axis), self._device)
+
+    def __ne__(self, other):
+        return asarray(self._host != other, self._device)
+
+    __hash__ = None
+
     def copy(self):
         return asarray(self._host, self._device)
 

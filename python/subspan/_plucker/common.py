@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subspan._arrays import Array, as_array, check_float, library_of, to_library
+from subspan._device import Place, check_dtype, on_device
 from subspan._grassmann.common import one_of, real_number
 from subspan._orth.common import detached, numpy
 
@@ -96,16 +97,37 @@ def settings(
     )
 
 
+_CHOICES = (
+    "weights",
+    "weighting",
+    "mask",
+    "norm",
+    "eps",
+    "order",
+    "causal",
+    "rope",
+    "rope_base",
+    "rope_start",
+    "bias",
+)
+
+
+def chosen(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a function's arguments that :func:`sequences` takes by name."""
+    return {name: arguments[name] for name in _CHOICES if name in arguments}
+
+
 class Sequences(NamedTuple):
     """The arguments of a mixing call, as the kernels take them."""
 
     z: Array
-    weights: np.ndarray[Any, Any] | None
-    mask: np.ndarray[Any, Any] | None
+    weights: Any
+    mask: Any
     offsets: list[int]
     settings: Settings
-    dtype: np.dtype[Any]
+    dtype: Any
     library: str
+    place: Place | None = None  # on a CUDA device: weights and mask as they came, dtype is a name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -134,10 +156,12 @@ def sequences(
     rope_start: int,
     bias: str = "weighted",
 ) -> Sequences:
-    z = as_array(z, "z")
-    dtype = check_float(z, "z")
-    if len(z.shape) < 2:
-        raise ValueError(f"z must have shape (..., T, r), got {tuple(z.shape)}")
+    there = on_device(z, weights, mask)
+    if not there:
+        z = as_array(z, "z")
+    if not hasattr(z, "shape") or len(z.shape) < 2:
+        raise ValueError(f"z must have shape (..., T, r), got {tuple(getattr(z, 'shape', ()))}")
+    dtype: Any = check_dtype(z, "z") if there else check_float(z, "z")
     r = int(z.shape[-1])
     if r < 2:
         raise ValueError(f"z has tokens of {r} dimensions, and a plane needs at least 2")
@@ -160,6 +184,8 @@ def sequences(
         raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
     if weighting != "mean" and weights is None:
         raise ValueError(f"weighting={weighting!r} needs weights, one for each offset")
+    if there:
+        return on_a_device(z, weights, mask, which, numbers, dtype)
     w = None
     if weights is not None:
         w = numbers_for(weights, "weights", dtype)
@@ -176,6 +202,28 @@ def sequences(
             raise ValueError(f"weights, shape {w.shape}, do not broadcast to {(*shape, len(which))}") from None
     valid = None if mask is None else mask_array(mask, shape, dtype)
     return Sequences(detached(z), w, valid, which, numbers, dtype, library_of(z))
+
+
+def on_a_device(z: Array, weights: Any, mask: Any, which: list[int], numbers: Settings, dtype: str) -> Sequences:
+    if isinstance(weights, (list, tuple, float)):
+        raise TypeError("weights is a list, and z is on a CUDA device; make it an array there, nothing is moved by itself")
+    place = Place(z=z, weights=weights, mask=mask)
+    if weights is not None and check_dtype(weights, "weights") != dtype:
+        raise TypeError(f"weights must be {dtype} as z is, got {check_dtype(weights, 'weights')}")
+    if weights is not None and (len(weights.shape) < 1 or weights.shape[-1] != len(which)):
+        raise ValueError(
+            f"weights must have one entry for each of the {len(which)} offsets along its last axis, "
+            f"got shape {tuple(weights.shape)}"
+        )
+    if mask is not None:
+        name = str(mask.dtype).rpartition(".")[2]
+        if not name.startswith(("bool", "int", "uint")):
+            raise TypeError(f"mask must be boolean or integer, not zero where a token counts, got {name}")
+        if name not in ("bool", "uint8"):
+            mask = mask != 0
+        mask = place.converted(mask, "uint8")
+    w = None if weights is None else detached(weights)
+    return Sequences(detached(z), w, mask, which, numbers, dtype, place.library, place)
 
 
 def numbers_for(x: Array, name: str, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

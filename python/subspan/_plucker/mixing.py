@@ -10,7 +10,8 @@ import numpy as np
 from subspan import _core
 from subspan._arrays import Array, output, to_library
 from subspan._orth.common import finish
-from subspan._plucker.common import Sequences, gradient, overflow, projection, sequences, weights_gradient
+from subspan._plucker import device
+from subspan._plucker.common import Sequences, chosen, gradient, overflow, projection, sequences, weights_gradient
 
 
 def mix(
@@ -96,20 +97,9 @@ def mix(
     >>> bool(np.allclose(p[0, 1], plucker.wedge(z[0, 1], z[0, 0]) / np.linalg.norm(plucker.wedge(z[0, 1], z[0, 0]))))
     True
     """
-    s = sequences(
-        z,
-        offsets,
-        weights=weights,
-        weighting=weighting,
-        mask=mask,
-        norm=norm,
-        eps=eps,
-        order=order,
-        causal=causal,
-        rope=rope,
-        rope_base=rope_base,
-        rope_start=rope_start,
-    )
+    s = sequences(z, offsets, **chosen(locals()))
+    if s.place is not None:
+        return device.mix(s, out)
     result, fresh = output(out, (*s.shape, math.comb(s.r, 2)), s.dtype, s.library)
     if not _core.plucker_mix(s.z, s.weights, s.mask, result, s.offsets, s.settings):
         raise ValueError(overflow("the wedge of two tokens", norm))
@@ -171,20 +161,9 @@ def mix_backward(
     >>> dz.shape, dweights.shape
     ((10, 4), (2,))
     """
-    s = sequences(
-        z,
-        offsets,
-        weights=weights,
-        weighting=weighting,
-        mask=mask,
-        norm=norm,
-        eps=eps,
-        order=order,
-        causal=causal,
-        rope=rope,
-        rope_base=rope_base,
-        rope_start=rope_start,
-    )
+    s = sequences(z, offsets, **chosen(locals()))
+    if s.place is not None:
+        return device.mix_backward(s, grad, weights)
     g = gradient(grad, s, math.comb(s.r, 2))
     dz = np.empty((*s.shape, s.r), s.dtype)
     dweights = _of_each_token(s, weights)
@@ -282,21 +261,9 @@ def mix_project(
     >>> bool((g[:, 0] == 0).all())  # the first token has no past, and no bias
     True
     """
-    s = sequences(
-        z,
-        offsets,
-        weights=weights,
-        weighting=weighting,
-        mask=mask,
-        norm=norm,
-        eps=eps,
-        order=order,
-        causal=causal,
-        rope=rope,
-        rope_base=rope_base,
-        rope_start=rope_start,
-        bias=bias,
-    )
+    s = sequences(z, offsets, **chosen(locals()))
+    if s.place is not None:
+        return device.mix_project(s, W, b, out)
     matrix, vector = projection(W, b, s)
     result, fresh = output(out, (*s.shape, int(matrix.shape[0])), s.dtype, s.library)
     if not _core.plucker_mix_project(s.z, s.weights, s.mask, matrix, vector, result, s.offsets, s.settings):
@@ -358,21 +325,9 @@ def mix_project_backward(
     >>> dz.shape, dW.shape, db.shape
     ((2, 100, 8), (16, 28), (16,))
     """
-    s = sequences(
-        z,
-        offsets,
-        weights=weights,
-        weighting=weighting,
-        mask=mask,
-        norm=norm,
-        eps=eps,
-        order=order,
-        causal=causal,
-        rope=rope,
-        rope_base=rope_base,
-        rope_start=rope_start,
-        bias=bias,
-    )
+    s = sequences(z, offsets, **chosen(locals()))
+    if s.place is not None:
+        return device.mix_project_backward(s, grad, W, b, weights)
     matrix, vector = projection(W, b, s)
     d = int(matrix.shape[0])
     g = gradient(grad, s, d)

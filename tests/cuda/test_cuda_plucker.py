@@ -1,0 +1,227 @@
+"""Mixing on a device against float64 on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from subspan import plucker
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = [np.dtype(np.float16), BF16, np.dtype(np.float32), np.dtype(np.float64)]
+IDS = ["f16", "bf16", "f32", "f64"]
+OFFSETS = [1, 2, 4, 8, 12, 16]
+VARIANTS = {
+    "mean": {},
+    "none": {"norm": None},
+    "soft": {"norm": "soft", "eps": 1e-3},
+    "past-first": {"order": "past-first"},
+    "always": {"bias": "always"},
+    "ahead": {"offsets": [1, -2, 5], "causal": False},
+    "repeated-and-far": {"offsets": [3, 3, 100, 1]},
+    "rope-interleaved": {"rope": "interleaved", "rope_start": 7},
+    "rope-half": {"rope": "half", "rope_base": 100.0},
+    "given": {"weighting": "given"},
+    "softmax": {"weighting": "softmax"},
+    "masked": {"masked": True},
+    "softmax-masked": {"weighting": "softmax", "masked": True},
+}
+
+
+def eps(dtype):
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def case(rng, name, dtype, batch=(2,), T=40, r=8, d=24):
+    options = dict(VARIANTS[name])
+    offsets = options.pop("offsets", OFFSETS)
+    z = rng.standard_normal((*batch, T, r)).astype(dtype)
+    W = (rng.standard_normal((d, r * (r - 1) // 2)) / r).astype(dtype)
+    b = rng.standard_normal(d).astype(dtype)
+    if "weighting" in options:
+        options["weights"] = rng.standard_normal((T, len(offsets))).astype(dtype)
+    if options.pop("masked", False):
+        options["mask"] = rng.random((*batch, T)) > 0.25
+    return z, W, b, offsets, options
+
+
+def wide(x):
+    return np.asarray(x).astype(np.float64)
+
+
+def on_host(options):
+    return {k: wide(v) if k == "weights" else v for k, v in options.items()}
+
+
+def there(gpu, options):
+    return {k: gpu.put(v) if k in ("weights", "mask") else v for k, v in options.items()}
+
+
+def close(got, want, dtype, scale):
+    got = wide(got)
+    error = np.abs(got - want).max(initial=0.0)
+    scale = max(scale, 20) if dtype == np.float64 else scale  # the reference is in float64 itself
+    assert error <= scale * eps(dtype) * max(1.0, np.abs(want).max(initial=0.0)), error
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_mix_and_its_gradient(gpu, rng, name, dtype):
+    z, _, _, offsets, options = case(rng, name, dtype)
+    without = {k: v for k, v in options.items() if k != "bias"}
+    out = gpu.twice(lambda: plucker.mix(gpu.put(z), offsets, **there(gpu, without)))
+    close(gpu.get(out), plucker.mix(wide(z), offsets, **on_host(without)), dtype, 4)
+    grad = rng.standard_normal(out.shape).astype(dtype)
+    got = gpu.twice(lambda: plucker.mix_backward(gpu.put(grad), gpu.put(z), offsets, **there(gpu, without)))
+    want = plucker.mix_backward(wide(grad), wide(z), offsets, **on_host(without))
+    if "weights" not in options:
+        got, want = (got,), (want,)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        close(gpu.get(g), w, dtype, 20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_projection_and_its_gradient(gpu, rng, name, dtype):
+    z, W, b, offsets, options = case(rng, name, dtype)
+    out = gpu.twice(lambda: plucker.mix_project(gpu.put(z), gpu.put(W), gpu.put(b), offsets, **there(gpu, options)))
+    close(gpu.get(out), plucker.mix_project(wide(z), wide(W), wide(b), offsets, **on_host(options)), dtype, 8)
+    grad = rng.standard_normal(out.shape).astype(dtype)
+    args = (gpu.put(grad), gpu.put(z), gpu.put(W), gpu.put(b), offsets)
+    got = gpu.twice(lambda: plucker.mix_project_backward(*args, **there(gpu, options)))
+    want = plucker.mix_project_backward(wide(grad), wide(z), wide(W), wide(b), offsets, **on_host(options))
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        close(gpu.get(g), w, dtype, 20)
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=["bf16", "f32"])
+@pytest.mark.parametrize(("r", "d", "T"), [(2, 1, 3), (3, 5, 70), (17, 40, 33), (32, 300, 20), (33, 9, 20), (64, 70, 9)])
+def test_sizes(gpu, rng, dtype, r, d, T):
+    z, W, b, offsets, options = case(rng, "mean", dtype, batch=(3,), T=T, r=r, d=d)
+    out = gpu.twice(lambda: plucker.mix_project(gpu.put(z), gpu.put(W), gpu.put(b), offsets))
+    want = plucker.mix_project(wide(z), wide(W), wide(b), offsets)
+    close(gpu.get(out), want, dtype, 8)
+    close(gpu.get(plucker.mix(gpu.put(z), offsets)), plucker.mix(wide(z), offsets), dtype, 4)
+    grad = rng.standard_normal(out.shape).astype(dtype)
+    got = plucker.mix_project_backward(gpu.put(grad), gpu.put(z), gpu.put(W), gpu.put(b), offsets)
+    for g, w in zip(got, plucker.mix_project_backward(wide(grad), wide(z), wide(W), wide(b), offsets), strict=True):
+        close(gpu.get(g), w, dtype, 20)
+
+
+@pytest.mark.parametrize("shared", [101376, 166912, 232448])
+def test_tiles_of_every_size(emulation, rng, shared):
+    """What a device has of shared memory decides the tiles; a device of few processors gets the large ones."""
+    emulation.control.hardware(9, shared)
+    z, W, b, offsets, _ = case(rng, "mean", BF16, batch=(1,), T=300, r=32, d=260)
+    out = emulation.twice(lambda: plucker.mix_project(emulation.put(z), emulation.put(W), emulation.put(b), offsets))
+    close(out.get(), plucker.mix_project(wide(z), wide(W), wide(b), offsets), BF16, 8)
+    grad = rng.standard_normal(out.shape).astype(BF16)
+    got = plucker.mix_project_backward(*(emulation.put(x) for x in (grad, z, W, b)), offsets)
+    for g, w in zip(got, plucker.mix_project_backward(wide(grad), wide(z), wide(W), wide(b), offsets), strict=True):
+        close(g.get(), w, BF16, 20)
+
+
+@pytest.mark.parametrize("layout", ["column-major W", "strided z", "strided grad and out"])
+def test_strides(gpu, rng, layout):
+    z, W, b, offsets, _ = case(rng, "mean", BF16)
+    gz, gw, gb = gpu.put(z), gpu.put(W), gpu.put(b)
+    if layout == "column-major W":
+        gw = gpu.put(np.ascontiguousarray(W.T)).T
+    if layout == "strided z":
+        gz = gpu.put(np.repeat(np.repeat(z, 2, -1), 3, -2))[:, ::3, ::2]
+    want = plucker.mix_project(wide(z), wide(W), wide(b), offsets)
+    if layout == "strided grad and out":
+        room = gpu.put(np.zeros((*want.shape[:-1], 2 * want.shape[-1]), BF16))
+        out = room[..., ::2]
+        assert plucker.mix_project(gz, gw, gb, offsets, out=out) is out
+        close(gpu.get(out), want, BF16, 8)
+        g = gpu.put(np.repeat(rng.standard_normal(want.shape), 2, -1).astype(BF16))[..., ::2]
+    else:
+        close(gpu.get(plucker.mix_project(gz, gw, gb, offsets)), want, BF16, 8)
+        g = gpu.put(rng.standard_normal(want.shape).astype(BF16))
+    got = plucker.mix_project_backward(g, gz, gw, gb, offsets)
+    for x, w in zip(got, plucker.mix_project_backward(wide(gpu.get(g)), wide(z), wide(W), wide(b), offsets), strict=True):
+        close(gpu.get(x), w, BF16, 20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+def test_equal_parallel_and_zero_tokens(gpu, rng, dtype):
+    base = rng.standard_normal(8).astype(dtype)
+    z = np.stack([base, base, 2 * base, -base, 0 * base, base, rng.standard_normal(8).astype(dtype), 3 * base, base])
+    z = z.astype(dtype)
+    out = gpu.get(plucker.mix(gpu.put(z), [1, 2, 4]))
+    want = plucker.mix(wide(z), [1, 2, 4])
+    assert np.isfinite(wide(out)).all()
+    close(out, want, dtype, 8)
+    grad = np.ones(out.shape, dtype)
+    for norm in ("clamp", "soft"):
+        dz = gpu.get(plucker.mix_backward(gpu.put(grad), gpu.put(z), [1, 2, 4], norm=norm, eps=1e-2))
+        assert np.isfinite(wide(dz)).all()
+        close(dz, plucker.mix_backward(wide(grad), wide(z), [1, 2, 4], norm=norm, eps=1e-2), dtype, 40)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("exponent", [4, 8, 13])
+def test_small_angles(gpu, rng, dtype, exponent):
+    """Tokens that differ in a component that is tiny but exact: the coordinate is one, at every angle."""
+    z = np.zeros((2, 6))
+    z[:, 0] = 1.0
+    z[1, 3] = 2.0**-exponent
+    out = gpu.get(plucker.mix(gpu.put(z.astype(dtype)), [1]))
+    close(out, plucker.mix(z, [1]), dtype, 4)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(BF16, 1e30), (BF16, 1e-30), (np.dtype(np.float32), 1e30)])
+def test_squares_that_leave_the_range(gpu, rng, dtype, scale):
+    z = (rng.standard_normal((12, 6)) * scale).astype(dtype)
+    out = gpu.get(plucker.mix(gpu.put(z), [1, 3], eps=0.0))
+    close(out, plucker.mix(wide(z), [1, 3], eps=0.0), dtype, 8)
+
+
+def test_masked_tokens_may_hold_anything(gpu, rng):
+    z, W, b, offsets, _ = case(rng, "mean", np.dtype(np.float32))
+    mask = rng.random(z.shape[:-1]) > 0.3
+    dirty = np.where(mask[..., None], z, np.nan).astype(np.float32)
+    m = gpu.put(mask)
+    a = gpu.get(plucker.mix_project(gpu.put(z), gpu.put(W), gpu.put(b), offsets, mask=m))
+    c = gpu.get(plucker.mix_project(gpu.put(dirty), gpu.put(W), gpu.put(b), offsets, mask=m))
+    np.testing.assert_array_equal(a, c)
+    assert (c[~mask] == 0).all()
+
+
+def test_empty(gpu):
+    z, W = np.zeros((0, 5, 4), np.float32), np.ones((3, 6), np.float32)
+    assert plucker.mix_project(gpu.put(z), gpu.put(W), None, [1]).shape == (0, 5, 3)
+    dz, dW, db = plucker.mix_project_backward(gpu.put(np.zeros((0, 5, 3), np.float32)), gpu.put(z), gpu.put(W), None, [1])
+    assert dz.shape == z.shape
+    assert (gpu.get(dW) == 0).all()
+    assert db is None
+
+
+def test_what_is_refused(gpu, rng):
+    z, W, b, offsets, _ = case(rng, "mean", np.dtype(np.float32))
+    gz, gw, gb = gpu.put(z), gpu.put(W), gpu.put(b)
+    with pytest.raises(ValueError, match=r"W must have shape \(d, 28\)"):
+        plucker.mix_project(gz, gpu.put(W[:, :-1]), gb, offsets)
+    with pytest.raises(TypeError, match="W must be float32 as z is, got float64"):
+        plucker.mix_project(gz, gpu.put(wide(W)), gb, offsets)
+    with pytest.raises(TypeError, match="W is on the CPU and z on CUDA device 0"):
+        plucker.mix_project(gz, W, gb, offsets)
+    with pytest.raises(TypeError, match="z is on the CPU and weights on CUDA device 0"):
+        plucker.mix(z, [1], weights=gpu.put(np.ones(1, np.float32)))
+    with pytest.raises(TypeError, match="weights is a list, and z is on a CUDA device"):
+        plucker.mix(gz, [1], weights=[1.0])
+    with pytest.raises(ValueError, match="tokens of 65 dimensions; the CUDA kernels take at most 64"):
+        plucker.mix(gpu.put(np.zeros((3, 65), np.float32)), [1])
+    with pytest.raises(ValueError, match="offsets must hold between 1 and 64 numbers on a CUDA device, got 65"):
+        plucker.mix(gz, list(itertools.repeat(1, 65)))
+    with pytest.raises(ValueError, match="grad must have shape"):
+        plucker.mix_backward(gpu.put(np.zeros((2, 40, 27), np.float32)), gz, offsets)
+    with pytest.raises(ValueError, match="out overlaps z"):
+        square = gpu.put(np.zeros((4, 3), np.float32))
+        plucker.mix(square, [1], out=square)
