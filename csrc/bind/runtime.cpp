@@ -42,7 +42,6 @@ void register_runtime(py::module_ &m) {
 #else
         d["multi_isa"] = true;
 #endif
-        d["cuda"] = false;
         return d;
     });
     // What the glue makes of an array; for tests and bug reports.

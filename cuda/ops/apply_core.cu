@@ -413,7 +413,7 @@ template <class T, bool Across> int64_t shared_bytes(int rows, int k32) {
 }
 
 template <class T, bool Across, class From>
-__global__ void __launch_bounds__(kThreads) apply_core_kernel(const From from, const Plan<T> plan) {
+__global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from, const Plan<T> plan) {
     using A = Accumulate<T>;
     using Work = Products<T, Across>;
     constexpr int P = kPanel<T>;

@@ -411,10 +411,14 @@ void forward(const Session &s, const Arguments<T> &a, const Projection<T> &p, co
 template <class T, int Tokens>
 void back(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &grad, Kept<T> *dz, Kept<T> *du, Kept<T> *zu, int zu_pitch) {
     const Shape shape{dim3(divide_up(a.tokens, unsigned(Tokens))), dim3(Tokens * 4), BackLayout<T, Tokens>(a.r).end};
-    with_lanes(a.r, [&](auto lanes) {
+    const auto run = [&](auto lanes) {
         launch<back_kernel<T, decltype(lanes)::value, Tokens>>(s, "plucker_mix_project_backward", shape, a, p, Matrices<const T>(grad), in_vectors(grad), dz,
                                                                du, zu, zu_pitch);
-    });
+    };
+    if constexpr (Tokens == 128)
+        run(std::integral_constant<int, 4>{});
+    else
+        with_lanes(a.r, run);
 }
 
 template <class T, int Rows>
@@ -490,7 +494,8 @@ void plucker_mix_project_backward(const Context &context, const Stack &grad, con
         const int runs = runs_of(tokens, run);
         auto *dz_own = work.take<Kept<T>>(tokens * a.r), *du = work.take<Kept<T>>(tokens * a.r), *zu = work.take<Kept<T>>(tokens * zu_pitch);
         auto *partial = work.take<Kept<T>>(int64_t(runs) * p.d * (p.pairs + 1));
-        if (BackLayout<T, 128>(a.r).end <= s.device().shared_limit && kTensor<T>)
+        // Tokens of eight lanes keep twice as much in registers: half as many of them in a block.
+        if (kTensor<T> && a.r <= 4 * kChunk && BackLayout<T, 128>(a.r).end <= s.device().shared_limit)
             back<T, kTensor<T> ? 128 : 64>(s, a, p, grad, dz_own, du, zu, zu_pitch);
         else
             back<T, 64>(s, a, p, grad, dz_own, du, zu, zu_pitch);

@@ -35,8 +35,23 @@ def info() -> dict[str, str]:
         "LAPACK": lapack,
         "products": "own kernels",
         "threads": str(subspan.get_num_threads()),
-        "CUDA": "not built" if not build["cuda"] else "built",
+        "CUDA": _cuda(),
     }
+
+
+def _cuda() -> str:
+    from subspan._device import CudaError, kernels
+
+    try:
+        module = kernels()
+    except CudaError as e:
+        return "not built" if "no CUDA kernels" in str(e) else str(e)
+    runtime, driver = module.versions()
+    has = f"kernels for sm_{module.architectures().replace(' ', ', sm_')}, runtime {runtime // 1000}.{runtime % 1000 // 10}"
+    if driver == 0:
+        return f"{has}; no driver on this machine"
+    count = module.device_count()
+    return f"{has}; driver for {driver // 1000}.{driver % 1000 // 10}, {count} device{'' if count == 1 else 's'}"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,0 +1,255 @@
+"""Benchmarks on a CUDA device: each case against what a user would call otherwise, and against its floor.
+
+Cold L2 (a buffer larger than it is written before every run), CUDA events, the median of the runs; the device's own copy
+and matrix-product rates are measured in the same run, and floors are counted from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from subspan import orth, plucker
+
+DEVICE = torch.device("cuda")
+CASES: list[Any] = []
+
+
+@dataclass
+class Result:
+    """One row of the table."""
+
+    name: str
+    peer: str
+    ratio: float
+    reach: float | None
+    microseconds: float
+    floor: float | None  # microseconds
+    floor_reach: float | None
+
+
+class Bench:
+    """Times callables on the device."""
+
+    def __init__(self) -> None:
+        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE)
+        self.results: list[Result] = []
+        self.copy = self._copy_rate()
+        self.gemm = self._gemm_rate()
+
+    def time(self, f: Any, runs: int = 30) -> float:
+        """Median microseconds of one call, L2 cold."""
+        for _ in range(3):
+            f()
+        torch.cuda.synchronize()
+        begins = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
+        ends = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
+        for begin, end in zip(begins, ends, strict=True):
+            self.flush.zero_()
+            begin.record()
+            f()
+            end.record()
+        torch.cuda.synchronize()
+        return 1e3 * statistics.median(b.elapsed_time(e) for b, e in zip(begins, ends, strict=True))
+
+    def _copy_rate(self) -> float:
+        x = torch.randn(1 << 28, device=DEVICE)
+        y = torch.empty_like(x)
+        return 2 * x.nbytes / self.time(lambda: y.copy_(x), 10)  # bytes a microsecond
+
+    def _gemm_rate(self) -> float:
+        a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+        return 2 * 8192**3 / self.time(lambda: a @ b, 10)  # flops a microsecond
+
+    def case(
+        self, name: str, ours: Any, peers: dict[str, tuple[Any, float | None]], *, bytes_: float = 0, flops: float = 0,
+        floor_reach: float | None = None,
+    ) -> None:  # fmt: skip
+        """Our time against each peer's, with the reach that is wanted."""
+        mine = self.time(ours)
+        floor = max(bytes_ / self.copy, flops / self.gemm) or None
+        for peer, (f, reach) in peers.items():
+            theirs = self.time(f, 10)
+            self.results.append(Result(name, peer, theirs / mine, reach, mine, floor, floor_reach))
+
+
+def case(f: Any) -> Any:
+    CASES.append(f)
+    return f
+
+
+@case
+def project_out(bench: Bench) -> None:
+    G = torch.randn(4096, 4096, device=DEVICE).bfloat16()
+    U = torch.linalg.qr(torch.randn(4096, 32, device=DEVICE))[0].bfloat16()
+
+    def addmm() -> None:
+        torch.addmm(G, U, U.T @ G, alpha=-1, out=G)
+
+    bench.case(
+        "project_out 4096² bf16, k=32, in place",
+        lambda: orth.project_out(G, U, out=G),
+        {"torch.addmm": (addmm, 1.8)},
+        bytes_=2 * G.nbytes,
+        floor_reach=1.35,
+    )
+    many = [torch.randn(m, n, device=DEVICE).bfloat16() for m, n in [(1024, 1024), (1024, 2816), (2816, 1024)] * 16]
+    bases = [torch.linalg.qr(torch.randn(x.shape[0], 16, device=DEVICE))[0].bfloat16() for x in many]
+
+    def loop() -> None:
+        for x, u in zip(many, bases, strict=True):
+            torch.addmm(x, u, u.T @ x, alpha=-1, out=x)
+
+    bench.case(
+        "project_out of 48 matrices of three shapes, bf16, k=16",
+        lambda: orth.project_out(many, bases, out=many),
+        {"torch.addmm in a loop": (loop, None)},
+        bytes_=2 * sum(x.nbytes for x in many),
+    )
+
+
+OFFSETS = [1, 2, 4, 8, 12, 16]
+R, D = 32, 256
+PAIRS = list(itertools.combinations(range(R), 2))
+
+
+def published(z: torch.Tensor, W: torch.Tensor, b: torch.Tensor, first: Any, second: Any) -> torch.Tensor:
+    """A wedge, a length and a projection for every offset; their mean over those that apply."""
+    length = z.shape[1]
+    total = torch.zeros(*z.shape[:2], W.shape[0], dtype=z.dtype, device=z.device)
+    count = torch.zeros(length, dtype=z.dtype, device=z.device)
+    for d in OFFSETS:
+        a, w = z[:, d:], z[:, :-d]
+        p = a[..., first] * w[..., second] - a[..., second] * w[..., first]
+        p = p / p.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+        total = total + torch.nn.functional.pad(torch.nn.functional.linear(p, W, b), (0, 0, d, 0))
+        count[d:] += 1
+    return total / count.clamp(min=1)[None, :, None]
+
+
+@case
+def mixing(bench: Bench) -> None:
+    z = torch.randn(64, 512, R, device=DEVICE).bfloat16()
+    W = (torch.randn(D, len(PAIRS), device=DEVICE) / 22).bfloat16()
+    b = torch.randn(D, device=DEVICE).bfloat16()
+    first, second = (torch.tensor([p[i] for p in PAIRS], device=DEVICE) for i in (0, 1))
+    compiled = torch.compile(published)
+    out = torch.empty(64, 512, D, dtype=torch.bfloat16, device=DEVICE)
+    tokens, flops = 64 * 512, 2 * 64 * 512 * D * len(PAIRS)
+    bytes_ = z.nbytes + out.nbytes + W.nbytes
+    with torch.no_grad():
+        bench.case(
+            "mix_project forward, 64 × 512 tokens, bf16",
+            lambda: plucker.mix_project(z, W, b, OFFSETS, out=out),
+            {
+                "published form, eager": (lambda: published(z, W, b, first, second), 60),
+                "published form, compiled": (lambda: compiled(z, W, b, first, second), 12),
+            },
+            bytes_=bytes_,
+            flops=flops,
+            floor_reach=2.5,
+        )
+    grad = torch.randn_like(out)
+
+    def ours() -> None:
+        plucker.mix_project(z, W, b, OFFSETS, out=out)
+        plucker.mix_project_backward(grad, z, W, b, OFFSETS)
+
+    def theirs(f: Any) -> Any:
+        leaves = [x.detach().clone().requires_grad_() for x in (z, W, b)]
+
+        def run() -> None:
+            f(*leaves, first, second).backward(grad)
+            for x in leaves:
+                x.grad = None
+
+        return run
+
+    bench.case(
+        "mix_project forward and backward, 64 × 512 tokens, bf16",
+        ours,
+        {"published form, eager": (theirs(published), 60), "published form, compiled": (theirs(compiled), 12)},
+        bytes_=2 * bytes_ + tokens * R * 2,
+        flops=3 * flops,
+        floor_reach=3.0,
+    )
+
+
+def call_overhead() -> float | None:
+    """Microseconds of a Python call beyond its launch, CuPy in and out: the host's time for calls that the device keeps up with."""
+    try:
+        import cupy
+    except ImportError:
+        return None
+    G = cupy.ones((32, 32), cupy.float32)
+    U = cupy.eye(32, 4, dtype=cupy.float32)
+    kernel = cupy.RawKernel("extern \"C\" __global__ void nothing(float *x) {}", "nothing")
+
+    def host(f: Any, n: int = 2000) -> float:
+        best = float("inf")
+        for _ in range(5):
+            cupy.cuda.runtime.deviceSynchronize()
+            begin = time.perf_counter()
+            for _ in range(n // 10):
+                f()
+            best = min(best, (time.perf_counter() - begin) / (n // 10))
+        return 1e6 * best
+
+    return host(lambda: orth.project_out(G, U, out=G)) - host(lambda: kernel((1,), (32,), (G,)))
+
+
+def main() -> None:
+    """Runs all cases and writes the tables."""
+    p = argparse.ArgumentParser()
+    p.add_argument("--save", type=Path)
+    args = p.parse_args()
+    torch.manual_seed(0)
+    bench = Bench()
+    name = torch.cuda.get_device_name()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    problems = []
+    for f in CASES:
+        try:
+            f(bench)
+        except Exception as e:
+            problems.append(f"{f.__name__}: {type(e).__name__}: {e}")
+    lines = [
+        f"{name}, commit {commit or 'unknown'}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}",
+        "",
+        f"Copy {bench.copy / 1e6:.2f} TB/s, bf16 product {bench.gemm / 1e6:.0f} TFLOP/s, measured in the same run. L2 cold.",
+        "",
+        "| case | peer | ratio | reach | µs | × floor |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in bench.results:
+        reach = "" if r.reach is None else f"{r.reach:g}×" + (" (missed)" if r.ratio < r.reach else "")
+        times = "" if r.floor is None else f"{r.microseconds / r.floor:.2f}"
+        if r.floor is not None and r.floor_reach is not None:
+            times += f" (reach {r.floor_reach:g})"
+        lines.append(f"| {r.name} | {r.peer} | {r.ratio:.2f}× | {reach} | {r.microseconds:.1f} | {times} |")
+    overhead = call_overhead()
+    if overhead is not None:
+        lines += ["", f"A Python call with CuPy arrays takes {overhead:.1f} µs more than a launch (reach 3)."]
+    lines += ["", *(f"Failed: {x}" for x in problems)] if problems else []
+    print("\n".join(lines))
+    if args.save:
+        slug = name.lower().replace("nvidia ", "").replace(" ", "-")
+        (args.save / f"{slug}.md").write_text("\n".join(lines) + "\n")
+        rows = [asdict(r) for r in bench.results]
+        data = {"device": name, "commit": commit, "copy": bench.copy, "gemm": bench.gemm, "call_overhead": overhead, "results": rows}
+        (args.save / f"{slug}.json").write_text(json.dumps(data, indent=1) + "\n")
+    if problems:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

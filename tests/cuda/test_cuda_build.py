@@ -1,0 +1,51 @@
+"""What the compiler said of the kernels, and the module where there is no driver."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import subspan
+
+FOLDER = Path(subspan.__file__).parent / "cuda_resources"
+HAS_KERNELS = importlib.util.find_spec("subspan._cuda") is not None
+
+
+def kernels():
+    """(source, architecture, kernel, stack bytes, spilled bytes, registers) of every kernel of the installed build."""
+    out = []
+    for path in sorted(FOLDER.glob("*.txt")):
+        architecture = name = None
+        for line in path.read_text().splitlines():
+            if found := re.search(r"Compiling entry function '(\S+)' for 'sm_(\d+)'", line):
+                name, architecture = found.groups()
+            elif found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+                stack, stores, loads = map(int, found.groups())
+            elif found := re.search(r"Used (\d+) registers", line):
+                if name is None:  # of a function that is not a kernel
+                    continue
+                out.append((path.name, architecture, name, stack, stores + loads, int(found.group(1))))
+                name = None
+    return out
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="a build without CUDA kernels")
+def test_no_kernel_spills():
+    found = kernels()
+    sources = {source for source, *_ in found}
+    assert {"apply_core.cu.txt", "plucker_mix.cu.txt", "plucker_project.cu.txt"} <= sources
+    assert {"80", "90", "120"} <= {architecture for _, architecture, *_ in found}
+    bad = [(source, arch, name, stack, spills) for source, arch, name, stack, spills, _ in found if stack or spills]
+    assert not bad, bad
+
+
+@pytest.mark.skipif(not HAS_KERNELS, reason="a build without CUDA kernels")
+def test_the_module_loads_without_a_driver():
+    from subspan import _cuda
+
+    assert _cuda.device_count() >= 0
+    assert _cuda.versions()[0] >= 13000
+    assert "90" in _cuda.architectures()

@@ -1,0 +1,100 @@
+"""PyTorch and JAX arrays on a real GPU, and what only a real one can show."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from subspan import orth, plucker
+
+pytestmark = pytest.mark.skipif(os.environ.get("SUBSPAN_TEST_GPU", "") != "1", reason="needs a GPU (SUBSPAN_TEST_GPU=1)")
+
+
+@pytest.fixture
+def torch():
+    module = pytest.importorskip("torch")
+    if not module.cuda.is_available():
+        pytest.skip("PyTorch sees no CUDA device")
+    return module
+
+
+def test_tensors_in_and_out(torch):
+    C = torch.randn(128, 96, device="cuda")
+    U = torch.linalg.qr(torch.randn(128, 8, device="cuda"))[0]
+    out = orth.project_out(C, U)
+    assert isinstance(out, torch.Tensor)
+    assert out.device == C.device
+    torch.testing.assert_close(out, C - U @ (U.T @ C), rtol=1e-4, atol=1e-5)
+    before = C._version
+    orth.project_out(C, U, out=C)
+    assert C._version > before
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_sanitizer_small_set(torch, dtype):
+    kind = getattr(torch, dtype)
+    C = torch.randn(70, 45, device="cuda").to(kind)
+    U = torch.linalg.qr(torch.randn(70, 5, device="cuda"))[0].to(kind)
+    got = orth.project_out(C, U).double().cpu()
+    exact = C.double() - U.double() @ (U.double().T @ C.double())
+    torch.testing.assert_close(got, exact.cpu(), rtol=0.02, atol=0.02)
+    z = torch.randn(2, 40, 8, device="cuda").to(kind)
+    W, b = (torch.randn(24, 28, device="cuda") / 5).to(kind), torch.randn(24, device="cuda").to(kind)
+    out = plucker.mix_project(z, W, b, [1, 2, 4])
+    want = plucker.mix_project(z.double().cpu(), W.double().cpu(), b.double().cpu(), [1, 2, 4])
+    torch.testing.assert_close(out.double().cpu(), want, rtol=0.02, atol=0.02)
+    got = plucker.mix_project_backward(torch.ones_like(out), z, W, b, [1, 2, 4])
+    want = plucker.mix_project_backward(
+        torch.ones_like(want), z.double().cpu(), W.double().cpu(), b.double().cpu(), [1, 2, 4]
+    )
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x.double().cpu(), y, rtol=0.05, atol=0.05)
+
+
+def test_the_current_stream_is_used(torch):
+    stream = torch.cuda.Stream()
+    C, U = torch.randn(64, 64, device="cuda"), torch.eye(64, 4, device="cuda")
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        C.mul_(2.0)  # still waiting when the call below is made
+        out = orth.project_out(C, U)
+    stream.synchronize()
+    torch.testing.assert_close(out, C - U @ (U.T @ C))
+
+
+def test_graph_capture(torch):
+    z = torch.randn(4, 64, 16, device="cuda").bfloat16()
+    W = torch.randn(64, 120, device="cuda").bfloat16()
+    out = torch.empty(4, 64, 64, device="cuda", dtype=torch.bfloat16)
+    plucker.mix_project(z, W, None, [1, 2, 4], out=out)  # loads the kernels, which a capture may not
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        plucker.mix_project(z, W, None, [1, 2, 4], out=out)
+    z.copy_(torch.randn_like(z))
+    graph.replay()
+    torch.cuda.synchronize()
+    want = plucker.mix_project(z, W, None, [1, 2, 4])
+    assert bool((out == want).all())
+
+
+def test_autograd_is_told(torch):
+    C = torch.randn(8, 8, device="cuda", requires_grad=True)
+    with pytest.raises(TypeError, match="requires grad"):
+        orth.project_out(C, torch.eye(8, 2, device="cuda"))
+
+
+def test_arrays_of_jax_and_cupy(torch):
+    cupy = pytest.importorskip("cupy")
+    jax = pytest.importorskip("jax")
+    C = jax.device_put(np.random.default_rng(0).standard_normal((32, 16)).astype(np.float32), jax.devices("gpu")[0])
+    U = cupy.asarray(np.eye(32, 4, dtype=np.float32))
+    out = cupy.empty((32, 16), cupy.float32)
+    orth.project_out(C, U, out=out)
+    want = np.asarray(C).copy()
+    want[:4] = 0
+    np.testing.assert_allclose(out.get(), want, atol=1e-6)
+    with pytest.raises(TypeError, match="results cannot be allocated by 'jax'"):
+        orth.project_out(C, U)
