@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from subspan import orth, plucker
+from subspan import grassmann, orth, plucker
 
 DEVICE = torch.device("cuda")
 CASES: list[Any] = []
@@ -181,6 +181,31 @@ def mixing(bench: Bench) -> None:
         bytes_=2 * bytes_ + tokens * R * 2,
         flops=3 * flops,
         floor_reach=3.0,
+    )
+
+
+@case
+def riemannian_steps(bench: Bench) -> None:
+    classes, n, k = 1000, 2048, 8
+    U = torch.linalg.qr(torch.randn(classes, n, k, device=DEVICE))[0].contiguous()
+    G, B = 0.01 * torch.randn_like(U), torch.zeros_like(U)
+    V, C = U.clone(), torch.zeros_like(U)
+
+    def published() -> None:
+        """Grassmann Class Representation: momentum, projection, geodesic by an SVD, QR."""
+        C.mul_(0.9).add_(G)
+        D = C - V @ (V.mT @ C)
+        P, S, Vh = torch.linalg.svd(D, full_matrices=False, driver="gesvda")
+        S = -0.01 * S
+        W = (V @ Vh.mT) * S.cos()[:, None, :] @ Vh + P * S.sin()[:, None, :] @ Vh
+        V.copy_(torch.linalg.qr(W)[0])
+
+    bench.case(
+        "grassmann.sgd_step, 1000 × (2048 × 8), f32",
+        lambda: grassmann.sgd_step(U, G, B, lr=0.01, momentum=0.9),
+        {"SVD by gesvda and looped QR": (published, 100)},
+        bytes_=5 * U.nbytes,
+        floor_reach=1.7,
     )
 
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, library_of, output, to_library
+from subspan._device import on_device
+from subspan._grassmann import device
 from subspan._grassmann.common import RETRACTIONS, one_of, real_number, same_matrices, whole_number
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._orth.spaces import random_orthogonal
@@ -106,6 +108,8 @@ def tangent(U: Array, G: Array, *, out: Array | None = None, check: bool = True)
     >>> np.allclose(grassmann.tangent(U, G), G - U @ (U.T @ G))
     True
     """
+    if on_device(U, G):
+        return device.tangent(U, G, out)
     (U, G), dtype, shape = same_matrices(U=U, G=G)
     library = library_of(G)
     result, fresh = output(out, shape, dtype, library)
@@ -224,6 +228,8 @@ def retract(
 
 
 def _retract(U: Array, H: Array, method: int, t: float, project: bool, out: Array | None, check: bool) -> Array:
+    if on_device(U, H):
+        return device.retract(U, H, method, real_number(t, "t"), out)
     (U, H), dtype, shape = same_matrices(U=U, H=H)
     library = library_of(U)
     result, fresh = output(out, shape, dtype, library)

@@ -8,6 +8,8 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, to_library
+from subspan._device import on_device
+from subspan._grassmann import device
 from subspan._grassmann.common import RETRACTIONS, in_place, one_of, real_number, whole_number
 from subspan._orth.common import detached, finish, matrices
 
@@ -124,6 +126,9 @@ def sgd_step(
             raise ValueError(f"momentum is {momentum} and there is no buffer: pass an array of zeros like U")
         if dampening != 0:
             raise ValueError(f"dampening is {dampening} and there is no buffer: it damps what goes into one")
+    if on_device(U, grad, buffer):
+        return device.sgd_step(U, grad, buffer, rate, momentum, dampening, which, parallel)
+    if buffer is None:
         U, grad = _stack(U, grad=grad)
     else:
         U, grad, buffer = _stack(U, grad=grad, buffer=buffer)

@@ -1,0 +1,462 @@
+#include "subspan/cuda/grassmann.hpp"
+
+#include "small.cuh"
+
+#include <cmath>
+#include <limits>
+
+namespace subspan::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kChain = 64; // rows that a lane adds up in T before the sums go on in double
+
+enum Job { step_in_place, retraction, tangent_part };
+
+template <class T> struct Arguments {
+    Matrices<T> u;
+    Matrices<const T> grad;  // or h
+    Matrices<T> buffer;      // of a step, where there is one
+    Matrices<T> out;         // of the pure functions
+    bool has_buffer, parallel, vectors;
+    T momentum, weight;
+    double t;
+    Job job;
+    Retraction method;
+};
+
+template <class T> struct Four {
+    T x[4];
+};
+
+// Columns [j, j + 4) of a row, zero past k.
+template <class T> SUBSPAN_DEVICE Four<T> four(const T *row, int64_t col_stride, int j, int k, bool vectors) {
+    Four<T> v;
+    if constexpr (sizeof(T) == 4) {
+        if (vectors && j + 4 <= k) {
+            const float4 f = *reinterpret_cast<const float4 *>(row + j);
+            v.x[0] = f.x;
+            v.x[1] = f.y;
+            v.x[2] = f.z;
+            v.x[3] = f.w;
+            return v;
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v.x[e] = j + e < k ? row[int64_t(j + e) * col_stride] : T(0);
+    return v;
+}
+
+// One point: its rows, and those of what moves it.
+template <class T> struct Point {
+    const Arguments<T> &a;
+    T *u, *buffer, *out;
+    const T *grad;
+    int n, k;
+    SUBSPAN_DEVICE Point(const Arguments<T> &a, unsigned item)
+        : a(a), u(a.u.at(item)), buffer(a.has_buffer ? a.buffer.at(item) : nullptr), out(a.job == step_in_place ? u : a.out.at(item)),
+          grad(a.grad.at(item)), n(int(a.u.rows)), k(int(a.u.cols)) {}
+    SUBSPAN_DEVICE Four<T> of_u(int row, int j) const { return four<T>(u + row * a.u.row_stride, a.u.col_stride, j, k, a.vectors); }
+    /// momentum · buffer + weight · grad.
+    SUBSPAN_DEVICE Four<T> of_h(int row, int j) const {
+        Four<T> g = four<T>(grad + row * a.grad.row_stride, a.grad.col_stride, j, k, a.vectors);
+        if (buffer == nullptr) return g;
+        const Four<T> b = four<T>(buffer + row * a.buffer.row_stride, a.buffer.col_stride, j, k, a.vectors);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) g.x[e] = fma(a.momentum, b.x[e], a.weight * g.x[e]);
+        return g;
+    }
+    SUBSPAN_DEVICE void put(T *base, const Matrices<T> &m, int row, int j, const Four<T> &v) const {
+        T *to = base + row * m.row_stride;
+        if constexpr (sizeof(T) == 4) {
+            if (a.vectors && j + 4 <= k) {
+                *reinterpret_cast<float4 *>(to + j) = float4{v.x[0], v.x[1], v.x[2], v.x[3]};
+                return;
+            }
+        }
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+            if (j + e < k) to[int64_t(j + e) * m.col_stride] = v.x[e];
+    }
+};
+
+template <int K> struct Shared {
+    static constexpr int area = small::Small<K, kThreads>::area;
+    double e[area], m[area], b[area];       // UᵀU, UᵀH, HᵀH
+    double f[area], x[area], c[area], s[area], w[area], y[area], z[area];
+    double along[area]; // U along: the part of H that was set aside
+    double scratch[40];
+};
+template <class T, int K> struct Coefficients { // of the result and of the velocity, in T
+    alignas(16) T p[K * K], q[K * K], p2[K * K], q2[K * K];
+};
+
+// Gram matrices of U and H - U off (off null: of U and H): UᵀU, UᵀH and HᵀH, all three in one sweep, or one after the other where
+// their sums would not fit the registers. A lane holds 4 x B blocks, for every so many rows.
+template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Shared<K> &shared, const T *off) {
+    constexpr int B = K == 32 ? 8 : 4, kAcross = K / B, kLanes = (K / 4) * kAcross, kRows = 32 / kLanes, ld = K + 1;
+    constexpr int kTogether = sizeof(T) == 4 && K == 8 ? 3 : 1;
+    const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, block = lane % kLanes, i0 = 4 * (block / kAcross), j0 = B * (block % kAcross);
+    for (int e = int(threadIdx.x); e < K * ld; e += kThreads) shared.e[e] = shared.m[e] = shared.b[e] = 0.0;
+    __syncthreads();
+    const auto row_of_h = [&](int row, int j) {
+        Four<T> h = point.of_h(row, j);
+        if (off != nullptr)
+            for (int l = 0; l < point.k; ++l) {
+                const T u = point.u[row * point.a.u.row_stride + l * point.a.u.col_stride];
+#pragma unroll
+                for (int e = 0; e < 4; ++e) h.x[e] = fma(-u, off[l * K + j + e], h.x[e]);
+            }
+        return h;
+    };
+    const int per = kWarps * kRows * kChain; // rows of a chunk, all warps together
+    for (int first = 0; first < point.n; first += per) {
+        const int end = least(point.n, first + per);
+#pragma unroll 1
+        for (int begin = 0; begin < 3; begin += kTogether) {
+            T d[kTogether][4][B];
+#pragma unroll
+            for (int g = 0; g < kTogether; ++g)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+#pragma unroll
+                    for (int j = 0; j < B; ++j) d[g][i][j] = T(0);
+#pragma unroll 1
+            for (int row = first + warp * kRows + lane / kLanes; row < end; row += kWarps * kRows) { // one row at a time: registers
+                // Which two rows go into product g: u and u, u and h, h and h.
+                const Four<T> ui = kTogether == 3 || begin < 2 ? point.of_u(row, i0) : Four<T>{};
+                const Four<T> hi = kTogether == 3 || begin == 2 ? row_of_h(row, i0) : Four<T>{};
+#pragma unroll
+                for (int g = 0; g < B / 4; ++g) {
+                    const Four<T> uj = kTogether == 3 || begin == 0 ? point.of_u(row, j0 + 4 * g) : Four<T>{};
+                    const Four<T> hj = kTogether == 3 || begin > 0 ? row_of_h(row, j0 + 4 * g) : Four<T>{};
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) {
+                            if constexpr (kTogether == 3) {
+                                d[0][i][4 * g + j] = fma(ui.x[i], uj.x[j], d[0][i][4 * g + j]);
+                                d[1][i][4 * g + j] = fma(ui.x[i], hj.x[j], d[1][i][4 * g + j]);
+                                d[2][i][4 * g + j] = fma(hi.x[i], hj.x[j], d[2][i][4 * g + j]);
+                            } else {
+                                d[0][i][4 * g + j] = fma(begin == 2 ? hi.x[i] : ui.x[i], begin == 0 ? uj.x[j] : hj.x[j], d[0][i][4 * g + j]);
+                            }
+                        }
+                }
+            }
+            // Lanes of a warp, then warps one after the other: always in the same order.
+#pragma unroll
+            for (int g = 0; g < kTogether; ++g) {
+                double *to = begin + g == 0 ? shared.e : (begin + g == 1 ? shared.m : shared.b);
+                for (int w = 0; w < kWarps; ++w) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i)
+#pragma unroll
+                        for (int j = 0; j < B; ++j) {
+                            double sum = double(d[g][i][j]);
+#pragma unroll
+                            for (int step = kLanes; step < 32; step *= 2) sum += __shfl_xor_sync(kWarp, sum, step);
+                            if (w == warp && lane < kLanes) to[(i0 + i) * ld + j0 + j] += sum;
+                        }
+                    __syncthreads();
+                }
+            }
+        }
+    }
+}
+
+// out = U p + H q, and the buffer: what H was, or U p2 + H q2. Lanes of a row read all of it before one of them writes.
+template <class T, int K> SUBSPAN_DEVICE void combine(const Point<T> &point, const Coefficients<T, K> &w) {
+    constexpr int kParts = K / 4;
+    const Arguments<T> &a = point.a;
+    const int part = int(threadIdx.x) % kParts, j0 = 4 * part, rows = kThreads / kParts;
+#pragma unroll 1
+    for (int first = 0; first < point.n; first += rows) {
+        const int row = first + int(threadIdx.x) / kParts;
+        Four<T> v{}, moved{}, own{};
+        if (row < point.n)
+#pragma unroll 1
+            for (int l = 0; l < point.k; l += 4) {
+                const Four<T> u = point.of_u(row, l);
+                const Four<T> h = point.of_h(row, l);
+#pragma unroll
+                for (int e = 0; e < 4; ++e) own.x[e] = l == j0 ? h.x[e] : own.x[e];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        v.x[e] = fma(u.x[i], w.p[(l + i) * K + j0 + e], fma(h.x[i], w.q[(l + i) * K + j0 + e], v.x[e]));
+                    if (a.parallel)
+#pragma unroll
+                        for (int e = 0; e < 4; ++e)
+                            moved.x[e] = fma(u.x[i], w.p2[(l + i) * K + j0 + e], fma(h.x[i], w.q2[(l + i) * K + j0 + e], moved.x[e]));
+                }
+            }
+        __syncwarp();
+        if (row < point.n) {
+            point.put(point.out, a.job == step_in_place ? a.u : a.out, row, j0, v);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) own.x[e] = a.parallel ? moved.x[e] : own.x[e];
+            if (point.buffer != nullptr) point.put(point.buffer, a.buffer, row, j0, own);
+        }
+        __syncwarp();
+    }
+    __syncthreads();
+}
+
+template <class T> SUBSPAN_DEVICE constexpr double eps_of() { return sizeof(T) == 4 ? 1.1920928955078125e-7 : 2.220446049250313e-16; }
+
+template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassmann_kernel(SUBSPAN_PARAMETER const Arguments<T> a) {
+    using S = small::Small<K, kThreads>;
+    constexpr int ld = S::ld;
+    SUBSPAN_SHARED(memory);
+    Shared<K> &sh = *reinterpret_cast<Shared<K> *>(memory);
+    Coefficients<T, K> &w = *reinterpret_cast<Coefficients<T, K> *>(memory + sizeof(Shared<K>));
+    const Point<T> point(a, blockIdx.x);
+    const int k = point.k;
+    const double eps = eps_of<T>(), t = a.t;
+    products<T, K>(point, sh, nullptr);
+    double *scratch = sh.scratch;
+    const double defect = S::largest(k, scratch, [&](int i, int j) { return sh.e[i * ld + j] - (i == j ? 1.0 : 0.0); });
+    const double size = S::largest(k, scratch, [&](int i, int j) { return most(sh.b[i * ld + j], -sh.b[i * ld + j]) + sh.m[i * ld + j] * 0.0; });
+    const double limit = sizeof(T) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308;
+    const bool good = defect * k < 0.5 && size < limit && t * t * size < 1e100;
+    if (!good) { // the point and its buffer stay as they were
+        if (a.job == step_in_place) return;
+        const T nan = T(0) / T(0);
+        for (int e = int(threadIdx.x); e < point.n * k; e += kThreads)
+            point.out[(e / k) * a.out.row_stride + (e % k) * a.out.col_stride] = nan;
+        return;
+    }
+    // What makes U orthonormal to second order or better; an orthonormal U stays what it is.
+    const bool corrected = defect > 2.0 * eps;
+    if (corrected) {
+        if (defect < 0.1 * sqrt(eps)) {
+            S::each(k, [&](int i, int j) { sh.f[i * ld + j] = (i == j ? 1.5 : 0.0) - 0.5 * sh.e[i * ld + j]; });
+        } else {
+            S::each(k, [&](int i, int j) { sh.x[i * ld + j] = sh.e[i * ld + j] - (i == j ? 1.0 : 0.0); });
+            S::inverse_sqrt(k, scratch, sh.x, sh.f, sh.c, sh.s, sh.w);
+        }
+    } else {
+        S::each(k, [&](int i, int j) { sh.f[i * ld + j] = i == j ? 1.0 : 0.0; });
+    }
+    // HᵀH - mᵀm is known to a few eps of what it is a difference of: a large part of H along U goes first, with what it was.
+    const double along = S::largest(k, scratch, [&](int i, int j) {
+        if (j != 0) return 0.0;
+        double s = 0;
+        for (int l = 0; l < k; ++l) s = fma(sh.m[l * ld + i], sh.m[l * ld + i], s);
+        return s;
+    });
+    const bool aside = t * t * along > 1e-2 || along > 0.5 * size;
+    if (aside) {
+        S::template multiply<false>(k, sh.f, sh.m, sh.w); // F m
+        S::template multiply<false>(k, sh.f, sh.w, sh.along); // U F F UᵀH
+        S::each(k, [&](int i, int j) { w.p[i * K + j] = T(sh.along[i * ld + j]); });
+        for (int e = int(threadIdx.x); e < K * K; e += kThreads)
+            if (e / K >= k || e % K >= k) w.p[e] = T(0);
+        __syncthreads();
+        products<T, K>(point, sh, w.p);
+    }
+    // m of the orthonormal basis, and the Gram matrix of H without its part along it.
+    S::template multiply<true>(k, sh.f, sh.m, sh.w);
+    S::each(k, [&](int i, int j) { sh.m[i * ld + j] = sh.w[i * ld + j]; });
+    S::template multiply<true>(k, sh.m, sh.m, sh.w);
+    S::each(k, [&](int i, int j) {
+        sh.b[i * ld + j] -= sh.w[i * ld + j];
+        sh.x[i * ld + j] = t * t * sh.b[i * ld + j];
+    });
+    const double norm = S::row_norm(k, scratch, sh.x);
+    // c and s: the two functions of x that the curve is made of.
+    if (a.job == tangent_part) {
+        S::each(k, [&](int i, int j) {
+            sh.c[i * ld + j] = 0.0;
+            sh.s[i * ld + j] = i == j ? 1.0 : 0.0;
+        });
+    } else if (a.method == Retraction::exp) {
+        S::trigonometric(k, scratch, sh.x, sizeof(T) == 4 ? 1e-10 : 1e-19, sh.c, sh.s, sh.y, sh.w);
+    } else if (a.method == Retraction::polar) {
+        S::inverse_sqrt(k, scratch, sh.x, sh.c, sh.y, sh.z, sh.w);
+        S::each(k, [&](int i, int j) { sh.s[i * ld + j] = sh.c[i * ld + j]; });
+    } else if (a.method == Retraction::cayley) {
+        S::each(k, [&](int i, int j) { sh.y[i * ld + j] = 0.25 * sh.x[i * ld + j]; });
+        S::inverse_cholesky(k, sh.y, sh.z, sh.w);
+        S::each(k, [&](int i, int j) { // R⁻¹ R⁻ᵀ
+            double v = 0;
+            for (int l = 0; l < k; ++l) v = fma(l < i ? 0.0 : sh.z[i * ld + l], l < j ? 0.0 : sh.z[j * ld + l], v);
+            sh.s[i * ld + j] = v;
+        });
+        S::each(k, [&](int i, int j) { sh.c[i * ld + j] = 2.0 * sh.s[i * ld + j] - (i == j ? 1.0 : 0.0); });
+    } else {
+        S::inverse_cholesky(k, sh.x, sh.c, sh.w);
+        S::each(k, [&](int i, int j) {
+            const double v = j < i ? 0.0 : sh.c[i * ld + j];
+            sh.c[i * ld + j] = sh.s[i * ld + j] = v;
+        });
+    }
+    // out = Û c + t (H - Û m) s with Û = U F, where H has lost U y already if it was set aside.
+    const double reach = a.job == tangent_part ? 1.0 : t;
+    S::template multiply<false>(k, sh.m, sh.s, sh.w);
+    S::each(k, [&](int i, int j) { sh.z[i * ld + j] = sh.c[i * ld + j] - reach * sh.w[i * ld + j]; });
+    S::template multiply<false>(k, sh.f, sh.z, sh.w);
+    if (aside) S::template multiply<false>(k, sh.along, sh.s, sh.z);
+    for (int e = int(threadIdx.x); e < K * K; e += kThreads) {
+        const int i = e / K, j = e % K;
+        const bool in = i < k && j < k;
+        const double p = in ? sh.w[i * ld + j] - (aside ? reach * sh.z[i * ld + j] : 0.0) : 0.0;
+        w.p[e] = T(p);
+        w.q[e] = in ? T(reach * sh.s[i * ld + j]) : T(0);
+    }
+    __syncthreads();
+    if (a.parallel) { // the velocity: -t Û A s - Û m c + H c
+        S::template multiply<false>(k, sh.b, sh.s, sh.z);
+        S::template multiply<false>(k, sh.m, sh.c, sh.w);
+        S::each(k, [&](int i, int j) { sh.w[i * ld + j] = -t * sh.z[i * ld + j] - sh.w[i * ld + j]; });
+        S::template multiply<false>(k, sh.f, sh.w, sh.z);
+        if (aside) S::template multiply<false>(k, sh.along, sh.c, sh.w);
+        for (int e = int(threadIdx.x); e < K * K; e += kThreads) {
+            const int i = e / K, j = e % K;
+            const bool in = i < k && j < k;
+            w.p2[e] = in ? T(sh.z[i * ld + j] - (aside ? sh.w[i * ld + j] : 0.0)) : T(0);
+            w.q2[e] = in ? T(sh.c[i * ld + j]) : T(0);
+        }
+        __syncthreads();
+    }
+    combine<T, K>(point, w);
+    // A long step magnifies what rounding left of the Gram matrix: the result is made orthonormal once more.
+    if (a.job == tangent_part || !(norm > 1.0)) return;
+    for (int pass = 0; pass < 2; ++pass) {
+        // The Gram matrix of what was written.
+        for (int e = int(threadIdx.x); e < K * ld; e += kThreads) sh.e[e] = 0.0;
+        __syncthreads();
+        const Matrices<T> &m = a.job == step_in_place ? a.u : a.out;
+        for (int e = int(threadIdx.x); e < k * k; e += kThreads) {
+            const int i = e / k, j = e % k;
+            double s = 0;
+            for (int r = 0; r < point.n; ++r)
+                s = fma(double(point.out[r * m.row_stride + i * m.col_stride]), double(point.out[r * m.row_stride + j * m.col_stride]), s);
+            sh.e[i * ld + j] = s - (i == j ? 1.0 : 0.0);
+        }
+        __syncthreads();
+        const double off = S::largest(k, scratch, [&](int i, int j) { return sh.e[i * ld + j]; });
+        if (!(off > 2.0 * eps)) return;
+        S::inverse_sqrt(k, scratch, sh.e, sh.f, sh.c, sh.s, sh.w);
+        const int parts = K / 4, part = int(threadIdx.x) % parts;
+        for (int first = 0; first < point.n; first += kThreads / parts) {
+            const int row = first + int(threadIdx.x) / parts;
+            double v[4] = {0, 0, 0, 0};
+            if (row < point.n)
+                for (int l = 0; l < k; ++l)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        if (4 * part + e < k) v[e] = fma(double(point.out[row * m.row_stride + l * m.col_stride]), sh.f[l * ld + 4 * part + e], v[e]);
+            __syncwarp();
+            if (row < point.n)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    if (4 * part + e < k) point.out[row * m.row_stride + (4 * part + e) * m.col_stride] = T(v[e]);
+            __syncwarp();
+        }
+        __syncthreads();
+    }
+}
+
+// -- host ------------------------------------------------------------------------------------------------------------------------
+
+void check_pair(const Stack &u, const Stack &x, const char *name) {
+    if (x.rows != u.rows || x.cols != u.cols || x.size() != u.size())
+        throw ValueError(std::string(name) + " must have the shape of U: " + std::to_string(u.size()) + " matrices of " + std::to_string(u.rows) + " x " +
+                         std::to_string(u.cols));
+    if (x.dtype != u.dtype) throw ValueError(std::string(name) + " must be " + name_of(u.dtype) + " as U is, got " + name_of(x.dtype));
+}
+
+void check_points(const Stack &u) {
+    if (u.dtype != DType::f32 && u.dtype != DType::f64) throw ValueError(std::string("U must be float32 or float64, got ") + name_of(u.dtype));
+    if (u.cols > u.rows)
+        throw ValueError("U has " + std::to_string(u.cols) + " columns of " + std::to_string(u.rows) + " entries: so many cannot be orthonormal");
+    if (u.cols > kGrassmannWidth)
+        throw ValueError("U has " + std::to_string(u.cols) + " columns; the CUDA kernels take at most " + std::to_string(kGrassmannWidth));
+    if (u.rows > std::numeric_limits<int>::max() / 64 || u.size() > std::numeric_limits<int>::max()) throw ValueError("U is too large for one call");
+}
+
+template <class T> void run(const Session &s, const Arguments<T> &a, int64_t items) {
+    const auto go = [&](auto width) {
+        constexpr int K = decltype(width)::value;
+        launch<grassmann_kernel<T, K>>(s, "grassmann", Shape{dim3(unsigned(items)), dim3(kThreads), int64_t(sizeof(Shared<K>) + sizeof(Coefficients<T, K>))}, a);
+    };
+    if (a.u.cols <= 8)
+        go(std::integral_constant<int, 8>{});
+    else if (a.u.cols <= 16)
+        go(std::integral_constant<int, 16>{});
+    else
+        go(std::integral_constant<int, 32>{});
+}
+
+template <class F> void for_dtype(const Stack &u, const F &f) {
+    if (u.dtype == DType::f32)
+        f(float{});
+    else
+        f(double{});
+}
+
+} // namespace
+
+void sgd_step(const Context &context, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o) {
+    check_points(u);
+    check_pair(u, grad, "grad");
+    if (buffer != nullptr) check_pair(u, *buffer, "buffer");
+    if (o.parallel && o.retraction != Retraction::exp) throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
+    if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
+    const Session s(context);
+    if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
+    for_dtype(u, [&](auto tag) {
+        using T = decltype(tag);
+        Arguments<T> a{};
+        a.u = Matrices<T>(u);
+        a.grad = Matrices<const T>(grad);
+        a.has_buffer = buffer != nullptr;
+        if (a.has_buffer) a.buffer = Matrices<T>(*buffer);
+        a.parallel = o.parallel && a.has_buffer;
+        a.vectors = in_vectors(u) && in_vectors(grad) && (buffer == nullptr || in_vectors(*buffer));
+        a.momentum = T(o.momentum);
+        a.weight = T(o.weight);
+        a.t = -o.lr;
+        a.job = step_in_place;
+        a.method = o.retraction;
+        run(s, a, u.size());
+    });
+}
+
+namespace {
+
+void pure(const Context &context, const Stack &u, const Stack &h, double t, Job job, Retraction method, const Stack &out, const char *name) {
+    check_points(u);
+    check_pair(u, h, name);
+    check_pair(u, out, "out");
+    if (!std::isfinite(t)) throw ValueError("t must be finite");
+    const Session s(context);
+    if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
+    for_dtype(u, [&](auto tag) {
+        using T = decltype(tag);
+        Arguments<T> a{};
+        a.u = Matrices<T>(u);
+        a.grad = Matrices<const T>(h);
+        a.out = Matrices<T>(out);
+        a.vectors = in_vectors(u) && in_vectors(h) && in_vectors(out);
+        a.t = t;
+        a.job = job;
+        a.method = method;
+        run(s, a, u.size());
+    });
+}
+
+} // namespace
+
+void retract(const Context &context, const Stack &u, const Stack &h, double t, Retraction method, const Stack &out) {
+    pure(context, u, h, t, retraction, method, out, "H");
+}
+
+void tangent(const Context &context, const Stack &u, const Stack &g, const Stack &out) {
+    pure(context, u, g, 1.0, tangent_part, Retraction::exp, out, "G");
+}
+
+} // namespace subspan::cuda

@@ -1,0 +1,160 @@
+"""Steps and maps on a device against the CPU's in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from subspan import grassmann
+
+DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
+IDS = ["f32", "f64"]
+SIZES = [(20, 3, (4,)), (64, 8, (3,)), (5, 5, (2,)), (300, 16, (2,)), (40, 32, (1,)), (33, 20, (2, 2)), (7, 1, ())]
+
+
+def eps(dtype):
+    return float(np.finfo(dtype).eps)
+
+
+def wide(x):
+    return np.asarray(x).astype(np.float64)
+
+
+def points(rng, n, k, batch, dtype):
+    return np.linalg.qr(rng.standard_normal((*batch, n, k)))[0].astype(dtype)
+
+
+def same_span(got, want, scale):
+    """Projectors agree, and the basis is orthonormal."""
+    got, want = np.asarray(got), np.asarray(want)
+    k, e = got.shape[-1], eps(got.dtype)
+    g, w = wide(got), wide(want)
+    gram = np.swapaxes(g, -1, -2) @ g
+    assert np.abs(gram - np.eye(k)).max(initial=0.0) <= 10 * e * np.sqrt(k)
+    assert np.abs(g - w).max(initial=0.0) <= scale * e * np.sqrt(k), np.abs(g - w).max() / e
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize(("n", "k", "batch"), SIZES)
+@pytest.mark.parametrize("method", ["exp", "cholesky", "polar", "qr", "cayley"])
+def test_retractions(gpu, rng, dtype, n, k, batch, method):
+    U = points(rng, n, k, batch, dtype)
+    H = (0.5 * rng.standard_normal(U.shape) / np.sqrt(n)).astype(dtype)
+    out = gpu.twice(lambda: grassmann.retract(gpu.put(U), gpu.put(H), method=method, project=True))
+    want = grassmann.retract(wide(U), wide(H), method=method, project=True, check=False)
+    same_span(gpu.get(out), want, 20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("angle", [1e-8, 1e-3, 0.5, 1.5, np.pi / 2, 3.0, 20.0])
+def test_arcs_of_any_length(gpu, rng, dtype, angle):
+    U = points(rng, 60, 4, (), np.float64)
+    H = grassmann.log(U, points(rng, 60, 4, (), np.float64))
+    H *= angle / np.linalg.norm(H, 2)
+    u, h = U.astype(dtype), H.astype(dtype)
+    got = gpu.get(grassmann.exp(gpu.put(u), gpu.put(h)))
+    want = grassmann.exp(wide(u), wide(h), check=False)
+    same_span(got, want, 20 * max(1.0, angle * angle))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+def test_tangent(gpu, rng, dtype):
+    for n, k, batch in SIZES:
+        U, G = points(rng, n, k, batch, dtype), rng.standard_normal((*batch, n, k)).astype(dtype)
+        H = gpu.get(gpu.twice(lambda: grassmann.tangent(gpu.put(U), gpu.put(G))))  # noqa: B023
+        want = grassmann.tangent(wide(U), wide(G), check=False)
+        assert np.abs(wide(H) - want).max(initial=0.0) <= 20 * eps(dtype) * np.abs(G).max(initial=1.0) * np.sqrt(k)
+    g = gpu.put(G)
+    assert grassmann.tangent(gpu.put(U), g, out=g) is g
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize(("n", "k", "batch"), SIZES)
+@pytest.mark.parametrize("transport", ["project", "parallel"])
+def test_steps_with_momentum(gpu, rng, dtype, n, k, batch, transport):
+    U = points(rng, n, k, batch, dtype)
+    u, b = gpu.put(U), gpu.put(np.zeros_like(U))
+    want, buffer = wide(U), np.zeros(U.shape)
+    for _ in range(3):
+        G = rng.standard_normal(U.shape).astype(dtype)
+        options = {"lr": 0.05, "momentum": 0.9, "dampening": 0.1, "transport": transport}
+        assert grassmann.sgd_step(u, gpu.put(G), b, **options) is u
+        grassmann.sgd_step(want, wide(G), buffer, **options, check=False)
+    same_span(gpu.get(u), want, 60)
+    assert np.abs(wide(gpu.get(b)) - buffer).max(initial=0.0) <= 60 * eps(dtype) * max(1.0, np.abs(buffer).max(initial=0.0)) * np.sqrt(k)
+
+
+@pytest.mark.parametrize("retraction", ["exp", "cholesky", "polar", "cayley"])
+def test_steps_without_a_buffer(gpu, rng, retraction):
+    U = points(rng, 50, 6, (5,), np.float32)
+    G = rng.standard_normal(U.shape).astype(np.float32)
+    u = gpu.put(U)
+    gpu.twice(lambda: grassmann.sgd_step(gpu.put(U), gpu.put(G), lr=0.1, retraction=retraction))
+    grassmann.sgd_step(u, gpu.put(G), lr=0.1, retraction=retraction)
+    want = wide(U)
+    grassmann.sgd_step(want, wide(G), lr=0.1, retraction=retraction, check=False)
+    same_span(gpu.get(u), want, 20)
+
+
+def test_points_stay_orthonormal(gpu, rng):
+    U = points(rng, 24, 4, (2,), np.float32)
+    u, b = gpu.put(U), gpu.put(np.zeros_like(U))
+    worst = 0.0
+    for i in range(60):
+        grassmann.sgd_step(u, gpu.put(rng.standard_normal(U.shape).astype(np.float32)), b, lr=0.3, momentum=0.5)
+        if i % 20 == 0:
+            g = wide(gpu.get(u))
+            worst = max(worst, np.abs(np.swapaxes(g, -1, -2) @ g - np.eye(4)).max())
+    assert worst <= 10 * eps(np.float32) * 2.0
+
+
+def test_strides(gpu, rng):
+    U = points(rng, 30, 5, (3,), np.float32)
+    G = rng.standard_normal(U.shape).astype(np.float32)
+    want = wide(U)
+    grassmann.sgd_step(want, wide(G), lr=0.1, check=False)
+    room = gpu.put(np.zeros((3, 60, 10), np.float32))
+    view = room[:, ::2, ::2]
+    view[...] = gpu.put(U)
+    grassmann.sgd_step(view, gpu.put(G), lr=0.1)
+    same_span(gpu.get(view), want, 20)
+
+
+@pytest.mark.parametrize("what", ["nan in grad", "inf in buffer", "nan in U", "U not orthonormal"])
+def test_a_bad_class_stays_as_it_was(gpu, rng, what):
+    U = points(rng, 20, 3, (3,), np.float32)
+    G, B = rng.standard_normal((2, *U.shape)).astype(np.float32)
+    {"nan in grad": G, "inf in buffer": B, "nan in U": U, "U not orthonormal": U}[what][1, 4, 2] = {
+        "nan in grad": np.nan,
+        "inf in buffer": np.inf,
+        "nan in U": np.nan,
+        "U not orthonormal": 7.0,
+    }[what]
+    u, b = gpu.put(U), gpu.put(B)
+    grassmann.sgd_step(u, gpu.put(G), b, lr=0.1, momentum=0.9)
+    got, buffer = gpu.get(u), gpu.get(b)
+    np.testing.assert_array_equal(got[1], U[1])
+    np.testing.assert_array_equal(buffer[1], B[1])
+    assert (got[[0, 2]] != U[[0, 2]]).any()
+    # The pure functions show it.
+    if what.endswith(("U", "orthonormal")):
+        assert np.isnan(gpu.get(grassmann.exp(gpu.put(U), gpu.put(0 * B)))[1]).all()
+
+
+def test_what_is_refused(gpu, rng):
+    U = points(rng, 20, 3, (3,), np.float32)
+    G = rng.standard_normal(U.shape).astype(np.float32)
+    with pytest.raises(TypeError, match="grad is on the CPU and U on CUDA device 0"):
+        grassmann.sgd_step(gpu.put(U), G, lr=0.1)
+    with pytest.raises(TypeError, match="grad must be float32 as U is, got float64"):
+        grassmann.sgd_step(gpu.put(U), gpu.put(wide(G)), lr=0.1)
+    with pytest.raises(TypeError, match="U must be float32 or float64, got float16"):
+        grassmann.sgd_step(gpu.put(U.astype(np.float16)), gpu.put(G.astype(np.float16)), lr=0.1)
+    with pytest.raises(ValueError, match="at most 32"):
+        big = points(rng, 40, 33, (), np.float32)
+        grassmann.exp(gpu.put(big), gpu.put(0 * big))
+    with pytest.raises(ValueError, match="grad must have the shape of U"):
+        grassmann.sgd_step(gpu.put(U), gpu.put(G[:1]), lr=0.1)
+    with pytest.raises(ValueError, match="U overlaps buffer"):
+        u = gpu.put(U)
+        grassmann.sgd_step(u, gpu.put(G), u, lr=0.1, momentum=0.5)
