@@ -151,6 +151,16 @@ class Place:
             full = full.sum(axes) if self.library == "torch" else full.sum(axis=axes)
         return self.converted(full.reshape(shape), dtype)
 
+    def turned(self, x: Any) -> Any:
+        """A view of transposed matrices."""
+        return x.mT if self.library == "torch" else x.swapaxes(-1, -2)
+
+    def diagonal(self, x: Any) -> Any:
+        """A view of the diagonals of a stack of matrices that may be written to."""
+        if self.library == "torch":
+            return x.diagonal(dim1=-2, dim2=-1)
+        return sys.modules["cupy"].einsum("...ii->...i", x[..., : x.shape[-1], :])
+
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         x = self.empty(shape, dtype)
         x[...] = 0

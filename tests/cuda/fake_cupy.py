@@ -93,6 +93,12 @@ class ndarray:  # noqa: N801
 
     __hash__ = None
 
+    def __neg__(self):
+        return asarray(-self._host, self._device)
+
+    def swapaxes(self, a, b):
+        return ndarray(self._host.swapaxes(a, b), self._device)
+
     def copy(self):
         return asarray(self._host, self._device)
 
@@ -122,6 +128,14 @@ def asarray(x, device: int = 0) -> ndarray:
 
 def broadcast_to(x: ndarray, shape) -> ndarray:
     return ndarray(np.broadcast_to(x._host, shape), x._device)
+
+
+def ascontiguousarray(x: ndarray) -> ndarray:
+    return asarray(x._host, x._device)
+
+
+def einsum(what, x: ndarray) -> ndarray:
+    return ndarray(np.einsum(what, x._host), x._device)
 
 
 cuda = types.SimpleNamespace(

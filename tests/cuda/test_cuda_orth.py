@@ -181,6 +181,71 @@ def test_any_shape(emulated, m, n, k, dtype, side, alpha):
             sys.modules["cupy"] = before[0]
 
 
+# -- Householder ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=IDS[2:])
+@pytest.mark.parametrize(
+    ("m", "n", "batch"), [(64, 16, (6,)), (16, 16, (2, 2)), (5, 9, (3,)), (200, 30, (1,)), (1, 1, ()), (9, 1, (2,)), (130, 70, ())]
+)
+def test_qr(gpu, rng, dtype, m, n, batch):
+    """LAPACK's residuals, and its signs."""
+    A = rng.standard_normal((*batch, m, n)).astype(dtype)
+    if m != 64 and m > 4 and n > 1:
+        A[..., 1] = A[..., 0]  # dependent columns
+    k, e = min(m, n), eps(dtype)
+    V, T, R = gpu.twice(lambda: (lambda q, r: (q.V, q._T, r))(*orth.householder_qr(gpu.put(A))))
+    Q = orth.HouseholderQ(V, gpu.xp.ascontiguousarray(gpu.xp.einsum("...ii->...i", T)), T)
+    r = wide(gpu.get(R))
+    full = wide(gpu.get(Q.to_array(full=True)))
+    assert np.abs(np.tril(r[..., :, :k], -1)).max(initial=0.0) == 0
+    a = wide(A)
+    norm = lambda x: np.linalg.norm(x, 1, axis=(-2, -1))  # noqa: E731
+    assert (norm(a - full[..., :k] @ r) <= 30 * m * e * norm(a)).all()
+    assert (norm(np.eye(m) - np.swapaxes(full, -1, -2) @ full) <= 30 * m * e).all()
+    np.testing.assert_allclose(wide(gpu.get(Q.to_array())), full[..., :k], atol=10 * m * e)
+    if m == 64:
+        np.testing.assert_allclose(r, np.linalg.qr(a)[1], atol=200 * e * np.abs(a).max())
+    C = rng.standard_normal((*batch, m, 7)).astype(dtype)
+    for transpose in (False, True):
+        q = np.swapaxes(full, -1, -2) if transpose else full
+        close(gpu.get(Q.apply(gpu.put(C), transpose=transpose)), q @ wide(C), dtype, 30)
+        D = np.ascontiguousarray(np.swapaxes(C, -1, -2))
+        close(gpu.get(Q.apply(gpu.put(D), side="right", transpose=transpose)), wide(D) @ q, dtype, 30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=IDS[2:])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(("m", "k"), [(40, 5), (70, 64), (33, 33), (8, 1), (6, 12)])
+def test_given_reflections(gpu, rng, dtype, given, m, k):
+    V = rng.standard_normal((3, m, k)).astype(dtype)
+    V[0, :, k // 2] = 0  # the identity
+    tau = (rng.random((3, k)) * 2 / (wide(V) ** 2).sum(-2).clip(1)).astype(dtype) if given else None
+    t = None if tau is None else gpu.put(tau)
+    want_tau = None if tau is None else wide(tau)
+    C = rng.standard_normal((3, m, 9)).astype(dtype)
+    for side in ("left", "right"):
+        for transpose in (False, True):
+            X = C if side == "left" else np.ascontiguousarray(np.swapaxes(C, -1, -2))
+            got = gpu.twice(lambda: orth.householder_apply(gpu.put(V), gpu.put(X), t, side=side, transpose=transpose))  # noqa: B023
+            want = orth.householder_apply(wide(V), wide(X), want_tau, side=side, transpose=transpose)
+            close(gpu.get(got), want, dtype, 100)
+    q = orth.householder_product(gpu.put(V), t)
+    close(gpu.get(q), orth.householder_product(wide(V), want_tau), dtype, 100)
+
+
+def test_reflections_that_are_refused(gpu, rng):
+    A = rng.standard_normal((400, 200)).astype(np.float32)
+    with pytest.raises(ValueError, match="at most 128 reflections"):
+        orth.householder_qr(gpu.put(A))
+    with pytest.raises(ValueError, match="V has 200 reflections; the CUDA kernel takes at most 128"):
+        orth.householder_product(gpu.put(A))
+    with pytest.raises(TypeError, match="A must be float32 or float64, got float16"):
+        orth.householder_qr(gpu.put(A.astype(np.float16)))
+    with pytest.raises(ValueError, match="tau must have 3 entries"):
+        orth.householder_apply(gpu.put(A[:, :3]), gpu.put(A), gpu.put(np.ones(2, np.float32)))
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 

@@ -41,6 +41,81 @@ def apply_core(
     return finish(result, False, place.library)
 
 
+def _reflections(**arrays: Array | None) -> tuple[Place, str]:
+    given = {name: x for name, x in arrays.items() if x is not None}
+    place = Place(**given)
+    first = next(iter(given))
+    dtype = check_dtype(given[first], first)
+    if dtype not in ("float32", "float64"):
+        raise TypeError(f"{first} must be float32 or float64, got {dtype}")
+    for name, x in given.items():
+        if check_dtype(x, name) != dtype:
+            raise TypeError(f"{name} must be {dtype} as {first} is, got {check_dtype(x, name)}")
+    return place, dtype
+
+
+def householder_qr(A: Array) -> tuple[Array, Array, Array, Array]:
+    """V, tau, T and R."""
+    place, dtype = _reflections(A=A)
+    *batch, m, n = matrix(A, "A").shape
+    k = min(int(m), int(n))
+    shapes = ((*batch, m, k), (*batch, k), (*batch, k, k), (*batch, k, n))
+    V, tau, T, R = (place.empty(tuple(map(int, shape)), dtype) for shape in shapes)
+    place.module.householder_qr(place.call(), detached(A), V, R, tau, T)
+    return V, tau, T, R
+
+
+def _core(place: Place, dtype: str, V: Array, tau: Array | None) -> Array:
+    """``-T`` of given reflections."""
+    k = int(V.shape[-1])
+    if tau is not None and (len(tau.shape) < 1 or int(tau.shape[-1]) != k):
+        raise ValueError(f"tau must have {k} entries, one for each column of V, got shape {tuple(tau.shape)}")
+    arrays: dict[str, tuple[Any, int]] = {"V": (V, 2)} | ({} if tau is None else {"tau": (tau, 1)})
+    core = place.empty((*broadcast_batch(**arrays), k, k), dtype)
+    place.module.reflection_core(place.call(), detached(V), None if tau is None else detached(tau), core)
+    return core
+
+
+def _apply(place: Place, C: Array, V: Array, core: Array, side: str, transpose: bool, out: Array | None) -> Array:
+    if transpose:
+        core = place.turned(core)
+    return apply_core(C, V, core, 1.0, side, out, None, "V")
+
+
+def householder_apply(
+    V: Array, C: Array, tau: Array | None, side: str, transpose: bool, out: Array | None
+) -> Array:
+    place, dtype = _reflections(C=C, V=V, tau=tau)
+    matrix(C, "C")
+    return _apply(place, C, V, _core(place, dtype, matrix(V, "V"), tau), side, transpose, out)
+
+
+def householder_product(V: Array, tau: Array | None) -> Array:
+    place, dtype = _reflections(V=V, tau=tau)
+    core = _core(place, dtype, matrix(V, "V"), tau)
+    m, k = (int(x) for x in V.shape[-2:])
+    return _leading_columns(place, V, core, m, min(m, k), tuple(core.shape[:-2]), dtype)
+
+
+def _leading_columns(
+    place: Place, V: Array, core: Array, m: int, columns: int, batch: tuple[int, ...], dtype: str
+) -> Array:
+    q = place.zeros((*batch, m, columns), dtype)
+    place.diagonal(q)[...] = 1
+    return apply_core(q, V, core, 1.0, "left", q, None, "V")
+
+
+def factored_apply(V: Array, T: Array, C: Array, side: str, transpose: bool, out: Array | None) -> Array:
+    place, _ = _reflections(C=C, V=V)
+    return _apply(place, matrix(C, "C"), V, -T, side, transpose, out)
+
+
+def factored_array(V: Array, T: Array, full: bool) -> Array:
+    place, dtype = _reflections(V=V)
+    m, k = (int(x) for x in V.shape[-2:])
+    return _leading_columns(place, V, -T, m, m if full else k, tuple(map(int, V.shape[:-2])), dtype)
+
+
 def matrices(x: Array, name: str) -> tuple[Array, str]:
     return matrix(x, name), check_dtype(x, name)
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output, to_library
+from subspan._device import check_dtype, on_device
+from subspan._orth import device
 from subspan._orth.common import broadcast, detached, finish, is_left, matrices
 
 _BLOCK = 128  # reflections of a block in a factored Q, as in the C++ header
@@ -44,7 +46,7 @@ class HouseholderQ:
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
-        return check_float(self.V, "V")
+        return np.dtype(check_dtype(self.V, "V")) if on_device(self.V) else check_float(self.V, "V")
 
     def apply(
         self, C: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None, check: bool = True
@@ -53,6 +55,8 @@ class HouseholderQ:
 
         ``C`` is ``(..., m, n)`` or ``(..., n, m)``; ``out`` may be ``C``. ``4 m n k - 2 n k²`` flops.
         """
+        if on_device(C, self.V):
+            return device.factored_apply(self.V, self._T, C, side, bool(transpose), out)
         C, dtype = matrices(C, "C")
         left = is_left(side)
         library = library_of(C)
@@ -63,6 +67,8 @@ class HouseholderQ:
 
     def to_array(self, *, full: bool = False) -> Array:
         """The first k columns of ``Q`` as an array ``(..., m, k)``, or all m of them with ``full``."""
+        if on_device(self.V):
+            return device.factored_array(self.V, self._T, full)
         *batch, m, k = self.V.shape
         q = np.empty((*batch, m, m if full else k), self.dtype)
         _core.factored_array(detached(self.V), detached(self._T), q)
@@ -102,6 +108,9 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
     >>> np.allclose(Q.to_array() @ R, A), np.allclose(Q.apply(A, transpose=True)[:, :20], R)
     (True, True)
     """
+    if on_device(A):
+        *factors, R = device.householder_qr(A)
+        return HouseholderQ(*factors), R
     A, dtype = matrices(A, "A")
     library = library_of(A)
     *batch, m, n = A.shape
@@ -137,6 +146,8 @@ def householder_product(V: Array, tau: Array | None = None, *, check: bool = Tru
     >>> np.allclose(Q.T @ Q, np.eye(3))
     True
     """
+    if on_device(V, tau):
+        return device.householder_product(V, tau)
     V, dtype = matrices(V, "V")
     *batch, m, k = V.shape
     q = np.empty((*batch, m, min(m, k)), dtype)
@@ -203,6 +214,8 @@ def householder_apply(
     >>> np.allclose(householder_apply(V, x, side="right"), x * [-1, 1, 1, 1, 1, 1, 1, 1])
     True
     """
+    if on_device(V, C, tau):
+        return device.householder_apply(V, C, tau, side, bool(transpose), out)
     C, dtype = matrices(C, "C")
     V, _ = matrices(V, "V")
     library = library_of(C)
