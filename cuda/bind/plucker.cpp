@@ -76,9 +76,9 @@ void register_device_plucker(py::module_ &m) {
     m.def(
         "plucker_mix",
         [](const py::tuple &where, const py::object &z, const py::object &weights, const py::object &mask, const py::object &out,
-           const Offsets &offsets, const py::tuple &settings) {
+           const Offsets &offsets, const py::tuple &settings, std::int64_t ring, std::int64_t first) {
             const Call call(where);
-            const Input input(call, z, weights, mask, offsets);
+            const Input input(call, z, weights, mask, offsets, ring, first);
             const DeviceArray xo(out, "out", call);
             input.apart(xo);
             const auto so = xo.stack(input.batch);
@@ -87,7 +87,8 @@ void register_device_plucker(py::module_ &m) {
             const py::gil_scoped_release release;
             cuda::plucker_mix(memory.context(), input.in, o, so);
         },
-        py::arg("call"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("out"), py::arg("offsets"), py::arg("settings"));
+        py::arg("call"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("out"), py::arg("offsets"), py::arg("settings"),
+        py::arg("ring") = 0, py::arg("first") = 0);
     m.def(
         "plucker_mix_backward",
         [](const py::tuple &where, const py::object &grad, const py::object &z, const py::object &weights, const py::object &mask,

@@ -131,7 +131,7 @@ template <class T, int Lanes> struct Token {
         load(z, t, in && open(t));
         zz = square(z.x);
     }
-    SUBSPAN_DEVICE bool open(int64_t t) const { return !a.has_mask || a.mask.at(sequence)[t * a.mask.col_stride] != 0; }
+    SUBSPAN_DEVICE bool open(int64_t t) const { return !a.has_mask || a.mask.at(sequence)[(a.ring > 0 ? t % a.ring : t) * a.mask.col_stride] != 0; }
     /// Whether offset j counts at token s of this sequence.
     SUBSPAN_DEVICE bool counts(int64_t s, int j) const {
         if (!in || s < 0 || s >= a.length) return false;

@@ -30,7 +30,7 @@ template <class T> __global__ void __launch_bounds__(256) weigh_kernel(SUBSPAN_P
     if (index >= a.tokens) return;
     const unsigned sequence = index / a.count;
     const int64_t t = a.first + int64_t(index - sequence * a.count);
-    const auto open = [&](int64_t s) { return !a.has_mask || a.mask.at(sequence)[s * a.mask.col_stride] != 0; };
+    const auto open = [&](int64_t s) { return !a.has_mask || a.mask.at(sequence)[(a.ring > 0 ? s % a.ring : s) * a.mask.col_stride] != 0; };
     const T *numbers = a.weighting == mean ? nullptr : weights.at(sequence) + (t - a.first) * weights.row_stride;
     const auto number = [&](int j) { return L(widen(numbers[j * weights.col_stride])); };
     L *alpha = a.alpha + int64_t(index) * a.m;

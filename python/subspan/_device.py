@@ -151,6 +151,9 @@ class Place:
             full = full.sum(axes) if self.library == "torch" else full.sum(axis=axes)
         return self.converted(full.reshape(shape), dtype)
 
+    def copied(self, x: Any) -> Any:
+        return x.clone() if self.library == "torch" else x.copy()
+
     def turned(self, x: Any) -> Any:
         """A view of transposed matrices."""
         return x.mT if self.library == "torch" else x.swapaxes(-1, -2)

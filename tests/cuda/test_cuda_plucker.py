@@ -194,6 +194,59 @@ def test_masked_tokens_may_hold_anything(gpu, rng):
     assert (c[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("name", ["mean", "given", "softmax", "rope-half", "repeated-and-far"])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_decoding(gpu, rng, name, dtype, batch):
+    """Token by token as the whole sequence, also after a prompt and from a copy."""
+    z, W, b, offsets, options = case(rng, name, dtype, batch=batch, T=14)
+    offsets = [o for o in offsets if o <= 16]
+    if "weights" in options:
+        options["weights"] = options["weights"][0, : len(offsets)]
+    gz, whole = gpu.put(z), on_host(options)
+    options = there(gpu, options)
+    for with_projection in (False, True):
+        kind = {"W": gpu.put(W), "b": gpu.put(b)} if with_projection else {}
+        state = plucker.MixState(offsets, z.shape[-1], **kind, **options)
+        state.prefill(gz[..., :4, :])
+        kept = state.copy()
+        rows = [gpu.get(state.step(gz[..., t, :])) for t in range(4, 14)]
+        assert state.position == 14
+        got = np.stack(rows, -2)
+        if with_projection:
+            want = plucker.mix_project(wide(z), wide(W), wide(b), offsets, **whole)
+        else:
+            want = plucker.mix(wide(z), offsets, **whole)
+        close(got, want[..., 4:, :], dtype, 8)
+        np.testing.assert_array_equal(wide(gpu.get(kept.step(gz[..., 4, :]))), wide(rows[0]))
+
+
+def test_decoding_with_masks(gpu, rng):
+    z = rng.standard_normal((3, 12, 6)).astype(np.float32)
+    mask = rng.random((3, 12)) > 0.3
+    want = plucker.mix(wide(z), [1, 2, 5], mask=mask)
+    state = plucker.MixState([1, 2, 5], 6).prefill(gpu.put(z[:, :2]), mask=gpu.put(mask[:, :2]))
+    got = [gpu.get(state.step(gpu.put(z[:, t]), mask=gpu.put(mask[:, t]))) for t in range(2, 12)]
+    close(np.stack(got, 1), want[:, 2:], np.dtype(np.float32), 8)
+
+
+def test_states_that_are_refused(gpu, rng):
+    z = rng.standard_normal((3, 6)).astype(np.float32)
+    state = plucker.MixState([1], 6)
+    state.step(gpu.put(z))
+    with pytest.raises(TypeError, match="tokens before were on another device"):
+        state.step(z)
+    with pytest.raises(TypeError, match="z_t must be float32 as the tokens before were, got float64"):
+        state.step(gpu.put(wide(z)))
+    with pytest.raises(ValueError, match="batch of shape"):
+        state.step(gpu.put(z[:2]))
+    with pytest.raises(TypeError, match="is not saved"):
+        state.__getstate__()
+    assert state.position == 1
+    with pytest.raises(TypeError, match="W is on the CPU and the token is not"):
+        plucker.MixState([1], 6, W=np.ones((2, 15), np.float32)).step(gpu.put(z))
+
+
 def test_empty(gpu):
     z, W = np.zeros((0, 5, 4), np.float32), np.ones((3, 6), np.float32)
     assert plucker.mix_project(gpu.put(z), gpu.put(W), None, [1]).shape == (0, 5, 3)

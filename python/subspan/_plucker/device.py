@@ -82,3 +82,57 @@ def mix_project_backward(s: Sequences, grad: Array, W: Array, b: Array | None, w
     if weights is not None:
         results.append(place.summed_to(full, tuple(weights.shape), s.dtype))
     return tuple(results)
+
+
+class Ring:
+    """The tokens that a :class:`MixState` on a device still needs: a ring of ``max(offsets) + 1`` for each sequence."""
+
+    def __init__(self, place: Place, r: int, batch: tuple[int, ...], dtype: str, offsets: list[int]) -> None:
+        self.place, self.offsets, self.batch, self.dtype = place, offsets, batch, dtype
+        self.size = max(offsets) + 1
+        self.tokens = place.zeros((*batch, self.size, r), dtype)
+        self.open: Any = None  # which of them take part; None: all
+        self.count = 0
+
+    def position(self) -> int:
+        return self.count
+
+    def _mask(self, mask: Any) -> Any:
+        name = str(mask.dtype).rpartition(".")[2]
+        if not name.startswith(("bool", "int", "uint")):
+            raise TypeError(f"mask must be boolean or integer, not zero where a token counts, got {name}")
+        return self.place.converted(mask if name in ("bool", "uint8") else mask != 0, "uint8")
+
+    def put(self, z: Any, mask: Any) -> None:
+        """Tokens ``(..., T, r)`` from the current position on; the position is the caller's to move."""
+        length = int(z.shape[-2])
+        if mask is not None and self.open is None:
+            self.open = self.place.zeros((*self.batch, self.size), "uint8")
+            self.open[...] = 1
+        closed = None if mask is None else self._mask(mask)
+        begin = max(0, length - self.size)
+        while begin < length:
+            slot = (self.count + begin) % self.size
+            some = min(self.size - slot, length - begin)
+            self.tokens[..., slot : slot + some, :] = z[..., begin : begin + some, :]
+            if self.open is not None:
+                self.open[..., slot : slot + some] = 1 if closed is None else closed[..., begin : begin + some]
+            begin += some
+
+    def copy(self) -> Ring:
+        new = Ring.__new__(Ring)
+        new.__dict__.update(self.__dict__)
+        new.tokens = self.place.copied(self.tokens)
+        new.open = None if self.open is None else self.place.copied(self.open)
+        return new
+
+    def step(self, z: Any, weights: Any, mask: Any, W: Any, b: Any, settings: Any, out: Any) -> None:
+        self.put(z[..., None, :], None if mask is None else mask[..., None])
+        target, where = out[..., None, :], {"ring": self.size, "first": self.count}
+        rows = None if weights is None else (weights[..., None, :] if len(weights.shape) > 1 else weights)
+        call, module = self.place.call(), self.place.module
+        if W is None:
+            module.plucker_mix(call, self.tokens, rows, self.open, target, self.offsets, settings, **where)
+        else:
+            module.plucker_mix_project(call, self.tokens, rows, self.open, W, b, target, self.offsets, settings, **where)
+        self.count += 1

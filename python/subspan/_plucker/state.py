@@ -10,9 +10,11 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output
+from subspan._device import Place, check_dtype, dtype_name, on_device
 from subspan._files import read_archive, write_archive
 from subspan._grassmann.common import whole_number
 from subspan._orth.common import detached, finish, numpy
+from subspan._plucker.device import Ring
 from subspan._plucker.common import mask_array, numbers_for, offset_list, settings
 
 _FORMAT = "subspan.plucker.MixState/1"
@@ -76,8 +78,7 @@ class MixState:
         self.r = whole_number(r, "r", 2)
         if self.r > 65536:
             raise ValueError(f"r must be at most 65536, got {self.r}: its pairs are more than 2³¹")
-        self._W = None if W is None else np.array(numpy(detached(as_array(W, "W"))))
-        self._b = None if b is None else np.array(numpy(detached(as_array(b, "b"))))
+        self._W, self._b = _own(W, "W"), _own(b, "b")
         if weighting is None:
             weighting = "mean" if weights is None else "given"
         self._options: dict[str, Any] = {
@@ -93,13 +94,13 @@ class MixState:
         self._settings = settings(**self._options, r=self.r)
         if weights is not None and weighting == "mean":
             raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
-        self._weights = None if weights is None else np.array(numpy(detached(as_array(weights, "weights"))))
+        self._weights = _own(weights, "weights")
         self._listed = isinstance(weights, (list, tuple))  # numbers without a dtype: they take that of the tokens
         if self._weights is not None:
             if self._listed:
                 self._weights = self._weights.astype(np.float64)
-            check_float(self._weights, "weights")
-            if self._weights.shape != (len(self.offsets),):
+            _dtype(self._weights, "weights")
+            if tuple(self._weights.shape) != (len(self.offsets),):
                 raise ValueError(f"weights must have shape ({len(self.offsets)},), got {self._weights.shape}")
         pairs = math.comb(self.r, 2)
         self._dtype: np.dtype[Any] | None = None
@@ -108,17 +109,17 @@ class MixState:
                 raise ValueError("b is given and W is not")
             self._width = pairs
         else:
-            self._dtype = check_float(self._W, "W")
-            if self._W.ndim != 2 or self._W.shape[1] != pairs or self._W.shape[0] == 0:
+            self._dtype = _dtype(self._W, "W")
+            if len(self._W.shape) != 2 or self._W.shape[1] != pairs or self._W.shape[0] == 0:
                 raise ValueError(
                     f"W must have shape (d, {pairs}), a column for each pair of {self.r} dimensions, "
-                    f"got {self._W.shape}"
+                    f"got {tuple(self._W.shape)}"
                 )
-            self._width = self._W.shape[0]
-            if self._b is not None and check_float(self._b, "b") != self._dtype:
+            self._width = int(self._W.shape[0])
+            if self._b is not None and _dtype(self._b, "b") != self._dtype:
                 raise TypeError(f"b must be {self._dtype} as W is, got {self._b.dtype}")
-            if self._b is not None and self._b.shape != (self._width,):
-                raise ValueError(f"b must have shape ({self._width},), got {self._b.shape}")
+            if self._b is not None and tuple(self._b.shape) != (self._width,):
+                raise ValueError(f"b must have shape ({self._width},), got {tuple(self._b.shape)}")
         self._core: Any = None
         self._batch: tuple[int, ...] = ()
 
@@ -178,6 +179,8 @@ class MixState:
         out : array, optional
             Must share no memory with ``z_t`` or ``weights``.
         """
+        if self._on_device(z_t):
+            return self._device_step(z_t, weights, mask, out)
         z_t = as_array(z_t, "z_t")
         dtype = check_float(z_t, "z_t")
         shape = tuple(z_t.shape)
@@ -210,6 +213,8 @@ class MixState:
 
     def prefill(self, z: Array, *, mask: Array | None = None) -> MixState:
         """Take in a prompt ``z (..., T, r)``, ``mask (..., T)``; :func:`mix_project` gives its results."""
+        if self._on_device(z):
+            return self._device_prefill(z, mask)
         z = as_array(z, "z")
         dtype = check_float(z, "z")
         shape = tuple(z.shape)
@@ -228,9 +233,82 @@ class MixState:
             raise
         return self
 
+    # -- on a CUDA device ----------------------------------------------------------------------------------------------
+
+    def _on_device(self, z: Array) -> bool:
+        there = on_device(z)
+        for x, name in ((self._W, "W"), (self._b, "b"), (self._weights, "weights")):
+            if x is not None and not (self._listed and name == "weights") and on_device(x) != there:
+                raise TypeError(
+                    f"{name} is {'on a CUDA device' if on_device(x) else 'on the CPU'} and the token is not; move one of them"
+                )
+        if self._core is not None and isinstance(self._core, Ring) != there:
+            raise TypeError("the tokens before were on another device than this one; reset() begins anew")
+        return there
+
+    def _device_begin(self, z: Array, batch: tuple[int, ...], name: str, **others: Any) -> Place:
+        place = Place(**{name: z}, W=self._W, **others)
+        dtype = check_dtype(z, name)
+        known = None if self._W is None and self._core is None else str(self._dtype)
+        if known is not None and dtype != known:
+            raise TypeError(f"{name} must be {known} as {'W is' if self._core is None else 'the tokens before were'}, got {dtype}")
+        if self._core is None:
+            self._core = Ring(place, self.r, batch, dtype, self.offsets)
+            self._dtype, self._batch = dtype, batch
+        elif batch != self._batch:
+            raise ValueError(f"{name} is a batch of shape {batch}, and the tokens before were of {self._batch}")
+        elif self._core.place.device != place.device:
+            raise ValueError(f"{name} is on CUDA device {place.device}, the tokens before on {self._core.place.device}")
+        return place
+
+    def _device_step(self, z: Array, weights: Array | None, mask: Array | None, out: Array | None) -> Array:
+        shape = tuple(z.shape)
+        if not shape or shape[-1] != self.r:
+            raise ValueError(f"z_t must have shape (..., {self.r}), got {shape}")
+        if self._options["weighting"] == "mean" and weights is not None:
+            raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
+        w = self._weights if weights is None else weights
+        if w is None and self._options["weighting"] != "mean":
+            raise ValueError(f"weighting={self._options['weighting']!r} needs weights, one for each offset")
+        if isinstance(w, np.ndarray):
+            raise TypeError("weights is on the CPU and z_t on a CUDA device; pass weights that are there")
+        new = self._core is None
+        place = self._device_begin(z, shape[:-1], "z_t", weights=w, mask=mask, out=out)
+        try:
+            if w is not None and (check_dtype(w, "weights") != str(self._dtype) or w.shape[-1] != len(self.offsets)):
+                raise ValueError(
+                    f"weights must be {self._dtype} of shape (..., {len(self.offsets)}), "
+                    f"got {dtype_name(w)} of shape {tuple(w.shape)}"
+                )
+            result = place.output(out, (*shape[:-1], self._width), str(self._dtype))
+            rows = None if w is None else detached(w)
+            self._core.step(detached(z), rows, mask, self._W, self._b, self._settings, detached(result))
+        except Exception:
+            if new:
+                self._forget()
+            raise
+        return finish(result, False, place.library)
+
+    def _device_prefill(self, z: Array, mask: Array | None) -> MixState:
+        shape = tuple(z.shape)
+        if len(shape) < 2 or shape[-1] != self.r:
+            raise ValueError(f"z must have shape (..., T, {self.r}), got {shape}")
+        new = self._core is None
+        if new and shape[-2] == 0:
+            return self
+        self._device_begin(z, shape[:-2], "z", mask=mask)
+        try:
+            self._core.put(detached(z), mask)
+        except Exception:
+            if new:
+                self._forget()
+            raise
+        self._core.count += int(shape[-2])
+        return self
+
     def _forget(self) -> None:
         self._core, self._batch = None, ()
-        self._dtype = None if self._W is None else self._W.dtype
+        self._dtype = None if self._W is None else _dtype(self._W, "W")
 
     def reset(self) -> MixState:
         """Forget all tokens; the next one may be of another batch."""
@@ -240,6 +318,8 @@ class MixState:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self._core, Ring) or any(on_device(x) for x in (self._W, self._b, self._weights)):
+            raise TypeError("a state on a CUDA device is not saved; copy() keeps one, and its tokens can be fed again")
         tokens, counts, position = (None, None, 0) if self._core is None else self._core.past()
         return {
             "format": _FORMAT,
@@ -286,7 +366,11 @@ class MixState:
     def copy(self) -> MixState:
         """An independent copy: to try several continuations of one past."""
         new = MixState.__new__(MixState)
-        new.__setstate__(self.__getstate__())
+        if isinstance(self._core, Ring):
+            new.__dict__.update(self.__dict__)
+            new._core = self._core.copy()
+        else:
+            new.__setstate__(self.__getstate__())
         return new
 
     __copy__ = copy
@@ -321,6 +405,19 @@ class MixState:
         if self._core is None:
             return f"MixState({', '.join(parts)}) <no tokens yet>"
         return f"MixState({', '.join(parts)}) <{self.position} tokens of {self._dtype}, batch {self._batch}>"
+
+
+def _own(x: Array | None, name: str) -> Any:
+    """A copy, where the array is."""
+    if x is None:
+        return None
+    if on_device(x):
+        return Place(**{name: x}).copied(detached(x))
+    return np.array(numpy(detached(as_array(x, name))))
+
+
+def _dtype(x: Any, name: str) -> Any:
+    return check_dtype(x, name) if on_device(x) else check_float(x, name)
 
 
 def settings_defaults() -> dict[str, Any]:
