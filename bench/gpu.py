@@ -1,7 +1,7 @@
 """Benchmarks on a CUDA device: each case against what a user would call otherwise, and against its floor.
 
-Cold L2 (a buffer larger than it is written before every run), CUDA events, the median of the runs; the device's own copy
-and matrix-product rates are measured in the same run, and floors are counted from them.
+Cold L2 (a buffer larger than it is written before every run), CUDA events, the median of the runs; the device's own
+copy and matrix-product rates are measured in the same run, and floors are counted from them.
 """
 
 from __future__ import annotations
@@ -210,14 +210,14 @@ def riemannian_steps(bench: Bench) -> None:
 
 
 def call_overhead() -> float | None:
-    """Microseconds of a Python call beyond its launch, CuPy in and out: the host's time for calls that the device keeps up with."""
+    """Microseconds of a Python call beyond a launch, CuPy in and out: the host's time while the device keeps up."""
     try:
         import cupy
     except ImportError:
         return None
     G = cupy.ones((32, 32), cupy.float32)
     U = cupy.eye(32, 4, dtype=cupy.float32)
-    kernel = cupy.RawKernel("extern \"C\" __global__ void nothing(float *x) {}", "nothing")
+    kernel = cupy.RawKernel('extern "C" __global__ void nothing(float *x) {}', "nothing")
 
     def host(f: Any, n: int = 2000) -> float:
         best = float("inf")
@@ -240,7 +240,9 @@ def main() -> None:
     torch.manual_seed(0)
     bench = Bench()
     name = torch.cuda.get_device_name()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     problems = []
     for f in CASES:
         try:
@@ -250,7 +252,7 @@ def main() -> None:
     lines = [
         f"{name}, commit {commit or 'unknown'}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}",
         "",
-        f"Copy {bench.copy / 1e6:.2f} TB/s, bf16 product {bench.gemm / 1e6:.0f} TFLOP/s, measured in the same run. L2 cold.",
+        f"Copy {bench.copy / 1e6:.2f} TB/s, bf16 product {bench.gemm / 1e6:.0f} TFLOP/s in the same run. L2 cold.",
         "",
         "| case | peer | ratio | reach | µs | × floor |",
         "|---|---|---|---|---|---|",
@@ -270,7 +272,14 @@ def main() -> None:
         slug = name.lower().replace("nvidia ", "").replace(" ", "-")
         (args.save / f"{slug}.md").write_text("\n".join(lines) + "\n")
         rows = [asdict(r) for r in bench.results]
-        data = {"device": name, "commit": commit, "copy": bench.copy, "gemm": bench.gemm, "call_overhead": overhead, "results": rows}
+        data = {
+            "device": name,
+            "commit": commit,
+            "copy": bench.copy,
+            "gemm": bench.gemm,
+            "call_overhead": overhead,
+            "results": rows,
+        }
         (args.save / f"{slug}.json").write_text(json.dumps(data, indent=1) + "\n")
     if problems:
         raise SystemExit(1)

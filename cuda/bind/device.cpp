@@ -1,5 +1,6 @@
 #include "device_array.hpp"
 #include "register.hpp"
+#include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/runtime.hpp"
 #include "subspan/errors.hpp"
 
@@ -24,6 +25,9 @@ void register_device(py::module_ &m) {
         const auto v = cuda::versions();
         return py::make_tuple(v.runtime, v.driver);
     });
+    m.def("has_blas", &cuda::has_blas);
+    m.def("load_blas", [](const std::string &path, bool loaded_only) { return cuda::load_blas(path.c_str(), loaded_only); }, py::arg("path"),
+          py::arg("loaded_only"));
     m.def("architectures", [] { return std::string(cuda::architectures()); });
 }
 

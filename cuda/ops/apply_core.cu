@@ -1,5 +1,6 @@
 #include "subspan/cuda/apply_core.hpp"
 
+#include "apply_core_wide.cuh"
 #include "subspan/cuda/launch.cuh"
 
 #include <algorithm>
@@ -535,8 +536,6 @@ void check_call(const CoreCall &call, const CoreOptions &o) {
         if (s->dtype != c.dtype) throw ValueError(std::string("all arrays must be ") + name_of(c.dtype) + " as C is, got " + name_of(s->dtype));
     const std::int64_t top = std::numeric_limits<int>::max() / 64;
     if (c.rows > top || c.cols > top || v.cols > top) throw ValueError("C " + text(c) + " is too large for one call");
-    if (v.cols > kCoreWidth)
-        throw ValueError("V has " + std::to_string(v.cols) + " columns; this kernel takes " + std::to_string(kCoreWidth));
 }
 
 bool across(const Stack &c) { return c.col_stride == 1 || c.row_stride != 1; }
@@ -681,6 +680,7 @@ std::int64_t apply_core_workspace(const CoreCall &call, const CoreOptions &o, in
     const Session s(context);
     Stack core, source;
     const CoreCall t = turned(call, o, core, source);
+    if (t.v.cols > kCoreWidth) return apply_core_wide_room(t, o, device);
     return dispatch(t.c.dtype, [&](auto tag) -> std::int64_t {
         using T = decltype(tag);
         const auto bytes = [&](const Plan<T> &p) -> std::int64_t {
@@ -700,6 +700,7 @@ void apply_core(const Context &context, const CoreCall &call, const CoreOptions 
     const CoreCall t = turned(call, o, core, source);
     dispatch(t.c.dtype, [&](auto tag) {
         using T = decltype(tag);
+        if (t.v.cols > kCoreWidth) return apply_core_wide<T>(s, context, t, o);
         across(t.c) ? run<T, true>(s, context, t, o) : run<T, false>(s, context, t, o);
     });
 }
@@ -710,6 +711,7 @@ void apply_core_group(const Context &context, const std::vector<CoreCall> &calls
         check_call(c, o);
         if (c.c.axes != 0) throw ValueError("matrices of a group have no leading axes");
         if (c.source != nullptr) throw ValueError("a group takes no source");
+        if (c.v.cols > kCoreWidth) throw ValueError("a basis of a group has at most " + std::to_string(kCoreWidth) + " columns, got " + std::to_string(c.v.cols));
         if (c.c.dtype != calls[0].c.dtype) throw ValueError("matrices of a group must have one dtype");
     }
     const Session s(context);

@@ -47,7 +47,8 @@ def _cuda() -> str:
     except CudaError as e:
         return "not built" if "no CUDA kernels" in str(e) else str(e)
     runtime, driver = module.versions()
-    has = f"kernels for sm_{module.architectures().replace(' ', ', sm_')}, runtime {runtime // 1000}.{runtime % 1000 // 10}"
+    chips = ", ".join(f"sm_{x}" for x in module.architectures().replace("-real", "").split())
+    has = f"kernels for {chips}, runtime {runtime // 1000}.{runtime % 1000 // 10}"
     if driver == 0:
         return f"{has}; no driver on this machine"
     count = module.device_count()

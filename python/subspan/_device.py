@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,27 @@ def kernels() -> Any:
         except ImportError as e:
             raise CudaError(f"the CUDA kernels of subspan could not be loaded: {e}") from e
     return _module
+
+
+_NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
+
+
+def need_blas() -> None:
+    """Fills the table of cuBLAS: from the process, else from the loader's path, else from NVIDIA's wheels."""
+    module = kernels()
+    if module.has_blas():
+        return
+    for loaded_only in (True, False):
+        if any(module.load_blas(name, loaded_only) for name in _NAMES):
+            return
+    for package in ("nvidia.cu13.lib", "nvidia.cublas.lib"):
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            continue
+        for folder in () if spec is None else spec.submodule_search_locations or ():
+            if any(module.load_blas(os.path.join(folder, name), False) for name in _NAMES):
+                return
 
 
 def dtype_name(x: Any) -> str:
@@ -130,8 +153,8 @@ class Place:
             with cupy.cuda.Device(self.device):
                 return cupy.empty(shape, dtype=_numpy_dtype(dtype))
         raise TypeError(
-            f"results cannot be allocated by {self.library!r} on a device; pass out=, or CuPy arrays or PyTorch tensors "
-            "of the same memory (cupy.from_dlpack, torch.from_dlpack)"
+            f"results cannot be allocated by {self.library!r} on a device; pass out=, or CuPy arrays or PyTorch "
+            "tensors of the same memory (cupy.from_dlpack, torch.from_dlpack)"
         )
 
     def converted(self, x: Any, dtype: str) -> Any:

@@ -81,7 +81,9 @@ def test_steps_with_momentum(gpu, rng, dtype, n, k, batch, transport):
         assert grassmann.sgd_step(u, gpu.put(G), b, **options) is u
         grassmann.sgd_step(want, wide(G), buffer, **options, check=False)
     same_span(gpu.get(u), want, 60)
-    assert np.abs(wide(gpu.get(b)) - buffer).max(initial=0.0) <= 60 * eps(dtype) * max(1.0, np.abs(buffer).max(initial=0.0)) * np.sqrt(k)
+    assert np.abs(wide(gpu.get(b)) - buffer).max(initial=0.0) <= 60 * eps(dtype) * max(
+        1.0, np.abs(buffer).max(initial=0.0)
+    ) * np.sqrt(k)
 
 
 @pytest.mark.parametrize("retraction", ["exp", "cholesky", "polar", "cayley"])
@@ -150,11 +152,11 @@ def test_what_is_refused(gpu, rng):
         grassmann.sgd_step(gpu.put(U), gpu.put(wide(G)), lr=0.1)
     with pytest.raises(TypeError, match="U must be float32 or float64, got float16"):
         grassmann.sgd_step(gpu.put(U.astype(np.float16)), gpu.put(G.astype(np.float16)), lr=0.1)
+    big = points(rng, 40, 33, (), np.float32)
     with pytest.raises(ValueError, match="at most 32"):
-        big = points(rng, 40, 33, (), np.float32)
         grassmann.exp(gpu.put(big), gpu.put(0 * big))
     with pytest.raises(ValueError, match="grad must have the shape of U"):
         grassmann.sgd_step(gpu.put(U), gpu.put(G[:1]), lr=0.1)
+    u = gpu.put(U)
     with pytest.raises(ValueError, match="U overlaps buffer"):
-        u = gpu.put(U)
         grassmann.sgd_step(u, gpu.put(G), u, lr=0.1, momentum=0.5)

@@ -9,7 +9,9 @@ import pytest
 
 from subspan import orth, plucker
 
-pytestmark = pytest.mark.skipif(os.environ.get("SUBSPAN_TEST_GPU", "") != "1", reason="needs a GPU (SUBSPAN_TEST_GPU=1)")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("SUBSPAN_TEST_GPU", "") != "1", reason="needs a GPU (SUBSPAN_TEST_GPU=1)"
+)
 
 
 @pytest.fixture

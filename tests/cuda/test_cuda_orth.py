@@ -92,6 +92,47 @@ def test_tall_panels_over_clusters_and_two_passes(gpu, rng, dtype, rows):
     close(gpu.get(out), reference(wide_c, U, -1.0, 1.0, "right"), dtype, 2.0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_wide_bases(gpu, rng, dtype, side, order):
+    """More than 256 columns: through cuBLAS."""
+    m, n, k = (300, 20, 270) if side == "left" else (20, 300, 270)
+    scale = 80 if dtype == np.float64 else 24  # the reference is in float64 itself
+    C = rng.standard_normal((2, m, n)).astype(dtype)
+    V = basis(rng, 300, k, dtype)
+    M = (rng.standard_normal((k, k)) / k**0.5).astype(np.float64 if dtype == np.float64 else np.float32)
+    turn = (
+        (lambda x: gpu.put(np.ascontiguousarray(np.swapaxes(x, -1, -2))).swapaxes(-1, -2)) if order == "F" else gpu.put
+    )
+    for core in (M, M[0].copy(), -1.0):
+        there = core if np.ndim(core) == 0 else gpu.put(core)
+        close(
+            gpu.get(orth.apply_core(turn(C), turn(V), there, side=side)), reference(C, V, core, 1.0, side), dtype, scale
+        )
+    c = turn(C)
+    assert orth.project_out(c, turn(V), side=side, out=c) is c
+    close(gpu.get(c), reference(C, V, -1.0, 1.0, side), dtype, scale)
+    close(gpu.get(orth.project(turn(C), turn(V), side=side)), reference(C, V, 1.0, 0.0, side), dtype, scale)
+    source = rng.standard_normal((2, 20, 300)).astype(dtype)
+    if side == "right":
+        close(
+            gpu.get(orth.swap(turn(C), turn(source), turn(V))), reference(C, V, 1.0, 1.0, "right", source), dtype, scale
+        )
+
+
+def test_wide_bases_without_cublas(emulation, rng, monkeypatch):
+    import subspan._device as placing
+
+    emulation.control.without_blas()
+    monkeypatch.setattr(placing, "_NAMES", ("libthereisnosuchlibrary.so",))
+    C, V = rng.standard_normal((300, 4)).astype(np.float32), basis(rng, 300, 260, np.float32)
+    c = emulation.put(C)
+    with pytest.raises(ImportError, match="cuBLAS was not found"):
+        orth.project_out(c, emulation.put(V), out=c)
+    np.testing.assert_array_equal(c.get(), C)
+
+
 def test_without_clusters(emulation, rng):
     emulation.control.hardware(8, 166912)
     C, U = rng.standard_normal((5000, 24)).astype(np.float32), basis(rng, 5000, 6, np.float32)
@@ -181,12 +222,13 @@ def test_any_shape(emulated, m, n, k, dtype, side, alpha):
             sys.modules["cupy"] = before[0]
 
 
-# -- Householder ----------------------------------------------------------------------------------------------------------
+# -- Householder -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES[2:], ids=IDS[2:])
 @pytest.mark.parametrize(
-    ("m", "n", "batch"), [(64, 16, (6,)), (16, 16, (2, 2)), (5, 9, (3,)), (200, 30, (1,)), (1, 1, ()), (9, 1, (2,)), (130, 70, ())]
+    ("m", "n", "batch"),
+    [(64, 16, (6,)), (16, 16, (2, 2)), (5, 9, (3,)), (200, 30, (1,)), (1, 1, ()), (9, 1, (2,)), (130, 70, ())],
 )
 def test_qr(gpu, rng, dtype, m, n, batch):
     """LAPACK's residuals, and its signs."""
@@ -259,8 +301,8 @@ def test_arguments_that_do_not_fit(gpu, rng):
         orth.apply_core(gpu.put(np.ones((8, 6), np.int32)), U, 1.0)
     with pytest.raises(ValueError, match="M must have 2 rows and columns"):
         orth.apply_core(C, U, gpu.put(np.eye(3, dtype=np.float32)))
+    both = gpu.put(rng.standard_normal((8, 8)).astype(np.float32))
     with pytest.raises(ValueError, match="out overlaps V"):
-        both = gpu.put(rng.standard_normal((8, 8)).astype(np.float32))
         orth.apply_core(both, both[:, :2], 1.0, out=both)
     with pytest.raises(ValueError, match=r"out must have shape \(8, 6\), got \(6, 8\)"):
         orth.project_out(C, U, out=gpu.put(np.zeros((6, 8), np.float32)))
@@ -299,7 +341,7 @@ def test_errors_of_the_device(emulation, rng):
     C, U = emulation.put(rng.standard_normal((8, 6)).astype(np.float32)), emulation.put(basis(rng, 8, 2, np.float32))
     before = C.get()
     emulation.control.leave_error(700)
-    with pytest.raises(subspan.CudaError, match="earlier CUDA code of this process has left.*illegal memory access"):
+    with pytest.raises(subspan.CudaError, match=r"earlier CUDA code of this process has left.*illegal memory access"):
         orth.project_out(C, U, out=C)
     np.testing.assert_array_equal(C.get(), before)
     assert emulation.control.error() == 0  # cleared: the next call runs
@@ -309,7 +351,7 @@ def test_errors_of_the_device(emulation, rng):
         orth.project_out(C, U, out=C)
     np.testing.assert_array_equal(C.get(), before)
     emulation.control.hardware(7, 99000)
-    with pytest.raises(subspan.CudaError, match="compute capability 7.x; the kernels need 8.0"):
+    with pytest.raises(subspan.CudaError, match=r"compute capability 7.x; the kernels need 8.0"):
         orth.project_out(C, U, out=C)
     emulation.control.reset()
     emulation.control.devices(2, 0)

@@ -100,9 +100,11 @@ def test_projection_and_its_gradient(gpu, rng, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=["bf16", "f32"])
-@pytest.mark.parametrize(("r", "d", "T"), [(2, 1, 3), (3, 5, 70), (17, 40, 33), (32, 300, 20), (33, 9, 20), (64, 70, 9)])
+@pytest.mark.parametrize(
+    ("r", "d", "T"), [(2, 1, 3), (3, 5, 70), (17, 40, 33), (32, 300, 20), (33, 9, 20), (64, 70, 9)]
+)
 def test_sizes(gpu, rng, dtype, r, d, T):
-    z, W, b, offsets, options = case(rng, "mean", dtype, batch=(3,), T=T, r=r, d=d)
+    z, W, b, offsets, _ = case(rng, "mean", dtype, batch=(3,), T=T, r=r, d=d)
     out = gpu.twice(lambda: plucker.mix_project(gpu.put(z), gpu.put(W), gpu.put(b), offsets))
     want = plucker.mix_project(wide(z), wide(W), wide(b), offsets)
     close(gpu.get(out), want, dtype, 8)
@@ -145,7 +147,9 @@ def test_strides(gpu, rng, layout):
         close(gpu.get(plucker.mix_project(gz, gw, gb, offsets)), want, BF16, 8)
         g = gpu.put(rng.standard_normal(want.shape).astype(BF16))
     got = plucker.mix_project_backward(g, gz, gw, gb, offsets)
-    for x, w in zip(got, plucker.mix_project_backward(wide(gpu.get(g)), wide(z), wide(W), wide(b), offsets), strict=True):
+    for x, w in zip(
+        got, plucker.mix_project_backward(wide(gpu.get(g)), wide(z), wide(W), wide(b), offsets), strict=True
+    ):
         close(gpu.get(x), w, BF16, 20)
 
 
@@ -250,7 +254,9 @@ def test_states_that_are_refused(gpu, rng):
 def test_empty(gpu):
     z, W = np.zeros((0, 5, 4), np.float32), np.ones((3, 6), np.float32)
     assert plucker.mix_project(gpu.put(z), gpu.put(W), None, [1]).shape == (0, 5, 3)
-    dz, dW, db = plucker.mix_project_backward(gpu.put(np.zeros((0, 5, 3), np.float32)), gpu.put(z), gpu.put(W), None, [1])
+    dz, dW, db = plucker.mix_project_backward(
+        gpu.put(np.zeros((0, 5, 3), np.float32)), gpu.put(z), gpu.put(W), None, [1]
+    )
     assert dz.shape == z.shape
     assert (gpu.get(dW) == 0).all()
     assert db is None
@@ -258,7 +264,7 @@ def test_empty(gpu):
 
 def test_what_is_refused(gpu, rng):
     z, W, b, offsets, _ = case(rng, "mean", np.dtype(np.float32))
-    gz, gw, gb = gpu.put(z), gpu.put(W), gpu.put(b)
+    gz, gb = gpu.put(z), gpu.put(b)
     with pytest.raises(ValueError, match=r"W must have shape \(d, 28\)"):
         plucker.mix_project(gz, gpu.put(W[:, :-1]), gb, offsets)
     with pytest.raises(TypeError, match="W must be float32 as z is, got float64"):
@@ -275,6 +281,6 @@ def test_what_is_refused(gpu, rng):
         plucker.mix(gz, list(itertools.repeat(1, 65)))
     with pytest.raises(ValueError, match="grad must have shape"):
         plucker.mix_backward(gpu.put(np.zeros((2, 40, 27), np.float32)), gz, offsets)
+    square = gpu.put(np.zeros((4, 3), np.float32))
     with pytest.raises(ValueError, match="out overlaps z"):
-        square = gpu.put(np.zeros((4, 3), np.float32))
         plucker.mix(square, [1], out=square)

@@ -28,7 +28,14 @@ def _points(**arrays: Array) -> tuple[Place, str]:
 
 
 def sgd_step(
-    U: Array, grad: Array, buffer: Array | None, lr: float, momentum: float, dampening: float, method: int, parallel: bool
+    U: Array,
+    grad: Array,
+    buffer: Array | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    method: int,
+    parallel: bool,
 ) -> Array:
     arrays = {"U": U, "grad": grad} | ({} if buffer is None else {"buffer": buffer})
     for name, x in arrays.items():

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from subspan._arrays import Array
-from subspan._device import Place, broadcast_batch, check_dtype, matrix, wide_dtype
+from subspan._device import Place, broadcast_batch, check_dtype, matrix, need_blas, wide_dtype
 from subspan._orth.common import detached, finish, is_left
 
 _SCALAR, _DIAGONAL, _FULL = 0, 1, 2
+_KERNEL_WIDTH = 256  # wider bases go through cuBLAS
 
 
 def apply_core(
@@ -36,6 +37,8 @@ def apply_core(
             arrays["M"] = (core, 2)
     batch = broadcast_batch(**arrays)
     result = place.output(out, (*batch, *C.shape[-2:]), dtype)
+    if V.shape[-1] > _KERNEL_WIDTH:
+        need_blas()
     args = (detached(C), detached(V), core, kind, value, float(alpha), left, detached(result))
     place.module.apply_core(place.call(), *args, None if source is None else detached(source))
     return finish(result, False, place.library)
@@ -82,9 +85,7 @@ def _apply(place: Place, C: Array, V: Array, core: Array, side: str, transpose: 
     return apply_core(C, V, core, 1.0, side, out, None, "V")
 
 
-def householder_apply(
-    V: Array, C: Array, tau: Array | None, side: str, transpose: bool, out: Array | None
-) -> Array:
+def householder_apply(V: Array, C: Array, tau: Array | None, side: str, transpose: bool, out: Array | None) -> Array:
     place, dtype = _reflections(C=C, V=V, tau=tau)
     matrix(C, "C")
     return _apply(place, C, V, _core(place, dtype, matrix(V, "V"), tau), side, transpose, out)

@@ -206,7 +206,9 @@ def sequences(
 
 def on_a_device(z: Array, weights: Any, mask: Any, which: list[int], numbers: Settings, dtype: str) -> Sequences:
     if isinstance(weights, (list, tuple, float)):
-        raise TypeError("weights is a list, and z is on a CUDA device; make it an array there, nothing is moved by itself")
+        raise TypeError(
+            "weights is a list, and z is on a CUDA device; make it an array there, nothing is moved by itself"
+        )
     place = Place(z=z, weights=weights, mask=mask)
     if weights is not None and check_dtype(weights, "weights") != dtype:
         raise TypeError(f"weights must be {dtype} as z is, got {check_dtype(weights, 'weights')}")

@@ -66,7 +66,9 @@ def mix_project(s: Sequences, W: Array, b: Array | None, out: Array | None) -> A
     return finish(result, False, s.library)
 
 
-def mix_project_backward(s: Sequences, grad: Array, W: Array, b: Array | None, weights: Array | None) -> tuple[Any, ...]:
+def mix_project_backward(
+    s: Sequences, grad: Array, W: Array, b: Array | None, weights: Array | None
+) -> tuple[Any, ...]:
     place = _place(s, grad=grad, W=W, b=b)
     matrix, vector = _projection(s, W, b)
     d = int(W.shape[0])
@@ -134,5 +136,7 @@ class Ring:
         if W is None:
             module.plucker_mix(call, self.tokens, rows, self.open, target, self.offsets, settings, **where)
         else:
-            module.plucker_mix_project(call, self.tokens, rows, self.open, W, b, target, self.offsets, settings, **where)
+            module.plucker_mix_project(
+                call, self.tokens, rows, self.open, W, b, target, self.offsets, settings, **where
+            )
         self.count += 1

@@ -14,8 +14,8 @@ from subspan._device import Place, check_dtype, dtype_name, on_device
 from subspan._files import read_archive, write_archive
 from subspan._grassmann.common import whole_number
 from subspan._orth.common import detached, finish, numpy
-from subspan._plucker.device import Ring
 from subspan._plucker.common import mask_array, numbers_for, offset_list, settings
+from subspan._plucker.device import Ring
 
 _FORMAT = "subspan.plucker.MixState/1"
 _OPTIONS = ("norm", "eps", "weighting", "order", "bias", "rope", "rope_base", "rope_start")
@@ -103,7 +103,7 @@ class MixState:
             if tuple(self._weights.shape) != (len(self.offsets),):
                 raise ValueError(f"weights must have shape ({len(self.offsets)},), got {self._weights.shape}")
         pairs = math.comb(self.r, 2)
-        self._dtype: np.dtype[Any] | None = None
+        self._dtype: Any = None  # a NumPy dtype, or the name of one on a CUDA device
         if self._W is None:
             if self._b is not None:
                 raise ValueError("b is given and W is not")
@@ -239,9 +239,8 @@ class MixState:
         there = on_device(z)
         for x, name in ((self._W, "W"), (self._b, "b"), (self._weights, "weights")):
             if x is not None and not (self._listed and name == "weights") and on_device(x) != there:
-                raise TypeError(
-                    f"{name} is {'on a CUDA device' if on_device(x) else 'on the CPU'} and the token is not; move one of them"
-                )
+                where = "on a CUDA device" if on_device(x) else "on the CPU"
+                raise TypeError(f"{name} is {where} and the token is not; move one of them")
         if self._core is not None and isinstance(self._core, Ring) != there:
             raise TypeError("the tokens before were on another device than this one; reset() begins anew")
         return there
@@ -251,7 +250,9 @@ class MixState:
         dtype = check_dtype(z, name)
         known = None if self._W is None and self._core is None else str(self._dtype)
         if known is not None and dtype != known:
-            raise TypeError(f"{name} must be {known} as {'W is' if self._core is None else 'the tokens before were'}, got {dtype}")
+            raise TypeError(
+                f"{name} must be {known} as {'W is' if self._core is None else 'the tokens before were'}, got {dtype}"
+            )
         if self._core is None:
             self._core = Ring(place, self.r, batch, dtype, self.offsets)
             self._dtype, self._batch = dtype, batch

@@ -1,0 +1,32 @@
+// Products of large matrices by cuBLAS, through a table of function pointers: nothing of it is linked. The table is filled from the
+// library that CuPy or PyTorch has loaded already, or from a path that the caller knows.
+#pragma once
+
+#include "subspan/cuda/types.hpp"
+
+#include <cstddef>
+
+namespace subspan::cuda {
+
+/// cuBLAS's C interface, as far as it is used; all return zero on success.
+struct BlasTable {
+    int (*create)(void **handle) = nullptr;
+    int (*set_stream)(void *handle, void *stream) = nullptr;
+    int (*set_workspace)(void *handle, void *workspace, std::size_t bytes) = nullptr;
+    /// cublasGemmStridedBatchedEx.
+    int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, long long stride_a,
+                const void *b, int type_b, int ldb, long long stride_b, const void *beta, void *c, int type_c, int ldc, long long stride_c,
+                int batch, int compute, int algorithm) = nullptr;
+};
+
+/// For embedders that link cuBLAS themselves.
+void set_blas(const BlasTable &table);
+/// Opens the library (a path, or a name that the loader knows; `loaded_only`: only if it is in the process already) and fills the table.
+/// False where it cannot be had.
+bool load_blas(const char *path, bool loaded_only);
+bool has_blas();
+
+/// Bytes that a call which uses cuBLAS adds to its workspace.
+std::int64_t blas_workspace(int device);
+
+} // namespace subspan::cuda

@@ -1,0 +1,119 @@
+#include "blas.cuh"
+
+#include <algorithm>
+#include <limits>
+#include <mutex>
+#include <string>
+
+#if defined(_WIN32)
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
+
+namespace subspan::cuda {
+namespace {
+
+BlasTable table;
+std::mutex guard;
+
+// cuBLAS's numbers (cublas_api.h, library_types.h).
+int type_of(DType d) { return d == DType::f64 ? 1 : (d == DType::f32 ? 0 : (d == DType::f16 ? 2 : 14)); }
+constexpr int kCompute32 = 68, kCompute64 = 70, kDefaultAlgorithm = -1;
+
+void *symbol(void *library, const char *name) {
+#if defined(_WIN32)
+    return reinterpret_cast<void *>(GetProcAddress(static_cast<HMODULE>(library), name));
+#else
+    return dlsym(library, name);
+#endif
+}
+
+void require(int status, const char *what) {
+    if (status != 0) throw CudaError(std::string(what) + ": cuBLAS status " + std::to_string(status));
+}
+
+// The leading dimension of a matrix as cuBLAS sees it, column by column, and whether it is to be transposed.
+struct Seen {
+    int op;
+    int64_t ld;
+};
+Seen seen(const Operand &x, const char *name) { // rows of x are columns there: x as it is means xᵀ
+    if (x.col_stride == 1 || x.cols <= 1) return {0, std::max<int64_t>(x.row_stride, std::max<int64_t>(x.cols, 1))};
+    if (x.row_stride == 1 || x.rows <= 1) return {1, std::max<int64_t>(x.col_stride, std::max<int64_t>(x.rows, 1))};
+    throw ValueError(std::string(name) + " has neither contiguous rows nor contiguous columns, which a wide basis needs on a CUDA device; copy it first");
+}
+
+} // namespace
+
+void set_blas(const BlasTable &t) {
+    const std::lock_guard<std::mutex> lock(guard);
+    table = t;
+}
+
+bool has_blas() {
+    const std::lock_guard<std::mutex> lock(guard);
+    return table.gemm != nullptr;
+}
+
+bool load_blas(const char *path, bool loaded_only) {
+#if defined(_WIN32)
+    void *library = loaded_only ? static_cast<void *>(GetModuleHandleA(path)) : static_cast<void *>(LoadLibraryA(path));
+#else
+    void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL | (loaded_only ? RTLD_NOLOAD : 0));
+#endif
+    if (library == nullptr) return false;
+    BlasTable t;
+    t.create = reinterpret_cast<decltype(t.create)>(symbol(library, "cublasCreate_v2"));
+    t.set_stream = reinterpret_cast<decltype(t.set_stream)>(symbol(library, "cublasSetStream_v2"));
+    t.set_workspace = reinterpret_cast<decltype(t.set_workspace)>(symbol(library, "cublasSetWorkspace_v2"));
+    t.gemm = reinterpret_cast<decltype(t.gemm)>(symbol(library, "cublasGemmStridedBatchedEx"));
+    if (t.create == nullptr || t.set_stream == nullptr || t.set_workspace == nullptr || t.gemm == nullptr) return false;
+    set_blas(t);
+    return true;
+}
+
+std::int64_t blas_workspace(int device) {
+    Context context;
+    context.device = device;
+    const Session s(context);
+    return room<char>(s.device().major >= 9 ? 32 << 20 : 4 << 20); // what cuBLAS's guide recommends
+}
+
+Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {
+    BlasTable t;
+    {
+        const std::lock_guard<std::mutex> lock(guard);
+        t = table;
+    }
+    if (t.gemm == nullptr) throw BackendError("cuBLAS was not found, and this call needs it; install nvidia-cublas, CuPy or PyTorch with CUDA");
+    // One handle for each thread and device: cuBLAS's handles are not for two threads at once.
+    thread_local void *handles[kMaxDevices] = {};
+    void *&handle = handles[s.index()];
+    if (handle == nullptr) require(t.create(&handle), "creating a cuBLAS handle");
+    require(t.set_stream(handle, s.stream()), "cublasSetStream");
+    const int64_t bytes = s.device().major >= 9 ? 32 << 20 : 4 << 20;
+    require(t.set_workspace(handle, work.take<char>(bytes), std::size_t(bytes)), "cublasSetWorkspace");
+    handle_ = handle;
+}
+
+void Blas::multiply(double alpha, const Operand &a, const Operand &b, double beta, const Operand &c) const {
+    // cᵀ = bᵀ aᵀ in columns; where c has contiguous columns instead, everything is turned over first.
+    if (c.col_stride != 1 && c.cols > 1) return multiply(alpha, b.turned(), a.turned(), beta, c.turned());
+    const Seen sa = seen(a, "an operand"), sb = seen(b, "an operand");
+    const int64_t ldc = std::max<int64_t>(c.row_stride, std::max<int64_t>(c.cols, 1)), top = std::numeric_limits<int>::max();
+    if (c.rows > top || c.cols > top || a.cols > top || sa.ld > top || sb.ld > top || ldc > top) throw ValueError("a matrix is too large for cuBLAS");
+    const bool wide = c.dtype == DType::f64;
+    const float alpha32 = float(alpha), beta32 = float(beta);
+    const void *pa = wide ? static_cast<const void *>(&alpha) : &alpha32, *pb = wide ? static_cast<const void *>(&beta) : &beta32;
+    BlasTable t;
+    {
+        const std::lock_guard<std::mutex> lock(guard);
+        t = table;
+    }
+    require(t.gemm(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), 0, a.data, type_of(a.dtype),
+                   int(sa.ld), 0, pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), 0, 1, wide ? kCompute64 : kCompute32, kDefaultAlgorithm),
+            "cublasGemmStridedBatchedEx");
+}
+
+} // namespace subspan::cuda
