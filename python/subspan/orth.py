@@ -3,7 +3,7 @@
 Nearly every projection is ``alpha C + V M (VᵀC)`` with a tall ``V`` and a small core ``M``: :func:`apply_core` is
 that product, and the others are it with an ``M`` of their own. Matrices are the last two axes, stacks lead: ``(...,
 m, n)``. A basis is ``(..., n, k)``, with its vectors as columns. Results have the library and dtype of the input;
-float32 and float64 are taken, on the CPU.
+float32 and float64 are taken on the CPU; docs/cuda.md says what takes CUDA arrays, also of 16 bits.
 
 ``check=True`` (the default) looks for NaN and infinity, and at bases that must be orthonormal, before anything is
 written: whatever raises leaves its inputs as they were (a separate ``out`` may be partly written). ``check=False``
