@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from subspan import grassmann, orth, plucker
+from subspan.svd import StreamingSVD
 
 DEVICE = torch.device("cuda")
 CASES: list[Any] = []
@@ -206,6 +207,33 @@ def riemannian_steps(bench: Bench) -> None:
         {"SVD by gesvda and looped QR": (published, 100)},
         bytes_=5 * U.nbytes,
         floor_reach=1.7,
+    )
+
+
+@case
+def streaming(bench: Bench) -> None:
+    import cupy
+
+    n, k, b = 4096, 128, 128
+    rows = torch.randn(b, n, device=DEVICE)
+    svd = StreamingSVD(k, oversample=0)
+    svd.update(rows)
+    past = cupy.asarray(torch.randn(k + b, n, device=DEVICE))
+    bench.case(
+        "StreamingSVD.update, n = 4096, k = b = 128, f32",
+        lambda: svd.update(rows),
+        {"cupy.linalg.svd of the stack": (lambda: cupy.linalg.svd(past, full_matrices=False), 20)},
+    )
+
+
+@case
+def batched_qr(bench: Bench) -> None:
+    A = torch.randn(1024, 64, 16, device=DEVICE)
+    bench.case(
+        "QR of 1024 matrices 64 × 16, f32",
+        lambda: orth.householder_qr(A),
+        {"torch.linalg.qr": (lambda: torch.linalg.qr(A), 50)},
+        bytes_=2 * A.nbytes,
     )
 
 

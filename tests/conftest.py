@@ -15,29 +15,6 @@ settings.register_profile(
 )
 settings.load_profile("subspan")
 
-EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float64): float(np.finfo(np.float64).eps)}
-
-
-def orthonormal(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
-    q, r = np.linalg.qr(rng.standard_normal((n, k)))
-    return q * np.sign(np.diag(r))
-
-
-def orthogonality(basis: np.ndarray) -> float:
-    """max |V Vᵀ - I| in units of the bound 10 eps sqrt(k)."""
-    basis = np.asarray(basis)
-    k = basis.shape[0]
-    if k == 0:
-        return 0.0
-    wide = basis.astype(np.float64)
-    return float(np.abs(wide @ wide.T - np.eye(k)).max() / (10 * EPS[basis.dtype] * np.sqrt(k)))
-
-
-def subspace_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Sine of the largest principal angle between the row spaces of orthonormal a and b."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return float(np.linalg.norm(b - (b @ a.T) @ a, 2))
-
 
 @pytest.fixture
 def rng() -> np.random.Generator:

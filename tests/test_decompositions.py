@@ -12,7 +12,7 @@ from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import subspan
-from conftest import EPS, orthogonality, orthonormal, subspace_distance
+from references import EPS, orthogonality, orthonormal, subspace_distance
 from subspan.svd import FrequentDirections, StreamingSVD, choose_rank, merge_svd, product_svd, truncated_svd
 
 DTYPES = [np.float32, np.float64]

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from conftest import EPS
+from references import EPS
 from subspan import orth
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import EPS
+from references import EPS
 from subspan import orth
 from test_orth import KINDS, ORDERS, hard_matrix, laid_out
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import subspan
-from conftest import EPS
+from references import EPS
 from subspan import orth
 
 torch = pytest.importorskip("torch")

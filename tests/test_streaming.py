@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from conftest import EPS, orthogonality, orthonormal, subspace_distance
+from references import EPS, orthogonality, orthonormal, subspace_distance
 from subspan.svd import StreamingSVD
 
 DTYPES = [np.float32, np.float64]

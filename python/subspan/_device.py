@@ -174,6 +174,11 @@ class Place:
             full = full.sum(axes) if self.library == "torch" else full.sum(axis=axes)
         return self.converted(full.reshape(shape), dtype)
 
+    def host(self, x: Any) -> np.ndarray[Any, Any]:
+        """A copy in NumPy, which waits for the device."""
+        copy: np.ndarray[Any, Any] = x.cpu().numpy() if self.library == "torch" else x.get()
+        return copy
+
     def copied(self, x: Any) -> Any:
         return x.clone() if self.library == "torch" else x.copy()
 

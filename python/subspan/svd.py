@@ -1,7 +1,8 @@
 """Streaming and one-shot truncated singular value decompositions.
 
 Samples are rows. ``Vh`` and ``components`` are ``(k, n)``, as in NumPy and scikit-learn. Results have the library and
-dtype of the input; float32 and float64 are taken, on the CPU.
+dtype of the input; float32 and float64 are taken on the CPU. :class:`StreamingSVD` also takes float32 rows on a CUDA
+device (docs/cuda.md).
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from subspan._arrays import (
     rng_key,
     to_library,
 )
+from subspan._device import Place, device_of, on_device
 from subspan._files import read_archive, write_archive
+from subspan._orth.common import detached
+from subspan._stream import DeviceStream
 
 __all__ = [
     "FrequentDirections",
@@ -150,6 +154,7 @@ class StreamingSVD:
         self._dtype = None if dtype is None else _float_dtype(dtype)
         self._exact_blocks = exact_blocks
         self._library = "numpy"
+        self._there: DeviceStream | None = None  # the state, once the first rows came from a CUDA device
         more = -1 if self.oversample is None else self.oversample
         self._core = _core.Stream(self.rank, self.forget, self.center, self.energy or 0.0, method, more, exact_blocks)
 
@@ -170,9 +175,11 @@ class StreamingSVD:
         ValueError
             Wrong number of columns, an empty block, NaN or infinity, or ``rank`` above the number of columns.
         TypeError
-            Not float32 or float64, another dtype or library than the stream's, or an array that is not on the CPU.
+            Not float32 or float64, another dtype or library than the stream's, or an array on another device.
         """
-        if type(rows) is np.ndarray:
+        if self._there is not None or device_of(rows) is not None:
+            self._device_update(rows)
+        elif type(rows) is np.ndarray:
             if self._dtype is not None and rows.dtype != self._dtype:
                 check_float(rows, "rows")
                 raise TypeError(f"rows must be {self._dtype} as the stream is, got {rows.dtype}")
@@ -191,12 +198,38 @@ class StreamingSVD:
             self._library = library
         return self
 
+    def _device_update(self, rows: Array) -> None:
+        if self._there is None:
+            if self._core.dtype() is not None:
+                raise TypeError(f"rows must be {self._library} arrays on the CPU as the stream's first rows were")
+            if self.method == "robust" or (self._dtype is not None and self._dtype != np.float32):
+                raise TypeError("a stream on a CUDA device takes float32 and method 'auto' or 'gram'")
+            place = Place(rows=rows)
+            if len(rows.shape) != 2:
+                raise ValueError(f"rows must have 2 dimensions, got shape {tuple(rows.shape)}")
+            there = DeviceStream(place, int(rows.shape[1]), self.rank, self.forget, self.center, self.oversample)
+            there.update(rows)
+            self._there, self._library = there, place.library
+            return
+        if device_of(rows) is None:
+            raise TypeError("rows is on the CPU and the stream on a CUDA device; move it first")
+        if library_of(rows) != self._library:
+            raise TypeError(
+                f"rows must be {self._library} arrays as the stream's first rows were, got {library_of(rows)}"
+            )
+        self._there.update(rows)
+
+    def _on_the_cpu(self, what: str) -> None:
+        if self._there is not None:
+            raise TypeError(f"{what} of a stream on a CUDA device is not there; copy() is")
+
     def downdate(self, rows: Array) -> StreamingSVD:
         """Remove rows ``(b, n)`` that were added with weight one (``forget=1``).
 
         Raises ``numpy.linalg.LinAlgError`` when they cannot all have been added: the factor would become indefinite, or
         they hold more energy outside of the subspace than the stream has left out.
         """
+        self._on_the_cpu("downdate")
         if is_sparse(rows):
             rows = rows.toarray()
         rows = as_array(rows, "rows")
@@ -212,6 +245,8 @@ class StreamingSVD:
         """
         if not isinstance(other, StreamingSVD):
             raise TypeError(f"other must be a StreamingSVD, got {type(other).__name__}")
+        self._on_the_cpu("merge")
+        other._on_the_cpu("merge")
         fresh = self._core.dtype() is None
         theirs = other._core.dtype()
         if theirs is not None:
@@ -245,6 +280,9 @@ class StreamingSVD:
     @property
     def singular_values(self) -> Array:
         """``(k,)``, descending; a fresh array."""
+        if self._there is not None:
+            k = self._there.shown(self.rank, self.energy)[0]
+            return self._there.place.converted(self._there.values[:k], "float32")
         out = self._result((self._core.current_rank(),))
         if self._core.dtype() is not None:
             self._core.values_into(out)
@@ -253,6 +291,8 @@ class StreamingSVD:
     @property
     def components(self) -> Array:
         """``(k, n)`` right singular vectors as rows, orthonormal to ``10 eps sqrt(k)``; a fresh array."""
+        if self._there is not None:
+            return self._there.place.copied(self._there.components[: self._there.shown(self.rank, self.energy)[0]])
         out = self._result((self._core.current_rank(), self._core.features()))
         if self._core.dtype() is not None:
             self._core.components_into(out)
@@ -261,6 +301,8 @@ class StreamingSVD:
     @property
     def mean(self) -> Array:
         """``(n,)`` mean of the rows, or None without ``center``; a fresh array."""
+        if self._there is not None and self._there.mean is not None:
+            return self._there.place.converted(self._there.mean, "float32")
         if not self.center or self._core.dtype() is None:
             return None
         out = self._result((self._core.features(),))
@@ -270,31 +312,45 @@ class StreamingSVD:
     @property
     def rows_seen(self) -> int:
         """Number of rows added, less those removed."""
+        if self._there is not None:
+            return self._there.rows
         return self._core.rows_seen()
 
     @property
     def captured_energy(self) -> float:
         """Sum of the squared singular values."""
+        if self._there is not None:
+            k, values, _ = self._there.shown(self.rank, self.energy)
+            return float((values[:k] ** 2).sum())
         return self._core.captured_energy()
 
     @property
     def residual_energy(self) -> float:
         """Squared Frobenius norm of what truncation has left out."""
+        if self._there is not None:
+            k, values, left = self._there.shown(self.rank, self.energy)
+            return float((values[k:] ** 2).sum()) + left
         return self._core.residual_energy()
 
     @property
     def n_features(self) -> int | None:
         """Number of columns, None before the first rows."""
+        if self._there is not None:
+            return self._there.n
         return self._core.features() or None
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """dtype of the stream, None before the first rows unless it was given."""
+        if self._there is not None:
+            return np.dtype(np.float32)
         name = self._core.dtype()
         return self._dtype if name is None else np.dtype(name)
 
     def project(self, X: Array, *, out: Array | None = None) -> Array:
         """Coordinates ``(m, k)`` of rows ``X (m, n)`` in the subspace: ``(X - mean) @ components.T``."""
+        if self._there is not None:
+            return self._device_result(self._centred(X) @ self.components.T, out)
         self._require_rows()
         if is_sparse(X):
             dtype = check_float(X, "X")
@@ -310,6 +366,11 @@ class StreamingSVD:
 
     def reconstruct(self, Z: Array, *, out: Array | None = None) -> Array:
         """Rows ``(m, n)`` from coordinates ``Z (m, k)``: ``Z @ components + mean``."""
+        if self._there is not None:
+            if not on_device(Z):
+                raise TypeError("Z is on the CPU and the stream on a CUDA device; move it first")
+            x = detached(Z) @ self.components
+            return self._device_result(x if self.mean is None else x + self.mean, out)
         self._require_rows()
         Z = as_array(Z, "Z")
         dtype = check_float(Z, "Z")
@@ -323,6 +384,10 @@ class StreamingSVD:
 
         By explicit subtraction of the projection, so that tiny residuals keep their digits.
         """
+        if self._there is not None:
+            x, v = self._centred(X), self.components
+            rest = x - (x @ v.T) @ v
+            return self._device_result((rest * rest).sum(-1), out)
         self._require_rows()
         if is_sparse(X):
             r, _ = output(out, (X.shape[0],), check_float(X, "X"), "numpy")
@@ -337,6 +402,20 @@ class StreamingSVD:
         self._core.residual(X, r)
         return to_library(r, library_of(X)) if fresh else r
 
+    def _centred(self, X: Array) -> Array:
+        assert self._there is not None
+        if not on_device(X):
+            raise TypeError("X is on the CPU and the stream on a CUDA device; move it first")
+        X = self._there.check(X, "X")
+        return X if self.mean is None else X - self.mean
+
+    def _device_result(self, x: Array, out: Array | None) -> Array:
+        if out is None:
+            return x
+        assert self._there is not None
+        self._there.place.output(out, tuple(x.shape), "float32")[...] = x
+        return out
+
     def _require_rows(self) -> None:
         if self._core.dtype() is None:
             raise ValueError("the stream has seen no rows")
@@ -344,6 +423,7 @@ class StreamingSVD:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        self._on_the_cpu("saving")
         state: dict[str, Any] = self._core.state()
         state.update(
             format=_FORMAT,
@@ -382,7 +462,11 @@ class StreamingSVD:
     def copy(self) -> StreamingSVD:
         """An independent copy."""
         new = StreamingSVD.__new__(StreamingSVD)
-        new.__setstate__(self.__getstate__())
+        if self._there is not None:
+            new.__dict__.update(self.__dict__)
+            new._there = self._there.copy()
+        else:
+            new.__setstate__(self.__getstate__())
         return new
 
     __copy__ = copy
@@ -417,6 +501,9 @@ class StreamingSVD:
             options.append(f"oversample={self.oversample}")
         if self.method != "auto":
             options.append(f"method={self.method!r}")
+        if self._there is not None:
+            where = f"{self._library} on CUDA device {self._there.place.device}"
+            return f"StreamingSVD({', '.join(options)}) <{self.rows_seen} rows of {self._there.n} float32, {where}>"
         if self._core.dtype() is None:
             return f"StreamingSVD({', '.join(options)}) <no rows yet>"
         return (

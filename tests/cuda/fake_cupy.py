@@ -93,6 +93,21 @@ class ndarray:  # noqa: N801
 
     __hash__ = None
 
+    def _with(self, other, f):
+        return asarray(f(self._host, other._host if isinstance(other, ndarray) else other), self._device)
+
+    def __matmul__(self, other):
+        return self._with(other, np.matmul)
+
+    def __sub__(self, other):
+        return self._with(other, np.subtract)
+
+    def __add__(self, other):
+        return self._with(other, np.add)
+
+    def __mul__(self, other):
+        return self._with(other, np.multiply)
+
     def __neg__(self):
         return asarray(-self._host, self._device)
 
