@@ -16,16 +16,16 @@ site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python3 -m pip install --quiet --no-build-isolation --no-deps --no-index --target "$site" \
     -Ccmake.define.SUBSPAN_CUDA=ON -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native . || exit 1
-export PYTHONPATH=$site SUBSPAN_TEST_GPU=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$site SUBSPAN_TEST_GPU=1 PYTHONDONTWRITEBYTECODE=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 (cd "$site" && python3 -m subspan info)
 
 step "tests"
-timeout 150 python3 -m pytest -q -p no:cacheprovider tests/cuda || failed=1
+timeout 150 python3 -m pytest -W default -q -p no:cacheprovider tests/cuda || failed=1
 
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         step "compute-sanitizer $tool"
-        timeout 75 compute-sanitizer --tool "$tool" --error-exitcode 9 python3 -m pytest -q -x -p no:cacheprovider tests/cuda -k sanitizer || failed=1
+        timeout 100 compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9 python3 -m pytest -W default -q -x -p no:cacheprovider tests/cuda -k sanitizer || failed=1
     done
 else
     echo "compute-sanitizer is not here: skipped"

@@ -1,7 +1,7 @@
 # Finds an nvcc that can compile the kernels, and makes subspan::cuda of them.
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  # Machine code for Ampere, Hopper and Blackwell's desktop chips, and PTX for what comes later.
-  set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 120)
+  # Machine code for Ampere, Hopper and Blackwell's desktop chips; PTX of the last two for what lies between and what comes later.
+  set(CMAKE_CUDA_ARCHITECTURES 80-real 90 120)
 endif()
 include(CheckLanguage)
 check_language(CUDA)

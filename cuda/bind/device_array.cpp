@@ -1,6 +1,7 @@
 #include "device_array.hpp"
 
 #include "dlpack.hpp"
+#include "subspan/cuda/runtime.hpp"
 
 #include <algorithm>
 #include <utility>
@@ -46,10 +47,12 @@ DeviceArray::DeviceArray(py::handle obj, const char *name, const Call &call) : n
 
 DeviceArray::DeviceArray(DeviceArray &&o) noexcept
     : name_(o.name_), dtype_(o.dtype_), data_(o.data_), device_(o.device_), shape_(std::move(o.shape_)), strides_(std::move(o.strides_)),
-      managed_(std::exchange(o.managed_, nullptr)), versioned_(o.versioned_) {}
+      managed_(std::exchange(o.managed_, nullptr)), stream_(o.stream_), versioned_(o.versioned_) {}
 
 DeviceArray::~DeviceArray() {
     if (managed_ == nullptr) return;
+    // Whoever lent the tensor may use its memory anew as soon as it is given back.
+    cuda::wait_for(reinterpret_cast<void *>(stream_));
     if (versioned_) {
         auto *m = static_cast<dlpack::ManagedVersioned *>(managed_);
         if (m->deleter != nullptr) m->deleter(m);
@@ -104,6 +107,7 @@ void DeviceArray::from_dlpack(py::handle obj, const Call &call) {
     if (device[0].cast<int>() != dlpack::kCUDA)
         throw py::type_error(std::string(name_) + " is not in CUDA device memory and other arguments are; move it first");
     device_ = device[1].cast<int>();
+    stream_ = call.stream;
     // The standard's stream numbers: 1 is the legacy default stream, which the runtime calls 0.
     const py::int_ stream(call.stream == 0 ? std::uintptr_t(1) : call.stream);
     const auto capsule = obj.attr("__dlpack__")(py::arg("stream") = stream, py::arg("max_version") = py::make_tuple(1, 0));

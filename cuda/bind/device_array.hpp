@@ -65,7 +65,8 @@ class DeviceArray {
     void *data_ = nullptr;
     int device_ = 0;
     std::vector<std::int64_t> shape_, strides_;
-    void *managed_ = nullptr; // a DLPack tensor to release
+    void *managed_ = nullptr; // a DLPack tensor to release, after the stream has read it
+    std::uintptr_t stream_ = 0;
     bool versioned_ = false;
 };
 

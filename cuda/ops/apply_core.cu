@@ -13,6 +13,8 @@ constexpr int kThreads = 256, kWarps = kThreads / 32, kBlock = 32; // kBlock: co
 constexpr int kGroup = 160;                                        // matrices of a grouped launch
 
 template <class T> constexpr bool kTensor = sizeof(T) == 2;
+template <class T> constexpr bool kShort = false; // a range that sums leave
+template <> constexpr bool kShort<F16> = true;
 template <class T> constexpr int kPanel = kTensor<T> ? 32 : 16;
 template <class T> constexpr int kItems = 16 / int(sizeof(T)); // of a vector
 
@@ -239,7 +241,7 @@ struct Products<T, Across> {
 
     // X = alpha X + V y in place.
     static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, unsigned char *memory, const unsigned char *small,
-                                     int k32, int i0, float alpha, bool vectors) {
+                                     int k32, int i0, float alpha, float lift, bool vectors) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, r = lane % 8, q = lane / 8;
         const T *parts[2] = {reinterpret_cast<const T *>(small), reinterpret_cast<const T *>(small) + k32 * kSmall};
         for (int i = 16 * warp; i < tile.rows && i0 + i < job.m; i += 16 * kWarps) {
@@ -283,7 +285,7 @@ struct Products<T, Across> {
                     const int row = lane / 4 + 8 * half, pair = 2 * (lane % 4);
                     T *x = Across ? tile.at(i + row, 8 * y + pair) : tile.at(i + 8 * (y % 2) + pair, 16 * (y / 2) + row);
                     auto *word = reinterpret_cast<uint32_t *>(x);
-                    float low = d[y][2 * half], high = d[y][2 * half + 1];
+                    float low = lift * d[y][2 * half], high = lift * d[y][2 * half + 1];
                     if (alpha != 0.0f) {
                         low += alpha * low_of<T>(*word);
                         high += alpha * high_of<T>(*word);
@@ -367,7 +369,7 @@ struct Products<T, Across> {
     static SUBSPAN_DEVICE void keep(unsigned char *memory, int, int a, int j, T y) { reinterpret_cast<T *>(memory)[a * P + j] = y; }
 
     static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, unsigned char *, const unsigned char *small, int k32,
-                                     int i0, T alpha, bool vectors) {
+                                     int i0, T alpha, T, bool vectors) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, j = 4 * (lane % 4);
         const T *y = reinterpret_cast<const T *>(small);
         for (int first = 32 * warp; first < tile.rows; first += 32 * kWarps) {
@@ -483,10 +485,29 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
                 for (int b = 0; b < k; ++b) y = fma(job.core[a * job.ma + b * job.mb], sums[b * P + j], y);
             }
         }
-        Work::keep(small, k32, a, j, y);
+        if constexpr (kShort<T>)
+            mine[e] = y;
+        else
+            Work::keep(small, k32, a, j, y);
+    }
+    A lift = A(1);
+    if constexpr (kShort<T>) {
+        // float16 ends at 65504: a panel whose small product comes near that is scaled by a power of two.
+        float top = 0;
+        for (int e = tid; e < k32 * P; e += kThreads) top = most(top, mine[e] < 0 ? -mine[e] : mine[e]);
+#pragma unroll
+        for (int step = 16; step > 0; step /= 2) top = most(top, __shfl_xor_sync(kWarp, top, step));
+        if (tid % 32 == 0) scratch[tid / 32] = top;
+        __syncthreads();
+        for (int w = 0; w < kWarps; ++w) top = most(top, scratch[w]);
+        const int e2 = int((float_to_bits(top) >> 23) & 255u) - 127 - 13;
+        const bool large = e2 > 0 && e2 < 100;
+        const float down = large ? bits_to_float(uint32_t(127 - e2) << 23) : 1.0f;
+        lift = large ? bits_to_float(uint32_t(127 + e2) << 23) : 1.0f;
+        for (int e = tid; e < k32 * P; e += kThreads) Work::keep(small, k32, e / P, e % P, mine[e] * down);
     }
     __syncthreads();
-    Work::outer(job, tile, stage, small, k32, i0, plan.alpha, plan.vector_v);
+    Work::outer(job, tile, stage, small, k32, i0, plan.alpha, lift, plan.vector_v);
     __syncthreads();
     tile.store(job.out, job.oi, job.oj, i0, j0, job.m, job.n, plan.vector_out);
 }
@@ -544,7 +565,7 @@ template <class T, bool Across> Plan<T> plan_of(const CoreCall &call, const Core
     Plan<T> p{};
     const int64_t m = call.c.rows, k32 = divide_up<int64_t>(call.v.cols, kBlock) * kBlock, unit = kTensor<T> ? 16 : 32;
     const auto rows_of = [&](int64_t blocks) { return int(divide_up(divide_up(m, blocks), unit) * unit); };
-    const int widest = device.major >= 9 ? 8 : 1;
+    const int widest = device.clusters ? 8 : 1;
     // Two blocks on a multiprocessor, so that one loads while the other computes; one where that is not to be had.
     const int64_t half = device.shared_limit / 2 - 2048;
     p.mode = Plan<T>::resident;
@@ -644,7 +665,7 @@ template <class T, bool Across> void run_group(const Session &s, const std::vect
     int64_t tall = 0;
     for (const auto &c : calls) tall = std::max(tall, c.c.rows);
     const int64_t unit = kTensor<T> ? 16 : 32;
-    const int widest = s.device().major >= 9 ? 8 : 1;
+    const int widest = s.device().clusters ? 8 : 1;
     for (;; plan.blocks *= 2) {
         plan.rows = int(divide_up(divide_up(tall, int64_t(plan.blocks)), unit) * unit);
         if (shared_bytes<T, Across>(plan.rows, int(k32)) <= s.device().shared_limit) break;

@@ -33,6 +33,12 @@ int64_t apply_core_wide_room(const CoreCall &call, const CoreOptions &o, int dev
 
 template <class T> void apply_core_wide(const Session &s, const Context &context, const CoreCall &call, const CoreOptions &o) {
     using A = Accumulate<T>;
+    // All of them before the first product.
+    require_blas_layout(operand(call.c, call.c.data), "C");
+    require_blas_layout(operand(call.v, call.v.data), "V");
+    require_blas_layout(operand(call.out, call.out.data), "out");
+    if (call.source != nullptr) require_blas_layout(operand(*call.source, call.source->data), "source");
+    if (o.kind == CoreOptions::full) require_blas_layout(operand(*call.core, call.core->data), "M");
     Workspace work(context);
     const Blas blas(s, work);
     const int64_t m = call.c.rows, n = call.c.cols, k = call.v.cols, all = k * n;

@@ -38,10 +38,12 @@ struct Seen {
     int op;
     int64_t ld;
 };
-Seen seen(const Operand &x, const char *name) { // rows of x are columns there: x as it is means xᵀ
-    if (x.col_stride == 1 || x.cols <= 1) return {0, std::max<int64_t>(x.row_stride, std::max<int64_t>(x.cols, 1))};
-    if (x.row_stride == 1 || x.rows <= 1) return {1, std::max<int64_t>(x.col_stride, std::max<int64_t>(x.rows, 1))};
-    throw ValueError(std::string(name) + " has neither contiguous rows nor contiguous columns, which a wide basis needs on a CUDA device; copy it first");
+bool lines(int64_t count, int64_t length, int64_t stride, int64_t step) { // contiguous lines that do not overlap, one after the other
+    return (step == 1 || length <= 1) && (count <= 1 || stride >= std::max<int64_t>(length, 1));
+}
+Seen seen(const Operand &x) { // rows of x are columns there: x as it is means xᵀ
+    if (lines(x.rows, x.cols, x.row_stride, x.col_stride)) return {0, x.rows <= 1 ? std::max<int64_t>(x.cols, 1) : x.row_stride};
+    return {1, x.cols <= 1 ? std::max<int64_t>(x.rows, 1) : x.col_stride};
 }
 
 } // namespace
@@ -73,6 +75,11 @@ bool load_blas(const char *path, bool loaded_only) {
     return true;
 }
 
+void require_blas_layout(const Operand &x, const char *name) {
+    if (!lines(x.rows, x.cols, x.row_stride, x.col_stride) && !lines(x.cols, x.rows, x.col_stride, x.row_stride))
+        throw ValueError(std::string(name) + " has neither rows nor columns that are contiguous and lie one after the other, which a wide basis needs on a CUDA device; copy it first");
+}
+
 std::int64_t blas_workspace(int device) {
     Context context;
     context.device = device;
@@ -99,9 +106,14 @@ Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {
 
 void Blas::multiply(double alpha, const Operand &a, const Operand &b, double beta, const Operand &c) const {
     // cᵀ = bᵀ aᵀ in columns; where c has contiguous columns instead, everything is turned over first.
-    if (c.col_stride != 1 && c.cols > 1) return multiply(alpha, b.turned(), a.turned(), beta, c.turned());
-    const Seen sa = seen(a, "an operand"), sb = seen(b, "an operand");
-    const int64_t ldc = std::max<int64_t>(c.row_stride, std::max<int64_t>(c.cols, 1)), top = std::numeric_limits<int>::max();
+    if (!lines(c.rows, c.cols, c.row_stride, c.col_stride)) {
+        require_blas_layout(c, "a result");
+        return multiply(alpha, b.turned(), a.turned(), beta, c.turned());
+    }
+    require_blas_layout(a, "an operand");
+    require_blas_layout(b, "an operand");
+    const Seen sa = seen(a), sb = seen(b);
+    const int64_t ldc = c.rows <= 1 ? std::max<int64_t>(c.cols, 1) : c.row_stride, top = std::numeric_limits<int>::max();
     if (c.rows > top || c.cols > top || a.cols > top || sa.ld > top || sb.ld > top || ldc > top) throw ValueError("a matrix is too large for cuBLAS");
     const bool wide = c.dtype == DType::f64;
     const float alpha32 = float(alpha), beta32 = float(beta);

@@ -14,6 +14,9 @@ struct Operand {
     Operand turned() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
 };
 
+/// ValueError for a matrix that cuBLAS cannot read or write.
+void require_blas_layout(const Operand &x, const char *name);
+
 /// Products on the session's stream, with the handle of this thread and device; `workspace` belongs to the caller.
 class Blas {
   public:

@@ -83,8 +83,9 @@ template <class T> struct Point {
 template <int K> struct Shared {
     static constexpr int area = small::Small<K, kThreads>::area;
     double e[area], m[area], b[area];       // UᵀU, UᵀH, HᵀH
-    double f[area], x[area], c[area], s[area], w[area], y[area], z[area];
+    double f[area], x[area], c[area], s[area], w[area], y[area];
     double along[area]; // U along: the part of H that was set aside
+    SUBSPAN_DEVICE double *z() { return e; } // work, once UᵀU has been used
     double scratch[40];
 };
 template <class T, int K> struct Coefficients { // of the result and of the velocity, in T
@@ -148,16 +149,19 @@ template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Sh
 #pragma unroll
             for (int g = 0; g < kTogether; ++g) {
                 double *to = begin + g == 0 ? shared.e : (begin + g == 1 ? shared.m : shared.b);
-                for (int w = 0; w < kWarps; ++w) {
+                if constexpr (kLanes < 32)
 #pragma unroll
                     for (int i = 0; i < 4; ++i)
 #pragma unroll
-                        for (int j = 0; j < B; ++j) {
-                            double sum = double(d[g][i][j]);
+                        for (int j = 0; j < B; ++j)
 #pragma unroll
-                            for (int step = kLanes; step < 32; step *= 2) sum += __shfl_xor_sync(kWarp, sum, step);
-                            if (w == warp && lane < kLanes) to[(i0 + i) * ld + j0 + j] += sum;
-                        }
+                            for (int step = kLanes; step < 32; step *= 2) d[g][i][j] += __shfl_xor_sync(kWarp, d[g][i][j], step);
+                for (int w = 0; w < kWarps; ++w) {
+                    if (w == warp && lane < kLanes)
+#pragma unroll
+                        for (int i = 0; i < 4; ++i)
+#pragma unroll
+                            for (int j = 0; j < B; ++j) to[(i0 + i) * ld + j0 + j] += double(d[g][i][j]);
                     __syncthreads();
                 }
             }
@@ -275,14 +279,14 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
     } else if (a.method == Retraction::exp) {
         S::trigonometric(k, scratch, sh.x, sizeof(T) == 4 ? 1e-10 : 1e-19, sh.c, sh.s, sh.y, sh.w);
     } else if (a.method == Retraction::polar) {
-        S::inverse_sqrt(k, scratch, sh.x, sh.c, sh.y, sh.z, sh.w);
+        S::inverse_sqrt(k, scratch, sh.x, sh.c, sh.y, sh.z(), sh.w);
         S::each(k, [&](int i, int j) { sh.s[i * ld + j] = sh.c[i * ld + j]; });
     } else if (a.method == Retraction::cayley) {
         S::each(k, [&](int i, int j) { sh.y[i * ld + j] = 0.25 * sh.x[i * ld + j]; });
-        S::inverse_cholesky(k, sh.y, sh.z, sh.w);
+        S::inverse_cholesky(k, sh.y, sh.z(), sh.w);
         S::each(k, [&](int i, int j) { // R⁻¹ R⁻ᵀ
             double v = 0;
-            for (int l = 0; l < k; ++l) v = fma(l < i ? 0.0 : sh.z[i * ld + l], l < j ? 0.0 : sh.z[j * ld + l], v);
+            for (int l = 0; l < k; ++l) v = fma(l < i ? 0.0 : sh.z()[i * ld + l], l < j ? 0.0 : sh.z()[j * ld + l], v);
             sh.s[i * ld + j] = v;
         });
         S::each(k, [&](int i, int j) { sh.c[i * ld + j] = 2.0 * sh.s[i * ld + j] - (i == j ? 1.0 : 0.0); });
@@ -296,27 +300,27 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
     // out = Û c + t (H - Û m) s with Û = U F, where H has lost U y already if it was set aside.
     const double reach = a.job == tangent_part ? 1.0 : t;
     S::template multiply<false>(k, sh.m, sh.s, sh.w);
-    S::each(k, [&](int i, int j) { sh.z[i * ld + j] = sh.c[i * ld + j] - reach * sh.w[i * ld + j]; });
-    S::template multiply<false>(k, sh.f, sh.z, sh.w);
-    if (aside) S::template multiply<false>(k, sh.along, sh.s, sh.z);
+    S::each(k, [&](int i, int j) { sh.z()[i * ld + j] = sh.c[i * ld + j] - reach * sh.w[i * ld + j]; });
+    S::template multiply<false>(k, sh.f, sh.z(), sh.w);
+    if (aside) S::template multiply<false>(k, sh.along, sh.s, sh.z());
     for (int e = int(threadIdx.x); e < K * K; e += kThreads) {
         const int i = e / K, j = e % K;
         const bool in = i < k && j < k;
-        const double p = in ? sh.w[i * ld + j] - (aside ? reach * sh.z[i * ld + j] : 0.0) : 0.0;
+        const double p = in ? sh.w[i * ld + j] - (aside ? reach * sh.z()[i * ld + j] : 0.0) : 0.0;
         w.p[e] = T(p);
         w.q[e] = in ? T(reach * sh.s[i * ld + j]) : T(0);
     }
     __syncthreads();
     if (a.parallel) { // the velocity: -t Û A s - Û m c + H c
-        S::template multiply<false>(k, sh.b, sh.s, sh.z);
+        S::template multiply<false>(k, sh.b, sh.s, sh.z());
         S::template multiply<false>(k, sh.m, sh.c, sh.w);
-        S::each(k, [&](int i, int j) { sh.w[i * ld + j] = -t * sh.z[i * ld + j] - sh.w[i * ld + j]; });
-        S::template multiply<false>(k, sh.f, sh.w, sh.z);
+        S::each(k, [&](int i, int j) { sh.w[i * ld + j] = -t * sh.z()[i * ld + j] - sh.w[i * ld + j]; });
+        S::template multiply<false>(k, sh.f, sh.w, sh.z());
         if (aside) S::template multiply<false>(k, sh.along, sh.c, sh.w);
         for (int e = int(threadIdx.x); e < K * K; e += kThreads) {
             const int i = e / K, j = e % K;
             const bool in = i < k && j < k;
-            w.p2[e] = in ? T(sh.z[i * ld + j] - (aside ? sh.w[i * ld + j] : 0.0)) : T(0);
+            w.p2[e] = in ? T(sh.z()[i * ld + j] - (aside ? sh.w[i * ld + j] : 0.0)) : T(0);
             w.q2[e] = in ? T(sh.c[i * ld + j]) : T(0);
         }
         __syncthreads();
@@ -381,7 +385,7 @@ void check_points(const Stack &u) {
 template <class T> void run(const Session &s, const Arguments<T> &a, int64_t items) {
     const auto go = [&](auto width) {
         constexpr int K = decltype(width)::value;
-        launch<grassmann_kernel<T, K>>(s, "grassmann", Shape{dim3(unsigned(items)), dim3(kThreads), int64_t(sizeof(Shared<K>) + sizeof(Coefficients<T, K>))}, a);
+        launch<grassmann_kernel<T, K>>(s, "grassmann", Shape{dim3(unsigned(items)), dim3(kThreads), int64_t(sizeof(Shared<K>) + (a.parallel ? 4 : 2) * K * K * sizeof(T))}, a);
     };
     if (a.u.cols <= 8)
         go(std::integral_constant<int, 8>{});

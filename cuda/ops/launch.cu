@@ -5,6 +5,10 @@
 namespace subspan::cuda {
 namespace {
 
+#if defined(__CUDACC__)
+__global__ void probe_kernel() {} // what it was compiled for, all of them were
+#endif
+
 Device devices[kMaxDevices];
 #if defined(__CUDACC__)
 std::once_flag known[kMaxDevices];
@@ -21,6 +25,18 @@ const Device &describe(int index) {
         d.processors = value;
         check(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "the device's shared memory");
         d.shared_limit = value;
+        d.clusters = d.major >= 9;
+#if defined(__CUDACC__)
+        // Code for an older architecture that the driver has translated knows nothing of clusters.
+        int before = 0;
+        check(cudaGetDevice(&before), "asking for the current device");
+        if (before != index) check(cudaSetDevice(index), "changing the device");
+        cudaFuncAttributes attributes{};
+        const cudaError_t e = cudaFuncGetAttributes(&attributes, probe_kernel);
+        if (before != index) cudaSetDevice(before);
+        check(e, "looking for kernels that this device can run");
+        d.clusters = d.clusters && attributes.ptxVersion >= 90;
+#endif
         devices[index] = d;
     };
 #if defined(__CUDACC__)

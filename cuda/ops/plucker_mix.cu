@@ -122,8 +122,9 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     const bool in = index < a.tokens;
     const unsigned sequence = in ? index / a.count : 0u;
     const T *row = grad.at(sequence) + int64_t(in ? index - sequence * a.count : 0u) * grad.row_stride;
-    contract<Lanes>(a.r, q, 0, in ? pairs : 0, zs + local * pitch, us + local * pitch, z, u, dz, du,
-                 [&](int p) { return A(widen(row[p * grad.col_stride])); });
+    // All lanes of a warp take part in its sums, also those behind the last token.
+    contract<Lanes>(a.r, q, 0, pairs, zs + local * pitch, us + local * pitch, z, u, dz, du,
+                    [&](int p) { return in ? A(widen(row[p * grad.col_stride])) : A(0); });
     if (!in) return;
 #pragma unroll
     for (int e = 0; e < RC; ++e)

@@ -23,6 +23,8 @@ Versions versions() {
     return v;
 }
 
+void wait_for(void *stream) { cudaStreamSynchronize(static_cast<cudaStream_t>(stream)); }
+
 const char *architectures() { return SUBSPAN_CUDA_ARCHITECTURES; }
 
 } // namespace subspan::cuda

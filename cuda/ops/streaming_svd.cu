@@ -224,8 +224,8 @@ int64_t eigen_bytes(int64_t n, int64_t blocks) {
 }
 
 int64_t eigen_blocks(const Device &d, int64_t n) {
-    for (int64_t blocks = 1; blocks <= (d.major >= 9 ? 8 : 1); blocks *= 2)
-        if (eigen_bytes(n, blocks) <= d.shared_limit && (n <= 32 || blocks == (d.major >= 9 ? 8 : 1) || 2 * blocks > 8)) return blocks;
+    for (int64_t blocks = 1; blocks <= (d.clusters ? 8 : 1); blocks *= 2)
+        if (eigen_bytes(n, blocks) <= d.shared_limit && (n <= 32 || blocks == (d.clusters ? 8 : 1) || 2 * blocks > 8)) return blocks;
     return 0;
 }
 
@@ -253,6 +253,7 @@ void stream_update(const Context &context, const StreamUpdate &u) {
     if (b < 1 || n < 1 || n > top) throw ValueError("rows are empty, or too many columns for one call");
     if (u.rank > u.components.rows || u.kept > u.components.rows || u.kept > size || u.kept > n || u.kept < 1) throw ValueError("the ranks of the stream do not fit");
     if (u.components.col_stride != 1) throw ValueError("components must have contiguous rows");
+    if (size > 65535) throw ValueError("too many rows for one update");
     const Session s(context);
     const int64_t blocks = eigen_blocks(s.device(), size);
     if (blocks == 0) throw ValueError("the core of " + std::to_string(size) + " rows does not fit the shared memory of a cluster of blocks");
@@ -266,7 +267,6 @@ void stream_update(const Context &context, const StreamUpdate &u) {
     const dim3 across(unsigned(divide_up<int64_t>(n, 256)));
     const bool centred = u.mean != nullptr;
     if (centred) launch<mean_kernel>(s, "the mean of rows", Shape{across, dim3(256)}, rows, u.rows.row_stride, u.rows.col_stride, b, n, block_mean);
-    if (size > 65535) throw ValueError("too many rows for one update");
     const double turn = centred && u.weight > 0 ? std::sqrt(u.weight * double(b) / (u.weight + double(b))) : 0.0;
     launch<stack_kernel>(s, "rows of a stream", Shape{dim3(across.x, unsigned(size)), dim3(256)}, rows, u.rows.row_stride, u.rows.col_stride,
                          static_cast<const float *>(components), u.components.row_stride, static_cast<const double *>(u.values),

@@ -112,7 +112,9 @@ class Place:
 
     def __init__(self, **arrays: Any) -> None:
         first = next(name for name, x in arrays.items() if device_of(x) is not None)
-        self.library = library_of(arrays[first])
+        # Memory and the stream are those of a library that has both; JAX's own stream is not to be had.
+        libraries = [library_of(x) for x in arrays.values() if x is not None and device_of(x) is not None]
+        self.library = next((name for name in libraries if name in ("cupy", "torch")), libraries[0])
         device = device_of(arrays[first])
         assert device is not None
         self.device = device
@@ -160,7 +162,7 @@ class Place:
     def converted(self, x: Any, dtype: str) -> Any:
         if dtype_name(x) == dtype:
             return x
-        if self.library == "torch":
+        if library_of(x) == "torch":
             return x.to(getattr(sys.modules["torch"], dtype))
         return x.astype(_numpy_dtype(dtype))
 
@@ -186,11 +188,12 @@ class Place:
         """A view of transposed matrices."""
         return x.mT if self.library == "torch" else x.swapaxes(-1, -2)
 
-    def diagonal(self, x: Any) -> Any:
-        """A view of the diagonals of a stack of matrices that may be written to."""
-        if self.library == "torch":
-            return x.diagonal(dim1=-2, dim2=-1)
-        return sys.modules["cupy"].einsum("...ii->...i", x[..., : x.shape[-1], :])
+    def identity(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """The first columns of identity matrices: a stack ``(..., m, n)`` with ``n <= m``."""
+        *batch, m, n = shape
+        x = self.zeros((*batch, m * n), dtype)
+        x[..., : n * (n + 1) : n + 1] = 1
+        return x.reshape(shape)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         x = self.empty(shape, dtype)
@@ -207,6 +210,8 @@ class Place:
             raise TypeError("out: JAX arrays are immutable")
         if library_of(out) == "torch":
             torch = sys.modules["torch"]
+            if out.is_neg():
+                raise ValueError("out is a lazily negated view, which cannot be written to; pass out.resolve_neg()")
             if out.requires_grad and torch.is_grad_enabled():
                 raise ValueError("out requires grad; write to it under torch.no_grad()")
         if tuple(out.shape) != shape:

@@ -120,6 +120,9 @@ class ndarray:  # noqa: N801
     def get(self) -> np.ndarray:
         return self._host.copy()
 
+    def __dlpack__(self, **_):
+        raise BufferError("the fake lends nothing")
+
     def __dlpack_device__(self):
         return (2, self._device)
 

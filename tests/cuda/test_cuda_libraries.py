@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from subspan import orth, plucker
+from subspan import grassmann, orth, plucker
+from subspan.svd import StreamingSVD
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SUBSPAN_TEST_GPU", "") != "1", reason="needs a GPU (SUBSPAN_TEST_GPU=1)"
@@ -53,6 +54,21 @@ def test_sanitizer_small_set(torch, dtype):
     )
     for x, y in zip(got, want, strict=True):
         torch.testing.assert_close(x.double().cpu(), y, rtol=0.05, atol=0.05)
+
+
+def test_sanitizer_clusters_and_cores(torch):
+    C, U = torch.randn(4096, 33, device="cuda"), torch.eye(4096, 6, device="cuda")
+    orth.project_out(C.bfloat16(), U.bfloat16())
+    orth.project_out(torch.cat([C] * 5), torch.cat([U] + [0 * U] * 4))  # two passes
+    A = torch.randn(3, 40, 12, device="cuda")
+    Q, R = orth.householder_qr(A)
+    torch.testing.assert_close(Q.to_array() @ R, A, rtol=1e-4, atol=1e-4)
+    points = Q.to_array().contiguous()
+    grassmann.sgd_step(points, A, torch.zeros_like(A), lr=0.01, momentum=0.9)
+    svd = StreamingSVD(4, oversample=30)
+    for _ in range(2):
+        svd.update(torch.randn(20, 80, device="cuda"))
+    assert bool(torch.isfinite(svd.components).all())
 
 
 def test_the_current_stream_is_used(torch):

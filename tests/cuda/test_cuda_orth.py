@@ -133,6 +133,25 @@ def test_wide_bases_without_cublas(emulation, rng, monkeypatch):
     np.testing.assert_array_equal(c.get(), C)
 
 
+def test_sums_beyond_float16(gpu, rng):
+    """A constant basis of 4096 rows: VᵀC is 64 times as large as C, which float16 cannot hold."""
+    for size in (200.0, 2000.0, 60000.0):
+        C = (size * (1 + 0.01 * rng.standard_normal((4096, 5)))).clip(-65000, 65000).astype(np.float16)
+        U = np.full((4096, 1), 1 / 64, np.float16)
+        out = gpu.get(orth.project(gpu.put(C), gpu.put(U)))
+        close(out, reference(C, U, 1.0, 0.0, "left"), np.dtype(np.float16), 2)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32)], ids=["f32"])
+def test_wide_bases_of_layouts_that_cublas_does_not_take(gpu, rng, dtype):
+    C, V = gpu.put(rng.standard_normal((300, 8)).astype(dtype)), gpu.put(basis(rng, 300, 260, dtype))
+    room = gpu.put(np.zeros((600, 16), dtype))
+    for name, args in (("C", (C[::-1], V, None)), ("out", (C, V, room[::2, ::2])), ("V", (C, V[:, ::-1], None))):
+        with pytest.raises(ValueError, match=f"{name} has neither rows nor columns that are contiguous"):
+            orth.project_out(args[0], args[1], out=args[2])
+    assert (gpu.get(room) == 0).all()
+
+
 def test_without_clusters(emulation, rng):
     emulation.control.hardware(8, 166912)
     C, U = rng.standard_normal((5000, 24)).astype(np.float32), basis(rng, 5000, 6, np.float32)

@@ -115,6 +115,15 @@ def test_sizes(gpu, rng, dtype, r, d, T):
         close(gpu.get(g), w, dtype, 20)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize(("T", "r"), [(1, 4), (3, 2), (13, 5), (70, 33)])
+def test_gradients_of_any_number_of_tokens(gpu, rng, dtype, T, r):
+    z = rng.standard_normal((1, T, r)).astype(dtype)
+    grad = rng.standard_normal((1, T, r * (r - 1) // 2)).astype(dtype)
+    dz = gpu.twice(lambda: plucker.mix_backward(gpu.put(grad), gpu.put(z), [1, 2]))
+    close(gpu.get(dz), plucker.mix_backward(wide(grad), wide(z), [1, 2]), dtype, 20)
+
+
 @pytest.mark.parametrize("shared", [101376, 166912, 232448])
 def test_tiles_of_every_size(emulation, rng, shared):
     """What a device has of shared memory decides the tiles; a device of few processors gets the large ones."""

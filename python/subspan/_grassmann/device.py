@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from subspan._arrays import Array, library_of
+from subspan._arrays import Array
 from subspan._device import Place, broadcast_batch, check_dtype, matrix
+from subspan._grassmann.common import in_place
 from subspan._orth.common import detached, finish
 
 
@@ -39,8 +40,8 @@ def sgd_step(
 ) -> Array:
     arrays = {"U": U, "grad": grad} | ({} if buffer is None else {"buffer": buffer})
     for name, x in arrays.items():
-        if name != "grad" and library_of(x) == "jax":
-            raise TypeError(f"{name}: JAX arrays are immutable, and this changes it in place")
+        if name != "grad":
+            in_place(x, name)
     place, _ = _points(**arrays)
     for name, x in arrays.items():
         if tuple(x.shape) != tuple(U.shape):

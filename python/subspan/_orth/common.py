@@ -66,7 +66,7 @@ def detached(x: Array) -> Array:
             "a tensor requires grad, and autograd does not see this function; call it under torch.no_grad(), pass "
             "x.detach(), or wrap it and its *_backward in a torch.autograd.Function"
         )
-    return x.detach()
+    return x.detach().resolve_neg()  # a lazy minus sign is not in the memory that is handed over
 
 
 def check_basis(U: Array, name: str, *, advice: str = "") -> None:

@@ -101,8 +101,7 @@ def householder_product(V: Array, tau: Array | None) -> Array:
 def _leading_columns(
     place: Place, V: Array, core: Array, m: int, columns: int, batch: tuple[int, ...], dtype: str
 ) -> Array:
-    q = place.zeros((*batch, m, columns), dtype)
-    place.diagonal(q)[...] = 1
+    q = place.identity((*batch, m, columns), dtype)
     return apply_core(q, V, core, 1.0, "left", q, None, "V")
 
 

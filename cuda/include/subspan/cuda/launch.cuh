@@ -19,6 +19,7 @@ void check(cudaError_t e, const char *what);
 /// What kernels are chosen by.
 struct Device {
     int major = 0, processors = 0;
+    bool clusters = false; // the device has them, and the code that runs on it was compiled for them
     int64_t shared_limit = 0; // bytes of shared memory that a block may have
 };
 
@@ -52,6 +53,9 @@ void check_launch(cudaError_t e, const char *name);
 
 /// Kernel<<<...>>>(args...), with as much shared memory as it needs, as clusters where asked for.
 template <auto Kernel, class... Args> void launch(const Session &s, const char *name, const Shape &shape, const Args &...args) {
+    if (shape.shared > s.device().shared_limit)
+        throw ValueError(std::string(name) + " needs " + std::to_string(shape.shared) + " bytes of shared memory for matrices of these sizes, and a block of this device has " +
+                         std::to_string(s.device().shared_limit));
 #if defined(__CUDACC__)
     if (shape.shared > 48 * 1024) {
         static std::array<std::atomic<int64_t>, kMaxDevices> allowed{};
@@ -77,7 +81,6 @@ template <auto Kernel, class... Args> void launch(const Session &s, const char *
     }
     detail::check_launch(cudaLaunchKernelEx(&config, Kernel, args...), name);
 #else
-    (void)s;
     if (emulate::settings.next_launch != cudaSuccess)
         return detail::check_launch(std::exchange(emulate::settings.next_launch, cudaSuccess), name);
     emulate::run(shape.grid, shape.block, std::size_t(shape.shared), shape.cluster, [&] { Kernel(args...); });

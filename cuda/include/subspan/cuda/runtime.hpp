@@ -11,6 +11,9 @@ struct Versions {
 };
 Versions versions();
 
+/// Waits for a stream of the current device; errors are left to the next call.
+void wait_for(void *stream);
+
 /// What the kernels were compiled for, as in "80 90 120".
 const char *architectures();
 
