@@ -55,7 +55,11 @@ class Bench:
         begins = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
         ends = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
         for begin, end in zip(begins, ends, strict=True):
+            # Written, then read, so that no dirty lines are left to be written back; then the device waits a
+            # millisecond or so, in which the host queues all of f.
             self.flush.zero_()
+            self.flush.max()
+            torch.cuda._sleep(2_000_000)
             begin.record()
             f()
             end.record()
@@ -260,55 +264,69 @@ def call_overhead() -> float | None:
     return host(lambda: orth.project_out(G, U, out=G)) - host(lambda: kernel((1,), (32,), (G,)))
 
 
-def main() -> None:
-    """Runs all cases and writes the tables."""
-    p = argparse.ArgumentParser()
-    p.add_argument("--save", type=Path)
-    args = p.parse_args()
-    torch.manual_seed(0)
-    bench = Bench()
-    name = torch.cuda.get_device_name()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    problems = []
-    for f in CASES:
-        try:
-            f(bench)
-        except Exception as e:
-            problems.append(f"{f.__name__}: {type(e).__name__}: {e}")
-    lines = [
-        f"{name}, commit {commit or 'unknown'}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}",
-        "",
-        f"Copy {bench.copy / 1e6:.2f} TB/s, bf16 product {bench.gemm / 1e6:.0f} TFLOP/s in the same run. L2 cold.",
-        "",
-        "| case | peer | ratio | reach | µs | × floor |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(bench: Bench, header: list[str], overhead: float | None, problems: list[str]) -> str:
+    """The results so far, as Markdown."""
+    lines = [*header, "", "| case | peer | ratio | reach | µs | × floor |", "|---|---|---|---|---|---|"]
     for r in bench.results:
         reach = "" if r.reach is None else f"{r.reach:g}×" + (" (missed)" if r.ratio < r.reach else "")
         times = "" if r.floor is None else f"{r.microseconds / r.floor:.2f}"
         if r.floor is not None and r.floor_reach is not None:
             times += f" (reach {r.floor_reach:g})"
         lines.append(f"| {r.name} | {r.peer} | {r.ratio:.2f}× | {reach} | {r.microseconds:.1f} | {times} |")
-    overhead = call_overhead()
     if overhead is not None:
         lines += ["", f"A Python call with CuPy arrays takes {overhead:.1f} µs more than a launch (reach 3)."]
-    lines += ["", *(f"Failed: {x}" for x in problems)] if problems else []
-    print("\n".join(lines))
-    if args.save:
-        slug = name.lower().replace("nvidia ", "").replace(" ", "-")
-        (args.save / f"{slug}.md").write_text("\n".join(lines) + "\n")
+    if problems:
+        lines += ["", *(f"Failed: {x}" for x in problems)]
+    return "\n".join(lines) + "\n"
+
+
+def commit() -> str:
+    """What is measured, as far as it can be told."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Runs all cases; the tables are written after each, so that one that takes too long loses nothing."""
+    p = argparse.ArgumentParser()
+    p.add_argument("--save", type=Path)
+    args = p.parse_args()
+    torch.manual_seed(0)
+    bench = Bench()
+    name, version = torch.cuda.get_device_name(), commit()
+    slug = name.lower().replace("nvidia ", "").replace(" ", "-")
+    header = [
+        f"{name}, commit {version}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}",
+        "",
+        f"Copy {bench.copy / 1e6:.2f} TB/s, bf16 product {bench.gemm / 1e6:.0f} TFLOP/s in the same run. L2 cold.",
+    ]
+    problems: list[str] = []
+    overhead: float | None = None
+
+    def save() -> None:
+        if args.save is None:
+            return
+        (args.save / f"{slug}.md").write_text(table(bench, header, overhead, problems))
         rows = [asdict(r) for r in bench.results]
-        data = {
-            "device": name,
-            "commit": commit,
-            "copy": bench.copy,
-            "gemm": bench.gemm,
-            "call_overhead": overhead,
-            "results": rows,
-        }
+        rates = {"copy": bench.copy, "gemm": bench.gemm, "call_overhead": overhead}
+        data = {"device": name, "commit": version, **rates, "results": rows, "failed": problems}
         (args.save / f"{slug}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+    for f in CASES:
+        try:
+            f(bench)
+        except Exception as e:
+            problems.append(f"{f.__name__}: {type(e).__name__}: {e}")
+        save()
+    try:
+        overhead = call_overhead()
+    except Exception as e:
+        problems.append(f"call_overhead: {type(e).__name__}: {e}")
+    save()
+    print(table(bench, header, overhead, problems))
     if problems:
         raise SystemExit(1)
 

@@ -689,6 +689,16 @@ template <class T, bool Across> void run_group(const Session &s, const std::vect
     }
 }
 
+// Whether not even the lowest panel fits a block: cuBLAS's turn.
+bool too_wide(const CoreCall &t, const Device &device) {
+    if (t.v.cols > kCoreWidth) return true;
+    const int k32 = int(divide_up<int64_t>(t.v.cols, kBlock) * kBlock);
+    return dispatch(t.c.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        return (across(t.c) ? shared_bytes<T, true>(32, k32) : shared_bytes<T, false>(32, k32)) > device.shared_limit;
+    });
+}
+
 bool empty(const CoreCall &c) { return c.c.rows == 0 || c.c.cols == 0 || c.c.size() == 0; }
 
 } // namespace
@@ -701,7 +711,7 @@ std::int64_t apply_core_workspace(const CoreCall &call, const CoreOptions &o, in
     const Session s(context);
     Stack core, source;
     const CoreCall t = turned(call, o, core, source);
-    if (t.v.cols > kCoreWidth) return apply_core_wide_room(t, o, device);
+    if (too_wide(t, s.device())) return apply_core_wide_room(t, o, device);
     return dispatch(t.c.dtype, [&](auto tag) -> std::int64_t {
         using T = decltype(tag);
         const auto bytes = [&](const Plan<T> &p) -> std::int64_t {
@@ -719,9 +729,10 @@ void apply_core(const Context &context, const CoreCall &call, const CoreOptions 
     if (empty(call)) return;
     Stack core, source;
     const CoreCall t = turned(call, o, core, source);
+    const bool wide = too_wide(t, s.device());
     dispatch(t.c.dtype, [&](auto tag) {
         using T = decltype(tag);
-        if (t.v.cols > kCoreWidth) return apply_core_wide<T>(s, context, t, o);
+        if (wide) return apply_core_wide<T>(s, context, t, o);
         across(t.c) ? run<T, true>(s, context, t, o) : run<T, false>(s, context, t, o);
     });
 }

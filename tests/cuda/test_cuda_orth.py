@@ -133,6 +133,16 @@ def test_wide_bases_without_cublas(emulation, rng, monkeypatch):
     np.testing.assert_array_equal(c.get(), C)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("hardware", [(8, 101376), (8, 166912), (12, 101376)])
+@pytest.mark.parametrize("k", [20, 130, 250])
+def test_other_devices(emulation, rng, dtype, hardware, k):
+    emulation.control.hardware(*hardware)
+    C, U = rng.standard_normal((600, 20)).astype(dtype), basis(rng, 600, k, dtype)
+    out = orth.project_out(emulation.put(C), emulation.put(U))
+    close(emulation.get(out), reference(C, U, -1.0, 1.0, "left"), dtype, 40)
+
+
 def test_sums_beyond_float16(gpu, rng):
     """A constant basis of 4096 rows: VᵀC is 64 times as large as C, which float16 cannot hold."""
     for size in (200.0, 2000.0, 60000.0):

@@ -137,6 +137,34 @@ def test_tiles_of_every_size(emulation, rng, shared):
         close(g.get(), w, BF16, 20)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("r", [20, 64])
+@pytest.mark.parametrize("hardware", [(8, 101376), (8, 166912), (12, 101376)])
+def test_other_devices(emulation, rng, dtype, r, hardware):
+    """Right, or an error that says what is lacking, before anything is written."""
+    emulation.control.hardware(*hardware)
+    z, W, b, offsets, _ = case(rng, "mean", dtype, batch=(1,), T=9, r=r, d=70)
+    args = [emulation.put(x) for x in (z, W, b)]
+    want = plucker.mix_project(wide(z), wide(W), wide(b), offsets)
+    grad = rng.standard_normal(want.shape).astype(dtype)
+    lacking = "bytes of shared memory for matrices of these sizes"
+    for call, reference in (
+        (lambda: (plucker.mix_project(*args, offsets),), (want,)),
+        (
+            lambda: plucker.mix_project_backward(emulation.put(grad), *args, offsets),
+            plucker.mix_project_backward(wide(grad), wide(z), wide(W), wide(b), offsets),
+        ),
+    ):
+        try:
+            got = call()
+        except ValueError as e:
+            assert lacking in str(e)  # noqa: PT017
+            assert dtype.itemsize >= 4 or r == 64
+            continue
+        for x, y in zip(got, reference, strict=True):
+            close(x.get(), y, dtype, 20)
+
+
 @pytest.mark.parametrize("layout", ["column-major W", "strided z", "strided grad and out"])
 def test_strides(gpu, rng, layout):
     z, W, b, offsets, _ = case(rng, "mean", BF16)

@@ -11,7 +11,7 @@ from subspan._device import Place, broadcast_batch, check_dtype, matrix, need_bl
 from subspan._orth.common import detached, finish, is_left
 
 _SCALAR, _DIAGONAL, _FULL = 0, 1, 2
-_KERNEL_WIDTH = 256  # wider bases go through cuBLAS
+_KERNEL_WIDTH = 128  # wider bases go through cuBLAS, above 256 always, below where shared memory is small
 
 
 def apply_core(

@@ -7,7 +7,7 @@
 
 namespace subspan::cuda {
 
-/// The largest k that stays in shared memory; wider bases go through cuBLAS.
+/// The largest k that stays in shared memory (where a block has 99 KB, some 160 of 16-bit items); wider bases go through cuBLAS.
 inline constexpr std::int64_t kCoreWidth = 256;
 
 struct CoreOptions {
