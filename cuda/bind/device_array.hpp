@@ -6,6 +6,7 @@
 #include "subspan/cuda/types.hpp"
 
 #include <cstdint>
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <string>
 #include <vector>

@@ -14,12 +14,17 @@ Array = Any
 """An array of any library: NumPy, PyTorch, JAX, CuPy, or anything with ``__dlpack__``."""
 
 
+_libraries: dict[type, str] = {}
+
+
 def library_of(x: Array) -> str:
     """Top-level package of the array's type: ``"numpy"``, ``"torch"``, ``"jax"``, ..."""
-    if type(x) is np.ndarray or isinstance(x, np.ndarray):
-        return "numpy"
-    name = type(x).__module__.partition(".")[0]
-    return "jax" if name == "jaxlib" else name
+    kind = type(x)
+    name = _libraries.get(kind)
+    if name is None:
+        name = "numpy" if issubclass(kind, np.ndarray) else kind.__module__.partition(".")[0]
+        name = _libraries[kind] = "jax" if name == "jaxlib" else name
+    return name
 
 
 def as_array(x: Array, name: str) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -28,10 +29,10 @@ def device_of(x: Any) -> int | None:
     if isinstance(x, (np.ndarray, float, int)) or x is None:
         return None
     library = library_of(x)
-    if library == "torch":
-        return int(x.get_device()) if x.is_cuda else None
     if library == "cupy":
         return int(x.device.id)
+    if library == "torch":
+        return int(x.get_device()) if x.is_cuda else None
     where = getattr(x, "__dlpack_device__", None)
     if where is None:
         return None
@@ -88,8 +89,40 @@ def need_blas() -> None:
                 return
 
 
+_dtype_names: dict[Any, str] = {}
+
+
 def dtype_name(x: Any) -> str:
-    return str(x.dtype).rpartition(".")[2]
+    dtype = x.dtype
+    name = _dtype_names.get(dtype)
+    if name is None:
+        name = _dtype_names[dtype] = str(dtype).rpartition(".")[2]
+    return name
+
+
+def quick_call(x: Any) -> tuple[int, int, Callable[[int], Any]] | None:
+    """What bindings take for an array of CuPy, or a CUDA tensor that autograd does not follow; None for all else."""
+    library = library_of(x)
+    if library == "cupy":
+        device = x.device.id
+        return sys.modules["cupy"].cuda.get_current_stream(device).ptr, device, _allocator(library, device)
+    if library == "torch" and x.is_cuda and not x.requires_grad and not x.is_neg():
+        device = x.get_device()
+        return sys.modules["torch"].cuda.current_stream(device).cuda_stream, device, _allocator(library, device)
+    return None
+
+
+@functools.cache
+def _allocator(library: str, device: int) -> Callable[[int], Any]:
+    def bytes_(count: int) -> Any:
+        if library == "torch":
+            torch = sys.modules["torch"]
+            return torch.empty(count, dtype=torch.uint8, device=torch.device("cuda", device))
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(device):
+            return cupy.empty(count, dtype=np.uint8)
+
+    return bytes_
 
 
 def check_dtype(x: Any, name: str) -> str:

@@ -408,6 +408,26 @@ def test_workspace_that_cannot_be_had(emulation, rng, monkeypatch):
     np.testing.assert_array_equal(c.get(), C)
 
 
+def test_the_short_way_says_what_the_long_one_says(gpu, rng):
+    """In place nothing is looked at twice; what is wrong is still said in the words of the caller."""
+    C, U = rng.standard_normal((8, 6)).astype(np.float32), basis(rng, 8, 2, np.float32)
+    c, u = gpu.put(C), gpu.put(U)
+    for side in ("left", "right"):
+        v = u if side == "left" else gpu.put(basis(rng, 6, 2, np.float32))
+        out = orth.project_out(c, v, side=side, strength=0.5, out=c)
+        assert out is c
+    with pytest.raises(ValueError, match="U must have 6 rows"):
+        orth.project_out(c, u, side="right", out=c)
+    with pytest.raises(ValueError, match="side must be 'left' or 'right'"):
+        orth.project_out(c, u, side="up", out=c)
+    with pytest.raises(TypeError, match="U must be float32 as C is, got float64"):
+        orth.project_out(c, gpu.put(wide(U)), out=c)
+    with pytest.raises(TypeError, match="U is on the CPU and C on CUDA device 0"):
+        orth.project_out(c, U, out=c)
+    with pytest.raises(ValueError, match="strength must be finite"):
+        orth.project_out(c, u, strength=float("nan"), out=c)
+
+
 def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, rng):
     import sys
 

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from subspan._arrays import Array
-from subspan._device import Place, broadcast_batch, check_dtype, matrix, need_blas, wide_dtype
+from subspan._device import (
+    Place,
+    broadcast_batch,
+    check_dtype,
+    kernels,
+    matrix,
+    need_blas,
+    quick_call,
+    wide_dtype,
+)
 from subspan._orth.common import detached, finish, is_left
 
 _SCALAR, _DIAGONAL, _FULL = 0, 1, 2
@@ -42,6 +51,23 @@ def apply_core(
     args = (detached(C), detached(V), core, kind, value, float(alpha), left, detached(result))
     place.module.apply_core(place.call(), *args, None if source is None else detached(source))
     return finish(result, False, place.library)
+
+
+def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array) -> bool:
+    """The same where nothing needs a second look; False, and nothing done, where something does."""
+    call = quick_call(C)
+    if call is None or type(V) is not type(C) or type(out) is not type(C):
+        return False
+    if hasattr(C, "requires_grad") and (V.requires_grad or V.is_neg() or out.requires_grad or out.is_neg()):
+        return False
+    if not (side == "left" or side == "right") or tuple(out.shape) != tuple(C.shape) or V.shape[-1] > _KERNEL_WIDTH:
+        return False
+    try:
+        kernels().apply_core(call, C, V, None, _SCALAR, value, alpha, side == "left", out)
+    except (TypeError, ValueError):  # before any launch: the long way says what is wrong in the caller's words
+        return False
+    finish(out, False, "")
+    return True
 
 
 def _reflections(**arrays: Array | None) -> tuple[Place, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output
-from subspan._device import on_device
+from subspan._device import device_of, on_device
 from subspan._orth import device
 from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy
 from subspan._orth.int4 import Int4Basis
@@ -239,6 +239,15 @@ def project_out(
     >>> bool(np.abs(U.T @ G).max() < 1e-14)
     True
     """
+    if (
+        out is not None
+        and orthonormal is None
+        and type(strength) is float
+        and math.isfinite(strength)
+        and device_of(C) is not None
+        and device.quick(C, U, -strength, 1.0, side, out)
+    ):
+        return out
     if isinstance(strength, bool) or not isinstance(strength, (int, float, np.integer, np.floating)):
         raise TypeError(f"strength must be a number, got {type(strength).__name__}")
     if not math.isfinite(strength):
