@@ -28,16 +28,20 @@ std::string text(const std::vector<std::int64_t> &shape) {
 } // namespace
 
 DeviceArray::DeviceArray(py::handle obj, const char *name, const Call &call) : name_(name) {
-    if (const auto pointer = attribute(obj, "data_ptr")) {
+    const auto as_torch = [&] {
+        if (!attribute(obj, "data_ptr")) return false;
         from_torch(obj);
-    } else {
+        return true;
+    };
+    const auto as_cupy = [&] {
         const auto data = attribute(obj, "data");
         const auto memory = data ? attribute(data, "ptr") : py::object();
-        if (memory)
-            from_cupy(obj, memory);
-        else
-            from_dlpack(obj, call);
-    }
+        if (!memory) return false;
+        from_cupy(obj, memory);
+        return true;
+    };
+    const bool done = call.like_cupy ? as_cupy() || as_torch() : as_torch() || as_cupy();
+    if (!done) from_dlpack(obj, call);
     if (device_ != call.device) {
         DeviceArray release(std::move(*this)); // the destructor does not run for an object whose constructor throws
         throw py::value_error(std::string(name) + " is on CUDA device " + std::to_string(release.device_) + " and the call on device " +

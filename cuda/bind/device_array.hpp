@@ -21,9 +21,10 @@ using cuda::Stack;
 struct Call {
     std::uintptr_t stream = 0;
     int device = 0;
-    py::object allocate; // bytes -> an array of uint8 on the device
+    py::object allocate;  // bytes -> an array of uint8 on the device
+    bool like_cupy = true; // whose attributes to try first: those that are not there cost a microsecond
     explicit Call(const py::tuple &t)
-        : stream(t[0].cast<std::uintptr_t>()), device(t[1].cast<int>()), allocate(t[2].cast<py::object>()) {}
+        : stream(t[0].cast<std::uintptr_t>()), device(t[1].cast<int>()), allocate(t[2].cast<py::object>()), like_cupy(t[3].cast<bool>()) {}
 };
 
 class DeviceArray {

@@ -16,6 +16,9 @@ from subspan._arrays import Array, library_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    # Stream, device, where workspace comes from, and whether arrays are likely CuPy's.
+    Call = tuple[int, int, Callable[[int], Any], bool]
+
 _CUDA = 2  # DLPack's number of the device type
 _WIDE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 
@@ -100,15 +103,15 @@ def dtype_name(x: Any) -> str:
     return name
 
 
-def quick_call(x: Any) -> tuple[int, int, Callable[[int], Any]] | None:
+def quick_call(x: Any) -> Call | None:
     """What bindings take for an array of CuPy, or a CUDA tensor that autograd does not follow; None for all else."""
     library = library_of(x)
     if library == "cupy":
         device = x.device.id
-        return sys.modules["cupy"].cuda.get_current_stream(device).ptr, device, _allocator(library, device)
+        return sys.modules["cupy"].cuda.get_current_stream(device).ptr, device, _allocator(library, device), True
     if library == "torch" and x.is_cuda and not x.requires_grad and not x.is_neg():
         device = x.get_device()
-        return sys.modules["torch"].cuda.current_stream(device).cuda_stream, device, _allocator(library, device)
+        return sys.modules["torch"].cuda.current_stream(device).cuda_stream, device, _allocator(library, device), False
     return None
 
 
@@ -164,9 +167,9 @@ class Place:
             if there != device:
                 raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
 
-    def call(self) -> tuple[int, int, Callable[[int], Any]]:
+    def call(self) -> Call:
         """What bindings take: the library's current stream, the device, and where workspace comes from."""
-        return self.stream(), self.device, self._bytes
+        return self.stream(), self.device, self._bytes, self.library == "cupy"
 
     def stream(self) -> int:
         if self.library == "torch":
