@@ -10,6 +10,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, to_library
+from subspan._device import device_of
 
 
 def matrices(x: Array, name: str) -> tuple[Array, np.dtype[Any]]:
@@ -39,6 +40,11 @@ def numpy(x: Array) -> np.ndarray[Any, Any]:
     """A view in NumPy, without a copy."""
     if isinstance(x, np.ndarray):
         return x
+    device = device_of(x)
+    if device is not None:
+        raise TypeError(
+            f"an array is on CUDA device {device}; this operation runs on the CPU and moves no data by itself"
+        )
     if hasattr(x, "detach"):
         x = x.detach()
     return np.from_dlpack(x)
