@@ -23,6 +23,8 @@ def emulated(tmp_path_factory):
     """The extension module of the emulated device."""
     if GPU:
         pytest.skip("this run is of a real GPU")
+    if sys.platform != "linux":
+        pytest.skip("the emulated device is written for Linux")
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             pytest.skip(f"the emulated device is compiled with {tool}, which is not there")

@@ -9,7 +9,7 @@
 #include <utility>
 #include <sys/mman.h>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(SUBSPAN_PORTABLE_FIBERS)
 #include <ucontext.h>
 #endif
 
@@ -25,7 +25,7 @@ namespace {
 constexpr std::size_t kStack = 256 * 1024;
 const std::function<void()> *entry = nullptr;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SUBSPAN_PORTABLE_FIBERS)
 // Saves what a call keeps, changes stacks, restores.
 extern "C" void subspan_switch(void **from, void *to);
 asm(R"(
@@ -71,9 +71,6 @@ void prepare(Fiber &f, char *stack) {
     f.stack_pointer = top;
 }
 #else
-struct Context {
-    ucontext_t own;
-};
 ucontext_t scheduler;
 void to_scheduler() { swapcontext(static_cast<ucontext_t *>(now->stack_pointer), &scheduler); }
 void resume(Fiber &f) {
