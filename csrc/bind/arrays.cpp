@@ -1,8 +1,5 @@
 #include "arrays.hpp"
 
-#include "dlpack.hpp"
-#include "overlap.hpp"
-
 #include <utility>
 
 namespace subspan::bind {
@@ -17,21 +14,6 @@ Array::Array(py::handle obj, const char *name, bool writable) : name_(name) {
         from_numpy(py::reinterpret_borrow<py::array>(obj), writable);
     else
         from_dlpack(obj, writable);
-}
-
-Array::Array(Array &&o) noexcept
-    : name_(o.name_), dtype_(o.dtype_), data_(o.data_), shape_(std::move(o.shape_)), strides_(std::move(o.strides_)),
-      owner_(std::move(o.owner_)), managed_(std::exchange(o.managed_, nullptr)), versioned_(o.versioned_) {}
-
-Array::~Array() {
-    if (managed_ == nullptr) return;
-    if (versioned_) {
-        auto *m = static_cast<dlpack::ManagedVersioned *>(managed_);
-        if (m->deleter != nullptr) m->deleter(m);
-    } else {
-        auto *m = static_cast<dlpack::Managed *>(managed_);
-        if (m->deleter != nullptr) m->deleter(m);
-    }
 }
 
 void Array::set_dtype(char kind, int bits) {
@@ -91,50 +73,14 @@ void Array::from_dlpack(py::handle obj, bool writable) {
         if (!e.matches(PyExc_TypeError)) throw; // an exporter from before DLPack 1.0 does not know the keyword
         capsule = obj.attr("__dlpack__")();
     }
-    const dlpack::Tensor *t = nullptr;
-    bool read_only = false;
-    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
-        auto *m = static_cast<dlpack::ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
-        if (m->version.major > 1)
-            throw py::type_error(std::string(name_) + " exports DLPack " + std::to_string(m->version.major) + ", wanted 1.x");
-        PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
-        managed_ = m;
-        versioned_ = true;
-        read_only = (m->flags & dlpack::kReadOnly) != 0;
-        t = &m->tensor;
-    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
-        auto *m = static_cast<dlpack::Managed *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-        PyCapsule_SetName(capsule.ptr(), "used_dltensor");
-        managed_ = m;
-        t = &m->tensor;
-    } else {
-        throw py::type_error(std::string(name_) + ": __dlpack__ did not return a DLPack capsule");
-    }
-    try {
-        if (t->dtype.lanes != 1) throw py::type_error(std::string(name_) + " has vector elements");
-        const char kinds[] = "iuf?Bcb";
-        set_dtype(t->dtype.code < 7 ? kinds[t->dtype.code] : '?', t->dtype.bits);
-        if (writable && read_only) throw py::value_error(std::string(name_) + " is read-only");
-        data_ = static_cast<char *>(t->data) + t->byte_offset;
-        shape_.assign(t->shape, t->shape + t->ndim);
-        if (t->strides != nullptr) {
-            strides_.assign(t->strides, t->strides + t->ndim);
-        } else {
-            strides_.assign(std::size_t(t->ndim), 1);
-            for (int i = t->ndim - 2; i >= 0; --i)
-                strides_[std::size_t(i)] = strides_[std::size_t(i) + 1] * shape_[std::size_t(i) + 1];
-        }
-    } catch (...) {
-        // The destructor does not run for an object whose constructor throws.
-        Array release(std::move(*this));
-        throw;
-    }
-}
-
-std::string Array::shape_text() const {
-    std::string s = "(";
-    for (std::size_t i = 0; i < shape_.size(); ++i) s += (i ? ", " : "") + std::to_string(shape_[i]);
-    return s + (shape_.size() == 1 ? ",)" : ")");
+    loan_ = dlpack::Loan(capsule, name_);
+    const auto &dtype = loan_.tensor().dtype;
+    const char kinds[] = "iuf?Bcb";
+    set_dtype(dtype.code < 7 ? kinds[dtype.code] : '?', dtype.bits);
+    if (writable && loan_.read_only()) throw py::value_error(std::string(name_) + " is read-only");
+    data_ = loan_.data();
+    shape_ = loan_.shape();
+    strides_ = loan_.strides();
 }
 
 void Array::require_ndim(int n) const {
@@ -176,12 +122,9 @@ std::vector<std::int64_t> Array::leading_strides(const std::vector<std::int64_t>
         else
             fits = shape_[a] == 1;
     }
-    if (!fits) {
-        std::string text;
-        for (const auto n : batch) text += (text.empty() ? "" : ", ") + std::to_string(n);
-        throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() +
-                              ", do not broadcast to (" + text + (batch.size() == 1 ? ",)" : ")"));
-    }
+    if (!fits)
+        throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " +
+                              bind::shape_text(batch));
     return strides;
 }
 

@@ -2,6 +2,7 @@
 // versioned DLPack, without a copy.
 #pragma once
 
+#include "dlpack.hpp"
 #include "overlap.hpp"
 #include "subspan/views.hpp"
 
@@ -27,10 +28,9 @@ class Array {
     /// Borrows `obj`; `name` is the argument's name in errors. Raises TypeError for what is not an array of float32 or
     /// float64 on the CPU. With `writable` a read-only array is a ValueError.
     Array(py::handle obj, const char *name, bool writable = false);
-    Array(Array &&) noexcept;
+    Array(Array &&) noexcept = default;
     Array(const Array &) = delete;
     Array &operator=(const Array &) = delete;
-    ~Array();
 
     DType dtype() const { return dtype_; }
     const char *dtype_name() const { return dtype_ == DType::f32 ? "float32" : "float64"; }
@@ -38,7 +38,7 @@ class Array {
     std::int64_t shape(int i) const { return shape_[std::size_t(i)]; }
     std::int64_t stride(int i) const { return strides_[std::size_t(i)]; } // in elements
     const void *data() const { return data_; }
-    std::string shape_text() const;
+    std::string shape_text() const { return bind::shape_text(shape_); }
     const char *name() const { return name_; }
     Layout layout() const { return {name_, data_, dtype_ == DType::f32 ? 4 : 8, shape_.data(), strides_.data(), ndim()}; }
 
@@ -88,8 +88,7 @@ class Array {
     void *data_ = nullptr;
     std::vector<std::int64_t> shape_, strides_; // strides in elements
     py::object owner_;                          // keeps a NumPy array alive
-    void *managed_ = nullptr;                   // a DLPack tensor to release
-    bool versioned_ = false;
+    dlpack::Loan loan_;                         // keeps a tensor of DLPack alive
 };
 
 /// Shape to which leading axes broadcast, as in NumPy; `core` counts the trailing axes of each array that do not.

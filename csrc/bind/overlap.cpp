@@ -36,6 +36,12 @@ py::array as_numpy(const Layout &a) {
 
 } // namespace
 
+std::string shape_text(const std::vector<std::int64_t> &shape) {
+    std::string s = "(";
+    for (std::size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+    return s + (shape.size() == 1 ? ",)" : ")");
+}
+
 void require_apart(const Layout &out, const Layout &other, bool same) {
     for (int i = 0; i < out.ndim; ++i)
         if (out.shape[i] == 0) return;

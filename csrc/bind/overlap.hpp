@@ -1,7 +1,9 @@
-// Whether an output shares memory with an input. Only addresses are compared: device memory is never read.
+// Arrays of either module by their layout: what they look like, and whether an output shares memory with an input. Only addresses are compared: device memory is never read.
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace subspan::bind {
 
@@ -13,6 +15,9 @@ struct Layout {
     const std::int64_t *shape, *strides; // strides in items
     int ndim;
 };
+
+/// As Python writes a shape.
+std::string shape_text(const std::vector<std::int64_t> &shape);
 
 /// ValueError when writing `out` would change `other` before it is read: they share memory and are not the same view.
 /// With `same` they may be the same view. Also when two elements of `out` are one.

@@ -1,10 +1,8 @@
 #include "device_array.hpp"
 
-#include "dlpack.hpp"
 #include "subspan/cuda/runtime.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace subspan::bind {
 namespace {
@@ -19,15 +17,9 @@ py::object attribute(py::handle obj, const char *name) {
     return py::reinterpret_steal<py::object>(p);
 }
 
-std::string text(const std::vector<std::int64_t> &shape) {
-    std::string s = "(";
-    for (std::size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
-    return s + (shape.size() == 1 ? ",)" : ")");
-}
-
 } // namespace
 
-DeviceArray::DeviceArray(py::handle obj, const char *name, const Call &call) : name_(name) {
+DeviceArray::DeviceArray(py::handle obj, const char *name, const Call &call, bool writable) : name_(name) {
     const auto as_torch = [&] {
         if (!attribute(obj, "data_ptr")) return false;
         from_torch(obj);
@@ -41,29 +33,15 @@ DeviceArray::DeviceArray(py::handle obj, const char *name, const Call &call) : n
         return true;
     };
     const bool done = call.like_cupy ? as_cupy() || as_torch() : as_torch() || as_cupy();
-    if (!done) from_dlpack(obj, call);
-    if (device_ != call.device) {
-        DeviceArray release(std::move(*this)); // the destructor does not run for an object whose constructor throws
-        throw py::value_error(std::string(name) + " is on CUDA device " + std::to_string(release.device_) + " and the call on device " +
+    if (!done) from_dlpack(obj, call, writable);
+    if (device_ != call.device)
+        throw py::value_error(std::string(name) + " is on CUDA device " + std::to_string(device_) + " and the call on device " +
                               std::to_string(call.device) + "; move it there first");
-    }
 }
 
-DeviceArray::DeviceArray(DeviceArray &&o) noexcept
-    : name_(o.name_), dtype_(o.dtype_), data_(o.data_), device_(o.device_), shape_(std::move(o.shape_)), strides_(std::move(o.strides_)),
-      managed_(std::exchange(o.managed_, nullptr)), stream_(o.stream_), versioned_(o.versioned_) {}
-
 DeviceArray::~DeviceArray() {
-    if (managed_ == nullptr) return;
     // Whoever lent the tensor may use its memory anew as soon as it is given back.
-    cuda::wait_for(reinterpret_cast<void *>(stream_));
-    if (versioned_) {
-        auto *m = static_cast<dlpack::ManagedVersioned *>(managed_);
-        if (m->deleter != nullptr) m->deleter(m);
-    } else {
-        auto *m = static_cast<dlpack::Managed *>(managed_);
-        if (m->deleter != nullptr) m->deleter(m);
-    }
+    if (loan_) cuda::wait_for(reinterpret_cast<void *>(stream_));
 }
 
 void DeviceArray::set_dtype(const std::string &name) {
@@ -108,7 +86,7 @@ void DeviceArray::from_cupy(py::handle obj, py::handle pointer) {
     }
 }
 
-void DeviceArray::from_dlpack(py::handle obj, const Call &call) {
+void DeviceArray::from_dlpack(py::handle obj, const Call &call, bool writable) {
     const auto where = attribute(obj, "__dlpack_device__");
     if (!where)
         throw py::type_error(std::string(name_) + " must be an array on a CUDA device (CuPy, PyTorch, JAX or anything with __dlpack__), got " +
@@ -121,40 +99,15 @@ void DeviceArray::from_dlpack(py::handle obj, const Call &call) {
     // The standard's stream numbers: 1 is the legacy default stream, which the runtime calls 0.
     const py::int_ stream(call.stream == 0 ? std::uintptr_t(1) : call.stream);
     const auto capsule = obj.attr("__dlpack__")(py::arg("stream") = stream, py::arg("max_version") = py::make_tuple(1, 0));
-    const dlpack::Tensor *t = nullptr;
-    if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
-        auto *m = static_cast<dlpack::ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
-        PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
-        managed_ = m;
-        versioned_ = true;
-        t = &m->tensor;
-    } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
-        auto *m = static_cast<dlpack::Managed *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-        PyCapsule_SetName(capsule.ptr(), "used_dltensor");
-        managed_ = m;
-        t = &m->tensor;
-    } else {
-        throw py::type_error(std::string(name_) + ": __dlpack__ did not return a DLPack capsule");
-    }
-    try {
-        const bool bf = t->dtype.code == dlpack::kBfloat;
-        const char *codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-        set_dtype(bf ? "bfloat16" : (t->dtype.code < 7 ? codes[t->dtype.code] : "unknown") + std::to_string(t->dtype.bits));
-        data_ = static_cast<char *>(t->data) + t->byte_offset;
-        shape_.assign(t->shape, t->shape + t->ndim);
-        strides_.assign(std::size_t(t->ndim), 1);
-        if (t->strides != nullptr)
-            strides_.assign(t->strides, t->strides + t->ndim);
-        else
-            for (int i = t->ndim - 2; i >= 0; --i)
-                strides_[std::size_t(i)] = strides_[std::size_t(i) + 1] * shape_[std::size_t(i) + 1];
-    } catch (...) {
-        DeviceArray release(std::move(*this));
-        throw;
-    }
+    loan_ = dlpack::Loan(capsule, name_);
+    const auto &dtype = loan_.tensor().dtype;
+    const char *codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    set_dtype((dtype.code < 7 ? codes[dtype.code] : "unknown") + std::to_string(dtype.bits));
+    if (writable && loan_.read_only()) throw py::value_error(std::string(name_) + " is read-only");
+    data_ = loan_.data();
+    shape_ = loan_.shape();
+    strides_ = loan_.strides();
 }
-
-std::string DeviceArray::shape_text() const { return text(shape_); }
 
 std::vector<std::int64_t> DeviceArray::leading(int core) const {
     return {shape_.begin(), shape_.end() - std::min<std::ptrdiff_t>(core, std::ptrdiff_t(shape_.size()))};
@@ -183,7 +136,7 @@ Stack DeviceArray::broadcast(const std::vector<std::int64_t> &wanted, int core) 
     }
     for (int a = 0; a < mine - all; ++a) fits = false;
     if (!fits)
-        throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + text(wanted));
+        throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + bind::shape_text(wanted));
     Stack s;
     s.data = data_;
     s.dtype = dtype_;
@@ -216,7 +169,7 @@ Stack DeviceArray::broadcast(const std::vector<std::int64_t> &wanted, int core) 
 }
 
 void DeviceArray::require_shape(const std::vector<std::int64_t> &wanted) const {
-    if (shape_ != wanted) throw py::value_error(std::string(name_) + " must have shape " + text(wanted) + ", got " + shape_text());
+    if (shape_ != wanted) throw py::value_error(std::string(name_) + " must have shape " + bind::shape_text(wanted) + ", got " + shape_text());
 }
 
 void DeviceArray::require_dtype(DType d) const {

@@ -2,6 +2,7 @@
 // well under a microsecond; every other library is read through DLPack on the caller's stream.
 #pragma once
 
+#include "dlpack.hpp"
 #include "overlap.hpp"
 #include "subspan/cuda/types.hpp"
 
@@ -29,9 +30,10 @@ struct Call {
 
 class DeviceArray {
   public:
-    /// Borrows `obj`. TypeError for what is not a floating-point array on a CUDA device, ValueError for another device.
-    DeviceArray(py::handle obj, const char *name, const Call &call);
-    DeviceArray(DeviceArray &&) noexcept;
+    /// Borrows `obj`. TypeError for what is not a floating-point array on a CUDA device, ValueError for another device, and
+    /// with `writable` for what is read-only.
+    DeviceArray(py::handle obj, const char *name, const Call &call, bool writable = false);
+    DeviceArray(DeviceArray &&) noexcept = default;
     DeviceArray(const DeviceArray &) = delete;
     DeviceArray &operator=(const DeviceArray &) = delete;
     ~DeviceArray();
@@ -42,7 +44,7 @@ class DeviceArray {
     std::int64_t shape(int i) const { return shape_[std::size_t(i)]; }
     std::int64_t stride(int i) const { return strides_[std::size_t(i)]; }
     void *data() const { return data_; }
-    std::string shape_text() const;
+    std::string shape_text() const { return bind::shape_text(shape_); }
     Layout layout() const { return {name_, data_, cuda::size_of(dtype_), shape_.data(), strides_.data(), ndim()}; }
     std::vector<std::int64_t> leading(int core = 2) const;
 
@@ -60,16 +62,15 @@ class DeviceArray {
     void set_dtype(const std::string &name);
     void from_torch(py::handle obj);
     void from_cupy(py::handle obj, py::handle memory);
-    void from_dlpack(py::handle obj, const Call &call);
+    void from_dlpack(py::handle obj, const Call &call, bool writable);
 
     const char *name_;
     DType dtype_ = DType::f32;
     void *data_ = nullptr;
     int device_ = 0;
     std::vector<std::int64_t> shape_, strides_;
-    void *managed_ = nullptr; // a DLPack tensor to release, after the stream has read it
+    dlpack::Loan loan_; // a tensor of DLPack, given back after the stream has read it
     std::uintptr_t stream_ = 0;
-    bool versioned_ = false;
 };
 
 inline void require_apart(const DeviceArray &out, const DeviceArray &other, bool same = false) {

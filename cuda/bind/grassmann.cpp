@@ -12,11 +12,11 @@ void register_device_grassmann(py::module_ &m) {
         [](const py::tuple &where, const py::object &u, const py::object &grad, const py::object &buffer, double lr, double momentum, double dampening,
            int retraction, bool parallel) {
             const Call call(where);
-            const DeviceArray xu(u, "U", call), xg(grad, "grad", call);
+            const DeviceArray xu(u, "U", call, true), xg(grad, "grad", call);
             std::optional<DeviceArray> xb;
             require_apart(xu, xg);
             if (!buffer.is_none()) {
-                xb.emplace(buffer, "buffer", call);
+                xb.emplace(buffer, "buffer", call, true);
                 require_apart(xu, *xb);
                 require_apart(*xb, xg);
             }
@@ -40,7 +40,7 @@ void register_device_grassmann(py::module_ &m) {
         "grassmann_retract",
         [](const py::tuple &where, const py::object &u, const py::object &h, const py::object &out, double t, int method) {
             const Call call(where);
-            const DeviceArray xu(u, "U", call), xh(h, "H", call), xo(out, "out", call);
+            const DeviceArray xu(u, "U", call), xh(h, "H", call), xo(out, "out", call, true);
             require_apart(xo, xu, true);
             require_apart(xo, xh, true);
             const auto batch = xo.leading();
@@ -54,7 +54,7 @@ void register_device_grassmann(py::module_ &m) {
         "grassmann_tangent",
         [](const py::tuple &where, const py::object &u, const py::object &g, const py::object &out) {
             const Call call(where);
-            const DeviceArray xu(u, "U", call), xg(g, "G", call), xo(out, "out", call);
+            const DeviceArray xu(u, "U", call), xg(g, "G", call), xo(out, "out", call, true);
             require_apart(xo, xu);
             require_apart(xo, xg, true);
             const auto batch = xo.leading();

@@ -25,7 +25,7 @@ void register_device_orth(py::module_ &m) {
         [](const py::tuple &where, const py::object &c, const py::object &v, const py::object &core, int kind, double value, double alpha,
            bool left, const py::object &out, const py::object &source) {
             const Call call(where);
-            const DeviceArray xc(c, "C", call), xv(v, "V", call), xo(out, "out", call);
+            const DeviceArray xc(c, "C", call), xv(v, "V", call), xo(out, "out", call, true);
             std::optional<DeviceArray> xm, xs;
             if (!core.is_none()) xm.emplace(core, "M", call);
             if (!source.is_none()) xs.emplace(source, "source", call);
@@ -65,7 +65,7 @@ void register_device_orth(py::module_ &m) {
             std::vector<cuda::CoreCall> calls(c.size());
             for (std::size_t i = 0; i < c.size(); ++i) {
                 const DeviceArray &xc = arrays.emplace_back(c[i], "C", call), &xv = arrays.emplace_back(v[i], "U", call);
-                const DeviceArray &xo = arrays.emplace_back(out[i], "out", call);
+                const DeviceArray &xo = arrays.emplace_back(out[i], "out", call, true);
                 if (xc.ndim() != 2 || xv.ndim() != 2) throw py::value_error("matrices of a list have two dimensions, got C " + xc.shape_text());
                 require_apart(xo, xc, true);
                 require_apart(xo, xv);

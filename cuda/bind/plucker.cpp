@@ -79,7 +79,7 @@ void register_device_plucker(py::module_ &m) {
            const Offsets &offsets, const py::tuple &settings, std::int64_t ring, std::int64_t first) {
             const Call call(where);
             const Input input(call, z, weights, mask, offsets, ring, first);
-            const DeviceArray xo(out, "out", call);
+            const DeviceArray xo(out, "out", call, true);
             input.apart(xo);
             const auto so = xo.stack(input.batch);
             const auto o = options_of(offsets, settings);
@@ -116,7 +116,7 @@ void register_device_plucker(py::module_ &m) {
            const py::object &b, const py::object &out, const Offsets &offsets, const py::tuple &settings, std::int64_t ring, std::int64_t first) {
             const Call call(where);
             const Input input(call, z, weights, mask, offsets, ring, first);
-            const DeviceArray xw(w, "W", call), xo(out, "out", call);
+            const DeviceArray xw(w, "W", call), xo(out, "out", call, true);
             std::optional<DeviceArray> xb;
             Stack sb;
             if (!b.is_none()) {

@@ -495,8 +495,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
         // float16 ends at 65504: a panel whose small product comes near that is scaled by a power of two.
         float top = 0;
         for (int e = tid; e < k32 * P; e += kThreads) top = most(top, mine[e] < 0 ? -mine[e] : mine[e]);
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2) top = most(top, __shfl_xor_sync(kWarp, top, step));
+        top = warp_most(top);
         if (tid % 32 == 0) scratch[tid / 32] = top;
         __syncthreads();
         for (int w = 0; w < kWarps; ++w) top = most(top, scratch[w]);

@@ -52,11 +52,22 @@ template <class T> struct Point {
     const Arguments<T> &a;
     T *u, *buffer, *out;
     const T *grad;
+    int64_t row_stride, col_stride; // of u
     int n, k;
     SUBSPAN_DEVICE Point(const Arguments<T> &a, unsigned item)
         : a(a), u(a.u.at(item)), buffer(a.has_buffer ? a.buffer.at(item) : nullptr), out(a.job == step_in_place ? u : a.out.at(item)),
-          grad(a.grad.at(item)), n(int(a.u.rows)), k(int(a.u.cols)) {}
-    SUBSPAN_DEVICE Four<T> of_u(int row, int j) const { return four<T>(u + row * a.u.row_stride, a.u.col_stride, j, k, a.vectors); }
+          grad(a.grad.at(item)), row_stride(a.u.row_stride), col_stride(a.u.col_stride), n(int(a.u.rows)), k(int(a.u.cols)) {}
+    /// What was written as the point, and no buffer.
+    SUBSPAN_DEVICE Point moved() const {
+        Point p = *this;
+        p.u = out;
+        p.row_stride = target().row_stride;
+        p.col_stride = target().col_stride;
+        p.buffer = nullptr;
+        return p;
+    }
+    SUBSPAN_DEVICE const Matrices<T> &target() const { return a.job == step_in_place ? a.u : a.out; }
+    SUBSPAN_DEVICE Four<T> of_u(int row, int j) const { return four<T>(u + row * row_stride, col_stride, j, k, a.vectors); }
     /// momentum · buffer + weight · grad.
     SUBSPAN_DEVICE Four<T> of_h(int row, int j) const {
         Four<T> g = four<T>(grad + row * a.grad.row_stride, a.grad.col_stride, j, k, a.vectors);
@@ -93,8 +104,8 @@ template <class T, int K> struct Coefficients { // of the result and of the velo
 };
 
 // Gram matrices of U and H - U off (off null: of U and H): UᵀU, UᵀH and HᵀH, all three in one sweep, or one after the other where
-// their sums would not fit the registers. A lane holds 4 x B blocks, for every so many rows.
-template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Shared<K> &shared, const T *off) {
+// their sums would not fit the registers. A lane holds 4 x B blocks, for every so many rows. `count` 1: UᵀU is enough.
+template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Shared<K> &shared, const T *off, int count = 3) {
     constexpr int B = K == 32 ? 8 : 4, kAcross = K / B, kLanes = (K / 4) * kAcross, kRows = 32 / kLanes, ld = K + 1;
     constexpr int kTogether = sizeof(T) == 4 && K == 8 ? 3 : 1;
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, block = lane % kLanes, i0 = 4 * (block / kAcross), j0 = B * (block % kAcross);
@@ -104,7 +115,7 @@ template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Sh
         Four<T> h = point.of_h(row, j);
         if (off != nullptr)
             for (int l = 0; l < point.k; ++l) {
-                const T u = point.u[row * point.a.u.row_stride + l * point.a.u.col_stride];
+                const T u = point.u[row * point.row_stride + l * point.col_stride];
 #pragma unroll
                 for (int e = 0; e < 4; ++e) h.x[e] = fma(-u, off[l * K + j + e], h.x[e]);
             }
@@ -114,7 +125,7 @@ template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Sh
     for (int first = 0; first < point.n; first += per) {
         const int end = least(point.n, first + per);
 #pragma unroll 1
-        for (int begin = 0; begin < 3; begin += kTogether) {
+        for (int begin = 0; begin < count; begin += kTogether) {
             T d[kTogether][4][B];
 #pragma unroll
             for (int g = 0; g < kTogether; ++g)
@@ -198,7 +209,7 @@ template <class T, int K> SUBSPAN_DEVICE void combine(const Point<T> &point, con
             }
         __syncwarp();
         if (row < point.n) {
-            point.put(point.out, a.job == step_in_place ? a.u : a.out, row, j0, v);
+            point.put(point.out, point.target(), row, j0, v);
 #pragma unroll
             for (int e = 0; e < 4; ++e) own.x[e] = a.parallel ? moved.x[e] : own.x[e];
             if (point.buffer != nullptr) point.put(point.buffer, a.buffer, row, j0, own);
@@ -328,39 +339,19 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
     combine<T, K>(point, w);
     // A long step magnifies what rounding left of the Gram matrix: the result is made orthonormal once more.
     if (a.job == tangent_part || !(norm > 1.0)) return;
+    const Point<T> moved = point.moved();
     for (int pass = 0; pass < 2; ++pass) {
-        // The Gram matrix of what was written.
-        for (int e = int(threadIdx.x); e < K * ld; e += kThreads) sh.e[e] = 0.0;
-        __syncthreads();
-        const Matrices<T> &m = a.job == step_in_place ? a.u : a.out;
-        for (int e = int(threadIdx.x); e < k * k; e += kThreads) {
-            const int i = e / k, j = e % k;
-            double s = 0;
-            for (int r = 0; r < point.n; ++r)
-                s = fma(double(point.out[r * m.row_stride + i * m.col_stride]), double(point.out[r * m.row_stride + j * m.col_stride]), s);
-            sh.e[i * ld + j] = s - (i == j ? 1.0 : 0.0);
-        }
-        __syncthreads();
-        const double off = S::largest(k, scratch, [&](int i, int j) { return sh.e[i * ld + j]; });
+        products<T, K>(moved, sh, nullptr, 1);
+        S::each(k, [&](int i, int j) { sh.x[i * ld + j] = sh.e[i * ld + j] - (i == j ? 1.0 : 0.0); });
+        const double off = S::largest(k, scratch, [&](int i, int j) { return sh.x[i * ld + j]; });
         if (!(off > 2.0 * eps)) return;
-        S::inverse_sqrt(k, scratch, sh.e, sh.f, sh.c, sh.s, sh.w);
-        const int parts = K / 4, part = int(threadIdx.x) % parts;
-        for (int first = 0; first < point.n; first += kThreads / parts) {
-            const int row = first + int(threadIdx.x) / parts;
-            double v[4] = {0, 0, 0, 0};
-            if (row < point.n)
-                for (int l = 0; l < k; ++l)
-#pragma unroll
-                    for (int e = 0; e < 4; ++e)
-                        if (4 * part + e < k) v[e] = fma(double(point.out[row * m.row_stride + l * m.col_stride]), sh.f[l * ld + 4 * part + e], v[e]);
-            __syncwarp();
-            if (row < point.n)
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                    if (4 * part + e < k) point.out[row * m.row_stride + (4 * part + e) * m.col_stride] = T(v[e]);
-            __syncwarp();
+        S::inverse_sqrt(k, scratch, sh.x, sh.f, sh.c, sh.s, sh.w);
+        for (int e = int(threadIdx.x); e < K * K; e += kThreads) {
+            w.p[e] = e / K < k && e % K < k ? T(sh.f[(e / K) * ld + e % K]) : T(0);
+            w.q[e] = T(0);
         }
         __syncthreads();
+        combine<T, K>(moved, w);
     }
 }
 
@@ -395,11 +386,15 @@ template <class T> void run(const Session &s, const Arguments<T> &a, int64_t ite
         go(std::integral_constant<int, 32>{});
 }
 
-template <class F> void for_dtype(const Stack &u, const F &f) {
-    if (u.dtype == DType::f32)
-        f(float{});
-    else
-        f(double{});
+template <class T> Arguments<T> arguments(const Stack &u, const Stack &h, double t, Job job, Retraction method) {
+    Arguments<T> a{};
+    a.u = Matrices<T>(u);
+    a.grad = Matrices<const T>(h);
+    a.vectors = in_vectors(u) && in_vectors(h);
+    a.t = t;
+    a.job = job;
+    a.method = method;
+    return a;
 }
 
 } // namespace
@@ -412,20 +407,17 @@ void sgd_step(const Context &context, const Stack &u, const Stack &grad, const S
     if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
     const Session s(context);
     if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
-    for_dtype(u, [&](auto tag) {
+    dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
-        Arguments<T> a{};
-        a.u = Matrices<T>(u);
-        a.grad = Matrices<const T>(grad);
+        Arguments<T> a = arguments<T>(u, grad, -o.lr, step_in_place, o.retraction);
         a.has_buffer = buffer != nullptr;
-        if (a.has_buffer) a.buffer = Matrices<T>(*buffer);
+        if (a.has_buffer) {
+            a.buffer = Matrices<T>(*buffer);
+            a.vectors = a.vectors && in_vectors(*buffer);
+        }
         a.parallel = o.parallel && a.has_buffer;
-        a.vectors = in_vectors(u) && in_vectors(grad) && (buffer == nullptr || in_vectors(*buffer));
         a.momentum = T(o.momentum);
         a.weight = T(o.weight);
-        a.t = -o.lr;
-        a.job = step_in_place;
-        a.method = o.retraction;
         run(s, a, u.size());
     });
 }
@@ -439,16 +431,11 @@ void pure(const Context &context, const Stack &u, const Stack &h, double t, Job 
     if (!std::isfinite(t)) throw ValueError("t must be finite");
     const Session s(context);
     if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
-    for_dtype(u, [&](auto tag) {
+    dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
-        Arguments<T> a{};
-        a.u = Matrices<T>(u);
-        a.grad = Matrices<const T>(h);
+        Arguments<T> a = arguments<T>(u, h, t, job, method);
         a.out = Matrices<T>(out);
-        a.vectors = in_vectors(u) && in_vectors(h) && in_vectors(out);
-        a.t = t;
-        a.job = job;
-        a.method = method;
+        a.vectors = a.vectors && in_vectors(out);
         run(s, a, u.size());
     });
 }

@@ -7,16 +7,6 @@
 namespace subspan::cuda {
 namespace {
 
-template <class T> SUBSPAN_DEVICE T warp_sum(T x) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kWarp, x, step);
-    return x;
-}
-template <class T> SUBSPAN_DEVICE T warp_most(T x) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) x = most(x, __shfl_xor_sync(kWarp, x, step));
-    return x;
-}
 template <class T> SUBSPAN_SHARED_CODE T magnitude(T x) { return x < T(0) ? -x : x; }
 
 // T of a block of reflections, column by column: T_jj = tau_j and T_ij = -tau_j Σ_l T_il S_lj, S = VᵀV. On entry t holds S above the
@@ -168,13 +158,6 @@ void check_float(const Stack &s, const char *name) {
     if (s.size() > std::numeric_limits<int>::max()) throw ValueError(std::string(name) + " is too large for one call");
 }
 
-template <class F> void for_dtype(const Stack &s, const F &f) {
-    if (s.dtype == DType::f32)
-        f(float{});
-    else
-        f(double{});
-}
-
 } // namespace
 
 void householder_qr(const Context &context, const Stack &a, const Stack &v, const Stack &r, const Stack &tau, const Stack &t) {
@@ -191,7 +174,7 @@ void householder_qr(const Context &context, const Stack &a, const Stack &v, cons
         throw ValueError("A has matrices of " + std::to_string(m) + " x " + std::to_string(n) +
                          "; the CUDA kernel factors what fits the shared memory of a block, here " + std::to_string(s.device().shared_limit) + " bytes, and at most " +
                          std::to_string(kReflections) + " reflections");
-    for_dtype(a, [&](auto tag) {
+    dispatch_wide(a.dtype, [&](auto tag) {
         using T = decltype(tag);
         const auto go = [&](auto threads) {
             constexpr int kThreads = decltype(threads)::value;
@@ -218,7 +201,7 @@ void reflection_core(const Context &context, const Stack &v, const Stack *tau, c
     if (k > kReflections || bytes > s.device().shared_limit)
         throw ValueError("V has " + std::to_string(k) + " reflections; the CUDA kernel takes at most " + std::to_string(kReflections) +
                          ", as many as fit its shared memory");
-    for_dtype(v, [&](auto tag) {
+    dispatch_wide(v.dtype, [&](auto tag) {
         using T = decltype(tag);
         Matrices<const T> factors{};
         if (tau != nullptr) factors = Matrices<const T>(*tau);

@@ -41,8 +41,7 @@ template <int K, int Threads> struct Small {
             top = most(top, x);
         }
         if (bad) top = power_of_infinity();
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2) top = most(top, __shfl_xor_sync(kWarp, top, step));
+        top = warp_most(top);
         if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = top;
         __syncthreads();
         double all = 0;

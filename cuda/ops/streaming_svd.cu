@@ -50,12 +50,6 @@ struct Columns {
     }
 };
 
-SUBSPAN_DEVICE double all_of(double x) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kWarp, x, step);
-    return x;
-}
-
 struct Core {
     const double *g;      // N x N
     const double *values; // singular values of before, for signs
@@ -107,9 +101,9 @@ __global__ void __launch_bounds__(kJacobiThreads, 1) eigen_kernel(const Core c) 
                         yy = fma(y[i], y[i], yy);
                         xy = fma(x[i], y[i], xy);
                     }
-                    xx = all_of(xx);
-                    yy = all_of(yy);
-                    xy = all_of(xy);
+                    xx = warp_sum(xx);
+                    yy = warp_sum(yy);
+                    xy = warp_sum(xy);
                     if (!(xy * xy > bound * (xx * yy))) continue;
                     any = true;
                     const double half = 0.5 * (yy - xx), root = sqrt(fma(half, half, xy * xy));
@@ -139,7 +133,7 @@ __global__ void __launch_bounds__(kJacobiThreads, 1) eigen_kernel(const Core c) 
     for (int l = warp; l < per; l += kJacobiWarps) {
         double s = 0;
         for (int i = lane; i < n; i += 32) s = fma(storage[l * ld + i], storage[l * ld + i], s);
-        s = all_of(s);
+        s = warp_sum(s);
         if (lane == 0) lengths[l] = block * per + l < n ? sqrt(s) : -1.0;
     }
     cluster_barrier();
@@ -163,8 +157,7 @@ __global__ void __launch_bounds__(kJacobiThreads, 1) eigen_kernel(const Core c) 
         if (j >= n || !finite) continue;
         int place = 0;
         for (int i = lane; i < n; i += 32) place += all[i] > all[j] || (all[i] == all[j] && i < j) ? 1 : 0;
-#pragma unroll
-        for (int step = 16; step > 0; step /= 2) place += __shfl_xor_sync(kWarp, place, step);
+        place = warp_sum(place);
         if (place >= c.kept) continue;
         const double sigma = sqrt(all[j]);
         const bool there = all[j] > kLeast * kLeast * top;

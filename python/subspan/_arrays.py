@@ -86,23 +86,28 @@ def to_library(x: NDArray[Any], library: str) -> Array:
     return module.from_dlpack(x)
 
 
+def check_writable(out: Array) -> None:
+    """Raises where a library does not let results be written into this array of its own."""
+    library = library_of(out)
+    if library == "jax":
+        raise TypeError("out: JAX arrays are immutable")
+    if library == "torch":
+        torch = sys.modules["torch"]
+        if out.is_neg():
+            raise ValueError("out is a lazily negated view, which cannot be written to; pass out.resolve_neg()")
+        if out.requires_grad and torch.is_grad_enabled():
+            raise ValueError("out requires grad; write to it under torch.no_grad()")
+
+
 def output(out: Array | None, shape: tuple[int, ...], dtype: Any, library: str) -> tuple[Array, bool]:
     """``(array to write into, whether it must be handed over)``. ``out`` must have this shape and dtype."""
     if out is None:
         return np.empty(shape, dtype=dtype), True
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError("out is a masked array, and its mask would be ignored")
-    kind = library_of(out)
-    if kind == "jax":
-        raise TypeError("out: JAX arrays are immutable")
     if not hasattr(out, "shape"):
         raise TypeError(f"out must be an array, got {type(out).__name__}")
-    if kind == "torch":
-        torch = sys.modules["torch"]
-        if out.is_neg():
-            raise ValueError("out is a lazily negated view, which cannot be written to; pass out.resolve_neg()")
-        if out.requires_grad and torch.is_grad_enabled():
-            raise ValueError("out requires grad; write to it under torch.no_grad()")
+    check_writable(out)
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
     return out, False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subspan._arrays import Array, library_of
+from subspan._arrays import Array, check_writable, library_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,10 @@ _NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.
 
 
 def need_blas() -> None:
-    """Fills the table of cuBLAS: from the process, else from the loader's path, else from NVIDIA's wheels."""
+    """Fills the table of cuBLAS: from the process, else from the loader's path, else from NVIDIA's wheels.
+
+    Where none of them has it, the kernel that needs it raises a CudaError that says how to install it.
+    """
     module = kernels()
     if module.has_blas():
         return
@@ -108,24 +111,39 @@ def quick_call(x: Any) -> Call | None:
     library = library_of(x)
     if library == "cupy":
         device = x.device.id
-        return sys.modules["cupy"].cuda.get_current_stream(device).ptr, device, _allocator(library, device), True
-    if library == "torch" and x.is_cuda and not x.requires_grad and not x.is_neg():
+    elif library == "torch" and x.is_cuda and not x.requires_grad and not x.is_neg():
         device = x.get_device()
-        return sys.modules["torch"].cuda.current_stream(device).cuda_stream, device, _allocator(library, device), False
-    return None
+    else:
+        return None
+    return _stream(library, device), device, _allocator(library, device), library == "cupy"
+
+
+def _stream(library: str, device: int) -> int:
+    """The library's current stream; 0, the default one, for a library that does not tell."""
+    if library == "torch":
+        return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
+    if library == "cupy":
+        return int(sys.modules["cupy"].cuda.get_current_stream(device).ptr)
+    return 0
+
+
+def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any:
+    if library == "torch":
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=torch.device("cuda", device))
+    if library == "cupy":
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(device):
+            return cupy.empty(shape, dtype=_numpy_dtype(dtype))
+    raise TypeError(
+        f"results cannot be allocated by {library!r} on a device; pass out=, or CuPy arrays or PyTorch "
+        "tensors of the same memory (cupy.from_dlpack, torch.from_dlpack)"
+    )
 
 
 @functools.cache
 def _allocator(library: str, device: int) -> Callable[[int], Any]:
-    def bytes_(count: int) -> Any:
-        if library == "torch":
-            torch = sys.modules["torch"]
-            return torch.empty(count, dtype=torch.uint8, device=torch.device("cuda", device))
-        cupy = sys.modules["cupy"]
-        with cupy.cuda.Device(device):
-            return cupy.empty(count, dtype=np.uint8)
-
-    return bytes_
+    return lambda count: _empty(library, device, (count,), "uint8")
 
 
 def check_dtype(x: Any, name: str) -> str:
@@ -135,6 +153,18 @@ def check_dtype(x: Any, name: str) -> str:
             f"{name} must be float16, bfloat16, float32 or float64, got {dtype}; convert it first, e.g. "
             f"{name}.astype('float32') or {name}.to(torch.float32)"
         )
+    return dtype
+
+
+def same_dtype(arrays: dict[str, Any], why: str = "") -> str:
+    """The dtype of all of them, float32 or float64."""
+    first = next(iter(arrays))
+    dtype = check_dtype(arrays[first], first)
+    if dtype not in ("float32", "float64"):
+        raise TypeError(f"{first} must be float32 or float64, got {dtype}{why}")
+    for name, x in arrays.items():
+        if check_dtype(x, name) != dtype:
+            raise TypeError(f"{name} must be {dtype} as {first} is, got {dtype_name(x)}")
     return dtype
 
 
@@ -169,31 +199,16 @@ class Place:
 
     def call(self) -> Call:
         """What bindings take: the library's current stream, the device, and where workspace comes from."""
-        return self.stream(), self.device, self._bytes, self.library == "cupy"
-
-    def stream(self) -> int:
-        if self.library == "torch":
-            return int(sys.modules["torch"].cuda.current_stream(self.device).cuda_stream)
-        if self.library == "cupy":
-            return int(sys.modules["cupy"].cuda.get_current_stream(self.device).ptr)
-        return 0
-
-    def _bytes(self, count: int) -> Any:
-        return self.empty((count,), "uint8")
+        return (
+            _stream(self.library, self.device),
+            self.device,
+            _allocator(self.library, self.device),
+            self.library == "cupy",
+        )
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A fresh array of the caller's library."""
-        if self.library == "torch":
-            torch = sys.modules["torch"]
-            return torch.empty(shape, dtype=getattr(torch, dtype), device=torch.device("cuda", self.device))
-        if self.library == "cupy":
-            cupy = sys.modules["cupy"]
-            with cupy.cuda.Device(self.device):
-                return cupy.empty(shape, dtype=_numpy_dtype(dtype))
-        raise TypeError(
-            f"results cannot be allocated by {self.library!r} on a device; pass out=, or CuPy arrays or PyTorch "
-            "tensors of the same memory (cupy.from_dlpack, torch.from_dlpack)"
-        )
+        return _empty(self.library, self.device, shape, dtype)
 
     def converted(self, x: Any, dtype: str) -> Any:
         if dtype_name(x) == dtype:
@@ -242,14 +257,7 @@ class Place:
             return self.empty(shape, dtype)
         if device_of(out) is None:
             raise TypeError(f"out is on the CPU and the arguments are on CUDA device {self.device}")
-        if library_of(out) == "jax":
-            raise TypeError("out: JAX arrays are immutable")
-        if library_of(out) == "torch":
-            torch = sys.modules["torch"]
-            if out.is_neg():
-                raise ValueError("out is a lazily negated view, which cannot be written to; pass out.resolve_neg()")
-            if out.requires_grad and torch.is_grad_enabled():
-                raise ValueError("out requires grad; write to it under torch.no_grad()")
+        check_writable(out)
         if tuple(out.shape) != shape:
             raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
         if dtype_name(out) != dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subspan._arrays import Array
-from subspan._device import Place, broadcast_batch, check_dtype, matrix
+from subspan._device import Place, broadcast_batch, matrix, same_dtype
 from subspan._grassmann.common import in_place
 from subspan._orth.common import detached, finish
 
@@ -13,13 +13,10 @@ from subspan._orth.common import detached, finish
 def _points(**arrays: Array) -> tuple[Place, str]:
     """All float32 or all float64, matrices of one shape."""
     place = Place(**arrays)
+    dtype = same_dtype(arrays, ": points do not stay orthonormal in 16 bits")
     first = next(iter(arrays))
-    dtype = check_dtype(arrays[first], first)
-    if dtype not in ("float32", "float64"):
-        raise TypeError(f"{first} must be float32 or float64, got {dtype}: points do not stay orthonormal in 16 bits")
     for name, x in arrays.items():
-        if check_dtype(matrix(x, name), name) != dtype:
-            raise TypeError(f"{name} must be {dtype} as {first} is, got {check_dtype(x, name)}")
+        matrix(x, name)
         if tuple(x.shape[-2:]) != tuple(arrays[first].shape[-2:]):
             raise ValueError(
                 f"{name} must hold matrices of the shape that {first} holds, {tuple(arrays[first].shape[-2:])}, "

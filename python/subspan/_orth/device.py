@@ -15,6 +15,7 @@ from subspan._device import (
     matrix,
     need_blas,
     quick_call,
+    same_dtype,
     wide_dtype,
 )
 from subspan._orth.common import detached, finish, is_left
@@ -72,15 +73,7 @@ def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array)
 
 def _reflections(**arrays: Array | None) -> tuple[Place, str]:
     given = {name: x for name, x in arrays.items() if x is not None}
-    place = Place(**given)
-    first = next(iter(given))
-    dtype = check_dtype(given[first], first)
-    if dtype not in ("float32", "float64"):
-        raise TypeError(f"{first} must be float32 or float64, got {dtype}")
-    for name, x in given.items():
-        if check_dtype(x, name) != dtype:
-            raise TypeError(f"{name} must be {dtype} as {first} is, got {check_dtype(x, name)}")
-    return place, dtype
+    return Place(**given), same_dtype(given)
 
 
 def householder_qr(A: Array) -> tuple[Array, Array, Array, Array]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from subspan._arrays import Array
 from subspan._device import Place, check_dtype, wide_dtype
 from subspan._orth.common import detached, finish
@@ -99,26 +101,35 @@ class Ring:
     def position(self) -> int:
         return self.count
 
-    def _mask(self, mask: Any) -> Any:
+    def _mask(self, mask: Any, shape: tuple[int, ...]) -> Any:
+        """Which tokens of this shape count, as bytes that broadcast to it."""
         name = str(mask.dtype).rpartition(".")[2]
         if not name.startswith(("bool", "int", "uint")):
             raise TypeError(f"mask must be boolean or integer, not zero where a token counts, got {name}")
+        try:
+            fits = np.broadcast_shapes(tuple(mask.shape), shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"mask, shape {tuple(mask.shape)}, does not broadcast to {shape}")
         return self.place.converted(mask if name in ("bool", "uint8") else mask != 0, "uint8")
 
     def put(self, z: Any, mask: Any) -> None:
         """Tokens ``(..., T, r)`` from the current position on; the position is the caller's to move."""
         length = int(z.shape[-2])
-        if mask is not None and self.open is None:
+        closed = None if mask is None else self._mask(mask, tuple(map(int, z.shape[:-1])))  # before anything is written
+        if closed is not None and self.open is None:
             self.open = self.place.zeros((*self.batch, self.size), "uint8")
             self.open[...] = 1
-        closed = None if mask is None else self._mask(mask)
+        one = closed is None or len(closed.shape) == 0 or int(closed.shape[-1]) == 1  # for all tokens
         begin = max(0, length - self.size)
         while begin < length:
             slot = (self.count + begin) % self.size
             some = min(self.size - slot, length - begin)
             self.tokens[..., slot : slot + some, :] = z[..., begin : begin + some, :]
             if self.open is not None:
-                self.open[..., slot : slot + some] = 1 if closed is None else closed[..., begin : begin + some]
+                now = 1 if closed is None else closed if one else closed[..., begin : begin + some]
+                self.open[..., slot : slot + some] = now
             begin += some
 
     def copy(self) -> Ring:
@@ -129,6 +140,7 @@ class Ring:
         return new
 
     def step(self, z: Any, weights: Any, mask: Any, W: Any, b: Any, settings: Any, out: Any) -> None:
+        # The slot holds a token that no offset reaches any more: should the kernel not start, nothing is lost.
         self.put(z[..., None, :], None if mask is None else mask[..., None])
         target, where = out[..., None, :], {"ring": self.size, "first": self.count}
         rows = None if weights is None else (weights[..., None, :] if len(weights.shape) > 1 else weights)

@@ -126,6 +126,18 @@ template <class T> SUBSPAN_SHARED_CODE T least(T a, T b) { return b < a ? b : a;
 template <class T> SUBSPAN_SHARED_CODE T most(T a, T b) { return a < b ? b : a; }
 template <class T> SUBSPAN_SHARED_CODE T divide_up(T a, T b) { return (a + b - 1) / b; }
 
+// Over all lanes of a warp, which get the same bits.
+template <class T> SUBSPAN_DEVICE T warp_sum(T x) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kWarp, x, step);
+    return x;
+}
+template <class T> SUBSPAN_DEVICE T warp_most(T x) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) x = most(x, __shfl_xor_sync(kWarp, x, step));
+    return x;
+}
+
 // -- asynchronous copies of 16 bytes into shared memory; bytes past `filled` are zero --------------------------------------
 SUBSPAN_DEVICE void copy_async(void *to, const void *from, int filled) {
 #if defined(__CUDA_ARCH__)

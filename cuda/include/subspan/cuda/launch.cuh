@@ -148,6 +148,9 @@ inline bool in_vectors(const Stack &s) {
     return good;
 }
 
+/// f(float{}) or f(double{}), for what is one of them.
+template <class F> decltype(auto) dispatch_wide(DType d, F &&f) { return d == DType::f32 ? f(float{}) : f(double{}); }
+
 /// f(T{}) with the type that a dtype stands for.
 template <class F> decltype(auto) dispatch(DType d, F &&f) {
     switch (d) {

@@ -1,0 +1,47 @@
+"""Arrays that the kernels know only through DLPack: here NumPy's, which say that they are on the emulated device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from subspan import orth
+
+
+class Lent:
+    def __init__(self, x: np.ndarray) -> None:
+        self.x, self.shape, self.dtype, self.streams = x, x.shape, x.dtype, []
+
+    def __dlpack_device__(self):
+        return (2, 0)
+
+    def __dlpack__(self, *, stream=None, max_version=None):
+        self.streams.append(stream)
+        return self.x.__dlpack__(max_version=max_version)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_lent_arrays_are_read_where_they_are(emulation, rng, strided):
+    C = rng.standard_normal((80, 48)).astype(np.float32)
+    C = C[::2, ::-1] if strided else C
+    U = np.linalg.qr(rng.standard_normal((C.shape[0], 5)))[0].astype(np.float32)
+    want = C.astype(np.float64)
+    want -= U.astype(np.float64) @ (U.T.astype(np.float64) @ want)
+    c, out = Lent(C), emulation.put(np.zeros(C.shape, np.float32))
+    assert orth.project_out(c, Lent(U), out=out) is out
+    assert np.abs(emulation.get(out) - want).max() < 1e-5
+    assert c.streams == [1]  # the standard's number of the default stream
+    orth.project_out(c, Lent(U), out=c)
+    assert np.abs(c.x - want).max() < 1e-5
+
+
+def test_read_only_arrays_are_not_written(emulation, rng):
+    C = rng.standard_normal((20, 8)).astype(np.float32)
+    U = np.linalg.qr(rng.standard_normal((20, 2)))[0].astype(np.float32)
+    before = C.copy()
+    C.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        orth.project_out(Lent(C), Lent(U), out=Lent(C))
+    np.testing.assert_array_equal(C, before)
+    with pytest.raises(TypeError, match="C must be float16, bfloat16, float32 or float64, got int64"):
+        orth.project_out(Lent(np.ones((20, 8), np.int64)), Lent(U), out=Lent(before))
