@@ -5,40 +5,61 @@
 #include <optional>
 
 namespace subspan::bind {
+namespace {
+
+// The arrays of a stream: components, values, mean or None, totals.
+class Stream {
+  public:
+    Stream(const py::tuple &parts, std::int64_t rank, bool robust, const Call &call)
+        : components_(py::object(parts[0]), "components", call), values_(py::object(parts[1]), "values", call), totals_(py::object(parts[3]), "totals", call) {
+        state_.components = components_.stack({});
+        for (const DeviceArray *x : {&values_, &totals_}) x->require_dtype(DType::f64);
+        values_.require_shape({state_.components.rows});
+        totals_.require_shape({cuda::kStreamTotals});
+        state_.values = static_cast<double *>(values_.contiguous());
+        state_.totals = static_cast<double *>(totals_.contiguous());
+        if (const py::object mean = parts[2]; !mean.is_none()) {
+            mean_.emplace(mean, "mean", call);
+            mean_->require_dtype(DType::f64);
+            mean_->require_shape({state_.components.cols});
+            state_.mean = static_cast<double *>(mean_->contiguous());
+        }
+        state_.rank = rank;
+        state_.robust = robust;
+    }
+    const cuda::StreamState &state() const { return state_; }
+
+  private:
+    DeviceArray components_, values_, totals_;
+    std::optional<DeviceArray> mean_;
+    cuda::StreamState state_;
+};
+
+} // namespace
 
 void register_device_streaming(py::module_ &m) {
-    m.def("stream_core_limit", &cuda::stream_core_limit, py::arg("device"));
     m.def(
         "stream_update",
-        [](const py::tuple &where, const py::object &rows, const py::object &components, const py::object &values, const py::object &mean,
-           const py::object &totals, std::int64_t rank, std::int64_t kept, double forget, double weight) {
+        [](const py::tuple &where, const py::tuple &stream, std::int64_t rank, bool robust, const py::object &rows, double forget, std::int64_t at_once) {
             const Call call(where);
-            const DeviceArray xr(rows, "rows", call), xc(components, "components", call), xv(values, "values", call), xt(totals, "totals", call);
-            std::optional<DeviceArray> xm;
-            cuda::StreamUpdate u;
-            u.rows = xr.stack({});
-            u.components = xc.stack({});
-            for (const DeviceArray *x : {&xv, &xt}) x->require_dtype(DType::f64);
-            xv.require_shape({u.components.rows});
-            xt.require_shape({2});
-            u.values = static_cast<double *>(xv.contiguous());
-            u.totals = static_cast<double *>(xt.contiguous());
-            if (!mean.is_none()) {
-                xm.emplace(mean, "mean", call);
-                xm->require_dtype(DType::f64);
-                xm->require_shape({u.components.cols});
-                u.mean = static_cast<double *>(xm->contiguous());
-            }
-            u.rank = rank;
-            u.kept = kept;
-            u.forget = forget;
-            u.weight = weight;
-            const Memory memory(call, cuda::stream_update_workspace(u, call.device));
+            const Stream state(stream, rank, robust, call);
+            const DeviceArray xr(rows, "rows", call);
+            const cuda::StreamBlock block{xr.stack({}), forget, at_once};
+            const Memory memory(call, cuda::stream_update_workspace(state.state(), block, call.device));
             const py::gil_scoped_release release;
-            cuda::stream_update(memory.context(), u);
+            return cuda::stream_update(memory.context(), state.state(), block);
         },
-        py::arg("call"), py::arg("rows"), py::arg("components"), py::arg("values"), py::arg("mean"), py::arg("totals"), py::arg("rank"),
-        py::arg("kept"), py::arg("forget"), py::arg("weight"));
+        py::arg("call"), py::arg("stream"), py::arg("rank"), py::arg("robust"), py::arg("rows"), py::arg("forget"), py::arg("at_once"));
+    m.def(
+        "stream_merge",
+        [](const py::tuple &where, const py::tuple &stream, std::int64_t rank, bool robust, const py::tuple &other, std::int64_t other_rank) {
+            const Call call(where);
+            const Stream state(stream, rank, robust, call), theirs(other, other_rank, robust, call);
+            const Memory memory(call, cuda::stream_merge_workspace(state.state(), theirs.state(), call.device));
+            const py::gil_scoped_release release;
+            return cuda::stream_merge(memory.context(), state.state(), theirs.state());
+        },
+        py::arg("call"), py::arg("stream"), py::arg("rank"), py::arg("robust"), py::arg("other"), py::arg("other_rank"));
 }
 
 } // namespace subspan::bind

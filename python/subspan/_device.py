@@ -197,6 +197,19 @@ class Place:
             if there != device:
                 raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
 
+    @classmethod
+    def current(cls, library: str) -> Place:
+        """Where a library puts new arrays: its current device."""
+        self = cls.__new__(cls)
+        if library == "torch":
+            device = sys.modules["torch"].cuda.current_device()
+        elif library == "cupy":
+            device = sys.modules["cupy"].cuda.Device().id
+        else:
+            raise ValueError(f"library is {library!r}, wanted 'cupy' or 'torch'")
+        self.library, self.device, self.module = library, int(device), kernels()
+        return self
+
     def call(self) -> Call:
         """What bindings take: the library's current stream, the device, and where workspace comes from."""
         return (
@@ -231,6 +244,15 @@ class Place:
         """A copy in NumPy, which waits for the device."""
         copy: np.ndarray[Any, Any] = x.cpu().numpy() if self.library == "torch" else x.get()
         return copy
+
+    def from_host(self, x: np.ndarray[Any, Any]) -> Any:
+        """A copy on the device."""
+        if self.library == "torch":
+            torch = sys.modules["torch"]
+            return torch.from_numpy(x).to(torch.device("cuda", self.device))
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(self.device):
+            return cupy.asarray(x)
 
     def copied(self, x: Any) -> Any:
         return x.clone() if self.library == "torch" else x.copy()

@@ -10,11 +10,25 @@ from subspan._arrays import Array
 from subspan._device import Place, check_dtype, need_blas
 from subspan._orth.common import detached
 
+_ARRAYS = ("components", "values", "mean", "totals")
+_NUMBERS = ("rank", "rows", "inner")
+_TOTALS = 4  # energy left out, rows refused, weight of the mean, work
+
 
 class DeviceStream:
     """Components, singular values and mean on a device. Updates do not wait for it; results do."""
 
-    def __init__(self, place: Place, n: int, rank: int, forget: float, center: bool, oversample: int | None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        n: int,
+        rank: int,
+        forget: float,
+        center: bool,
+        oversample: int | None,
+        method: str,
+        dtype: str,
+    ) -> None:
         if rank > n:
             raise ValueError(f"rank must be at most the number of columns, {n}, got {rank}")
         if oversample is not None:
@@ -25,66 +39,112 @@ class DeviceStream:
             inner = 2 * rank + 64
         else:
             inner = max(rank, min(64, 2 * rank + 32))
-        need_blas()
-        self.limit = int(place.module.stream_core_limit(place.device))
-        self.inner = min(inner, n, self.limit * 3 // 4)
-        if self.inner < rank:
-            raise ValueError(
-                f"rank must be at most {self.limit * 3 // 4} on this device, got {rank}: the core of an update has to "
-                "fit the shared memory of a cluster of blocks"
-            )
-        self.place, self.n, self.forget, self.center = place, n, forget, center
-        self.components = place.zeros((self.inner, n), "float32")
+        self.inner = min(inner, n)
+        self._configure(place, n, forget, method, dtype)
+        self.components = place.zeros((self.inner, n), dtype)
         self.values = place.zeros((self.inner,), "float64")
-        self.totals = place.zeros((2,), "float64")
+        self.totals = place.zeros((_TOTALS,), "float64")
         self.mean = place.zeros((n,), "float64") if center else None
-        self.rank, self.rows, self.weight = 0, 0, 0.0
+        self.rank, self.rows = 0, 0
+
+    def _configure(self, place: Place, n: int, forget: float, method: str, dtype: str) -> None:
+        need_blas()
+        self.place, self.n, self.forget, self.dtype = place, n, forget, dtype
+        # The Gram matrix of float64 rows would lose what is below 1e-8 of the first value.
+        self.robust = method == "robust" or (method == "auto" and dtype == "float64")
 
     def copy(self) -> DeviceStream:
         new = DeviceStream.__new__(DeviceStream)
         new.__dict__.update(self.__dict__)
-        for name in ("components", "values", "totals", "mean"):
+        for name in _ARRAYS:
             x = getattr(self, name)
             setattr(new, name, None if x is None else self.place.copied(x))
         return new
 
     def check(self, rows: Array, name: str) -> Any:
         place = Place(**{name: rows})
-        if check_dtype(rows, name) != "float32":
-            raise TypeError(f"{name} must be float32 on a CUDA device, got {check_dtype(rows, name)}")
+        if check_dtype(rows, name) != self.dtype:
+            raise TypeError(f"{name} must be {self.dtype} as the stream is, got {check_dtype(rows, name)}")
         if len(rows.shape) != 2 or int(rows.shape[1]) != self.n:
             raise ValueError(f"{name} must have shape (b, {self.n}), got {tuple(rows.shape)}")
         if place.device != self.place.device:
             raise ValueError(f"{name} is on CUDA device {place.device}, the stream on {self.place.device}")
         return detached(rows)
 
+    def _state(self) -> tuple[Any, ...]:
+        return self.components, self.values, self.mean, self.totals
+
     def update(self, rows: Array) -> None:
         rows = self.check(rows, "rows")
         if int(rows.shape[0]) == 0:
             raise ValueError("rows holds no rows")
-        most = self.limit - self.inner - 1
-        forget = self.forget
-        for begin in range(0, int(rows.shape[0]), most):
-            self._update(rows[begin : begin + most], forget, int(rows.shape[0]) if begin == 0 else 0)
-            forget = 1.0
+        at_once = max(128, self.inner)
+        args = (self._state(), self.rank, self.robust, rows, self.forget, at_once)
+        self.rank = int(self.place.module.stream_update(self.place.call(), *args))
+        self.rows += int(rows.shape[0])
 
-    def _update(self, rows: Any, forget: float, counted: int) -> None:
-        b = int(rows.shape[0])
-        weight = self.weight * forget * forget
-        kept = min(self.inner, self.n, self.rank + b + (1 if self.center and weight > 0 else 0))
-        args = (rows, self.components, self.values, self.mean, self.totals, self.rank, kept, forget, weight)
-        self.place.module.stream_update(self.place.call(), *args)
-        self.rank, self.weight, self.rows = kept, weight + b, self.rows + counted
+    def merge(self, other: DeviceStream) -> None:
+        if other.n != self.n:
+            raise ValueError(f"other must have {self.n} columns, got {other.n}")
+        if (other.mean is None) != (self.mean is None):
+            raise ValueError("center must be the same in both streams")
+        if other.dtype != self.dtype:
+            raise TypeError(f"other must be {self.dtype} as the stream is, got {other.dtype}")
+        if other.place.device != self.place.device:
+            raise ValueError(f"other is on CUDA device {other.place.device}, the stream on {self.place.device}")
+        args = (self._state(), self.rank, self.robust, other._state(), other.rank)
+        self.rank = int(self.place.module.stream_merge(self.place.call(), *args))
+        self.rows += other.rows
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def saved(self) -> dict[str, Any]:
+        """Arrays of NumPy and numbers; waits for the device."""
+        self.host()
+        state: dict[str, Any] = {"device_" + name: int(getattr(self, name)) for name in _NUMBERS}
+        for name in _ARRAYS:
+            x = getattr(self, name)
+            state["device_" + name] = None if x is None else self.place.host(x)
+        return state
+
+    @classmethod
+    def restored(cls, library: str, state: dict[str, Any], forget: float, method: str) -> DeviceStream:
+        """On the library's current device. ValueError for a state whose parts do not fit each other."""
+        state = {name: state["device_" + name] for name in (*_NUMBERS, *_ARRAYS)}
+        self = cls.__new__(cls)
+        components = np.asarray(state["components"])
+        if components.ndim != 2 or components.dtype.name not in ("float32", "float64"):
+            raise ValueError(f"components have shape {components.shape} of {components.dtype}")
+        inner, n = components.shape
+        shapes = {"components": (inner, n), "values": (inner,), "mean": (n,), "totals": (_TOTALS,)}
+        for name in _NUMBERS:
+            setattr(self, name, int(state[name]))
+        if not 0 <= self.rank <= self.inner == inner or self.rows < 0:
+            raise ValueError(f"rank is {self.rank}, rows are {self.rows}, {inner} components")
+        self._configure(Place.current(library), n, forget, method, components.dtype.name)
+        for name in _ARRAYS:
+            x = state[name]
+            if x is None:
+                setattr(self, name, None)
+                continue
+            host = np.asarray(x)
+            if host.shape != shapes[name] or not np.isfinite(host).all():
+                raise ValueError(f"{name} has shape {host.shape}, wanted {shapes[name]}, all finite")
+            wide = components.dtype if name == "components" else np.dtype(np.float64)
+            setattr(self, name, self.place.from_host(host.astype(wide)))
+        return self
 
     # -- results: these wait for the device ----------------------------------------------------------------------------
 
     def host(self) -> tuple[np.ndarray[Any, Any], float]:
         """Singular values, and the energy that was left out; raises where rows were refused."""
-        left, refused = (float(x) for x in self.place.host(self.totals))
+        left, refused = (float(x) for x in self.place.host(self.totals)[:2])
         if refused:
-            self.totals[1:] = 0
+            self.totals[1:2] = 0
+            self.rows -= int(refused)
             raise ValueError(
-                f"{int(refused)} rows held NaN or infinity; updates with them were left out, all else was taken in"
+                f"{int(refused)} rows held NaN or infinity, or stood in a block with such; those blocks were left out, "
+                "all else was taken in"
             )
         return self.place.host(self.values), left
 

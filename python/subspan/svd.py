@@ -25,7 +25,7 @@ from subspan._arrays import (
     rng_key,
     to_library,
 )
-from subspan._device import Place, device_of, on_device
+from subspan._device import Place, device_of, on_device, same_dtype
 from subspan._files import read_archive, write_archive
 from subspan._orth.common import detached
 from subspan._stream import DeviceStream
@@ -202,12 +202,14 @@ class StreamingSVD:
         if self._there is None:
             if self._core.dtype() is not None:
                 raise TypeError(f"rows must be {self._library} arrays on the CPU as the stream's first rows were")
-            if self.method == "robust" or (self._dtype is not None and self._dtype != np.float32):
-                raise TypeError("a stream on a CUDA device takes float32 and method 'auto' or 'gram'")
+            dtype = same_dtype({"rows": rows})
+            if self._dtype is not None and self._dtype != np.dtype(dtype):
+                raise TypeError(f"rows must be {self._dtype} as the stream is, got {dtype}")
             place = Place(rows=rows)
             if len(rows.shape) != 2:
                 raise ValueError(f"rows must have 2 dimensions, got shape {tuple(rows.shape)}")
-            there = DeviceStream(place, int(rows.shape[1]), self.rank, self.forget, self.center, self.oversample)
+            options = (self.rank, self.forget, self.center, self.oversample, self.method, dtype)
+            there = DeviceStream(place, int(rows.shape[1]), *options)
             there.update(rows)
             self._there, self._library = there, place.library
             return
@@ -219,9 +221,22 @@ class StreamingSVD:
             )
         self._there.update(rows)
 
-    def _on_the_cpu(self, what: str) -> None:
-        if self._there is not None:
-            raise TypeError(f"{what} of a stream on a CUDA device is not there; copy() is")
+    def _device_merge(self, other: StreamingSVD) -> None:
+        if other._there is None:
+            if other._core.dtype() is None:
+                return
+            raise TypeError("other is on the CPU and the stream on a CUDA device")
+        if self._there is None:
+            if self._core.dtype() is not None:
+                raise TypeError("other is on a CUDA device and the stream on the CPU")
+            there, theirs = other._there, (self.rank, self.forget, self.center, self.oversample, self.method)
+            fresh = DeviceStream(there.place, there.n, *theirs, there.dtype)
+            fresh.merge(there)
+            self._there, self._library = fresh, other._library
+            return
+        if self._library != other._library:
+            raise TypeError(f"other must hold {self._library} arrays as the stream does, got {other._library}")
+        self._there.merge(other._there)
 
     def downdate(self, rows: Array) -> StreamingSVD:
         """Remove rows ``(b, n)`` that were added with weight one (``forget=1``).
@@ -229,7 +244,8 @@ class StreamingSVD:
         Raises ``numpy.linalg.LinAlgError`` when they cannot all have been added: the factor would become indefinite, or
         they hold more energy outside of the subspace than the stream has left out.
         """
-        self._on_the_cpu("downdate")
+        if self._there is not None:
+            raise TypeError("downdate of a stream on a CUDA device is not there; merge and copy are")
         if is_sparse(rows):
             rows = rows.toarray()
         rows = as_array(rows, "rows")
@@ -245,8 +261,9 @@ class StreamingSVD:
         """
         if not isinstance(other, StreamingSVD):
             raise TypeError(f"other must be a StreamingSVD, got {type(other).__name__}")
-        self._on_the_cpu("merge")
-        other._on_the_cpu("merge")
+        if self._there is not None or other._there is not None:
+            self._device_merge(other)
+            return self
         fresh = self._core.dtype() is None
         theirs = other._core.dtype()
         if theirs is not None:
@@ -282,7 +299,7 @@ class StreamingSVD:
         """``(k,)``, descending; a fresh array."""
         if self._there is not None:
             k = self._there.shown(self.rank, self.energy)[0]
-            return self._there.place.converted(self._there.values[:k], "float32")
+            return self._there.place.converted(self._there.values[:k], self._there.dtype)
         out = self._result((self._core.current_rank(),))
         if self._core.dtype() is not None:
             self._core.values_into(out)
@@ -302,7 +319,7 @@ class StreamingSVD:
     def mean(self) -> Array:
         """``(n,)`` mean of the rows, or None without ``center``; a fresh array."""
         if self._there is not None and self._there.mean is not None:
-            return self._there.place.converted(self._there.mean, "float32")
+            return self._there.place.converted(self._there.mean, self._there.dtype)
         if not self.center or self._core.dtype() is None:
             return None
         out = self._result((self._core.features(),))
@@ -343,7 +360,7 @@ class StreamingSVD:
     def dtype(self) -> np.dtype[Any] | None:
         """dtype of the stream, None before the first rows unless it was given."""
         if self._there is not None:
-            return np.dtype(np.float32)
+            return np.dtype(self._there.dtype)
         name = self._core.dtype()
         return self._dtype if name is None else np.dtype(name)
 
@@ -413,7 +430,7 @@ class StreamingSVD:
         if out is None:
             return x
         assert self._there is not None
-        self._there.place.output(out, tuple(x.shape), "float32")[...] = x
+        self._there.place.output(out, tuple(x.shape), self._there.dtype)[...] = x
         return out
 
     def _require_rows(self) -> None:
@@ -423,8 +440,8 @@ class StreamingSVD:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        self._on_the_cpu("saving")
-        state: dict[str, Any] = self._core.state()
+        state: dict[str, Any]
+        state = self._core.state() if self._there is None else {"dtype": self._there.dtype, **self._there.saved()}
         state.update(
             format=_FORMAT,
             rank=self.rank,
@@ -436,6 +453,7 @@ class StreamingSVD:
             wanted_dtype=None if self._dtype is None else self._dtype.name,
             exact_blocks=self._exact_blocks,
             library=self._library,
+            on_device=self._there is not None,
         )
         return state
 
@@ -452,12 +470,15 @@ class StreamingSVD:
             state["oversample"],
             state["exact_blocks"],
         )
-        self._core.restore(state)
         if state["library"] not in _LIBRARIES:
             raise ValueError(f"library is {state['library']!r}, wanted one of {', '.join(_LIBRARIES)}")
+        if state["library"] != "numpy":
+            __import__(state["library"])
+        if state.get("on_device", False):  # files of earlier versions have no such entry
+            self._there = DeviceStream.restored(state["library"], state, self.forget, self.method)
+        else:
+            self._core.restore(state)
         self._library = state["library"]
-        if self._library != "numpy":
-            __import__(self._library)
 
     def copy(self) -> StreamingSVD:
         """An independent copy."""
@@ -502,8 +523,8 @@ class StreamingSVD:
         if self.method != "auto":
             options.append(f"method={self.method!r}")
         if self._there is not None:
-            where = f"{self._library} on CUDA device {self._there.place.device}"
-            return f"StreamingSVD({', '.join(options)}) <{self.rows_seen} rows of {self._there.n} float32, {where}>"
+            what = f"{self._there.n} {self._there.dtype}, {self._library} on CUDA device {self._there.place.device}"
+            return f"StreamingSVD({', '.join(options)}) <{self.rows_seen} rows of {what}>"
         if self._core.dtype() is None:
             return f"StreamingSVD({', '.join(options)}) <no rows yet>"
         return (

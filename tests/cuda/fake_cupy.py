@@ -47,8 +47,8 @@ class _Memory:
 
 
 class _Device:
-    def __init__(self, id: int) -> None:
-        self.id = id
+    def __init__(self, id: int | None = None) -> None:
+        self.id = cuda.current if id is None else id
 
     def __enter__(self):
         self._before, cuda.current = cuda.current, self.id

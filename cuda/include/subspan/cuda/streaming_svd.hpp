@@ -1,30 +1,34 @@
-// One update of a truncated SVD whose rows arrive in blocks, on a device and without waiting for it.
+// Updates of a truncated SVD by blocks of rows on a device. Needs cuBLAS; never waits for the device.
 #pragma once
 
 #include "subspan/cuda/types.hpp"
 
 namespace subspan::cuda {
 
-/// Rows of the past, of a block and of the mean together: their eigenvalue problem has to fit the shared memory of a cluster.
-std::int64_t stream_core_limit(int device);
+/// The state of a stream, all of it on the device: components with contiguous rows (float32 or float64, at least as many as are ever
+/// kept), singular values, mean (null: not centred) and totals: energy left out, rows that were refused, weight of the mean, work.
+struct StreamState {
+    Stack components;
+    double *values = nullptr, *mean = nullptr, *totals = nullptr;
+    std::int64_t rank = 0; // components in use; the host counts those that there may be
+    bool robust = false;   // rotations of the rows themselves instead of their Gram matrix: for float64 data, 2 to 4 times the work
+};
+inline constexpr std::int64_t kStreamTotals = 4;
 
-struct StreamUpdate {
-    Stack rows;                 // b x n, float32
-    Stack components;           // r x n, float32: the first `rank` rows are in use; changed
-    double *values = nullptr;   // r singular values; changed
-    double *mean = nullptr;     // n, or null: not centred; changed
-    double *totals = nullptr;   // energy left out, and the number of rows that were refused; changed
-    std::int64_t rank = 0;      // components in use
-    std::int64_t kept = 0;      // components in use afterwards: at most rank + b (+ 1), and r
-    double forget = 1.0, weight = 0.0; // weight: of the rows so far, forgetting counted in
+/// At most this many rows go into one decomposition; longer blocks are cut.
+struct StreamBlock {
+    Stack rows;
+    double forget = 1.0;
+    std::int64_t at_once = 256;
 };
 
-std::int64_t stream_update_workspace(const StreamUpdate &u, int device);
+std::int64_t stream_update_workspace(const StreamState &state, const StreamBlock &block, int device);
+/// Adds the rows, after the past was multiplied by `forget`; the mean may take one more component. Rows with NaN or infinity anywhere
+/// leave everything as it was, and are counted. Returns the new number of components.
+std::int64_t stream_update(const Context &context, const StreamState &state, const StreamBlock &block);
 
-/// The Gram matrix of [forget · s V; rows] in float64, by cuBLAS; its eigenvectors by one-sided Jacobi rotations in the shared memory of
-/// a cluster of blocks; new components in float64, made orthonormal to second order once more, then rounded. Singular values below
-/// 2e-6 of the first are zero, and so are their components. Rows that hold NaN or infinity change nothing but the count of refused
-/// ones. 2 n ((r + b)² + r (r + b) + 2 r²) flops in float64.
-void stream_update(const Context &context, const StreamUpdate &u);
+/// Adds what another stream of the same columns has seen: its components, values, mean and totals are read.
+std::int64_t stream_merge_workspace(const StreamState &state, const StreamState &other, int device);
+std::int64_t stream_merge(const Context &context, const StreamState &state, const StreamState &other);
 
 } // namespace subspan::cuda

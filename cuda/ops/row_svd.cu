@@ -1,0 +1,399 @@
+#include "row_svd.cuh"
+
+#include <limits>
+
+namespace subspan::cuda {
+namespace {
+
+constexpr double kLeastByGram = 2e-6, kLeast = 1e-15; // of the first singular value
+
+struct Problem { // rows [X | turns]: the first `inner` columns are made orthogonal, all `width` are rotated
+    double *a;
+    int64_t item;
+    int count, inner, width;
+    int *flags; // three for each item: whether the sweep has rotated, by the sweep modulo 3
+    double tolerance;
+    SUBSPAN_DEVICE double *row(unsigned i, int r) const { return a + int64_t(i) * item + int64_t(r) * width; }
+};
+
+__global__ void __launch_bounds__(256) identity_kernel(const Problem p) {
+    const int j = int(blockIdx.x * 256 + threadIdx.x), r = int(blockIdx.y);
+    if (j < p.count) p.row(blockIdx.z, r)[p.inner + j] = j == r ? 1.0 : 0.0;
+    if (j < 3 && r == 0) p.flags[3 * int(blockIdx.z) + j] = j == 2 ? 1 : 0; // the sweep before the first has rotated
+}
+
+// The rotation that makes two vectors orthogonal, from their squares and their product.
+struct Rotation {
+    double cosine, sine;
+};
+SUBSPAN_DEVICE Rotation rotation(double xx, double yy, double xy) {
+    const double half = 0.5 * (yy - xx), root = sqrt(fma(half, half, xy * xy));
+    const double t = half < 0 ? xy / (half - root) : xy / (half + root), c = 1.0 / sqrt(fma(t, t, 1.0));
+    return {c, c * t};
+}
+SUBSPAN_DEVICE bool apart(double xx, double yy, double xy, double tolerance) { return !(xy * xy > tolerance * tolerance * (xx * yy)); }
+// Seats of a round robin tournament: seat 0 stays, the others move on by one each round.
+SUBSPAN_DEVICE int at_seat(int seat, int round, int seats) { return seat == 0 ? 0 : 1 + (seat - 1 + round) % (seats - 1); }
+
+// -- small ones: all rows in the shared memory of a cluster, dealt out to its blocks ---------------------------------------------
+constexpr int kThreads = 512, kWarps = kThreads / 32, kSweeps = 40;
+
+struct Rows {
+    double *mine;
+    int per, width;
+    SUBSPAN_DEVICE double *of(int r) const { return const_cast<double *>(of_block(mine, unsigned(r / per))) + int64_t(r % per) * width; }
+};
+
+__global__ void __launch_bounds__(kThreads, 1) cluster_kernel(const Problem p, const int blocks) {
+    SUBSPAN_SHARED(memory);
+    const int n = p.count, seats = n + n % 2, per = divide_up(seats, blocks), width = p.width | 1, tid = int(threadIdx.x), warp = tid / 32, lane = tid % 32;
+    const int block = blocks > 1 ? int(cluster_rank()) : 0;
+    const unsigned item = blockIdx.x / unsigned(blocks);
+    const Rows rows{reinterpret_cast<double *>(memory), per, width};
+    int *turned = reinterpret_cast<int *>(rows.mine + int64_t(per) * width); // whether this block has rotated, by parity of the sweep
+    const int own = least(per, n - block * per);
+    for (int r = warp; r < own; r += kWarps)
+        for (int i = lane; i < p.width; i += 32) rows.mine[int64_t(r) * width + i] = p.row(item, block * per + r)[i];
+    cluster_barrier();
+    for (int sweep = 0; sweep < kSweeps; ++sweep) {
+        if (tid == 0) turned[sweep % 2] = 0;
+        __syncthreads();
+        bool any = false;
+        for (int round = 0; round + 1 < seats; ++round) {
+            for (int pair = block * kWarps + warp; pair < seats / 2; pair += blocks * kWarps) {
+                const int i = at_seat(pair, round, seats), j = at_seat(seats - 1 - pair, round, seats);
+                if (i >= n || j >= n) continue;
+                double *x = rows.of(i), *y = rows.of(j);
+                double xx = 0, yy = 0, xy = 0;
+                for (int l = lane; l < p.inner; l += 32) {
+                    xx = fma(x[l], x[l], xx);
+                    yy = fma(y[l], y[l], yy);
+                    xy = fma(x[l], y[l], xy);
+                }
+                xx = warp_sum(xx);
+                yy = warp_sum(yy);
+                xy = warp_sum(xy);
+                if (apart(xx, yy, xy, p.tolerance)) continue;
+                any = true;
+                const Rotation q = rotation(xx, yy, xy);
+                const double tau = q.sine / (1.0 + q.cosine);
+                for (int l = lane; l < p.width; l += 32) {
+                    const double a = x[l], b = y[l];
+                    x[l] = a - q.sine * (b + tau * a);
+                    y[l] = b + q.sine * (a - tau * b);
+                }
+            }
+            cluster_barrier();
+        }
+        if (any) turned[sweep % 2] = 1;
+        cluster_barrier();
+        int more = 0;
+        for (int b = 0; b < blocks; ++b) more |= of_block(turned, unsigned(b))[sweep % 2];
+        if (more == 0) break;
+    }
+    cluster_barrier(); // nobody leaves while others still read
+    for (int r = warp; r < own; r += kWarps)
+        for (int i = lane; i < p.width; i += 32) p.row(item, block * per + r)[i] = rows.mine[int64_t(r) * width + i];
+}
+
+int64_t cluster_bytes(int64_t count, int64_t width, int64_t blocks) { return (divide_up(count + count % 2, blocks) * (width | 1) + 1) * 8; }
+
+// 0: they do not fit.
+int64_t cluster_blocks(const Device &d, int64_t count, int64_t width) {
+    const int64_t top = d.clusters ? 8 : 1;
+    for (int64_t blocks = 1; blocks <= top; blocks *= 2)
+        if (cluster_bytes(count, width, blocks) <= d.shared_limit && (count <= 32 || blocks == top)) return blocks;
+    return 0;
+}
+
+// -- large ones: a block makes the 64 rows of two blocks of 32 orthogonal; launch by launch every block meets every other ----------
+constexpr int kHalf = 32, kPair = 2 * kHalf, kBlockThreads = 256, kStrip = 32, kBlockSweeps = 14, kInnerSweeps = 3;
+constexpr int64_t kBlockBytes = (2 * kPair * (kPair + 1) + kPair * (kStrip + 1) + 2 * kHalf + 1) * 8;
+
+__global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p, const int round, const int seats, const int sweep) {
+    SUBSPAN_SHARED(memory);
+    constexpr int ld = kPair + 1, lt = kStrip + 1;
+    const unsigned item = blockIdx.y;
+    int *flags = p.flags + 3 * int(item);
+    const int tid = int(threadIdx.x);
+    if (round == 0 && blockIdx.x == 0 && tid == 0) flags[(sweep + 1) % 3] = 0;
+    if (flags[(sweep + 2) % 3] == 0) return; // the sweep before has found nothing to do
+    const int one = at_seat(int(blockIdx.x), round, seats), two = at_seat(seats - 1 - int(blockIdx.x), round, seats);
+    const int low = least(one, two), high = most(one, two);
+    if (high * kHalf >= p.count && seats > 2) return; // a block that is not there
+    double *g = reinterpret_cast<double *>(memory), *v = g + kPair * ld, *tile = v + kPair * ld, *cosine = tile + kPair * lt, *sine = cosine + kHalf;
+    int *any = reinterpret_cast<int *>(sine + kHalf); // and whether a sweep within has
+    const auto row_of = [&](int r) { return r < kHalf ? low * kHalf + r : high * kHalf + r - kHalf; };
+    const auto load = [&](int from, int end) {
+        for (int e = tid; e < kPair * kStrip; e += kBlockThreads) {
+            const int r = row_of(e / kStrip), l = from + e % kStrip;
+            tile[(e / kStrip) * lt + e % kStrip] = r < p.count && l < end ? p.row(item, r)[l] : 0.0;
+        }
+        __syncthreads();
+    };
+    { // inner products: a thread has 4 x 4 of them, 16 rows apart
+        const int i0 = tid / 16, j0 = tid % 16;
+        double d[4][4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) d[i][j] = 0.0;
+        for (int from = 0; from < p.inner; from += kStrip) {
+            load(from, p.inner);
+            for (int l = 0; l < kStrip; ++l) {
+                double x[4], y[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    x[i] = tile[(i0 + 16 * i) * lt + l];
+                    y[i] = tile[(j0 + 16 * i) * lt + l];
+                }
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+#pragma unroll
+                    for (int j = 0; j < 4; ++j) d[i][j] = fma(x[i], y[j], d[i][j]);
+            }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) g[(i0 + 16 * i) * ld + j0 + 16 * j] = d[i][j];
+    }
+    if (tid == 0) any[0] = 0;
+    __syncthreads();
+    bool found = false;
+    for (int e = tid; e < kPair * kPair; e += kBlockThreads) {
+        const int i = e / kPair, j = e % kPair;
+        v[i * ld + j] = i == j ? 1.0 : 0.0;
+        found = found || (i < j && !apart(g[i * ld + i], g[j * ld + j], g[i * ld + j], p.tolerance));
+    }
+    if (found) any[0] = 1; // any thread's word counts
+    __syncthreads();
+    if (any[0] == 0) return;
+    if (tid == 0) flags[sweep % 3] = 1;
+    // Rotations of the 64 x 64 matrix of products, from both sides; v gathers them.
+    for (int inner = 0; inner < kInnerSweeps; ++inner) {
+        __syncthreads();
+        if (tid == 0) any[1] = 0;
+        __syncthreads();
+        for (int r = 0; r + 1 < kPair; ++r) {
+            if (tid < kHalf) {
+                const int i = at_seat(tid, r, kPair), j = at_seat(kPair - 1 - tid, r, kPair);
+                const double xx = g[i * ld + i], yy = g[j * ld + j], xy = g[i * ld + j];
+                Rotation q{1.0, 0.0};
+                if (!apart(xx, yy, xy, p.tolerance)) {
+                    q = rotation(xx, yy, xy);
+                    any[1] = 1;
+                }
+                cosine[tid] = q.cosine;
+                sine[tid] = q.sine;
+            }
+            __syncthreads();
+            for (int e = tid; e < kHalf * kHalf; e += kBlockThreads) { // 2 x 2 entries: rows of pair a, columns of pair b
+                const int a = e / kHalf, b = e % kHalf;
+                const int ia = at_seat(a, r, kPair), ja = at_seat(kPair - 1 - a, r, kPair), ib = at_seat(b, r, kPair), jb = at_seat(kPair - 1 - b, r, kPair);
+                const double ca = cosine[a], sa = sine[a], cb = cosine[b], sb = sine[b];
+                const double ii = g[ia * ld + ib], ij = g[ia * ld + jb], ji = g[ja * ld + ib], jj = g[ja * ld + jb];
+                const double ti = ca * ii - sa * ji, tj = ca * ij - sa * jj, ui = sa * ii + ca * ji, uj = sa * ij + ca * jj;
+                g[ia * ld + ib] = cb * ti - sb * tj;
+                g[ia * ld + jb] = sb * ti + cb * tj;
+                g[ja * ld + ib] = cb * ui - sb * uj;
+                g[ja * ld + jb] = sb * ui + cb * uj;
+            }
+            for (int e = tid; e < kPair * kHalf; e += kBlockThreads) {
+                const int row = e / kHalf, b = e % kHalf, ib = at_seat(b, r, kPair), jb = at_seat(kPair - 1 - b, r, kPair);
+                const double x = v[row * ld + ib], y = v[row * ld + jb];
+                v[row * ld + ib] = cosine[b] * x - sine[b] * y;
+                v[row * ld + jb] = sine[b] * x + cosine[b] * y;
+            }
+            __syncthreads();
+        }
+        if (any[1] == 0) break;
+    }
+    // Hundreds of rotations have made v drift from orthogonal by as many roundings, which values would keep: v (3 I - vᵀv) / 2.
+    for (int e = tid; e < kPair * kPair; e += kBlockThreads) {
+        const int i = e / kPair, j = e % kPair;
+        double x = 0;
+        for (int l = 0; l < kPair; ++l) x = fma(v[l * ld + i], v[l * ld + j], x);
+        g[i * ld + j] = (i == j ? 1.5 : 0.0) - 0.5 * x;
+    }
+    __syncthreads();
+    for (int row = tid / 32; row < kPair; row += kBlockThreads / 32) {
+        const int j = tid % 32;
+        double x = 0, y = 0;
+        for (int l = 0; l < kPair; ++l) {
+            x = fma(v[row * ld + l], g[l * ld + j], x);
+            y = fma(v[row * ld + l], g[l * ld + j + 32], y);
+        }
+        __syncwarp();
+        v[row * ld + j] = x;
+        v[row * ld + j + 32] = y;
+    }
+    // Rows = vᵀ rows, a strip of columns at a time.
+    const int column = tid % kStrip, group = tid / kStrip;
+    for (int from = 0; from < p.width; from += kStrip) {
+        __syncthreads();
+        load(from, p.width);
+        double d[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) d[i] = 0.0;
+        for (int l = 0; l < kPair; ++l) {
+            const double x = tile[l * lt + column];
+#pragma unroll
+            for (int i = 0; i < 8; ++i) d[i] = fma(v[l * ld + 8 * group + i], x, d[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            const int r = row_of(8 * group + i);
+            if (r < p.count && from + column < p.width) p.row(item, r)[from + column] = d[i];
+        }
+    }
+}
+
+// -- from orthogonal rows to values and vectors ------------------------------------------------------------------------------------
+__global__ void __launch_bounds__(256) norms_kernel(const Problem p, double *norms) {
+    const int r = int(blockIdx.x) * 8 + int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+    if (r >= p.count) return;
+    const double *x = p.row(blockIdx.y, r);
+    double s = 0;
+    for (int l = lane; l < p.inner; l += 32) s = fma(x[l], x[l], s);
+    s = warp_sum(s);
+    if (lane == 0) norms[int64_t(blockIdx.y) * p.count + r] = sqrt(s);
+}
+
+struct Extract {
+    const double *norms, *values; // of before, for signs
+    double *turns, *sigma, *left, *raw;
+    int rank, kept;
+    bool gram;
+};
+
+// A warp finds the place of a row among all, and puts it there.
+__global__ void __launch_bounds__(256) extract_kernel(const Problem p, const Extract c) {
+    const int n = p.count, j = int(blockIdx.x) * 8 + int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+    if (j >= n) return;
+    const unsigned item = blockIdx.y;
+    const double *norms = c.norms + int64_t(item) * n, mine = norms[j];
+    int place = 0, bad = 0;
+    double top = 0;
+    for (int i = lane; i < n; i += 32) {
+        place += norms[i] > mine || (norms[i] == mine && i < j) ? 1 : 0;
+        bad += norms[i] - norms[i] == 0.0 ? 0 : 1;
+        top = most(top, norms[i]);
+    }
+    place = warp_sum(place);
+    bad = warp_sum(bad);
+    top = warp_most(top);
+    // Norms of the rows of a Gram matrix are squares.
+    if (lane == 0) c.left[int64_t(item) * n + j] = bad != 0 ? sqrt(-1.0) : (place < c.kept ? 0.0 : (c.gram ? mine : mine * mine));
+    if (place >= c.kept || bad != 0) return;
+    const double sigma = c.gram ? sqrt(mine) : mine;
+    const bool there = c.gram ? mine > kLeastByGram * kLeastByGram * top : mine > kLeast * top;
+    const double *x = p.row(item, j), *w = x + p.inner;
+    double best = -1, sign = 1;
+    for (int i = lane; i < n; i += 32) {
+        const double y = c.rank == 0 ? w[i] : (i < c.rank ? w[i] * c.values[i] : 1e-30 * w[i]), size = y < 0 ? -y : y;
+        if (size > best) {
+            best = size;
+            sign = y < 0 ? -1.0 : 1.0;
+        }
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const double other = __shfl_xor_sync(kWarp, best, step), theirs = __shfl_xor_sync(kWarp, sign, step);
+        if (other > best || (other == best && theirs > sign)) {
+            best = other;
+            sign = theirs;
+        }
+    }
+    double *turns = c.turns + (int64_t(item) * c.kept + place) * n;
+    for (int i = lane; i < n; i += 32) turns[i] = there ? sign * w[i] : 0.0;
+    if (!c.gram)
+        for (int i = lane; i < p.inner; i += 32) c.raw[(int64_t(item) * c.kept + place) * p.inner + i] = there ? sign * x[i] : 0.0;
+    if (lane == 0) c.sigma[int64_t(item) * c.kept + place] = there ? sigma : 0.0;
+}
+
+__global__ void __launch_bounds__(32) left_kernel(const double *left, int n, double *after) {
+    double s = 0;
+    for (int i = int(threadIdx.x); i < n; i += 32) s += left[int64_t(blockIdx.x) * n + i];
+    s = warp_sum(s);
+    if (threadIdx.x != 0) return;
+    const bool finite = s - s == 0.0;
+    after[2 * int64_t(blockIdx.x)] = finite ? s : 0.0;
+    after[2 * int64_t(blockIdx.x) + 1] = finite ? 1.0 : 0.0;
+}
+
+// Rows r that are nearly σ times orthonormal become orthonormal as (3 I - E) / 2 · D⁻¹ r with E = D⁻¹ r rᵀ D⁻¹.
+__global__ void __launch_bounds__(256) polish_kernel(const double *e, const double *sigma, double *out, int64_t k) {
+    const int64_t at = int64_t(blockIdx.x) * 256 + threadIdx.x;
+    if (at >= k * k) return;
+    const int64_t i = at / k, j = at % k;
+    const double si = sigma[i], sj = sigma[j];
+    out[at] = si > 0 && sj > 0 ? ((i == j ? 1.5 : 0.0) - 0.5 * (e[at] / si / sj)) / sj : 0.0;
+}
+
+} // namespace
+
+int64_t RowSvd::workspace(int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items) {
+    const int64_t width = (gram ? count : cols) + count;
+    return room<double>(items * count * width) + (gram ? room<double>(items * count * cols) : 0) + room<double>((gram ? 1 : items) * kept * cols) +
+           2 * room<double>(kept * kept) + room<double>(items * kept * count) + room<double>(items * kept) + 2 * room<double>(items * count) +
+           room<double>(2 * items) + room<int>(3 * items);
+}
+
+RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items)
+    : count_(count), cols_(cols), kept_(kept), items_(items), width_((gram ? count : cols) + count), gram_(gram) {
+    if (count < 1 || cols < 1 || kept < 1 || kept > count || items < 1 || items > 65535 || count > 65535 || width_ > std::numeric_limits<int>::max() / 64)
+        throw ValueError("a decomposition of " + std::to_string(count) + " rows of " + std::to_string(cols) + " entries is too large for one call");
+    a_ = work.take<double>(items * count * width_);
+    if (gram) x_ = work.take<double>(items * count * cols);
+    raw_ = work.take<double>((gram ? 1 : items) * kept * cols);
+    inner_ = work.take<double>(kept * kept);
+    polished_ = work.take<double>(kept * kept);
+    turns_ = work.take<double>(items * kept * count);
+    sigma_ = work.take<double>(items * kept);
+    norms_ = work.take<double>(items * count);
+    left_ = work.take<double>(items * count);
+    after_ = work.take<double>(2 * items);
+    flags_ = work.take<int>(3 * items);
+}
+
+void RowSvd::gram(const Blas &blas, int64_t cols, int64_t item) const {
+    if (!gram_) return;
+    const Operand x{rows(item), DType::f64, count_, cols, pitch(), 1}, g{a_ + item * count_ * width_, DType::f64, count_, count_, width_, 1};
+    blas.multiply(1.0, x, x.turned(), 0.0, g);
+}
+
+void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
+    const int inner = int(gram_ ? count_ : cols_);
+    const Problem p{a_, count_ * width_, int(count_), inner, int(width_), flags_, gram_ ? 1e-15 : 2e-15};
+    launch<identity_kernel>(s, "rotations of rows", Shape{dim3(unsigned(divide_up<int64_t>(count_, 256)), unsigned(count_), unsigned(items_)), dim3(256)}, p);
+    if (const int64_t blocks = cluster_blocks(s.device(), count_, width_); blocks > 0) {
+        launch<cluster_kernel>(s, "orthogonal rows", Shape{dim3(unsigned(blocks * items_)), dim3(kThreads), cluster_bytes(count_, width_, blocks), int(blocks)},
+                               p, int(blocks));
+    } else {
+        const int64_t halves = divide_up<int64_t>(count_, kHalf), seats = most<int64_t>(2, halves + halves % 2);
+        for (int sweep = 0; sweep < kBlockSweeps; ++sweep)
+            for (int round = 0; round + 1 < int(seats); ++round)
+                launch<block_kernel>(s, "orthogonal rows by blocks", Shape{dim3(unsigned(seats / 2), unsigned(items_)), dim3(kBlockThreads), kBlockBytes}, p,
+                                     round, int(seats), sweep);
+    }
+    const dim3 warps(unsigned(divide_up<int64_t>(count_, 8)), unsigned(items_));
+    launch<norms_kernel>(s, "lengths of rows", Shape{warps, dim3(256)}, p, norms_);
+    const Extract c{norms_, values, turns_, sigma_, left_, raw_, int(rank), int(kept_), gram_};
+    launch<extract_kernel>(s, "singular values", Shape{warps, dim3(256)}, p, c);
+    launch<left_kernel>(s, "energy left out", Shape{dim3(unsigned(items_)), dim3(32)}, static_cast<const double *>(left_), int(count_), after_);
+}
+
+void RowSvd::vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item) const {
+    double *r = gram_ ? raw_ : raw_ + item * kept_ * cols_;
+    const Operand raw{r, DType::f64, kept_, cols, cols, 1}, out{vectors, DType::f64, kept_, cols, cols, 1};
+    const Operand e{inner_, DType::f64, kept_, kept_, kept_, 1}, p{polished_, DType::f64, kept_, kept_, kept_, 1};
+    if (gram_) blas.multiply(1.0, Operand{turns(item), DType::f64, kept_, count_, count_, 1}, Operand{rows(item), DType::f64, count_, cols, pitch(), 1}, 0.0, raw);
+    blas.multiply(1.0, raw, raw.turned(), 0.0, e);
+    launch<polish_kernel>(s, "orthonormal rows", Shape{dim3(unsigned(divide_up<int64_t>(kept_ * kept_, 256))), dim3(256)}, static_cast<const double *>(inner_),
+                          static_cast<const double *>(sigma(item)), polished_, kept_);
+    blas.multiply(1.0, p, raw, 0.0, out);
+}
+
+} // namespace subspan::cuda

@@ -1,0 +1,42 @@
+// Singular values and right singular vectors of a few long rows, in double: what streams, truncated SVDs and the orthonormalisations
+// between their products are made of.
+#pragma once
+
+#include "blas.cuh"
+
+namespace subspan::cuda {
+
+/// Decomposes stacks of `count` rows. By the Gram matrix (`gram`: values below 2e-6 of the largest are lost, which float32 data does
+/// not have) or on the rows themselves, by rotations that leave relative accuracy whole (Demmel and Veselić, SIAM J. Matrix Anal. 13,
+/// 1992). Small Gram matrices are rotated in the shared memory of a cluster, all others by blocks of 32 rows in turns; `items` of them
+/// in the same launches. Never waits for the device.
+class RowSvd {
+  public:
+    RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items = 1);
+    static int64_t workspace(int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items = 1);
+
+    /// Where the rows of an item are to be written: count x columns, `pitch` apart. With Gram matrices items may have fewer columns than
+    /// the constructor was told.
+    double *rows(int64_t item = 0) const { return gram_ ? x_ + item * count_ * cols_ : a_ + item * count_ * width_; }
+    int64_t pitch() const { return gram_ ? cols_ : width_; }
+
+    /// The Gram matrix of an item whose rows are there.
+    void gram(const Blas &blas, int64_t cols, int64_t item = 0) const;
+    /// Values and rotations of all items. Signs are such that a vector points the way of the one of the first `rank` rows that it is
+    /// closest to, weighed by `values`; with rank 0 its largest coefficient is positive.
+    void run(const Session &s, const double *values = nullptr, int64_t rank = 0) const;
+    /// vectors (kept x cols, contiguous) = orthonormal rows; zero where there is no value.
+    void vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item = 0) const;
+
+    double *sigma(int64_t item = 0) const { return sigma_ + item * kept_; }                  // kept, descending
+    double *turns(int64_t item = 0) const { return turns_ + item * kept_ * count_; }         // kept x count: vectors σ = turns rows
+    const double *after(int64_t item = 0) const { return after_ + item * 2; }                // energy of what was not kept; whether all was finite
+
+  private:
+    int64_t count_, cols_, kept_, items_, width_;
+    bool gram_;
+    double *a_, *x_ = nullptr, *raw_, *inner_, *polished_, *turns_, *sigma_, *norms_, *left_, *after_;
+    int *flags_;
+};
+
+} // namespace subspan::cuda
