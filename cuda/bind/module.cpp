@@ -11,6 +11,7 @@ PYBIND11_MODULE(SUBSPAN_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
     subspan::bind::register_device_householder(m);
     subspan::bind::register_device_plucker(m);
     subspan::bind::register_device_streaming(m);
+    subspan::bind::register_device_truncated(m);
     subspan::bind::register_device_grassmann(m);
 #ifdef SUBSPAN_EMULATED
     subspan::bind::register_emulated(m);

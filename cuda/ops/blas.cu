@@ -87,6 +87,22 @@ std::int64_t blas_workspace(int device) {
     return room<char>(s.device().major >= 9 ? 32 << 20 : 4 << 20); // what cuBLAS's guide recommends
 }
 
+void matrix_product(const Context &context, const Stack &a, const Stack &b, double alpha, const Stack &out) {
+    const auto operand = [](const Stack &x, const char *name) {
+        const Operand o{x.data, x.dtype, x.rows, x.cols, x.row_stride, x.col_stride};
+        if (x.size() != 1) throw ValueError(std::string(name) + " must be one matrix");
+        require_blas_layout(o, name);
+        return o;
+    };
+    const Operand oa = operand(a, "a factor"), ob = operand(b, "a factor"), oc = operand(out, "out");
+    if (a.dtype != b.dtype || a.dtype != out.dtype) throw ValueError("factors and out must have one dtype");
+    if (a.cols != b.rows || out.rows != a.rows || out.cols != b.cols) throw ValueError("factors and out do not fit each other");
+    const Session s(context);
+    Workspace work(context);
+    if (out.rows == 0 || out.cols == 0 || a.cols == 0) throw ValueError("a factor is empty");
+    Blas(s, work).multiply(alpha, oa, ob, 0.0, oc);
+}
+
 Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {
     BlasTable t;
     {

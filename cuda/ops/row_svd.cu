@@ -286,9 +286,10 @@ __global__ void __launch_bounds__(256) extract_kernel(const Problem p, const Ext
     top = warp_most(top);
     // Norms of the rows of a Gram matrix are squares.
     if (lane == 0) c.left[int64_t(item) * n + j] = bad != 0 ? sqrt(-1.0) : (place < c.kept ? 0.0 : (c.gram ? mine : mine * mine));
-    if (place >= c.kept || bad != 0) return;
-    const double sigma = c.gram ? sqrt(mine) : mine;
-    const bool there = c.gram ? mine > kLeastByGram * kLeastByGram * top : mine > kLeast * top;
+    if (bad != 0) place = j; // NaN goes on to whatever is made of this
+    if (place >= c.kept) return;
+    const double sigma = bad != 0 ? sqrt(-1.0) : (c.gram ? sqrt(mine) : mine);
+    const bool there = bad != 0 || (c.gram ? mine > kLeastByGram * kLeastByGram * top : mine > kLeast * top);
     const double *x = p.row(item, j), *w = x + p.inner;
     double best = -1, sign = 1;
     for (int i = lane; i < n; i += 32) {
@@ -306,6 +307,7 @@ __global__ void __launch_bounds__(256) extract_kernel(const Problem p, const Ext
             sign = theirs;
         }
     }
+    if (bad != 0) sign = sqrt(-1.0);
     double *turns = c.turns + (int64_t(item) * c.kept + place) * n;
     for (int i = lane; i < n; i += 32) turns[i] = there ? sign * w[i] : 0.0;
     if (!c.gram)

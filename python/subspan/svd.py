@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subspan import _core
+from subspan import _core, _truncated
 from subspan._arrays import (
     Array,
     as_array,
@@ -593,7 +593,9 @@ def truncated_svd(
     Notes
     -----
     ``4 m n l (power_iterations + 1)`` flops. Work memory ``4 l (m + n)`` items. Halko, Martinsson and Tropp, SIAM
-    Review 53 (2011), algorithms 4.4 and 5.1, with Cholesky QR between the products.
+    Review 53 (2011), algorithms 4.4 and 5.1, with Cholesky QR between the products. On a CUDA device ``energy`` and
+    ``tol`` wait for it and a ``rank`` alone does not: NaN in ``A`` then shows as NaN in all results. float32 values
+    below 2e-6 of the first are zero there, and their vectors an arbitrary completion.
 
     Examples
     --------
@@ -627,6 +629,8 @@ def truncated_svd(
         single = dtype == np.float32
         parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, initial, key)
         return _triplet(parts, "numpy")
+    if on_device(A, initial):
+        return TruncatedSVD(*_truncated.truncated_svd(A, *options, initial, key))
     A = as_array(A, "A")
     check_float(A, "A")
     return _triplet(_core.truncated_svd(A, *options, initial, key), library_of(A))

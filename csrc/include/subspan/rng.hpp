@@ -5,6 +5,12 @@
 #include <cmath>
 #include <cstdint>
 
+#if defined(__CUDACC__)
+#define SUBSPAN_ON_BOTH __host__ __device__
+#else
+#define SUBSPAN_ON_BOTH
+#endif
+
 namespace subspan {
 
 struct Philox {
@@ -13,7 +19,7 @@ struct Philox {
     struct Block {
         std::uint32_t v[4];
     };
-    Block operator()(std::uint64_t index) const {
+    SUBSPAN_ON_BOTH Block operator()(std::uint64_t index) const {
         std::uint32_t c0 = std::uint32_t(index), c1 = std::uint32_t(index >> 32), c2 = 0, c3 = 0;
         std::uint32_t k0 = std::uint32_t(key), k1 = std::uint32_t(key >> 32);
         for (int round = 0; round < 10; ++round) {
@@ -31,7 +37,12 @@ struct Philox {
     /// Four values in (-1, 1), uniform on a grid of 2^-23 that never holds zero.
     void uniform4(std::uint64_t index, double *out) const {
         const Block b = (*this)(index);
-        for (int i = 0; i < 4; ++i) out[i] = (double(b.v[i] >> 8) + 0.5) * 0x1p-23 - 1.0;
+        for (int i = 0; i < 4; ++i) out[i] = uniform(b.v[i]);
+    }
+    /// One of the four.
+    SUBSPAN_ON_BOTH double uniform(std::uint64_t index, int i) const {
+        const Block b = (*this)(index);
+        return uniform(i == 0 ? b.v[0] : (i == 1 ? b.v[1] : (i == 2 ? b.v[2] : b.v[3])));
     }
     /// Four standard normal values, by the method of Box and Muller (Ann. Math. Stat. 29, 1958), of 32 bits each.
     void normal4(std::uint64_t index, double *out) const {
@@ -43,6 +54,9 @@ struct Philox {
             out[i + 1] = r * std::sin(phase);
         }
     }
+
+  private:
+    SUBSPAN_ON_BOTH static double uniform(std::uint32_t bits) { return (double(bits >> 8) + 0.5) * 0x1p-23 - 1.0; }
 };
 
 } // namespace subspan

@@ -26,6 +26,9 @@ void set_blas(const BlasTable &table);
 bool load_blas(const char *path, bool loaded_only);
 bool has_blas();
 
+/// out = alpha a b of matrices of one dtype whose rows or columns are contiguous; sums in float64 for float64, else in float32.
+void matrix_product(const Context &context, const Stack &a, const Stack &b, double alpha, const Stack &out);
+
 /// Bytes that a call which uses cuBLAS adds to its workspace.
 std::int64_t blas_workspace(int device);
 

@@ -1,0 +1,66 @@
+#include "device_array.hpp"
+#include "register.hpp"
+#include "subspan/cuda/blas.hpp"
+#include "subspan/cuda/truncated_svd.hpp"
+
+#include <deque>
+
+namespace subspan::bind {
+
+void register_device_truncated(py::module_ &m) {
+    m.def(
+        "truncated_svd",
+        [](const py::tuple &where, const py::list &calls, std::int64_t vectors, std::int64_t power_iterations) {
+            const Call call(where);
+            std::deque<DeviceArray> arrays; // whose elements stay where they are
+            std::vector<cuda::TruncatedCall> c;
+            for (const auto item : calls) { // A, initial, U, S, Vh, key
+                const auto parts = py::cast<py::tuple>(item);
+                cuda::TruncatedCall one;
+                const auto matrix = [&](int i, const char *name, int core) {
+                    const py::object x = parts[std::size_t(i)];
+                    return x.is_none() ? Stack{} : arrays.emplace_back(x, name, call).stack({}, core);
+                };
+                one.a = matrix(0, "A", 2);
+                one.initial = matrix(1, "initial", 2);
+                one.u = matrix(2, "U", 2);
+                one.s = matrix(3, "S", 1);
+                one.vh = matrix(4, "Vh", 2);
+                one.key = parts[5].cast<std::uint64_t>();
+                c.push_back(one);
+            }
+            const cuda::TruncatedOptions o{vectors, power_iterations};
+            const Memory memory(call, cuda::truncated_svd_workspace(c, o, call.device));
+            const py::gil_scoped_release release;
+            cuda::truncated_svd(memory.context(), c, o);
+        },
+        py::arg("call"), py::arg("calls"), py::arg("vectors"), py::arg("power_iterations"));
+    m.def(
+        "squared_norm",
+        [](const py::tuple &where, const py::object &a, const py::object &out) {
+            const Call call(where);
+            const DeviceArray xa(a, "A", call), xo(out, "out", call);
+            xo.require_dtype(DType::f64);
+            xo.require_shape({1});
+            const auto sa = xa.stack({});
+            const Memory memory(call, cuda::squared_norm_workspace());
+            const py::gil_scoped_release release;
+            cuda::squared_norm(memory.context(), sa, static_cast<double *>(xo.data()));
+        },
+        py::arg("call"), py::arg("a"), py::arg("out"));
+    m.def(
+        "matrix_product",
+        [](const py::tuple &where, const py::object &a, const py::object &b, double alpha, const py::object &out) {
+            const Call call(where);
+            const DeviceArray xa(a, "a factor", call), xb(b, "a factor", call), xo(out, "out", call, true);
+            require_apart(xo, xa);
+            require_apart(xo, xb);
+            const auto sa = xa.stack({}), sb = xb.stack({}), so = xo.stack({});
+            const Memory memory(call, cuda::blas_workspace(call.device));
+            const py::gil_scoped_release release;
+            cuda::matrix_product(memory.context(), sa, sb, alpha, so);
+        },
+        py::arg("call"), py::arg("a"), py::arg("b"), py::arg("alpha"), py::arg("out"));
+}
+
+} // namespace subspan::bind

@@ -1,0 +1,334 @@
+#include "subspan/cuda/truncated_svd.hpp"
+
+#include "row_svd.cuh"
+#include "subspan/rng.hpp"
+
+#include <algorithm>
+#include <limits>
+
+namespace subspan::cuda {
+namespace {
+
+template <class T, class To> SUBSPAN_DEVICE To converted(T x) { return narrow<To>(Accumulate<To>(widen(x))); }
+
+// to = from, entry by entry.
+template <class T, class To>
+__global__ void __launch_bounds__(256) copy_kernel(const T *from, int64_t fi, int64_t fj, To *to, int64_t ti, int64_t tj, int64_t n) {
+    const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x, i = int64_t(blockIdx.y) * gridDim.z + blockIdx.z;
+    if (j < n) to[i * ti + j * tj] = converted<T, To>(from[i * fi + j * fj]);
+}
+
+// Rows of a random start; those that `sigma` says are there are zero.
+template <class T>
+__global__ void __launch_bounds__(256) random_kernel(const Philox rng, int64_t first, T *to, int64_t pitch, int64_t n, const double *sigma) {
+    const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x, i = blockIdx.y;
+    if (j >= n) return;
+    const int64_t at = first + i * n + j;
+    const double x = rng.uniform(std::uint64_t(at) / 4, int(at % 4));
+    to[i * pitch + j] = sigma != nullptr && sigma[i] != 0.0 ? T(0) : T(x);
+}
+
+// Rows turn so that their largest entry is positive, and `turns` with them. A warp a row.
+__global__ void __launch_bounds__(32) orient_kernel(double *rows, int64_t n, double *turns, int64_t l) {
+    double *x = rows + int64_t(blockIdx.x) * n, *w = turns + int64_t(blockIdx.x) * l, best = 0;
+    int64_t where = n;
+    double sign = 1;
+    for (int64_t j = threadIdx.x; j < n; j += 32) {
+        const double size = x[j] < 0 ? -x[j] : x[j];
+        if (size > best) {
+            best = size;
+            where = j;
+            sign = x[j] < 0 ? -1.0 : 1.0;
+        }
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const double other = __shfl_xor_sync(kWarp, best, step), theirs = __shfl_xor_sync(kWarp, sign, step);
+        const int64_t there = __shfl_xor_sync(kWarp, where, step);
+        if (other > best || (other == best && there < where)) {
+            best = other;
+            where = there;
+            sign = theirs;
+        }
+    }
+    if (sign > 0) return;
+    for (int64_t j = threadIdx.x; j < n; j += 32) x[j] = -x[j];
+    for (int64_t j = threadIdx.x; j < l; j += 32) w[j] = -w[j];
+}
+
+// Rows that are missing, the last ones, come from the first of `more`.
+__global__ void __launch_bounds__(256) fill_kernel(double *rows, const double *more, const double *sigma, int64_t n, int k) {
+    const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x;
+    const int i = int(blockIdx.y);
+    int there = 0;
+    while (there < k && sigma[there] != 0.0) ++there;
+    if (j < n && i >= there) rows[int64_t(i) * n + j] = more[int64_t(i - there) * n + j];
+}
+
+template <class T> __global__ void __launch_bounds__(256) squares_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, double *parts) {
+    SUBSPAN_SHARED(memory);
+    double *sums = reinterpret_cast<double *>(memory), s = 0;
+    const int64_t count = a.rows * a.cols;
+    const bool by_columns = a.row_stride == 1;
+    for (int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x; e < count; e += int64_t(gridDim.x) * 256) {
+        const int64_t i = by_columns ? e % a.rows : e / a.cols, j = by_columns ? e / a.rows : e % a.cols;
+        const double x = double(widen(a.data[i * a.row_stride + j * a.col_stride]));
+        s = fma(x, x, s);
+    }
+    s = warp_sum(s);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = s;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < 8; ++w) s += sums[w];
+        parts[blockIdx.x] = s;
+    }
+}
+__global__ void __launch_bounds__(32) total_kernel(const double *parts, int n, double *out) {
+    double s = 0;
+    for (int i = int(threadIdx.x); i < n; i += 32) s += parts[i];
+    s = warp_sum(s);
+    if (threadIdx.x == 0) *out = s;
+}
+constexpr int kParts = 1024;
+
+template <class T, class To> void copy(const Session &s, const T *from, int64_t fi, int64_t fj, To *to, int64_t ti, int64_t tj, int64_t rows, int64_t cols) {
+    if (tj != 1 && ti == 1) return copy<T, To>(s, from, fj, fi, to, tj, ti, cols, rows); // the contiguous axis last
+    const int64_t z = rows > 65535 ? 256 : 1; // a grid has at most 65535 rows, and 64 of the third kind
+    if (rows == 0 || cols == 0) return;
+    if (rows % z != 0) { // the rest on its own
+        const int64_t whole = rows / z * z;
+        copy<T, To>(s, from + whole * fi, fi, fj, to + whole * ti, ti, tj, rows - whole, cols);
+        rows = whole;
+    }
+    launch<copy_kernel<T, To>>(s, "a copy", Shape{dim3(unsigned(divide_up<int64_t>(cols, 256)), unsigned(rows / z), unsigned(z)), dim3(256)}, from, fi, fj, to, ti, tj,
+                               cols);
+}
+
+bool readable(const Stack &a) { // by cuBLAS as it is
+    return (a.dtype == DType::f32 || a.dtype == DType::f64) &&
+           ((a.col_stride == 1 && a.row_stride >= a.cols) || (a.row_stride == 1 && a.col_stride >= a.rows) || (a.rows == 1 && a.col_stride == 1) ||
+            (a.cols == 1 && a.row_stride == 1));
+}
+DType wide(DType d) { return d == DType::f64 ? DType::f64 : DType::f32; }
+
+struct Plan {
+    int64_t l, k, longest = 0, widest = 0, columns = 0, items; // longest of m and n; of m; of n
+    bool gram;
+};
+Plan plan(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
+    Plan p{o.vectors, calls[0].vh.rows, 0, 0, 0, int64_t(calls.size()), calls[0].a.dtype != DType::f64};
+    for (const auto &c : calls) {
+        p.longest = std::max({p.longest, c.a.rows, c.a.cols});
+        p.widest = std::max(p.widest, c.a.rows);
+        p.columns = std::max(p.columns, c.a.cols);
+    }
+    return p;
+}
+
+void check(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
+    if (calls.empty()) throw ValueError("there are no matrices");
+    if (o.power_iterations < 0) throw ValueError("power_iterations must not be negative, got " + std::to_string(o.power_iterations));
+    const DType d = calls[0].a.dtype;
+    const int64_t k = calls[0].vh.rows;
+    for (const auto &c : calls) {
+        const int64_t m = c.a.rows, n = c.a.cols;
+        if (m < 1 || n < 1) throw ValueError("A must have at least one row and one column");
+        if (m > std::numeric_limits<int>::max() / 256 || n > std::numeric_limits<int>::max() / 256) throw ValueError("A is too large for one call");
+        if (k < 1 || o.vectors < k || o.vectors > std::min(m, n))
+            throw ValueError("rank must be in [1, " + std::to_string(std::min(m, n)) + "], and with the oversampling too, got " + std::to_string(k) + " and " +
+                             std::to_string(o.vectors));
+        if (c.a.dtype != d || c.vh.dtype != d) throw ValueError("A and its triplets must have one dtype");
+        if (c.vh.rows != k || c.vh.cols != n) throw ValueError("Vh does not fit A");
+        if (c.u.data != nullptr && (c.u.rows != m || c.u.cols != k || c.u.dtype != d)) throw ValueError("U does not fit A");
+        if (c.s.data != nullptr && (c.s.cols != k || c.s.dtype != d)) throw ValueError("S does not fit A");
+        if (c.initial.data != nullptr && (c.initial.cols != n || c.initial.dtype != wide(d)))
+            throw ValueError("initial must have " + std::to_string(n) + " columns of " + name_of(wide(d)));
+    }
+}
+
+template <class T> class Iteration {
+  public:
+    using C = Accumulate<T>;
+    Iteration(const Session &s, Workspace work, const std::vector<TruncatedCall> &calls, const TruncatedOptions &o)
+        : s_(s), blas_(s, work), calls_(calls), plan_(plan(calls, o)) {
+        for (const auto &c : calls) {
+            const Stack &a = c.a;
+            y_.push_back(work.take<C>(plan_.l * a.rows));
+            z_.push_back(work.take<C>(plan_.l * a.cols));
+            if (readable(a)) {
+                a_.push_back({a.data, a.dtype, a.rows, a.cols, a.row_stride, a.col_stride});
+                continue;
+            }
+            C *own = work.take<C>(a.rows * a.cols);
+            const bool by_columns = a.row_stride == 1;
+            a_.push_back({own, wide(a.dtype), a.rows, a.cols, by_columns ? 1 : a.cols, by_columns ? a.rows : 1});
+            copy(s_, static_cast<const T *>(a.data), a.row_stride, a.col_stride, own, a_.back().row_stride, a_.back().col_stride, a.rows, a.cols);
+        }
+        found_ = work.take<double>(plan_.l * plan_.longest);
+        rest_ = work;
+        start();
+        times(true);
+        for (int64_t i = 0; i < o.power_iterations; ++i) {
+            orthonormal(true);
+            times(false);
+            orthonormal(false);
+            times(true);
+        }
+        orthonormal(true);
+        times(false);
+        finish();
+    }
+
+    static int64_t workspace(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o, int device) {
+        const Plan p = plan(calls, o);
+        int64_t bytes = blas_workspace(device) + room<double>(p.l * p.longest);
+        for (const auto &c : calls)
+            bytes += room<C>(p.l * c.a.rows) + room<C>(p.l * c.a.cols) + (readable(c.a) ? 0 : room<C>(c.a.rows * c.a.cols));
+        const int64_t between = RowSvd::workspace(p.l, p.longest, p.l, p.gram, p.items);
+        // The last decomposition, and the completion of vectors beside it.
+        const int64_t last = RowSvd::workspace(p.l, p.gram ? p.longest : p.columns, p.k, p.gram, p.items) + completion(p);
+        return bytes + std::max(between, last);
+    }
+
+  private:
+    static int64_t completion(const Plan &p) { // also of u and its double rows
+        return RowSvd::workspace(p.k, p.longest, p.k, true) + 2 * room<double>(p.k * p.longest) + room<double>(p.k * p.k) + room<double>(p.l * p.longest);
+    }
+    static Operand rows(const void *data, int64_t count, int64_t cols) { return {data, sizeof(C) == 8 ? DType::f64 : DType::f32, count, cols, cols, 1}; }
+    static Operand doubles(const double *data, int64_t count, int64_t cols) { return {data, DType::f64, count, cols, cols, 1}; }
+
+    void start() {
+        for (std::size_t i = 0; i < calls_.size(); ++i) {
+            const Stack &given = calls_[i].initial;
+            const int64_t n = calls_[i].a.cols, have = given.data == nullptr ? 0 : std::min(given.rows, plan_.l);
+            if (have > 0) copy(s_, static_cast<const C *>(given.data), given.row_stride, given.col_stride, z_[i], n, int64_t(1), have, n);
+            random(z_[i] + have * n, n, plan_.l - have, n, (have * n + 3) / 4 * 4, nullptr, calls_[i].key);
+        }
+    }
+    template <class X> void random(X *to, int64_t pitch, int64_t count, int64_t n, int64_t first, const double *sigma, std::uint64_t key) {
+        if (count > 0)
+            launch<random_kernel<X>>(s_, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch,
+                                     n, sigma);
+    }
+    // y = z Aᵀ, or z = y A.
+    void times(bool turned) {
+        for (std::size_t i = 0; i < calls_.size(); ++i) {
+            const Operand y = rows(y_[i], plan_.l, a_[i].rows), z = rows(z_[i], plan_.l, a_[i].cols);
+            if (turned)
+                blas_.multiply(1.0, z, a_[i].turned(), 0.0, y);
+            else
+                blas_.multiply(1.0, y, a_[i], 0.0, z);
+        }
+    }
+    void decompose(const RowSvd &svd, bool of_y) {
+        for (std::size_t i = 0; i < calls_.size(); ++i) {
+            const int64_t cols = of_y ? a_[i].rows : a_[i].cols;
+            copy(s_, static_cast<const C *>(of_y ? y_[i] : z_[i]), cols, int64_t(1), svd.rows(int64_t(i)), svd.pitch(), int64_t(1), plan_.l, cols);
+            svd.gram(blas_, cols, int64_t(i));
+        }
+        svd.run(s_);
+    }
+    int64_t columns(bool of_y) const { return plan_.gram ? plan_.longest : (of_y ? plan_.widest : plan_.columns); }
+    void orthonormal(bool of_y) {
+        Workspace work = rest_;
+        const RowSvd svd(work, plan_.l, columns(of_y), plan_.l, plan_.gram, plan_.items);
+        decompose(svd, of_y);
+        for (std::size_t i = 0; i < calls_.size(); ++i) {
+            const int64_t cols = of_y ? a_[i].rows : a_[i].cols;
+            svd.vectors(s_, blas_, cols, found_, int64_t(i));
+            copy(s_, static_cast<const double *>(found_), cols, int64_t(1), of_y ? y_[i] : z_[i], cols, int64_t(1), plan_.l, cols);
+        }
+    }
+    // Rows without a value become orthonormal to the others, and to each other.
+    void complete(Workspace work, double *v, int64_t n, const double *sigma, std::uint64_t key) {
+        const int64_t k = plan_.k;
+        const RowSvd svd(work, k, n, k, true);
+        double *more = work.take<double>(k * n), *parts = work.take<double>(k * k);
+        random(svd.rows(), svd.pitch(), k, n, 0, sigma, key);
+        const Operand r = doubles(svd.rows(), k, n), basis = doubles(v, k, n), c = doubles(parts, k, k);
+        for (int pass = 0; pass < 2; ++pass) {
+            blas_.multiply(1.0, r, basis.turned(), 0.0, c);
+            blas_.multiply(-1.0, c, basis, 1.0, r);
+        }
+        svd.gram(blas_, n);
+        svd.run(s_);
+        svd.vectors(s_, blas_, n, more);
+        launch<fill_kernel>(s_, "completed vectors", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(k)), dim3(256)}, v, static_cast<const double *>(more),
+                            sigma, n, int(k));
+    }
+    void finish() {
+        Workspace work = rest_;
+        const int64_t k = plan_.k, l = plan_.l;
+        const RowSvd svd(work, l, columns(false), k, plan_.gram, plan_.items);
+        decompose(svd, false);
+        for (std::size_t at = 0; at < calls_.size(); ++at) {
+            const int64_t i = int64_t(at), m = a_[at].rows, n = a_[at].cols;
+            const TruncatedCall &c = calls_[at];
+            const double *sigma = svd.sigma(i);
+            svd.vectors(s_, blas_, n, found_, i);
+            complete(work, found_, n, sigma, c.key);
+            launch<orient_kernel>(s_, "signs of vectors", Shape{dim3(unsigned(k)), dim3(32)}, found_, n, svd.turns(i), l);
+            copy(s_, static_cast<const double *>(found_), n, int64_t(1), static_cast<T *>(c.vh.data), c.vh.row_stride, c.vh.col_stride, k, n);
+            if (c.s.data != nullptr) copy(s_, sigma, k, int64_t(1), static_cast<T *>(c.s.data), k, c.s.col_stride, int64_t(1), k);
+            if (c.u.data == nullptr) continue;
+            Workspace more = work;
+            double *u = more.take<double>(k * m), *y = more.take<double>(l * m);
+            copy(s_, static_cast<const C *>(y_[at]), m, int64_t(1), y, m, int64_t(1), l, m);
+            blas_.multiply(1.0, doubles(svd.turns(i), k, l), doubles(y, l, m), 0.0, doubles(u, k, m));
+            complete(more, u, m, sigma, c.key);
+            copy(s_, static_cast<const double *>(u), m, int64_t(1), static_cast<T *>(c.u.data), c.u.col_stride, c.u.row_stride, k, m);
+        }
+    }
+
+    const Session &s_;
+    Blas blas_;
+    const std::vector<TruncatedCall> &calls_;
+    Plan plan_;
+    std::vector<Operand> a_;
+    std::vector<C *> y_, z_;
+    double *found_ = nullptr;
+    Workspace rest_{Context{}};
+};
+
+// In float64 rows are rotated themselves: one matrix after the other.
+template <class F> void in_groups(const std::vector<TruncatedCall> &calls, const F &f) {
+    if (calls[0].a.dtype != DType::f64) return f(calls);
+    for (const auto &c : calls) f(std::vector<TruncatedCall>{c});
+}
+
+} // namespace
+
+std::int64_t truncated_svd_workspace(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o, int device) {
+    check(calls, o);
+    int64_t most_bytes = 0;
+    in_groups(calls, [&](const std::vector<TruncatedCall> &group) {
+        dispatch(group[0].a.dtype,
+                 [&](auto tag) { most_bytes = std::max(most_bytes, Iteration<decltype(tag)>::workspace(group, o, device)); });
+    });
+    return most_bytes;
+}
+
+void truncated_svd(const Context &context, const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
+    check(calls, o);
+    const Session s(context);
+    in_groups(calls, [&](const std::vector<TruncatedCall> &group) {
+        dispatch(group[0].a.dtype, [&](auto tag) { Iteration<decltype(tag)>(s, Workspace(context), group, o); });
+    });
+}
+
+std::int64_t squared_norm_workspace() { return room<double>(kParts); }
+
+void squared_norm(const Context &context, const Stack &a, double *out) {
+    if (a.size() != 1) throw ValueError("A must be one matrix");
+    const Session s(context);
+    Workspace work(context);
+    double *parts = work.take<double>(kParts);
+    const int64_t blocks = std::min<int64_t>(kParts, std::max<int64_t>(1, divide_up<int64_t>(a.rows * a.cols, 4096)));
+    dispatch(a.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        launch<squares_kernel<T>>(s, "a sum of squares", Shape{dim3(unsigned(blocks)), dim3(256), 64}, Matrices<const T>(a), parts);
+    });
+    launch<total_kernel>(s, "a sum of squares", Shape{dim3(1), dim3(32)}, static_cast<const double *>(parts), int(blocks), out);
+}
+
+} // namespace subspan::cuda
