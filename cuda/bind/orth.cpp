@@ -1,6 +1,8 @@
 #include "device_array.hpp"
+#include "packed.hpp"
 #include "register.hpp"
 #include "subspan/cuda/apply_core.hpp"
+#include "subspan/cuda/gram_core.hpp"
 
 #include <optional>
 #include <vector>
@@ -25,20 +27,34 @@ void register_device_orth(py::module_ &m) {
         [](const py::tuple &where, const py::object &c, const py::object &v, const py::object &core, int kind, double value, double alpha,
            bool left, const py::object &out, const py::object &source) {
             const Call call(where);
-            const DeviceArray xc(c, "C", call), xv(v, "V", call), xo(out, "out", call, true);
-            std::optional<DeviceArray> xm, xs;
+            const DeviceArray xc(c, "C", call), xo(out, "out", call, true);
+            std::optional<DeviceArray> xv, xm, xs;
+            std::optional<PackedArray> packed;
+            if (py::isinstance<py::tuple>(v))
+                packed.emplace(py::cast<py::tuple>(v), call);
+            else
+                xv.emplace(v, "V", call);
             if (!core.is_none()) xm.emplace(core, "M", call);
             if (!source.is_none()) xs.emplace(source, "source", call);
             const auto batch = xo.leading();
-            for (const DeviceArray *a : {&xv, &xo}) a->require_dtype(xc.dtype());
+            xo.require_dtype(xc.dtype());
             require_apart(xo, xc, true);
-            require_apart(xo, xv);
+            if (xv) {
+                xv->require_dtype(xc.dtype());
+                require_apart(xo, *xv);
+            }
             if (xm) require_apart(xo, *xm);
             if (xs) require_apart(xo, *xs);
             cuda::CoreCall k;
             k.c = xc.stack(batch);
-            k.v = xv.stack(batch);
             k.out = xo.stack(batch);
+            if (packed) {
+                packed->require_wide(xc.dtype());
+                k.packed = &packed->codes();
+                k.v = packed->as_stack(xc.dtype());
+            } else {
+                k.v = xv->stack(batch);
+            }
             Stack sm, ss;
             if (xm) {
                 sm = xm->stack(batch, kind == cuda::CoreOptions::full ? 2 : 1);
@@ -55,6 +71,23 @@ void register_device_orth(py::module_ &m) {
         },
         py::arg("call"), py::arg("c"), py::arg("v"), py::arg("core"), py::arg("kind"), py::arg("value"), py::arg("alpha"), py::arg("left"),
         py::arg("out"), py::arg("source") = py::none());
+    const auto from_basis = [&](const char *name, auto room, auto f) {
+        m.def(
+            name,
+            [room, f](const py::tuple &where, const py::object &v, const py::object &out) {
+                const Call call(where);
+                const DeviceArray xv(v, "V", call), xo(out, "out", call, true);
+                const auto batch = xo.leading();
+                require_apart(xo, xv);
+                const auto sv = xv.stack(batch), so = xo.stack(batch);
+                const Memory memory(call, room(sv, call.device));
+                const py::gil_scoped_release release;
+                f(memory.context(), sv, so);
+            },
+            py::arg("call"), py::arg("v"), py::arg("out"));
+    };
+    from_basis("gram_core", &cuda::gram_core_workspace, &cuda::gram_core);
+    from_basis("span_basis", &cuda::span_basis_workspace, &cuda::span_basis);
     m.def(
         "apply_core_group",
         [](const py::tuple &where, const py::list &c, const py::list &v, double value, double alpha, bool left, const py::list &out) {

@@ -1,6 +1,7 @@
 #include "subspan/cuda/apply_core.hpp"
 
 #include "apply_core_wide.cuh"
+#include "int4.cuh"
 #include "subspan/cuda/launch.cuh"
 
 #include <algorithm>
@@ -26,7 +27,29 @@ template <class T> struct Job {
     const Accumulate<T> *core;
     int m, n, k;
     int64_t xi, xj, si, sj, oi, oj, vi, va, ma, mb;
+    Int4View<Accumulate<T>> packed; // instead of v
 };
+
+// Items [a, a + N) of row i of a packed V, zero past k. `whole`: N items have one scale, and their bytes one address that is a multiple of
+// N / 2: k, the group and the first byte allow it.
+template <int N, class T> SUBSPAN_DEVICE void unpacked(const Job<T> &job, int i, int a, bool whole, Accumulate<T> (&v)[N]) {
+    using A = Accumulate<T>;
+    const int64_t e = int64_t(i) * job.k + a;
+    if (whole && i < job.m && a + N <= job.k) {
+        uint32_t codes;
+        if constexpr (N == 8)
+            codes = *reinterpret_cast<const uint32_t *>(job.packed.codes + e / 2);
+        else
+            codes = *reinterpret_cast<const uint16_t *>(job.packed.codes + e / 2);
+        const int64_t g = e / job.packed.group;
+        const A scale = job.packed.scale[g], zero = job.packed.zero[g];
+#pragma unroll
+        for (int x = 0; x < N; ++x) v[x] = scale * (A(int((codes >> (4 * x)) & 15u)) - zero);
+        return;
+    }
+#pragma unroll
+    for (int x = 0; x < N; ++x) v[x] = i < job.m && a + x < job.k ? job.packed.at(e + x) : A(0);
+}
 
 template <class T> struct Plan {
     int rows;   // of a block
@@ -39,7 +62,8 @@ template <class T> struct Plan {
 };
 
 // Where the matrix of a panel comes from: a stack of one shape, or a group of several.
-template <class T> struct OfStack {
+template <class T, bool Packed = false> struct OfStack {
+    static constexpr bool packed = Packed;
     Matrices<const T> x, source, v;
     Matrices<T> out;
     Matrices<const Accumulate<T>> core;
@@ -58,6 +82,7 @@ template <class T> struct OfStack {
     }
 };
 template <class T> struct OfGroup {
+    static constexpr bool packed = false;
     int count;
     int first[kGroup + 1]; // panels before each matrix
     Job<T> jobs[kGroup];
@@ -71,6 +96,8 @@ template <class T> struct OfGroup {
         return jobs[low];
     }
 };
+
+static_assert(sizeof(OfGroup<double>) + sizeof(Plan<double>) < 32764, "more than the parameters of a kernel may take");
 
 // -- the tile: `rows` times a panel of X in shared memory ----------------------------------------------------------------------
 // Tensor cores read it by rows or by columns, whichever are contiguous in memory; wider types keep it by rows.
@@ -134,12 +161,12 @@ template <class T, bool Across> struct Tile {
 };
 
 // -- products of a block ---------------------------------------------------------------------------------------------------
-template <class T, bool Across> struct Products;
+template <class T, bool Across, bool Packed = false> struct Products;
 
 // Tensor cores: 16 rows of V at a time, a copy of each warp's own.
-template <class T, bool Across>
+template <class T, bool Across, bool Packed>
     requires(kTensor<T>)
-struct Products<T, Across> {
+struct Products<T, Across, Packed> {
     using A = float;
     static constexpr int P = kPanel<T>, kStage = kBlock + 8, kSmall = P + 8;
     static constexpr int64_t stage_bytes = int64_t(kWarps) * 16 * kStage * 2;
@@ -153,6 +180,17 @@ struct Products<T, Across> {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int c = lane + 32 * half, i = c / 4, a = (c % 4) * 8;
+            if constexpr (Packed) {
+                float v[8];
+                unpacked<8>(job, i0 + i, a0 + a, vectors, v);
+                uint4 four;
+                four.x = pack<T>(v[0], v[1]);
+                four.y = pack<T>(v[2], v[3]);
+                four.z = pack<T>(v[4], v[5]);
+                four.w = pack<T>(v[6], v[7]);
+                *reinterpret_cast<uint4 *>(s + i * kStage + a) = four;
+                continue;
+            }
             const T *from = job.v + int64_t(i0 + i) * job.vi + int64_t(a0 + a) * job.va;
             if (vectors && i0 + i < job.m && a0 + a + 8 <= job.k) {
                 *reinterpret_cast<uint4 *>(s + i * kStage + a) = *reinterpret_cast<const uint4 *>(from);
@@ -297,9 +335,9 @@ struct Products<T, Across> {
 };
 
 // Plain arithmetic: blocks of 4 x 4 in registers.
-template <class T, bool Across>
+template <class T, bool Across, bool Packed>
     requires(!kTensor<T>)
-struct Products<T, Across> {
+struct Products<T, Across, Packed> {
     using A = T;
     static constexpr int P = kPanel<T>;
     static constexpr int64_t stage_bytes = 0;
@@ -307,6 +345,7 @@ struct Products<T, Across> {
 
     // Four of V's columns in row i, zero outside.
     static SUBSPAN_DEVICE void row_of_v(const Job<T> &job, int i, int a, bool vectors, T (&v)[4]) {
+        if constexpr (Packed) return unpacked<4>(job, i, a, vectors, v);
         const T *p = job.v + int64_t(i) * job.vi + int64_t(a) * job.va;
         if constexpr (sizeof(T) == 4) {
             if (vectors && i < job.m && a + 4 <= job.k) {
@@ -418,7 +457,7 @@ template <class T, bool Across> int64_t shared_bytes(int rows, int k32) {
 template <class T, bool Across, class From>
 __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from, const Plan<T> plan) {
     using A = Accumulate<T>;
-    using Work = Products<T, Across>;
+    using Work = Products<T, Across, From::packed>;
     constexpr int P = kPanel<T>;
     SUBSPAN_SHARED(memory);
     int j0 = 0;
@@ -587,7 +626,10 @@ template <class T, bool Across> Plan<T> plan_of(const CoreCall &call, const Core
     const auto lines = [](const Stack &s) { return Across ? in_vectors(s) : in_vectors(s.transposed()); };
     p.vector_x = lines(call.c);
     p.vector_out = lines(call.out);
-    p.vector_v = in_vectors(call.v);
+    const int64_t items = kTensor<T> ? 8 : 4; // that a thread unpacks at a time
+    p.vector_v = call.packed == nullptr ? in_vectors(call.v)
+                                        : call.v.cols % items == 0 && call.packed->group % items == 0 &&
+                                              reinterpret_cast<std::uintptr_t>(call.packed->codes) % std::uintptr_t(items / 2) == 0;
     p.vector_source = call.source != nullptr && lines(*call.source);
     return p;
 }
@@ -611,6 +653,7 @@ template <class T> Job<T> job_of(const CoreCall &call, const CoreOptions &o) {
         j.ma = o.kind == CoreOptions::diagonal ? call.core->col_stride : call.core->row_stride;
         j.mb = call.core->col_stride;
     }
+    if (call.packed != nullptr) j.packed = Int4View<Accumulate<T>>(*call.packed);
     if (call.source != nullptr) {
         j.source = static_cast<const T *>(call.source->data);
         j.si = call.source->row_stride;
@@ -619,9 +662,10 @@ template <class T> Job<T> job_of(const CoreCall &call, const CoreOptions &o) {
     return j;
 }
 
-template <class T, bool Across> void run(const Session &s, const Context &context, const CoreCall &call, const CoreOptions &o) {
+template <class T, bool Across, bool Packed> void run(const Session &s, const Context &context, const CoreCall &call, const CoreOptions &o) {
     Plan<T> plan = plan_of<T, Across>(call, o, s.device());
-    OfStack<T> from{};
+    using From = OfStack<T, Packed>;
+    From from{};
     from.shape = job_of<T>(call, o);
     from.x = Matrices<const T>(call.c);
     from.v = Matrices<const T>(call.v);
@@ -636,12 +680,12 @@ template <class T, bool Across> void run(const Session &s, const Context &contex
     constexpr auto name = "apply_core";
     if (plan.mode == Plan<T>::resident) {
         shape.cluster = plan.blocks;
-        return launch<apply_core_kernel<T, Across, OfStack<T>>>(s, name, shape, from, plan);
+        return launch<apply_core_kernel<T, Across, From>>(s, name, shape, from, plan);
     }
     plan.sums = Workspace(context).take<Accumulate<T>>(grid * call.v.cols * kPanel<T>);
-    launch<apply_core_kernel<T, Across, OfStack<T>>>(s, name, shape, from, plan);
+    launch<apply_core_kernel<T, Across, From>>(s, name, shape, from, plan);
     plan.mode = Plan<T>::finish;
-    launch<apply_core_kernel<T, Across, OfStack<T>>>(s, name, shape, from, plan);
+    launch<apply_core_kernel<T, Across, From>>(s, name, shape, from, plan);
 }
 
 template <class T, bool Across> void run_group(const Session &s, const std::vector<CoreCall> &calls, const CoreOptions &o) {
@@ -698,6 +742,17 @@ bool too_wide(const CoreCall &t, const Device &device) {
     });
 }
 
+// The same call with V unpacked into `dense`.
+template <class T> CoreCall unpacked_call(const Session &s, const CoreCall &t, T *dense) {
+    CoreCall call = t;
+    call.v.data = dense;
+    call.v.row_stride = t.v.cols;
+    call.v.col_stride = 1;
+    call.packed = nullptr;
+    unpack_rows(s, *t.packed, dense, t.v.cols, int64_t(1));
+    return call;
+}
+
 bool empty(const CoreCall &c) { return c.c.rows == 0 || c.c.cols == 0 || c.c.size() == 0; }
 
 } // namespace
@@ -710,7 +765,8 @@ std::int64_t apply_core_workspace(const CoreCall &call, const CoreOptions &o, in
     const Session s(context);
     Stack core, source;
     const CoreCall t = turned(call, o, core, source);
-    if (too_wide(t, s.device())) return apply_core_wide_room(t, o, device);
+    if (too_wide(t, s.device()))
+        return apply_core_wide_room(t, o, device) + (t.packed != nullptr ? divide_up<int64_t>(t.v.rows * t.v.cols * size_of(t.c.dtype), 256) * 256 : 0);
     return dispatch(t.c.dtype, [&](auto tag) -> std::int64_t {
         using T = decltype(tag);
         const auto bytes = [&](const Plan<T> &p) -> std::int64_t {
@@ -731,8 +787,18 @@ void apply_core(const Context &context, const CoreCall &call, const CoreOptions 
     const bool wide = too_wide(t, s.device());
     dispatch(t.c.dtype, [&](auto tag) {
         using T = decltype(tag);
-        if (wide) return apply_core_wide<T>(s, context, t, o);
-        across(t.c) ? run<T, true>(s, context, t, o) : run<T, false>(s, context, t, o);
+        if (wide) {
+            Context rest = context;
+            if (t.packed == nullptr) return apply_core_wide<T>(s, rest, t, o);
+            Workspace work(context);
+            T *dense = work.take<T>(t.v.rows * t.v.cols);
+            const int64_t taken = room<T>(t.v.rows * t.v.cols);
+            rest.workspace = static_cast<char *>(context.workspace) + taken;
+            rest.workspace_bytes -= taken;
+            return apply_core_wide<T>(s, rest, unpacked_call(s, t, dense), o);
+        }
+        if (t.packed != nullptr) return across(t.c) ? run<T, true, true>(s, context, t, o) : run<T, false, true>(s, context, t, o);
+        across(t.c) ? run<T, true, false>(s, context, t, o) : run<T, false, false>(s, context, t, o);
     });
 }
 
@@ -742,6 +808,7 @@ void apply_core_group(const Context &context, const std::vector<CoreCall> &calls
         check_call(c, o);
         if (c.c.axes != 0) throw ValueError("matrices of a group have no leading axes");
         if (c.source != nullptr) throw ValueError("a group takes no source");
+        if (c.packed != nullptr) throw ValueError("a group takes no 4-bit basis");
         if (c.v.cols > kCoreWidth) throw ValueError("a basis of a group has at most " + std::to_string(kCoreWidth) + " columns, got " + std::to_string(c.v.cols));
         if (c.c.dtype != calls[0].c.dtype) throw ValueError("matrices of a group must have one dtype");
     }

@@ -2,6 +2,7 @@
 #include "apply_core_wide.cuh"
 
 #include "blas.cuh"
+#include "copy.cuh"
 
 namespace subspan::cuda {
 namespace {
@@ -12,11 +13,6 @@ __global__ void __launch_bounds__(256) scale_kernel(const Accumulate<T> *s, cons
                                                     int64_t all) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e < all) y[e] = narrow<T>((diagonal != nullptr ? diagonal[(e / cols) * stride] : value) * s[e]);
-}
-
-template <class T> __global__ void __launch_bounds__(256) copy_kernel(const T *from, int64_t fi, int64_t fj, T *to, int64_t ti, int64_t tj, int64_t cols, int64_t all) {
-    const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
-    if (e < all) to[(e / cols) * ti + (e % cols) * tj] = from[(e / cols) * fi + (e % cols) * fj];
 }
 
 Operand operand(const Stack &s, const void *data) { return {data, s.dtype, s.rows, s.cols, s.row_stride, s.col_stride}; }
@@ -67,8 +63,7 @@ template <class T> void apply_core_wide(const Session &s, const Context &context
                                 diagonal ? core.at(i) : nullptr, diagonal ? call.core->col_stride : int64_t(0),
                                 o.kind == CoreOptions::scalar ? A(o.value) : A(1), y, n, all);
         if (o.alpha != 0.0 && result.data != x.data)
-            launch<copy_kernel<T>>(s, "a copy of C", Shape{dim3(unsigned(divide_up<int64_t>(m * n, 256))), dim3(256)}, c.at(i), call.c.row_stride, call.c.col_stride,
-                                   out.at(i), call.out.row_stride, call.out.col_stride, n, m * n);
+            copy(s, c.at(i), call.c.row_stride, call.c.col_stride, out.at(i), call.out.row_stride, call.out.col_stride, m, n);
         blas.multiply(1.0, basis, rounded, o.alpha, result);
     }
 }

@@ -152,3 +152,4 @@ using std::isfinite;
 using std::isnan;
 using std::max;
 using std::min;
+using std::rint;

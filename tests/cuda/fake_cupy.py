@@ -70,6 +70,7 @@ class ndarray:  # noqa: N801
     dtype = property(lambda self: self._host.dtype)
     ndim = property(lambda self: self._host.ndim)
     size = property(lambda self: self._host.size)
+    nbytes = property(lambda self: self._host.nbytes)
     device = property(lambda self: _Device(self._device))
     T = property(lambda self: ndarray(self._host.T, self._device))
 
@@ -108,6 +109,8 @@ class ndarray:  # noqa: N801
     def __mul__(self, other):
         return self._with(other, np.multiply)
 
+    __rmul__ = __mul__
+
     def __neg__(self):
         return asarray(-self._host, self._device)
 
@@ -116,6 +119,9 @@ class ndarray:  # noqa: N801
 
     def copy(self):
         return asarray(self._host, self._device)
+
+    def __float__(self):
+        return float(self._host)
 
     def get(self) -> np.ndarray:
         return self._host.copy()

@@ -19,6 +19,7 @@ from subspan._device import (
     wide_dtype,
 )
 from subspan._orth.common import detached, finish, is_left
+from subspan._orth.int4 import Int4Basis
 
 _SCALAR, _DIAGONAL, _FULL = 0, 1, 2
 _KERNEL_WIDTH = 128  # wider bases go through cuBLAS, above 256 always, below where shared memory is small
@@ -29,13 +30,19 @@ def apply_core(
 ) -> Array:
     left = is_left(side)
     scalar = isinstance(M, (int, float, np.integer, np.floating))
-    place = Place(C=C, **{name: V}, M=None if scalar else M, source=source, out=out)
-    C, V = matrix(C, "C"), matrix(V, name)
+    packed = isinstance(V, Int4Basis)
+    place = Place(C=C, **{name: V.codes if packed else V}, M=None if scalar else M, source=source, out=out)
+    C = matrix(C, "C")
     dtype = check_dtype(C, "C")
-    if check_dtype(V, name) != dtype:
-        raise TypeError(f"{name} must be {dtype} as C is, got {check_dtype(V, name)}")
+    arrays: dict[str, tuple[Any, int]] = {"C": (C, 2)}
+    if packed:
+        if check_dtype(V.scale, "scale") != wide_dtype(dtype):
+            raise TypeError(f"C is {dtype} and the codes of {name} stand for {check_dtype(V.scale, 'scale')}")
+    else:
+        arrays[name] = (matrix(V, name), 2)
+        if check_dtype(V, name) != dtype:
+            raise TypeError(f"{name} must be {dtype} as C is, got {check_dtype(V, name)}")
     kind, value, core = _SCALAR, 1.0, None
-    arrays: dict[str, tuple[Any, int]] = {"C": (C, 2), name: (V, 2)}
     if scalar:
         value = float(M)
     else:
@@ -49,7 +56,8 @@ def apply_core(
     result = place.output(out, (*batch, *C.shape[-2:]), dtype)
     if V.shape[-1] > _KERNEL_WIDTH:
         need_blas()
-    args = (detached(C), detached(V), core, kind, value, float(alpha), left, detached(result))
+    basis = V._parts() if packed else detached(V)
+    args = (detached(C), basis, core, kind, value, float(alpha), left, detached(result))
     place.module.apply_core(place.call(), *args, None if source is None else detached(source))
     return finish(result, False, place.library)
 
@@ -69,6 +77,29 @@ def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array)
         return False
     finish(out, False, "")
     return True
+
+
+def projector(U: Array, name: str) -> tuple[Array, Array]:
+    """A basis and the core of the projector onto the span of any matrix.
+
+    An orthonormal basis and 1; of 16 bits, where that basis would be rounded, the matrix and ``(UᵀU)⁺`` in float32.
+    """
+    if isinstance(U, Int4Basis):
+        return U, U._gram_core()[0]
+    place = Place(**{name: U})
+    dtype = check_dtype(matrix(U, name), name)
+    shape = tuple(map(int, U.shape))
+    if shape[-1] > shape[-2]:
+        raise ValueError(f"{name} must have at most as many columns as rows, got shape {shape}")
+    need_blas()
+    u = detached(U)
+    if dtype in ("float32", "float64"):
+        basis = place.empty(shape, dtype)
+        place.module.span_basis(place.call(), u, basis)
+        return basis, 1.0
+    core = place.empty((*shape[:-2], shape[-1], shape[-1]), "float32")
+    place.module.gram_core(place.call(), u, core)
+    return U, core
 
 
 def _reflections(**arrays: Array | None) -> tuple[Place, str]:

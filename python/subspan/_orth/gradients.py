@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, check_float, library_of, output, rng_key, to_library
+from subspan._device import Place, dtype_name, matrix, on_device
+from subspan._orth import device_gradients
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._orth.int4 import Int4Basis, quantize_int4
 from subspan.svd import truncated_svd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class GradientProjector:
@@ -65,6 +70,8 @@ class GradientProjector:
     ((64, 4), True)
     """
 
+    _dtype_there: str | None = None  # of gradients on a CUDA device
+
     def __init__(
         self,
         rank: int,
@@ -116,7 +123,7 @@ class GradientProjector:
         return m >= n if self.side == "auto" else self.side == "right"
 
     def _gradient(self, G: Array) -> Array:
-        G, _ = matrices(G, "G")
+        G = matrix(G, "G") if on_device(G) else matrices(G, "G")[0]
         if len(G.shape) != 2:
             raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}")
         if self._shape is not None and tuple(G.shape) != self._shape:
@@ -134,6 +141,10 @@ class GradientProjector:
         the interval.
         """
         G = self._gradient(G)
+        if on_device(G):
+            device_gradients.refresh([self], [G])
+            return self
+        self._on_the_cpu("G")
         if self._first is not None and numpy(G).dtype != self._first.dtype:
             raise TypeError(f"G must be {self._first.dtype} as before, got {numpy(G).dtype}")
         a = numpy(G)
@@ -151,21 +162,54 @@ class GradientProjector:
                 initial=numpy(last).T,
                 rng=np.random.default_rng(self._key + self.refreshes),
             )
-        vh = found.Vh
-        first = vh[0].copy()
-        if self._first is not None:
-            self.similarity.append(abs(float(first @ self._first)))
-            self._adapt()
-        self._first = first
-        basis = np.ascontiguousarray(vh.T)
+        first = found.Vh[0].copy()
+        cosine = None if self._first is None else abs(float(first @ self._first))
+        basis: Any = np.ascontiguousarray(found.Vh.T)
         library = library_of(G)
-        self.basis = quantize_int4(basis, self.group) if self.bits == 4 else to_library(basis, library)
         if self.bits == 4:
-            self.basis._library = library
-        self._shape = tuple(G.shape)
+            basis = quantize_int4(basis, self.group)
+            basis._library = library
+        else:
+            basis = to_library(basis, library)
+        self._take(basis, first, cosine, G)
+        return self
+
+    def _take(self, basis: Any, first: Any, cosine: float | None, G: Array) -> None:
+        """What a refresh has found."""
+        if cosine is not None:
+            self.similarity.append(cosine)
+            self._adapt()
+        self.basis, self._first = basis, first
+        self._shape = tuple(int(x) for x in G.shape)
+        self._dtype_there = dtype_name(G) if on_device(G) else None
         self._since = 0
         self.refreshes += 1
-        return self
+
+    @staticmethod
+    def refresh_all(projectors: Sequence[GradientProjector], gradients: Sequence[Array]) -> None:
+        """:meth:`refresh` of many, each with its gradient.
+
+        On a CUDA device the small problems of all matrices of one rank and dtype are solved in the same launches, and
+        the host waits once; on the CPU one follows the other. Nothing changes where a gradient on a device holds NaN or
+        infinity.
+        """
+        if len(projectors) != len(gradients):
+            raise ValueError(f"there are {len(projectors)} projectors and {len(gradients)} gradients")
+        if len({id(p) for p in projectors}) != len(projectors):
+            raise ValueError("projectors holds one twice")
+        checked = [p._gradient(G) for p, G in zip(projectors, gradients, strict=True)]
+        there = [i for i, G in enumerate(checked) if on_device(G)]
+        device_gradients.refresh([projectors[i] for i in there], [checked[i] for i in there])
+        for i, G in enumerate(checked):
+            if i not in there:
+                projectors[i].refresh(G)
+
+    def _check_device(self, x: Array) -> None:
+        device_gradients.check(self, x, "G")
+
+    def _on_the_cpu(self, name: str) -> None:
+        if self._dtype_there is not None:
+            raise TypeError(f"{name} is on the CPU and the basis on a CUDA device; move one of them")
 
     def _adapt(self) -> None:
         if not self.adapt or len(self.similarity) < self.history:
@@ -179,12 +223,19 @@ class GradientProjector:
             self.similarity.clear()
 
     def down(self, G: Array, *, out: Array | None = None) -> Array:
-        """The small gradient: ``G P (m, r)`` or ``PᵀG (r, n)``. Refreshes the basis when its time has come."""
+        """The small gradient: ``G P (m, r)`` or ``PᵀG (r, n)``. Refreshes the basis when its time has come.
+
+        On a CUDA device only a refresh waits, and finds NaN; other calls pass it on.
+        """
         g = self._gradient(G)
         right = self._right(g)
         m, n = g.shape
         shape = (m, self.rank) if right else (self.rank, n)
-        if out is not None:  # before anything of the projector changes
+        if on_device(g):
+            self._check_device(g)
+            if out is not None:
+                Place(G=g, out=out).output(out, shape, dtype_name(g))
+        elif out is not None:  # before anything of the projector changes
             self._check_out(out, shape, g)
         if self.basis is None or (self.interval > 0 and self._since >= self.interval):
             self.refresh(G)
@@ -204,7 +255,7 @@ class GradientProjector:
         """The update at full size: ``scale · R Pᵀ`` or ``scale · P R``, ``(m, n)``."""
         if self.basis is None or self._shape is None:
             raise ValueError("there is no basis yet: call down or refresh first")
-        R, _ = matrices(R, "R")
+        R = matrix(R, "R") if on_device(R) else matrices(R, "R")[0]
         m, n = self._shape
         right = m >= n if self.side == "auto" else self.side == "right"
         want = (m, self.rank) if right else (self.rank, n)
@@ -215,8 +266,11 @@ class GradientProjector:
     def _multiply(
         self, x: Array, right: bool, back: bool, shape: tuple[int, ...], scale: float, out: Array | None
     ) -> Array:
+        if on_device(x):
+            return device_gradients.multiply(self, x, right, back, shape, scale, out)
         library = library_of(x)
         name = "R" if back else "G"
+        self._on_the_cpu(name)
         dtype = check_float(x, name)
         if self._first is not None and dtype != self._first.dtype:
             raise TypeError(f"{name} must be {self._first.dtype} as the basis is, got {dtype}")

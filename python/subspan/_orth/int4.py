@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, library_of, output, to_library
+from subspan._arrays import Array, check_float, library_of, output, to_library
+from subspan._device import device_of, dtype_name, matrix, on_device
+from subspan._orth import device_int4
 from subspan._orth.common import detached, finish, is_left, matrices
 
 
@@ -30,21 +32,21 @@ class Int4Basis:
 
     def __init__(
         self,
-        codes: np.ndarray[Any, Any],
-        scale: np.ndarray[Any, Any],
-        zero: np.ndarray[Any, Any],
+        codes: Any,
+        scale: Any,
+        zero: Any,
         shape: tuple[int, int],
         group: int,
         library: str = "numpy",
     ) -> None:
         self.codes, self.scale, self.zero, self.shape, self.group = codes, scale, zero, shape, group
         self._library = library
-        self._core: tuple[np.ndarray[Any, Any], float] | None = None
+        self._core: tuple[Any, float] | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the scales, and of results."""
-        dtype: np.dtype[Any] = self.scale.dtype
+        dtype: np.dtype[Any] = np.dtype(dtype_name(self.scale))
         return dtype
 
     @property
@@ -52,8 +54,10 @@ class Int4Basis:
         """Bytes that codes, scales and zeros take."""
         return int(self.codes.nbytes + self.scale.nbytes + self.zero.nbytes)
 
-    def _gram_core(self) -> tuple[np.ndarray[Any, Any], float]:
+    def _gram_core(self) -> tuple[Any, float]:
         """``(UᵀU)⁺`` of what is stored and its condition, kept after the first call: ``k²`` entries."""
+        if self._core is None and device_of(self.codes) is not None:
+            self._core = device_int4.gram_core(self), 1.0  # nobody waits for the condition
         if self._core is None:
             core = np.empty((self.shape[1], self.shape[1]), self.dtype)
             self._core = core, _core.gram_core(self._parts(), core)
@@ -63,7 +67,9 @@ class Int4Basis:
         return self.codes, self.scale, self.zero, self.shape[0], self.shape[1], self.group
 
     def to_array(self) -> Array:
-        """The dense matrix ``(n, k)``."""
+        """The dense matrix ``(n, k)``, of the dtype of the scales."""
+        if device_of(self.codes) is not None:
+            return device_int4.to_array(self)
         out = np.empty(self.shape, self.dtype)
         _core.unpack_int4(self._parts(), out)
         return to_library(out, self._library)
@@ -74,13 +80,17 @@ class Int4Basis:
         """``U X``, ``UᵀX`` (``transpose``), ``X U`` or ``X Uᵀ`` (``side="right"``) for ``X`` of two or more axes.
 
         ``2 m n k`` flops; work memory is a block of each operand, whatever their sizes. ``check`` looks for NaN and
-        infinity in ``X``.
+        infinity in ``X``. On a CUDA device values are not looked at, and the work memory holds the dense matrix.
         """
-        X, dtype = matrices(X, "X")
+        there = on_device(self.codes, X)
+        X = matrix(X, "X") if there else matrices(X, "X")[0]
         left = is_left(side)
         rows, cols = self.shape[::-1] if transpose else self.shape
         shape = tuple(X.shape)
         shape = (*shape[:-2], rows, shape[-1]) if left else (*shape[:-1], cols)
+        if there:
+            return device_int4.product(self, X, left, bool(transpose), shape, 1.0, out)
+        dtype = check_float(X, "X")
         library = library_of(X)
         result, fresh = output(out, shape, dtype, library)
         if check and not _core.all_finite(detached(X)):
@@ -97,7 +107,8 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
 
     Q-GaLore's formula, in row-major order: ``scale = max(max - min, 1e-5) / 15``, ``zero = clamp(-round(min / scale),
     0, 15)``, ``q = clamp(round(x / scale) + zero, 0, 15)`` (Zhang et al., arXiv:2407.08296), bit for bit; that code
-    keeps one code a byte, this one two. The last group may be shorter. NaN and infinity raise ValueError.
+    keeps one code a byte, this one two. The last group may be shorter. NaN and infinity raise ValueError; on a CUDA
+    device, where nobody waits to see them, their groups become NaN.
 
     Examples
     --------
@@ -108,7 +119,7 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
     >>> B.nbytes < U.nbytes / 7, bool(np.linalg.norm(B.to_array() - U) < 0.15 * np.linalg.norm(U))
     (True, True)
     """
-    U, dtype = matrices(U, "U")
+    U = matrix(U, "U") if on_device(U) else matrices(U, "U")[0]
     if len(U.shape) != 2:
         raise ValueError(f"U must have 2 dimensions, got shape {tuple(U.shape)}")
     if isinstance(group, bool) or not isinstance(group, (int, np.integer)):
@@ -117,6 +128,10 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
         raise ValueError(f"group must be at least 1, got {group}")
     n, k = (int(x) for x in U.shape)
     group = min(int(group), max(n * k, 1))
+    if on_device(U):
+        there = device_int4.quantize(U, group)
+        return Int4Basis(there[0], there[1], there[2], (n, k), group, there[3])
+    dtype = check_float(U, "U")
     groups = -(-n * k // group)
     codes = np.empty((n * k + 1) // 2, np.uint8)
     scale, zero = np.empty(groups, dtype), np.empty(groups, dtype)

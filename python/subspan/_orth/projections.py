@@ -132,13 +132,11 @@ def _projector(U: Array, orthonormal: bool | None, check: bool, name: str) -> tu
         raise TypeError(f"orthonormal must be True, False or None, got {orthonormal!r}")
     if orthonormal is None:
         orthonormal = not isinstance(U, Int4Basis)
-    if on_device(U):
-        if not orthonormal:
-            raise NotImplementedError(f"orthonormal=False is not there for CUDA arrays; orthonormalize {name} first")
-        return U, 1.0  # values on a device are not looked at: that would make the host wait
+    if orthonormal and isinstance(U, Int4Basis):
+        raise ValueError(f"{name} is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal")
+    if on_device(U):  # values are not looked at: that would make the host wait
+        return (U, 1.0) if orthonormal else device.projector(U, name)
     if orthonormal:
-        if isinstance(U, Int4Basis):
-            raise ValueError(f"{name} is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal")
         if check:
             check_basis(U, name, advice="pass orthonormal=False for any basis, ")
         return U, 1.0
@@ -270,9 +268,7 @@ def _project_out_list(
             continue
         if not isinstance(x, (list, tuple)) or len(x) != len(C):
             raise ValueError(f"C is a list of {len(C)} matrices, so {name} must be one too: lists of one length")
-    if on_device(*C, *U):
-        if orthonormal is False:
-            raise NotImplementedError("orthonormal=False is not there for CUDA arrays; orthonormalize U first")
+    if on_device(*C, *U) and orthonormal is not False and not any(isinstance(u, Int4Basis) for u in U):
         return device.project_out_list(list(C), list(U), strength, side, None if out is None else list(out))
     return [
         project_out(
@@ -315,10 +311,9 @@ def _both(
     if on_device(C, *U):
         if on_device(out) and out is not C and any(out is u for u in U):
             raise ValueError("out overlaps a basis")
-        result = _apply_core(C, U[0], core(_projector(U[0], orthonormal, check, "U[0]")[1]), alpha, "left", out, check)
-        return _apply_core(
-            result, U[1], core(_projector(U[1], orthonormal, check, "U[1]")[1]), alpha, "right", result, check
-        )
+        (left, lm), (right, rm) = (_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U))
+        result = _apply_core(C, left, core(lm), alpha, "left", out, check, name="U[0]")
+        return _apply_core(result, right, core(rm), alpha, "right", result, check, name="U[1]")
     C, dtype = matrices(C, "C")
     bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U)]
     others: list[tuple[Array, int]] = []

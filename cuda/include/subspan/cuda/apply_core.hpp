@@ -1,6 +1,7 @@
 // out = alpha C + V M (Vᵀ X) or alpha C + (X V) M Vᵀ on a device: the product under all projections.
 #pragma once
 
+#include "subspan/cuda/int4.hpp"
 #include "subspan/cuda/types.hpp"
 
 #include <vector>
@@ -18,10 +19,12 @@ struct CoreOptions {
 };
 
 /// X is C, or source - C. `core` is (k) or (k x k) in the accumulation type (float32 for 16-bit storage), null for a scalar.
-/// Leading axes of all arrays are those of C; `out` may be C.
+/// Leading axes of all arrays are those of C; `out` may be C. With `packed`, V is one matrix of 4-bit codes for all of the stack, which the
+/// kernel unpacks in registers (beyond kCoreWidth columns, into the workspace); of `v` only the sizes count then.
 struct CoreCall {
     Stack c, v, out;
     const Stack *core = nullptr, *source = nullptr;
+    const Int4Codes *packed = nullptr;
 };
 
 /// Bytes of workspace that a call needs: none where a panel of C fits the shared memory of a cluster.

@@ -1,0 +1,88 @@
+"""Low-rank projection of gradients in CUDA device memory."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from subspan._arrays import Array, library_of
+from subspan._device import Place, check_dtype, device_of, need_blas, wide_dtype
+from subspan._orth.common import detached, finish
+from subspan._orth.device_int4 import product
+from subspan._orth.int4 import Int4Basis, quantize_int4
+from subspan._truncated import Problem, solve
+
+if TYPE_CHECKING:
+    from subspan._orth.gradients import GradientProjector
+
+
+def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None:
+    """New bases for all; small problems of one size share their launches. Waits for the device once they are found.
+
+    Nothing changes where one of the gradients holds NaN or infinity.
+    """
+    jobs = []
+    for p, G in zip(projectors, gradients, strict=True):
+        p._check_device(G)
+        a = detached(G)
+        place = Place(G=a)
+        if not p._right(a):
+            a = place.turned(a)
+        full = min(int(x) for x in a.shape)
+        if p.basis is None:
+            start, more, power, key = None, 10, 2, int(np.random.default_rng(p._key).integers(0, 2**63, dtype=np.int64))
+        else:
+            last = p.basis.to_array() if isinstance(p.basis, Int4Basis) else p.basis
+            # A few random directions beside the last basis find what has turned up since.
+            start, more, power = place.turned(last), max(8, p.rank // 8), p.iterations - 1
+            key = int(np.random.default_rng(p._key + p.refreshes).integers(0, 2**63, dtype=np.int64))
+        problem = Problem(a, p.rank, start, key, False)
+        vectors = min(full, p.rank + more)
+        group = (place.library, place.device, problem.dtype, p.rank, vectors, power)
+        jobs.append((group, problem, p, G))
+    for group, some in itertools.groupby(sorted(jobs, key=lambda j: j[0]), key=lambda j: j[0]):
+        solve([problem for _, problem, _, _ in some], *group[-2:])
+    for i, (_, problem, _, _) in enumerate(jobs):
+        if not np.isfinite(problem.place.host(problem.S).astype(np.float64)).all():
+            name = "G" if len(jobs) == 1 else f"gradients[{i}]"
+            raise ValueError(f"{name} holds NaN or infinity")
+    for _, problem, p, G in jobs:
+        place = problem.place
+        basis = place.copied(place.turned(problem.Vh))
+        first = place.converted(problem.Vh[0], wide_dtype(problem.dtype))
+        cosine = None if p._first is None else abs(float((first * p._first).sum()))
+        p._take(quantize_int4(basis, p.group) if p.bits == 4 else basis, place.copied(first), cosine, G)
+
+
+def check(p: GradientProjector, x: Array, name: str) -> str:
+    """The dtype, which must be that of before; and so must the device."""
+    dtype = check_dtype(x, name)
+    basis = p.basis.codes if isinstance(p.basis, Int4Basis) else p.basis
+    if basis is None:
+        return dtype
+    if device_of(basis) is None:
+        raise TypeError(f"{name} is on CUDA device {device_of(x)} and the basis on the CPU; make a new projector")
+    Place(**{name: x}, basis=basis)
+    known = p._dtype_there
+    if known is not None and dtype != known:
+        raise TypeError(f"{name} must be {known} as before, got {dtype}")
+    return dtype
+
+
+def multiply(
+    p: GradientProjector, x: Array, right: bool, back: bool, shape: tuple[int, ...], scale: float, out: Array | None
+) -> Array:
+    name = "R" if back else "G"
+    dtype = check(p, x, name)
+    transpose = back if right else not back
+    if isinstance(p.basis, Int4Basis):
+        return product(p.basis, x, not right, transpose, shape, scale, out, name)
+    place = Place(**{name: x}, out=out)
+    need_blas()
+    result = place.output(out, shape, dtype)
+    basis = place.turned(p.basis) if transpose else p.basis
+    a, b = (detached(x), basis) if right else (basis, detached(x))
+    place.module.matrix_product(place.call(), a, b, scale, detached(result))
+    return finish(result, False, library_of(x))
