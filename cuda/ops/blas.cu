@@ -120,17 +120,17 @@ Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {
     handle_ = handle;
 }
 
-void Blas::multiply(double alpha, const Operand &a, const Operand &b, double beta, const Operand &c) const {
+void Blas::multiply(double alpha, const Operand &a, const Operand &b, double beta, const Operand &c, int64_t batch) const {
     // cᵀ = bᵀ aᵀ in columns; where c has contiguous columns instead, everything is turned over first.
     if (!lines(c.rows, c.cols, c.row_stride, c.col_stride)) {
         require_blas_layout(c, "a result");
-        return multiply(alpha, b.turned(), a.turned(), beta, c.turned());
+        return multiply(alpha, b.turned(), a.turned(), beta, c.turned(), batch);
     }
     require_blas_layout(a, "an operand");
     require_blas_layout(b, "an operand");
     const Seen sa = seen(a), sb = seen(b);
     const int64_t ldc = c.rows <= 1 ? std::max<int64_t>(c.cols, 1) : c.row_stride, top = std::numeric_limits<int>::max();
-    if (c.rows > top || c.cols > top || a.cols > top || sa.ld > top || sb.ld > top || ldc > top) throw ValueError("a matrix is too large for cuBLAS");
+    if (c.rows > top || c.cols > top || a.cols > top || sa.ld > top || sb.ld > top || ldc > top || batch > top) throw ValueError("a matrix is too large for cuBLAS");
     const bool wide = c.dtype == DType::f64;
     const float alpha32 = float(alpha), beta32 = float(beta);
     const void *pa = wide ? static_cast<const void *>(&alpha) : &alpha32, *pb = wide ? static_cast<const void *>(&beta) : &beta32;
@@ -139,8 +139,8 @@ void Blas::multiply(double alpha, const Operand &a, const Operand &b, double bet
         const std::lock_guard<std::mutex> lock(guard);
         t = table;
     }
-    require(t.gemm(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), 0, a.data, type_of(a.dtype),
-                   int(sa.ld), 0, pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), 0, 1, wide ? kCompute64 : kCompute32, kDefaultAlgorithm),
+    require(t.gemm(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), b.next, a.data, type_of(a.dtype),
+                   int(sa.ld), a.next, pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), c.next, int(batch), wide ? kCompute64 : kCompute32, kDefaultAlgorithm),
             "cublasGemmStridedBatchedEx");
 }
 

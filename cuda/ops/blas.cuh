@@ -11,7 +11,12 @@ struct Operand {
     const void *data;
     DType dtype;
     int64_t rows, cols, row_stride, col_stride;
-    Operand turned() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
+    int64_t next = 0; // items from one matrix of a batch to the next
+    Operand turned() const { return {data, dtype, cols, rows, col_stride, row_stride, next}; }
+    /// Rows [i, i + m) and columns [j, j + n).
+    Operand part(int64_t i, int64_t m, int64_t j, int64_t n) const {
+        return {static_cast<const char *>(data) + (i * row_stride + j * col_stride) * size_of(dtype), dtype, m, n, row_stride, col_stride, next};
+    }
 };
 
 /// ValueError for a matrix that cuBLAS cannot read or write.
@@ -21,8 +26,9 @@ void require_blas_layout(const Operand &x, const char *name);
 class Blas {
   public:
     Blas(const Session &s, Workspace &work);
-    /// c = alpha a b + beta c. Sums in float64 for float64, else in float32, never in tf32. c has contiguous rows or columns as well.
-    void multiply(double alpha, const Operand &a, const Operand &b, double beta, const Operand &c) const;
+    /// c = alpha a b + beta c, for each matrix of a batch. Sums in float64 for float64, else in float32, never in tf32. c has contiguous
+    /// rows or columns as well, and its matrices lie apart.
+    void multiply(double alpha, const Operand &a, const Operand &b, double beta, const Operand &c, int64_t batch = 1) const;
 
   private:
     void *handle_;

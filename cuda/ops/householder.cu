@@ -1,6 +1,6 @@
 #include "subspan/cuda/householder.hpp"
 
-#include "subspan/cuda/launch.cuh"
+#include "reflections.cuh"
 
 #include <limits>
 
@@ -8,22 +8,6 @@ namespace subspan::cuda {
 namespace {
 
 template <class T> SUBSPAN_SHARED_CODE T magnitude(T x) { return x < T(0) ? -x : x; }
-
-// T of a block of reflections, column by column: T_jj = tau_j and T_ij = -tau_j Σ_l T_il S_lj, S = VᵀV. On entry t holds S above the
-// diagonal; `column` is k items of work. All threads of the block.
-template <class T> SUBSPAN_DEVICE void core_in_place(int k, T *t, int ld, const T *tau, T *column, int threads) {
-    for (int j = 0; j < k; ++j) {
-        for (int i = int(threadIdx.x); i < j; i += threads) column[i] = t[i * ld + j];
-        __syncthreads();
-        for (int i = int(threadIdx.x); i < j; i += threads) {
-            T sum = T(0);
-            for (int l = i; l < j; ++l) sum = fma(t[i * ld + l], column[l], sum);
-            t[i * ld + j] = -tau[j] * sum;
-        }
-        if (threadIdx.x == 0) t[j * ld + j] = tau[j];
-        __syncthreads();
-    }
-}
 
 // The matrix column by column in shared memory, a warp a column.
 template <class T, int Threads>
@@ -141,8 +125,7 @@ __global__ void __launch_bounds__(kCoreThreads, 1)
         }
     __syncthreads();
     for (int j = tid; j < k; j += kCoreThreads) {
-        const T square = t[j * ld + j];
-        factors[j] = has_tau ? tau.at(blockIdx.x)[j * tau.col_stride] : (square > T(0) ? T(2) / square : T(0));
+        factors[j] = factor_of(t[j * ld + j], has_tau ? tau.at(blockIdx.x) + j * tau.col_stride : nullptr);
     }
     __syncthreads();
     core_in_place(k, t, ld, factors, column, kCoreThreads);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from subspan._orth.common import detached, finish, is_left
 from subspan._orth.int4 import Int4Basis
 
 _SCALAR, _DIAGONAL, _FULL = 0, 1, 2
+_REFLECTIONS = 128  # of the kernel with a block for each matrix
+_LARGE, _FEW = 2**17, 32
 _KERNEL_WIDTH = 128  # wider bases go through cuBLAS, above 256 always, below where shared memory is small
 
 
@@ -118,14 +121,26 @@ def householder_qr(A: Array) -> tuple[Array, Array, Array, Array]:
     return V, tau, T, R
 
 
+def _by_products(V: Array, batch: tuple[int, ...]) -> bool:
+    """Whether cuBLAS takes the reflections; else there is one block for each matrix."""
+    m, k = (int(x) for x in V.shape[-2:])
+    return k > _REFLECTIONS or (m * k > _LARGE and math.prod(batch) < _FEW)
+
+
 def _core(place: Place, dtype: str, V: Array, tau: Array | None) -> Array:
-    """``-T`` of given reflections."""
+    """``-T`` of given reflections, over the leading axes of ``V`` and ``tau`` together."""
     k = int(V.shape[-1])
     if tau is not None and (len(tau.shape) < 1 or int(tau.shape[-1]) != k):
         raise ValueError(f"tau must have {k} entries, one for each column of V, got shape {tuple(tau.shape)}")
     arrays: dict[str, tuple[Any, int]] = {"V": (V, 2)} | ({} if tau is None else {"tau": (tau, 1)})
-    core = place.empty((*broadcast_batch(**arrays), k, k), dtype)
-    place.module.reflection_core(place.call(), detached(V), None if tau is None else detached(tau), core)
+    batch = broadcast_batch(**arrays)
+    core = place.empty((*batch, k, k), dtype)
+    args = (detached(V), None if tau is None else detached(tau), core)
+    if _by_products(V, batch):
+        need_blas()
+        place.module.wide_reflection_core(place.call(), *args)
+    else:
+        place.module.reflection_core(place.call(), *args)
     return core
 
 
@@ -145,7 +160,70 @@ def householder_product(V: Array, tau: Array | None) -> Array:
     place, dtype = _reflections(V=V, tau=tau)
     core = _core(place, dtype, matrix(V, "V"), tau)
     m, k = (int(x) for x in V.shape[-2:])
-    return _leading_columns(place, V, core, m, min(m, k), tuple(core.shape[:-2]), dtype)
+    batch = tuple(int(x) for x in core.shape[:-2])
+    if not _by_products(V, batch):
+        return _leading_columns(place, V, core, m, min(m, k), batch, dtype)
+    q = place.empty((*batch, m, min(m, k)), dtype)
+    place.module.reflection_product(place.call(), detached(V), core, q)
+    return q
+
+
+def householder_product_backward(grad: Array, V: Array, tau: Array | None) -> tuple[Array, Array | None]:
+    place, dtype = _reflections(V=V, tau=tau, grad=grad)
+    core = _core(place, dtype, matrix(V, "V"), tau)
+    m, k = (int(x) for x in V.shape[-2:])
+    want = (*(int(x) for x in core.shape[:-2]), m, min(m, k))
+    if tuple(grad.shape) != want:
+        raise ValueError(f"grad must have shape {want}, got {tuple(grad.shape)}")
+    need_blas()
+    dv = place.zeros(tuple(map(int, V.shape)), dtype)
+    dtau = None if tau is None else place.zeros(tuple(map(int, tau.shape)), dtype)
+    args = (detached(V), core, None if tau is None else detached(tau), detached(grad), dv, dtau)
+    place.module.reflection_product_backward(place.call(), *args)
+    return dv, dtau
+
+
+def _rows_together(x: Array, n: int) -> Array:
+    """A stack of rows as one matrix; a view where the library can make one."""
+    return x.reshape((-1, n))
+
+
+def householder_apply_backward(
+    grad: Array, V: Array, C: Array, tau: Array | None, side: str, transpose: bool
+) -> tuple[Array, ...]:
+    place, dtype = _reflections(C=C, V=V, tau=tau, grad=grad)
+    left = is_left(side)
+    shape = tuple(int(x) for x in matrix(C, "C").shape)
+    if tuple(grad.shape) != shape:
+        raise ValueError(f"grad must have the shape of C, {shape}, got {tuple(grad.shape)}")
+    arrays: dict[str, tuple[Any, int]] = {"C": (C, 2), "V": (matrix(V, "V"), 2)}
+    if tau is not None:
+        arrays["tau"] = (tau, 1)
+    if (*broadcast_batch(**arrays), *shape[-2:]) != shape:
+        raise ValueError(
+            f"C must have all leading axes of V and tau for gradients, got shapes {shape} and {tuple(V.shape)}"
+        )
+    if int(V.shape[-2]) != shape[-2 if left else -1]:
+        raise ValueError(
+            f"V must have {shape[-2 if left else -1]} rows to act on C {shape} from the {side}, got {int(V.shape[-2])}"
+        )
+    core = _core(place, dtype, V, tau)
+    need_blas()
+    dv = place.zeros(tuple(map(int, V.shape)), dtype)
+    dtau = None if tau is None else place.zeros(tuple(map(int, tau.shape)), dtype)
+    dc = place.empty(shape, dtype)
+    if math.prod(shape) == 0:
+        return (dv, dc) if dtau is None else (dv, dc, dtau)
+    c, g, target = detached(C), detached(grad), dc
+    if not left and math.prod(core.shape[:-2]) == 1:  # one set of reflections for all rows
+        c, g, target = (_rows_together(x, shape[-1]) for x in (c, g, dc))
+    one = math.prod(core.shape[:-2]) == 1
+    v, t, grads = detached(V), None if tau is None else detached(tau), (dv, dtau)
+    if one:  # leading axes of one that the rows together have no place for
+        v, core, t = v.reshape(v.shape[-2:]), core.reshape(core.shape[-2:]), None if t is None else t.reshape((-1,))
+        grads = (dv.reshape(dv.shape[-2:]), None if dtau is None else dtau.reshape((-1,)))
+    place.module.reflection_apply_backward(place.call(), v, core, t, c, g, left, transpose, *grads, target)
+    return (dv, dc) if dtau is None else (dv, dc, dtau)
 
 
 def _leading_columns(

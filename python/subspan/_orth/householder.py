@@ -166,8 +166,12 @@ def householder_product_backward(
 
     Finite for every finite input whose gradient the dtype can hold, also where ``tau = 1 / ‖v‖²`` and for zero vectors
     (whose gradient is zero). ``9 m k²`` flops and a few ``k³``; work memory is a copy of ``V`` and some four k × k
-    matrices. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers expect.
+    matrices. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers expect; on a CUDA device
+    they always pass.
     """
+    if on_device(grad, V, tau):
+        there, dtau_there = device.householder_product_backward(grad, V, tau)
+        return there if dtau_there is None else (there, dtau_there)
     V, dtype = matrices(V, "V")
     library = library_of(V)
     dv = np.zeros(tuple(V.shape), dtype)
@@ -238,8 +242,11 @@ def householder_apply_backward(
     """Gradients of :func:`householder_apply`: ``(dV, dC)``, or ``(dV, dC, dtau)`` when ``tau`` was given.
 
     ``grad`` has the shape of ``C``, which must have all leading axes; gradients of ``V`` and ``tau`` are summed over
-    axes along which they were broadcast. About ``12 m n k`` flops. ``check=False`` lets NaN and infinity through.
+    axes along which they were broadcast. About ``12 m n k`` flops. ``check=False`` lets NaN and infinity through; on a
+    CUDA device they always pass.
     """
+    if on_device(grad, V, C, tau):
+        return device.householder_apply_backward(grad, V, C, tau, side, bool(transpose))
     C, dtype = matrices(C, "C")
     V, _ = matrices(V, "V")
     g, _ = matrices(grad, "grad")

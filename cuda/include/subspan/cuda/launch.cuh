@@ -109,6 +109,16 @@ class Workspace {
 /// Bytes that take<T>(count) needs.
 template <class T> constexpr int64_t room(int64_t count) { return divide_up<int64_t>(count * int64_t(sizeof(T)), 256) * 256; }
 
+/// Items from the first matrix of a stack to another.
+inline int64_t offset_of(const Stack &s, int64_t item) {
+    int64_t offset = 0;
+    for (int a = s.axes - 1; a >= 0; --a) {
+        offset += item % s.shape[a] * s.stride[a];
+        item /= s.shape[a];
+    }
+    return offset;
+}
+
 /// A stack as kernels see it.
 template <class T> struct Matrices {
     T *data;
