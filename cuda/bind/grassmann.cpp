@@ -1,6 +1,8 @@
 #include "device_array.hpp"
 #include "register.hpp"
 #include "subspan/cuda/grassmann.hpp"
+#include "subspan/cuda/grassmann_angles.hpp"
+#include "subspan/cuda/grassmann_logits.hpp"
 
 #include <optional>
 
@@ -64,6 +66,74 @@ void register_device_grassmann(py::module_ &m) {
             cuda::tangent(memory.context(), su, sg, so);
         },
         py::arg("call"), py::arg("u"), py::arg("g"), py::arg("out"));
+    m.def(
+        "grassmann_angles",
+        [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &angles, const py::object &p, const py::object &q) {
+            const Call call(where);
+            const DeviceArray xu(u, "U", call), xw(w, "W", call), xa(angles, "angles", call);
+            std::optional<DeviceArray> xp, xq;
+            const auto batch = xa.leading(1);
+            Stack sp, sq;
+            if (!p.is_none()) {
+                xp.emplace(p, "principal vectors", call);
+                xq.emplace(q, "principal vectors", call);
+                sp = xp->stack(batch);
+                sq = xq->stack(batch);
+            }
+            const auto su = xu.stack(batch), sw = xw.stack(batch), sa = xa.stack(batch, 1);
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            cuda::principal_angles(memory.context(), su, sw, sa, xp ? &sp : nullptr, xq ? &sq : nullptr);
+        },
+        py::arg("call"), py::arg("u"), py::arg("w"), py::arg("angles"), py::arg("p"), py::arg("q"));
+    m.def(
+        "grassmann_distance",
+        [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &out, int kind) {
+            const Call call(where);
+            const DeviceArray xu(u, "U", call), xw(w, "W", call), xo(out, "out", call);
+            const auto batch = xo.leading();
+            const auto su = xu.stack(batch), sw = xw.stack(batch), so = xo.stack(batch);
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            cuda::subspace_distance(memory.context(), su, sw, static_cast<cuda::Distance>(kind), so);
+        },
+        py::arg("call"), py::arg("u"), py::arg("w"), py::arg("out"), py::arg("kind"));
+    m.def(
+        "grassmann_log",
+        [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &out) {
+            const Call call(where);
+            const DeviceArray xu(u, "U", call), xw(w, "W", call), xo(out, "out", call, true);
+            require_apart(xo, xu);
+            require_apart(xo, xw, true);
+            const auto batch = xo.leading();
+            const auto su = xu.stack(batch), sw = xw.stack(batch), so = xo.stack(batch);
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            cuda::grassmann_log(memory.context(), su, sw, so);
+        },
+        py::arg("call"), py::arg("u"), py::arg("w"), py::arg("out"));
+    m.def(
+        "grassmann_logits",
+        [](const py::tuple &where, const py::object &x, const py::object &u, const py::object &out, double scale) {
+            const Call call(where);
+            const DeviceArray xx(x, "x", call), xu(u, "U", call), xo(out, "out", call);
+            const auto sx = xx.stack({}), su = xu.stack(xu.leading()), so = xo.stack({});
+            const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, false, call.device));
+            const py::gil_scoped_release release;
+            cuda::grassmann_logits(memory.context(), sx, su, scale, so);
+        },
+        py::arg("call"), py::arg("x"), py::arg("u"), py::arg("out"), py::arg("scale"));
+    m.def(
+        "grassmann_logits_backward",
+        [](const py::tuple &where, const py::object &grad, const py::object &x, const py::object &u, const py::object &dx, const py::object &du, double scale) {
+            const Call call(where);
+            const DeviceArray xg(grad, "grad", call), xx(x, "x", call), xu(u, "U", call), xdx(dx, "dx", call), xdu(du, "dU", call);
+            const auto sg = xg.stack({}), sx = xx.stack({}), su = xu.stack(xu.leading()), sdx = xdx.stack({}), sdu = xdu.stack(xdu.leading());
+            const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, true, call.device));
+            const py::gil_scoped_release release;
+            cuda::grassmann_logits_backward(memory.context(), sg, sx, su, scale, sdx, sdu);
+        },
+        py::arg("call"), py::arg("grad"), py::arg("x"), py::arg("u"), py::arg("dx"), py::arg("du"), py::arg("scale"));
 }
 
 } // namespace subspan::bind

@@ -3,6 +3,8 @@
 
 #include "subspan/cuda/launch.cuh"
 
+#include <limits>
+
 namespace subspan::cuda {
 
 template <class T, class To> SUBSPAN_DEVICE To converted(T x) { return narrow<To>(Accumulate<To>(widen(x))); }
@@ -25,6 +27,32 @@ template <class T, class To> void copy(const Session &s, const T *from, int64_t 
     }
     launch<copy_kernel<T, To>>(s, "a copy", Shape{dim3(unsigned(divide_up<int64_t>(cols, 256)), unsigned(rows / z), unsigned(z)), dim3(256)}, from, fi, fj, to, ti, tj,
                                cols);
+}
+
+// One item for each thread of a grid: its matrix, row and column.
+struct Place {
+    unsigned item;
+    int64_t row, col;
+};
+SUBSPAN_DEVICE Place place_of(int64_t rows, int64_t cols) {
+    const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x, each = rows * cols, item = e / each, rest = e - item * each;
+    return {unsigned(item), rest / cols, rest % cols};
+}
+inline Shape one_each(int64_t count) {
+    const int64_t blocks = divide_up<int64_t>(count, 256);
+    if (blocks > std::numeric_limits<int>::max()) throw ValueError("a stack is too large for one call");
+    return Shape{dim3(unsigned(blocks)), dim3(256)};
+}
+
+template <class T>
+__global__ void __launch_bounds__(256) assign_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const int64_t items) {
+    const Place p = place_of(to.rows, to.cols);
+    if (p.item < items) to.at(p.item)[p.row * to.row_stride + p.col * to.col_stride] = from.at(p.item)[p.row * from.row_stride + p.col * from.col_stride];
+}
+/// to = from for stacks of one shape.
+template <class T> void assign(const Session &s, const Stack &from, const Stack &to) {
+    const int64_t all = to.size() * to.rows * to.cols;
+    if (all > 0) launch<assign_kernel<T>>(s, "a copy of a stack", one_each(all), Matrices<const T>(from), Matrices<T>(to), to.size());
 }
 
 } // namespace subspan::cuda

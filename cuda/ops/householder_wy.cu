@@ -1,6 +1,7 @@
 #include "subspan/cuda/householder_wy.hpp"
 
 #include "blas.cuh"
+#include "copy.cuh"
 #include "reflections.cuh"
 
 #include <algorithm>
@@ -11,21 +12,6 @@ namespace {
 
 constexpr int kBlock = 64, kThreads = 256;
 constexpr int64_t kTogether = int64_t(1) << 28; // bytes of work memory for the matrices that go through one product
-
-// One item for each thread of a grid: its matrix, row and column.
-struct Place {
-    unsigned item;
-    int64_t row, col;
-};
-SUBSPAN_DEVICE Place place_of(int64_t rows, int64_t cols) {
-    const int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x, each = rows * cols, item = e / each, rest = e - item * each;
-    return {unsigned(item), rest / cols, rest % cols};
-}
-Shape one_each(int64_t count) {
-    const int64_t blocks = divide_up<int64_t>(count, kThreads);
-    if (blocks > std::numeric_limits<int>::max()) throw ValueError("a stack is too large for one call");
-    return Shape{dim3(unsigned(blocks)), dim3(kThreads)};
-}
 
 // Cores of the blocks on the diagonal; all below the diagonal becomes zero.
 template <class T>
@@ -52,11 +38,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <class T> __global__ void __launch_bounds__(kThreads) identity_kernel(SUBSPAN_PARAMETER const Matrices<T> q, const int64_t items) {
     const Place p = place_of(q.rows, q.cols);
     if (p.item < items) q.at(p.item)[p.row * q.row_stride + p.col * q.col_stride] = p.row == p.col ? T(1) : T(0);
-}
-template <class T>
-__global__ void __launch_bounds__(kThreads) assign_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const int64_t items) {
-    const Place p = place_of(to.rows, to.cols);
-    if (p.item < items) to.at(p.item)[p.row * to.row_stride + p.col * to.col_stride] = from.at(p.item)[p.row * from.row_stride + p.col * from.col_stride];
 }
 // out = the strict upper triangle of s.
 template <class T> __global__ void __launch_bounds__(kThreads) upper_kernel(const T *s, T *out, const int64_t k, const int64_t items) {
@@ -292,7 +273,7 @@ void reflection_apply_backward(const Context &context, const ReflectionGradients
     if (dc.size() == 0 || dc.rows == 0 || dc.cols == 0) return;
     dispatch_wide(r.v.dtype, [&](auto tag) {
         using T = decltype(tag);
-        launch<assign_kernel<T>>(session, "a copy of a gradient", one_each(dc.size() * dc.rows * dc.cols), Matrices<const T>(grad), Matrices<T>(dc), dc.size());
+        assign<T>(session, grad, dc);
         if (nothing(r.v)) return;
         Workspace work(context);
         const Blas blas(session, work);

@@ -10,6 +10,8 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, library_of, output, to_library
+from subspan._device import on_device
+from subspan._grassmann import device
 from subspan._grassmann.common import one_of, same_matrices, whole_number
 from subspan._orth.common import detached, finish, matrices, numpy
 
@@ -41,7 +43,7 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     vectors : bool, default False
         Return the principal vectors too.
     check : bool, default True
-        ValueError for bases that are not orthonormal to 64 eps √k.
+        ValueError for bases that are not orthonormal to 64 eps √k. Values on a CUDA device are not looked at.
 
     Returns
     -------
@@ -65,6 +67,9 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     >>> grassmann.principal_angles(U, W)
     array([1.00000000e-09, 1.57079633e+00])
     """
+    if on_device(U, W):
+        there = device.principal_angles(U, W, vectors)
+        return PrincipalAngles(*there) if vectors else there[0]
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     library = library_of(U)
     angles = np.empty((*shape[:-2], shape[-1]), dtype)
@@ -88,7 +93,7 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", check: bool = True) 
         ``"procrustes"`` ``2 √Σ sin²(θ/2)``, ``"fubini-study"`` ``arccos ∏ cos θ``, ``"binet-cauchy"``
         ``√(1 - ∏ cos²θ)``.
     check : bool, default True
-        ValueError for bases that are not orthonormal to 64 eps √k.
+        ValueError for bases that are not orthonormal to 64 eps √k. Values on a CUDA device are not looked at.
 
     Returns
     -------
@@ -108,6 +113,8 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", check: bool = True) 
     True
     """
     which = one_of(kind, _KINDS, "kind")
+    if on_device(U, W):
+        return device.distance(U, W, which)
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     out = np.empty((*shape[:-2], 1, 1), dtype)
     _core.subspace_distance(detached(U), detached(W), out, which, int(bool(check)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subspan._arrays import Array
-from subspan._device import Place, broadcast_batch, matrix, same_dtype
+from subspan._device import Place, broadcast_batch, matrix, need_blas, same_dtype
 from subspan._grassmann.common import in_place
 from subspan._orth.common import detached, finish
 
@@ -64,3 +64,67 @@ def tangent(U: Array, G: Array, out: Array | None) -> Array:
     result: Any = place.output(out, shape, dtype)
     place.module.grassmann_tangent(place.call(), detached(U), detached(G), detached(result))
     return finish(result, False, place.library)
+
+
+def _pairs(U: Array, W: Array) -> tuple[Place, str, tuple[int, ...]]:
+    place, dtype = _points(U=U, W=W)
+    return place, dtype, (*broadcast_batch(U=(U, 2), W=(W, 2)), *(int(x) for x in U.shape[-2:]))
+
+
+def principal_angles(U: Array, W: Array, vectors: bool) -> tuple[Array, Array | None, Array | None]:
+    place, dtype, shape = _pairs(U, W)
+    angles = place.empty((*shape[:-2], shape[-1]), dtype)
+    p, q = (place.empty(shape, dtype) if vectors else None for _ in range(2))
+    place.module.grassmann_angles(place.call(), detached(U), detached(W), angles, p, q)
+    return angles, p, q
+
+
+def distance(U: Array, W: Array, kind: int) -> Array:
+    place, dtype, shape = _pairs(U, W)
+    out = place.empty((*shape[:-2], 1, 1), dtype)
+    place.module.grassmann_distance(place.call(), detached(U), detached(W), out, kind)
+    return out.reshape(shape[:-2])
+
+
+def log(U: Array, W: Array, out: Array | None) -> Array:
+    place, dtype, shape = _pairs(U, W)
+    result = place.output(out, shape, dtype)
+    place.module.grassmann_log(place.call(), detached(U), detached(W), detached(result))
+    return finish(result, False, place.library)
+
+
+def _features(x: Array, U: Array, grad: Array | None = None) -> tuple[Place, str]:
+    arrays = {"x": x, "U": U} | ({} if grad is None else {"grad": grad})
+    place = Place(**arrays)
+    dtype = same_dtype(arrays)
+    if len(x.shape) != 2:
+        raise ValueError(f"x must have shape (batch, n), got {tuple(x.shape)}")
+    if len(U.shape) != 3:
+        raise ValueError(f"U must have shape (classes, n, k), got {tuple(U.shape)}")
+    if int(U.shape[1]) != int(x.shape[1]):
+        raise ValueError(
+            f"x has {x.shape[1]} features and the subspaces of U, shape {tuple(U.shape)}, are of {U.shape[1]}"
+        )
+    shape = (int(x.shape[0]), int(U.shape[0]))
+    if grad is not None and tuple(grad.shape) != shape:
+        raise ValueError(f"grad must have shape {shape}, got {tuple(grad.shape)}")
+    need_blas()
+    return place, dtype
+
+
+def logits(x: Array, U: Array, scale: float) -> Array:
+    place, dtype = _features(x, U)
+    out = place.empty((int(x.shape[0]), int(U.shape[0])), dtype)
+    place.module.grassmann_logits(place.call(), detached(x), detached(U), out, scale)
+    return out
+
+
+def logits_backward(grad: Array, x: Array, U: Array, scale: float) -> tuple[Array, Array]:
+    place, dtype = _features(x, U, grad)
+    dx = place.empty(tuple(int(s) for s in x.shape), dtype)
+    classes, n, k = (int(s) for s in U.shape)
+    strides = U.stride() if place.library == "torch" else getattr(U, "strides", (0, 1, 0))
+    by_columns = n > 1 and k > 1 and abs(strides[1]) < abs(strides[2])
+    dU = place.turned(place.empty((classes, k, n), dtype)) if by_columns else place.empty((classes, n, k), dtype)
+    place.module.grassmann_logits_backward(place.call(), detached(grad), detached(x), detached(U), dx, dU, scale)
+    return dx, dU

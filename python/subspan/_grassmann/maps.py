@@ -312,6 +312,8 @@ def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> 
     >>> np.allclose(np.linalg.svd(grassmann.log(U, W))[1], np.pi / 2)
     True
     """
+    if on_device(U, W):
+        return device.log(U, W, out)
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     library = library_of(U)
     result, fresh = output(out, shape, dtype, library)

@@ -288,6 +288,8 @@ def logits(x: Array, U: Array, *, scale: float = 25.0) -> Array:
     >>> int(scores.argmax()), round(float(scores.max()), 12)
     (2, 25.0)
     """
+    if on_device(x, U):
+        return device.logits(x, U, float(scale))
     x, U, dtype = _features(x, U)
     out = np.empty((x.shape[0], U.shape[0]), dtype)
     _core.grassmann_logits(detached(x), detached(U), out, float(scale))
@@ -324,6 +326,8 @@ def logits_backward(grad: Array, x: Array, U: Array, *, scale: float = 25.0) -> 
     >>> dx.shape, dU.shape
     ((5, 20), (4, 20, 3))
     """
+    if on_device(grad, x, U):
+        return device.logits_backward(grad, x, U, float(scale))
     x, U, dtype = _features(x, U)
     grad = as_array(grad, "grad")
     if check_float(grad, "grad") != dtype:
