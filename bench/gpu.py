@@ -49,7 +49,7 @@ class Bench:
 
     def time(self, f: Any, runs: int = 30) -> float:
         """Median microseconds of one call, L2 cold."""
-        for _ in range(3):
+        for _ in range(min(runs, 3)):
             f()
         torch.cuda.synchronize()
         begins = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
@@ -77,13 +77,13 @@ class Bench:
 
     def case(
         self, name: str, ours: Any, peers: dict[str, tuple[Any, float | None]], *, bytes_: float = 0, flops: float = 0,
-        floor_reach: float | None = None,
+        floor_reach: float | None = None, runs: int = 30, peer_runs: int = 10,
     ) -> None:  # fmt: skip
         """Our time against each peer's, with the reach that is wanted."""
-        mine = self.time(ours)
+        mine = self.time(ours, runs)
         floor = max(bytes_ / self.copy, flops / self.gemm) or None
         for peer, (f, reach) in peers.items():
-            theirs = self.time(f, 10)
+            theirs = f if isinstance(f, float) else self.time(f, peer_runs)
             self.results.append(Result(name, peer, theirs / mine, reach, mine, floor, floor_reach))
 
 
@@ -238,6 +238,103 @@ def batched_qr(bench: Bench) -> None:
         lambda: orth.householder_qr(A),
         {"torch.linalg.qr": (lambda: torch.linalg.qr(A), 50)},
         bytes_=2 * A.nbytes,
+    )
+
+
+@case
+def reflections(bench: Bench) -> None:
+    m, k = 4096, 512
+    V = torch.randn(m, k, device=DEVICE).tril(-1) + torch.eye(m, k, device=DEVICE)
+    tau = 2 / (V * V).sum(0)
+    grad = torch.randn(m, k, device=DEVICE)
+
+    def ours() -> None:
+        orth.householder_product(V, tau)
+        orth.householder_product_backward(grad, V, tau)
+
+    v, t = V.clone().requires_grad_(), tau.clone().requires_grad_()
+
+    def theirs() -> None:
+        torch.linalg.householder_product(v, t).backward(grad)
+
+    peers: dict[str, Any] = {"torch.linalg.householder_product": (theirs, 100)}
+    try:
+        from torch_householder import torch_householder_orgqr
+    except ImportError:
+        pass
+    else:
+        peers["torch_householder"] = (lambda: torch_householder_orgqr(v).backward(grad), 20)
+    bench.case(
+        "Householder product of 512 reflections of 4096 and its gradient, f32", ours, peers, peer_runs=3,
+        flops=0, bytes_=6 * V.nbytes,
+    )  # fmt: skip
+
+
+@case
+def low_rank_gradients(bench: Bench) -> None:
+    """The seven matrices of a layer of LLaMA-7B; its 224 are 32 times these."""
+    shapes = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
+    G = [torch.randn(shape, device=DEVICE) for shape in shapes]
+    theirs = bench.time(lambda: [torch.linalg.svd(g, full_matrices=False) for g in G], 1)
+    for rank, reach in ((128, 300), (1024, 50)):
+        projectors = [orth.GradientProjector(rank, refresh=0, rng=i) for i in range(len(G))]
+        orth.GradientProjector.refresh_all(projectors, G)
+        bench.case(
+            f"GradientProjector.refresh of a layer of LLaMA-7B, rank {rank}, f32",
+            lambda projectors=projectors: orth.GradientProjector.refresh_all(projectors, G),
+            {"torch.linalg.svd": (theirs, reach)},
+            flops=sum(4 * g.numel() * rank for g in G),
+            runs=3,
+        )
+
+
+@case
+def angles(bench: Bench) -> None:
+    U, W = (torch.linalg.qr(torch.randn(1000, 2048, 8, device=DEVICE))[0].contiguous() for _ in range(2))
+
+    def products() -> torch.Tensor:
+        return torch.linalg.svdvals(U.mT @ W).clamp(max=1).acos()
+
+    bench.case(
+        "grassmann.principal_angles, 1000 × (2048 × 8), f32",
+        lambda: grassmann.principal_angles(U, W),
+        {"arccosines of singular values": (products, None)},
+        bytes_=2 * U.nbytes,
+    )
+    x, grad = torch.randn(256, 2048, device=DEVICE), torch.randn(256, 1000, device=DEVICE)
+
+    def published() -> None:
+        y, u = x.detach().requires_grad_(), U.detach().requires_grad_()
+        p = torch.einsum("bn,cnk->bck", torch.nn.functional.normalize(y), u)
+        (25 * p.norm(dim=-1)).backward(grad)
+
+    def ours() -> None:
+        grassmann.logits(x, U)
+        grassmann.logits_backward(grad, x, U)
+
+    bench.case(
+        "grassmann.logits and its gradient, 256 × 1000 classes of 2048 × 8, f32",
+        ours,
+        {"einsum and autograd": (published, None)},
+        bytes_=4 * U.nbytes,
+    )
+
+
+@case
+def packed_bases(bench: Bench) -> None:
+    G = torch.randn(4096, 4096, device=DEVICE).bfloat16()
+    U = torch.linalg.qr(torch.randn(4096, 128, device=DEVICE))[0]
+    packed = orth.quantize_int4(U)
+
+    def unpacked() -> None:
+        u = packed.to_array().bfloat16()
+        torch.addmm(G, u, u.T @ G, alpha=-1, out=G)
+
+    bench.case(
+        "project_out by a 4-bit basis, 4096² bf16, k=128, in place",
+        lambda: orth.apply_core(G, packed, -1.0, out=G),
+        {"unpacking and torch.addmm": (unpacked, None)},
+        bytes_=2 * G.nbytes,
     )
 
 

@@ -36,6 +36,12 @@ def test_find_package(tmp_path):
     (entry,) = [e for e in entry_points(group="cmake.prefix") if e.name == "subspan"]
     prefix = os.fspath(files(entry.value))
     assert "0 failures" in build(tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}")
+    program = tmp_path / "cuda_consumer"
+    if (Path(str(files("subspan"))) / "cuda_resources").is_dir() and shutil.which("nvcc"):
+        assert program.exists(), "the wheel has the CUDA kernels and the toolkit is there"
+    if program.exists():
+        result = subprocess.run([program], capture_output=True, text=True, check=False)
+        assert "0 failures" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.slow
