@@ -11,7 +11,7 @@ struct StreamState {
     Stack components;
     double *values = nullptr, *mean = nullptr, *totals = nullptr;
     std::int64_t rank = 0; // components in use; the host counts those that there may be
-    bool robust = false;   // rotations of the rows themselves instead of their Gram matrix: for float64 data, 2 to 4 times the work
+    bool robust = false;   // rotations of the rows themselves instead of their Gram matrix: for float64 data; (n + N) / 2N times the rotations
 };
 inline constexpr std::int64_t kStreamTotals = 4;
 
