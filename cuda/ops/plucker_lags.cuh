@@ -35,6 +35,7 @@ template <class T> struct Arguments {
     int r, m, norm, weighting;
     double eps, sign;
     int rope;
+    int64_t back, ahead; // the largest offset to earlier and to later tokens
     const double *turns; // cosine and sine of each pair at each position from `turns_from` on, or null
     int64_t turns_from;
     // Of each token and offset, unless the weights are the mean and nothing is masked: those follow from positions.
@@ -106,6 +107,14 @@ template <class L> struct Chunk {
     int power;
 };
 
+/// Rows of z that a block keeps in shared memory: those of its tokens and of their neighbours within some offsets, one after the other over
+/// all sequences. Null where there are none.
+template <class T> struct Halo {
+    const T *rows = nullptr;
+    int64_t begin = 0; // the first one, counted over all sequences
+    int count = 0, pitch = 0;
+};
+
 /// The pair of a token z and one of its past: w becomes the rejection y = w - c z, scaled to lie within sight of one.
 template <class L> struct Pair {
     L c, yy, g, k;
@@ -117,6 +126,7 @@ template <class T, int Lanes> struct Token {
     static constexpr int RC = kChunk;
     using L = typename LagOf<T>::type;
     const Arguments<T> &a;
+    const Halo<T> halo;
     int q;             // which chunk
     unsigned index, sequence;
     int64_t t;
@@ -124,7 +134,7 @@ template <class T, int Lanes> struct Token {
     Chunk<L> z;
     L zz;
 
-    SUBSPAN_DEVICE Token(const Arguments<T> &a, unsigned token) : a(a), q(int(threadIdx.x) % Lanes), index(token) {
+    SUBSPAN_DEVICE Token(const Arguments<T> &a, unsigned token, const Halo<T> &halo = {}) : a(a), halo(halo), q(int(threadIdx.x) % Lanes), index(token) {
         in = token < a.tokens;
         sequence = in ? token / a.count : 0u;
         t = in ? a.first + int64_t(token - sequence * a.count) : 0;
@@ -168,6 +178,11 @@ template <class T, int Lanes> struct Token {
     /// This lane's chunk of token s; zeros unless `wanted`. All lanes of a warp must come here together.
     SUBSPAN_DEVICE void load(Chunk<L> &w, int64_t s, bool wanted) const {
         const T *row = a.z.at(sequence) + (a.ring > 0 ? s % a.ring : s) * a.z.row_stride;
+        int64_t step = a.z.col_stride;
+        if (const int64_t near = int64_t(index) + (s - t) - halo.begin; halo.rows != nullptr && near >= 0 && near < halo.count) {
+            row = halo.rows + near * halo.pitch;
+            step = 1;
+        }
         const int first = q * RC;
 #pragma unroll
         for (int e = 0; e < RC; ++e) w.x[e] = L(0);
@@ -191,7 +206,7 @@ template <class T, int Lanes> struct Token {
             if (!done)
 #pragma unroll
                 for (int e = 0; e < RC; ++e)
-                    if (first + e < a.r) w.x[e] = L(widen(row[int64_t(first + e) * a.z.col_stride]));
+                    if (first + e < a.r) w.x[e] = L(widen(row[int64_t(first + e) * step]));
         } else if (wanted) {
             const int half = a.r / 2;
 #pragma unroll
@@ -202,7 +217,7 @@ template <class T, int Lanes> struct Token {
                 const bool second = a.rope == 1 ? i % 2 == 1 : i >= half;
                 const int partner = a.rope == 1 ? i ^ 1 : (second ? i - half : i + half);
                 const double *cs = a.turns + 2 * ((s - a.turns_from) * half + pair);
-                const double x = double(widen(row[int64_t(i) * a.z.col_stride])), y = double(widen(row[int64_t(partner) * a.z.col_stride]));
+                const double x = double(widen(row[int64_t(i) * step])), y = double(widen(row[int64_t(partner) * step]));
                 w.x[e] = L(second ? y * cs[1] + x * cs[0] : x * cs[0] - y * cs[1]);
             }
         }

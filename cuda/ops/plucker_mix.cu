@@ -299,7 +299,11 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
     a.rope = o.rope;
     const Positions p = positions_of(in, o);
     a.turns_from = p.from;
-    for (int j = 0; j < a.m; ++j) a.offsets[j] = o.offsets[std::size_t(j)];
+    for (int j = 0; j < a.m; ++j) {
+        a.offsets[j] = o.offsets[std::size_t(j)];
+        a.back = std::max(a.back, a.offsets[j]);
+        a.ahead = std::max(a.ahead, -a.offsets[j]);
+    }
     if (o.rope != 0) {
         double *turns = work.take<double>(turns_count(in, o));
         a.turns = turns;

@@ -22,13 +22,47 @@ template <class T> struct Projection {
 };
 
 // -- the tokens of a block: rows of z and u, an odd number of items apart, and the sum of each token's weights --------------------------
+// Tokens and, as far as `bytes` of shared memory go, what their offsets reach: read once from memory instead of once for each offset.
+template <class T, int Tokens> SUBSPAN_DEVICE Halo<T> load_halo(const Arguments<T> &a, unsigned first, unsigned char *room, int64_t bytes) {
+    constexpr int V = 16 / int(sizeof(T)), kThreads = Tokens * 4;
+    Halo<T> h;
+    h.pitch = divide_up(a.r, V) * V;
+    const int64_t rows = bytes / (h.pitch * int64_t(sizeof(T))) - Tokens;
+    if (a.ring > 0 || rows < 0) return h;
+    const int64_t back = least(a.back, rows), ahead = least(a.ahead, rows - back), begin = int64_t(first) - back;
+    h.begin = most<int64_t>(begin, 0);
+    h.count = int(least(int64_t(first) + Tokens + ahead, int64_t(a.tokens)) - h.begin);
+    T *to = reinterpret_cast<T *>(room);
+    const int chunks = h.pitch / V;
+    for (int c = int(threadIdx.x); c < h.count * chunks; c += kThreads) {
+        const int local = c / chunks, j = (c - local * chunks) * V;
+        const unsigned index = unsigned(h.begin + local), sequence = index / a.count;
+        const T *row = a.z.at(sequence) + int64_t(index - sequence * a.count) * a.z.row_stride;
+        if (a.vectors && j + V <= a.r) {
+            *reinterpret_cast<uint4 *>(to + local * h.pitch + j) = *reinterpret_cast<const uint4 *>(row + j);
+        } else {
+#pragma unroll
+            for (int e = 0; e < V; ++e) {
+                T value{};
+                if (j + e < a.r) value = row[int64_t(j + e) * a.z.col_stride];
+                to[local * h.pitch + j + e] = value;
+            }
+        }
+    }
+    h.rows = to;
+    return h;
+}
+
+// `room`: shared memory that is not needed before the next barrier.
 template <class T, int Lanes, int Tokens>
-SUBSPAN_DEVICE void fill_tokens(const Arguments<T> &a, unsigned first, Kept<T> *zs, Kept<T> *us, Kept<T> *sums, int pitch) {
+SUBSPAN_DEVICE void fill_tokens(const Arguments<T> &a, unsigned first, Kept<T> *zs, Kept<T> *us, Kept<T> *sums, int pitch, unsigned char *room, int64_t bytes) {
     using A = Kept<T>;
     const int tid = int(threadIdx.x), q = tid % Lanes;
+    const Halo<T> halo = load_halo<T, Tokens>(a, first, room, bytes);
+    __syncthreads();
     // All threads come here: Tokens · 4 of them, so that tokens of eight lanes take two rounds.
     for (int local = tid / Lanes; local < Tokens; local += Tokens * 4 / Lanes) {
-        const Token<T, Lanes> token(a, first + unsigned(local));
+        const Token<T, Lanes> token(a, first + unsigned(local), halo);
         typename LagOf<T>::type u[kChunk];
         const auto sum = token.gather(u);
 #pragma unroll
@@ -109,7 +143,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1) project_kernel(SUBSPAN_PARAMETE
     // Slices of W come in while the tokens are looked at.
     fetch(0);
     fetch(1);
-    fill_tokens<T, Lanes, Tokens>(a, first, zs, us, sums, at.pitch);
+    fill_tokens<T, Lanes, Tokens>(a, first, zs, us, sums, at.pitch, memory + at.a, at.w - at.a);
     __syncthreads();
     BlockProduct<T, Tokens, Width, false, true> product;
     product.clear();
@@ -172,7 +206,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
     T *gs = reinterpret_cast<T *>(memory + at.g), *ws = reinterpret_cast<T *>(memory + at.w);
     const int tid = int(threadIdx.x), q = tid % Lanes;
     const unsigned first = blockIdx.x * Tokens;
-    fill_tokens<T, Lanes, Tokens>(a, first, zs, us, sums, at.pitch);
+    fill_tokens<T, Lanes, Tokens>(a, first, zs, us, sums, at.pitch, memory + at.p, at.g - at.p);
     __syncthreads();
     for (int e = tid; e < Tokens * zu_pitch; e += kThreads) {
         const int local = e / zu_pitch, i = e - local * zu_pitch;
