@@ -269,7 +269,7 @@ struct Extract {
 };
 
 // A warp finds the place of a row among all, and puts it there.
-__global__ void __launch_bounds__(256) extract_kernel(const Problem p, const Extract c) {
+__global__ void __launch_bounds__(256, 1) extract_kernel(const Problem p, const Extract c) {
     const int n = p.count, j = int(blockIdx.x) * 8 + int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     if (j >= n) return;
     const unsigned item = blockIdx.y;
