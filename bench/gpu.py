@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -48,8 +49,8 @@ class Bench:
         self.gemm = self._gemm_rate()
 
     def time(self, f: Any, runs: int = 30) -> float:
-        """Median microseconds of one call, L2 cold."""
-        for _ in range(min(runs, 3)):
+        """Median microseconds of one call, L2 cold. One run alone is not warmed up: it takes seconds."""
+        for _ in range(3 if runs > 1 else 0):
             f()
         torch.cuda.synchronize()
         begins = [torch.cuda.Event(enable_timing=True) for _ in range(runs)]
@@ -234,10 +235,10 @@ def streaming(bench: Bench) -> None:
 def batched_qr(bench: Bench) -> None:
     A = torch.randn(1024, 64, 16, device=DEVICE)
     bench.case(
-        "QR of 1024 matrices 64 × 16, f32",
-        lambda: orth.householder_qr(A),
+        "QR of 1024 matrices 64 × 16 with Q, f32",
+        lambda: orth.householder_qr(A)[0].to_array(),
         {"torch.linalg.qr": (lambda: torch.linalg.qr(A), 50)},
-        bytes_=2 * A.nbytes,
+        bytes_=3 * A.nbytes,
     )
 
 
@@ -268,24 +269,6 @@ def reflections(bench: Bench) -> None:
         "Householder product of 512 reflections of 4096 and its gradient, f32", ours, peers, peer_runs=3,
         flops=0, bytes_=6 * V.nbytes,
     )  # fmt: skip
-
-
-@case
-def low_rank_gradients(bench: Bench) -> None:
-    """The seven matrices of a layer of LLaMA-7B; its 224 are 32 times these."""
-    shapes = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
-    G = [torch.randn(shape, device=DEVICE) for shape in shapes]
-    theirs = bench.time(lambda: [torch.linalg.svd(g, full_matrices=False) for g in G], 1)
-    for rank, reach in ((128, 300), (1024, 50)):
-        projectors = [orth.GradientProjector(rank, refresh=0, rng=i) for i in range(len(G))]
-        orth.GradientProjector.refresh_all(projectors, G)
-        bench.case(
-            f"GradientProjector.refresh of a layer of LLaMA-7B, rank {rank}, f32",
-            lambda projectors=projectors: orth.GradientProjector.refresh_all(projectors, G),
-            {"torch.linalg.svd": (theirs, reach)},
-            flops=sum(4 * g.numel() * rank for g in G),
-            runs=3,
-        )
 
 
 @case
@@ -338,6 +321,60 @@ def packed_bases(bench: Bench) -> None:
     )
 
 
+@case
+def decoding(bench: Bench) -> None:
+    """One token of each of 256 sequences."""
+    z = torch.randn(256, R, device=DEVICE).bfloat16()
+    W = (torch.randn(D, len(PAIRS), device=DEVICE) / 22).bfloat16()
+    b = torch.randn(D, device=DEVICE).bfloat16()
+    state = plucker.MixState(OFFSETS, R, W=W, b=b)
+    out = torch.empty(256, D, dtype=torch.bfloat16, device=DEVICE)
+    first, second = (torch.tensor([p[i] for p in PAIRS], device=DEVICE) for i in (0, 1))
+    past = torch.randn(256, max(OFFSETS) + 1, R, device=DEVICE).bfloat16()
+    with torch.no_grad():
+        bench.case(
+            "MixState.step, 256 sequences, bf16",
+            lambda: state.step(z, out=out),
+            {"published form over the offsets' tokens": (lambda: published(past, W, b, first, second), None)},
+            bytes_=W.nbytes + out.nbytes,
+        )
+
+
+@case
+def both_sides(bench: Bench) -> None:
+    C, V = torch.randn(512, 256, 128, device=DEVICE), torch.randn(512, 128, 16, device=DEVICE)
+    tau = 2 / (V * V).sum(-2)
+
+    def looped() -> None:
+        q = torch.linalg.householder_product(V.tril(-1) + torch.eye(128, 16, device=DEVICE), tau)
+        C - (C @ q) @ q.mT
+
+    bench.case(
+        "16 reflections from the right on 512 × (256 × 128), f32",
+        lambda: orth.householder_apply(V, C, tau, side="right", out=C),
+        {"torch.linalg.householder_product and two products": (looped, None)},
+        bytes_=2 * C.nbytes,
+    )
+
+
+@case
+def low_rank_gradients(bench: Bench) -> None:
+    """The seven matrices of a layer of LLaMA-7B; its 224 are 32 times these."""
+    shapes = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
+    G = [torch.randn(shape, device=DEVICE) for shape in shapes]
+    theirs = bench.time(lambda: [torch.linalg.svd(g, full_matrices=False) for g in G], 1)
+    for rank, reach in ((128, 300), (1024, 50)):
+        projectors = [orth.GradientProjector(rank, refresh=0, rng=i) for i in range(len(G))]
+        orth.GradientProjector.refresh_all(projectors, G)
+        bench.case(
+            f"GradientProjector.refresh of a layer of LLaMA-7B, rank {rank}, f32",
+            lambda projectors=projectors: orth.GradientProjector.refresh_all(projectors, G),
+            {"torch.linalg.svd": (theirs, reach)},
+            flops=sum(4 * g.numel() * rank for g in G),
+            runs=3,
+        )
+
+
 def call_overhead() -> float | None:
     """Microseconds of a Python call beyond a launch, CuPy in and out: the host's time while the device keeps up."""
     try:
@@ -378,12 +415,18 @@ def table(bench: Bench, header: list[str], overhead: float | None, problems: lis
 
 
 def commit() -> str:
-    """What is measured, as far as it can be told."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+    """What is measured: SUBSPAN_COMMIT where the folder has no history, with a mark where files were changed."""
+    if given := os.environ.get("SUBSPAN_COMMIT"):
+        return given
+
+    def git(*args: str) -> str:
+        try:
+            return subprocess.run(["git", *args], capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:
+            return ""
+
+    name = git("rev-parse", "--short", "HEAD")
+    return "unknown" if not name else name + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ out=${1:-bench/results}
 mkdir -p "$out"
 failed=0
 step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
-python3 -c 'import torch; assert torch.cuda.is_available(), "PyTorch sees no CUDA device"' || exit 1
+python3 -c 'import cupy, torch; assert torch.cuda.is_available(), "PyTorch sees no CUDA device"' || exit 1
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
 
 step "build"
@@ -20,18 +20,18 @@ export PYTHONPATH=$site SUBSPAN_TEST_GPU=1 PYTHONDONTWRITEBYTECODE=1 XLA_PYTHON_
 (cd "$site" && python3 -m subspan info)
 
 step "tests"
-timeout 150 python3 -m pytest -W default -q -p no:cacheprovider tests/cuda || failed=1
+timeout 140 python3 -m pytest -W default -q -p no:cacheprovider tests/cuda || failed=1
 
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         step "compute-sanitizer $tool"
-        timeout 100 compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9 python3 -m pytest -W default -q -x -p no:cacheprovider tests/cuda -k sanitizer || failed=1
+        timeout 60 compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9 python3 -m pytest -W default -q -x -p no:cacheprovider tests/cuda -k sanitizer || failed=1
     done
 else
     echo "compute-sanitizer is not here: skipped"
 fi
 
 step "benchmarks"
-timeout 150 python3 bench/gpu.py --save "$out" || failed=1
+timeout 140 python3 bench/gpu.py --save "$out" || failed=1
 step "done, $([ $failed = 0 ] && echo well || echo with failures)"
 exit $failed

@@ -76,4 +76,35 @@ void require_apart(const Layout &out, const Layout &other, bool same) {
                               (same ? " without being the same view" : "") + "; the result would depend on the order of writes");
 }
 
+void require_entries_apart(const std::vector<Layout> &outs, const std::vector<std::vector<Layout>> &inputs) {
+    struct Piece {
+        const char *low, *high;
+        std::size_t entry;
+        const Layout *layout;
+        bool out;
+    };
+    std::vector<Piece> pieces;
+    const auto add = [&](std::size_t entry, const Layout &x, bool out) {
+        const auto [low, high] = extent(x);
+        if (low != nullptr) pieces.push_back({low, high, entry, &x, out});
+    };
+    for (std::size_t i = 0; i < outs.size(); ++i) {
+        add(i, outs[i], true);
+        for (const Layout &x : inputs[i]) add(i, x, false);
+    }
+    std::sort(pieces.begin(), pieces.end(), [](const Piece &a, const Piece &b) { return a.low < b.low; });
+    std::vector<const Piece *> open; // those that reach past where the next one begins
+    for (const Piece &p : pieces) {
+        open.erase(std::remove_if(open.begin(), open.end(), [&](const Piece *o) { return o->high <= p.low; }), open.end());
+        for (const Piece *o : open) {
+            if (o->entry == p.entry || (!o->out && !p.out)) continue;
+            if (p.out)
+                require_apart(*p.layout, *o->layout);
+            else
+                require_apart(*o->layout, *p.layout);
+        }
+        open.push_back(&p);
+    }
+}
+
 } // namespace subspan::bind

@@ -23,4 +23,7 @@ std::string shape_text(const std::vector<std::int64_t> &shape);
 /// With `same` they may be the same view. Also when two elements of `out` are one.
 void require_apart(const Layout &out, const Layout &other, bool same = false);
 
+/// The same for lists: no output may share memory with anything of another entry.
+void require_entries_apart(const std::vector<Layout> &outs, const std::vector<std::vector<Layout>> &inputs);
+
 } // namespace subspan::bind

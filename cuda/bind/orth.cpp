@@ -4,6 +4,7 @@
 #include "subspan/cuda/apply_core.hpp"
 #include "subspan/cuda/gram_core.hpp"
 
+#include <deque>
 #include <optional>
 #include <vector>
 
@@ -71,6 +72,13 @@ void register_device_orth(py::module_ &m) {
         },
         py::arg("call"), py::arg("c"), py::arg("v"), py::arg("core"), py::arg("kind"), py::arg("value"), py::arg("alpha"), py::arg("left"),
         py::arg("out"), py::arg("source") = py::none());
+    m.def(
+        "require_apart",
+        [](const py::tuple &where, const py::object &out, const py::object &other, const std::string &name) {
+            const Call call(where);
+            require_apart(DeviceArray(out, "out", call), DeviceArray(other, name.c_str(), call));
+        },
+        py::arg("call"), py::arg("out"), py::arg("other"), py::arg("name"));
     const auto from_basis = [&](const char *name, auto room, auto f) {
         m.def(
             name,
@@ -93,19 +101,27 @@ void register_device_orth(py::module_ &m) {
         [](const py::tuple &where, const py::list &c, const py::list &v, double value, double alpha, bool left, const py::list &out) {
             const Call call(where);
             if (c.size() != v.size() || c.size() != out.size()) throw py::value_error("C, U and out must be lists of one length");
-            std::vector<DeviceArray> arrays;
-            arrays.reserve(3 * c.size());
+            std::deque<std::string> names; // of the arrays, whose elements stay where they are
+            std::deque<DeviceArray> arrays;
             std::vector<cuda::CoreCall> calls(c.size());
+            std::vector<Layout> outs;
+            std::vector<std::vector<Layout>> inputs;
             for (std::size_t i = 0; i < c.size(); ++i) {
-                const DeviceArray &xc = arrays.emplace_back(c[i], "C", call), &xv = arrays.emplace_back(v[i], "U", call);
-                const DeviceArray &xo = arrays.emplace_back(out[i], "out", call, true);
-                if (xc.ndim() != 2 || xv.ndim() != 2) throw py::value_error("matrices of a list have two dimensions, got C " + xc.shape_text());
+                const auto array = [&](const py::list &list, const char *name, bool writable) -> const DeviceArray & {
+                    names.push_back(std::string(name) + "[" + std::to_string(i) + "]");
+                    return arrays.emplace_back(list[i], names.back().c_str(), call, writable);
+                };
+                const DeviceArray &xc = array(c, "C", false), &xv = array(v, "U", false), &xo = array(out, "out", true);
+                if (xc.ndim() != 2 || xv.ndim() != 2) throw py::value_error("matrices of a list have two dimensions, got " + std::string(xc.name()) + " " + xc.shape_text());
                 require_apart(xo, xc, true);
                 require_apart(xo, xv);
+                outs.push_back(xo.layout());
+                inputs.push_back({xc.layout(), xv.layout()});
                 calls[i].c = xc.stack({});
                 calls[i].v = xv.stack({});
                 calls[i].out = xo.stack({});
             }
+            require_entries_apart(outs, inputs);
             const Memory memory(call, 0);
             const py::gil_scoped_release release;
             cuda::apply_core_group(memory.context(), calls, options(cuda::CoreOptions::scalar, value, alpha, left));

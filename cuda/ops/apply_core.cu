@@ -688,10 +688,16 @@ template <class T, bool Across, bool Packed> void run(const Session &s, const Co
     launch<apply_core_kernel<T, Across, From>>(s, name, shape, from, plan);
 }
 
-template <class T, bool Across> void run_group(const Session &s, const std::vector<CoreCall> &calls, const CoreOptions &o) {
-    // The plan of the tallest matrix serves all; vectors only where every one of them allows it.
+// The plan of the tallest matrix serves all; vectors only where every one of them allows it.
+template <class T> struct GroupPlan {
     Plan<T> plan{};
     int64_t k32 = 0;
+};
+template <class T, bool Across> GroupPlan<T> plan_group(const Session &s, const std::vector<CoreCall> &calls, const CoreOptions &o) {
+    GroupPlan<T> group;
+    if (calls.empty()) return group;
+    Plan<T> &plan = group.plan;
+    int64_t &k32 = group.k32, panels = 0;
     bool x = true, v = true, out = true;
     for (const auto &c : calls) {
         const Plan<T> p = plan_of<T, Across>(c, o, s.device());
@@ -714,6 +720,14 @@ template <class T, bool Across> void run_group(const Session &s, const std::vect
         if (shared_bytes<T, Across>(plan.rows, int(k32)) <= s.device().shared_limit) break;
         if (plan.blocks >= widest) throw ValueError("the widest V and the tallest C of the group do not fit one launch together");
     }
+    for (const auto &c : calls) panels += divide_up<int64_t>(c.c.cols, kPanel<T>);
+    if (panels * plan.blocks > std::numeric_limits<int>::max()) throw ValueError("the group is too large for one launch");
+    return group;
+}
+
+template <class T, bool Across> void run_group(const Session &s, const std::vector<CoreCall> &calls, const CoreOptions &o, const GroupPlan<T> &group) {
+    const Plan<T> &plan = group.plan;
+    const int k32 = int(group.k32);
     for (std::size_t first = 0; first < calls.size(); first += kGroup) {
         OfGroup<T> from{};
         from.count = int(std::min<std::size_t>(kGroup, calls.size() - first));
@@ -725,9 +739,8 @@ template <class T, bool Across> void run_group(const Session &s, const std::vect
             panels += divide_up<int64_t>(c.c.cols, kPanel<T>);
         }
         from.first[from.count] = int(panels);
-        if (panels * plan.blocks > std::numeric_limits<int>::max()) throw ValueError("the group is too large for one launch");
         if (panels == 0) continue;
-        const Shape shape{dim3(unsigned(panels * plan.blocks)), dim3(kThreads), shared_bytes<T, Across>(plan.rows, int(k32)), plan.blocks};
+        const Shape shape{dim3(unsigned(panels * plan.blocks)), dim3(kThreads), shared_bytes<T, Across>(plan.rows, k32), plan.blocks};
         launch<apply_core_kernel<T, Across, OfGroup<T>>>(s, "apply_core (group)", shape, from, plan);
     }
 }
@@ -823,8 +836,10 @@ void apply_core_group(const Context &context, const std::vector<CoreCall> &calls
     }
     dispatch(calls[0].c.dtype, [&](auto tag) {
         using T = decltype(tag);
-        if (!rows.empty()) run_group<T, true>(s, rows, o);
-        if (!columns.empty()) run_group<T, false>(s, columns, o);
+        const auto by_rows = plan_group<T, true>(s, rows, o); // both before the first launch
+        const auto by_columns = plan_group<T, false>(s, columns, o);
+        run_group<T, true>(s, rows, o, by_rows);
+        run_group<T, false>(s, columns, o, by_columns);
     });
 }
 

@@ -77,7 +77,7 @@ bool load_blas(const char *path, bool loaded_only) {
 
 void require_blas_layout(const Operand &x, const char *name) {
     if (!lines(x.rows, x.cols, x.row_stride, x.col_stride) && !lines(x.cols, x.rows, x.col_stride, x.row_stride))
-        throw ValueError(std::string(name) + " has neither rows nor columns that are contiguous and lie one after the other, which a wide basis needs on a CUDA device; copy it first");
+        throw ValueError(std::string(name) + " has neither rows nor columns that are contiguous and lie one after the other, which cuBLAS needs; copy it first");
 }
 
 std::int64_t blas_workspace(int device) {

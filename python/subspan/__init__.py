@@ -3,7 +3,7 @@
 ``subspan.svd`` holds streaming and one-shot truncated SVDs, ``subspan.orth`` Householder reflections and orthogonal
 projections, ``subspan.grassmann`` the geometry of subspaces and optimiser steps on it, ``subspan.plucker`` mixing of
 sequences by Plücker coordinates. Everything takes arrays of NumPy, PyTorch or JAX without a copy and answers in the
-same library. ``subspan.sklearn`` is loaded when it is imported.
+same library; much of it takes CuPy arrays and CUDA tensors too. ``subspan.sklearn`` is loaded when it is imported.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ def kernels() -> Any:
             _module = importlib.import_module("subspan._cuda")
         except ModuleNotFoundError:
             raise CudaError(
-                "the array is in CUDA device memory, and this build of subspan has no CUDA kernels: install a wheel "
-                "that has them, pip install 'subspan[cuda13]', or build with nvcc 13 on the PATH and "
-                "pip install . -Ccmake.define.SUBSPAN_CUDA=ON"
+                "the array is in CUDA device memory, and this build of subspan has no CUDA kernels: build it with nvcc "
+                "13 on the PATH, pip install '.[cuda13]' -Ccmake.define.SUBSPAN_CUDA=ON in a checkout, or take a wheel "
+                "that was built so"
             ) from None
         except ImportError as e:
             raise CudaError(f"the CUDA kernels of subspan could not be loaded: {e}") from e
@@ -77,7 +77,7 @@ _NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.
 def need_blas() -> None:
     """Fills the table of cuBLAS: from the process, else from the loader's path, else from NVIDIA's wheels.
 
-    Where none of them has it, the kernel that needs it raises a CudaError that says how to install it.
+    Where none of them has it, the kernel that needs it raises an ImportError that says how to install it.
     """
     module = kernels()
     if module.has_blas():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -50,26 +51,32 @@ class DeviceStream:
     def _configure(self, place: Place, n: int, forget: float, method: str, dtype: str) -> None:
         need_blas()
         self.place, self.n, self.forget, self.dtype = place, n, forget, dtype
+        self._turn = threading.Lock()  # launches of two updates must not mix
         # The Gram matrix of float64 rows would lose what is below 1e-8 of the first value.
         self.robust = method == "robust" or (method == "auto" and dtype == "float64")
 
     def copy(self) -> DeviceStream:
         new = DeviceStream.__new__(DeviceStream)
         new.__dict__.update(self.__dict__)
-        for name in _ARRAYS:
-            x = getattr(self, name)
-            setattr(new, name, None if x is None else self.place.copied(x))
+        new._turn = threading.Lock()
+        with self._turn:
+            for name in _ARRAYS:
+                x = getattr(self, name)
+                setattr(new, name, None if x is None else self.place.copied(x))
         return new
 
     def check(self, rows: Array, name: str) -> Any:
         place = Place(**{name: rows})
-        if check_dtype(rows, name) != self.dtype:
-            raise TypeError(f"{name} must be {self.dtype} as the stream is, got {check_dtype(rows, name)}")
+        self.check_dtype(rows, name)
         if len(rows.shape) != 2 or int(rows.shape[1]) != self.n:
             raise ValueError(f"{name} must have shape (b, {self.n}), got {tuple(rows.shape)}")
         if place.device != self.place.device:
             raise ValueError(f"{name} is on CUDA device {place.device}, the stream on {self.place.device}")
         return detached(rows)
+
+    def check_dtype(self, x: Array, name: str) -> None:
+        if check_dtype(x, name) != self.dtype:
+            raise TypeError(f"{name} must be {self.dtype} as the stream is, got {check_dtype(x, name)}")
 
     def _state(self) -> tuple[Any, ...]:
         return self.components, self.values, self.mean, self.totals
@@ -79,9 +86,10 @@ class DeviceStream:
         if int(rows.shape[0]) == 0:
             raise ValueError("rows holds no rows")
         at_once = max(128, self.inner)
-        args = (self._state(), self.rank, self.robust, rows, self.forget, at_once)
-        self.rank = int(self.place.module.stream_update(self.place.call(), *args))
-        self.rows += int(rows.shape[0])
+        with self._turn:
+            args = (self._state(), self.rank, self.robust, rows, self.forget, at_once)
+            self.rank = int(self.place.module.stream_update(self.place.call(), *args))
+            self.rows += int(rows.shape[0])
 
     def merge(self, other: DeviceStream) -> None:
         if other.n != self.n:
@@ -92,9 +100,11 @@ class DeviceStream:
             raise TypeError(f"other must be {self.dtype} as the stream is, got {other.dtype}")
         if other.place.device != self.place.device:
             raise ValueError(f"other is on CUDA device {other.place.device}, the stream on {self.place.device}")
-        args = (self._state(), self.rank, self.robust, other._state(), other.rank)
-        self.rank = int(self.place.module.stream_merge(self.place.call(), *args))
-        self.rows += other.rows
+        theirs = other.copy() if other is self else other
+        with self._turn:
+            args = (self._state(), self.rank, self.robust, theirs._state(), theirs.rank)
+            self.rank = int(self.place.module.stream_merge(self.place.call(), *args))
+            self.rows += theirs.rows
 
     # -- saving --------------------------------------------------------------------------------------------------------
 

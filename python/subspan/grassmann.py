@@ -1,15 +1,12 @@
 """The Grassmann manifold: exact maps, optimiser steps in place, and a classification head, on stacks.
 
 A point of ``Gr(k, n)`` is a ``k``-dimensional subspace of ``Rⁿ``, given by an orthonormal basis ``(..., n, k)``; a
-tangent
-at ``U`` is an ``H`` with ``UᵀH = 0``. Stacks lead, any strides are taken (a weight that is stored as ``(C, k, n)``
-goes in
-as its transposed view, without a copy), and results have the library and dtype of the input: float32 and float64, on
-the
-CPU.
+tangent at ``U`` is an ``H`` with ``UᵀH = 0``. Stacks lead, any strides are taken (a weight that is stored as
+``(C, k, n)`` goes in as its transposed view, without a copy), and results have the library and dtype of the input:
+float32 and float64. docs/cuda.md says what takes CUDA arrays.
 
 ``check=True`` (the default) makes sure that points are orthonormal and, where it matters, that tangents are tangent;
-``check=False`` leaves that out.
+``check=False`` leaves that out. Values on a CUDA device are never looked at, as that would make the host wait.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ float32 and float64 are taken on the CPU; docs/cuda.md says what takes CUDA arra
 
 ``check=True`` (the default) looks for NaN and infinity, and at bases that must be orthonormal, before anything is
 written: whatever raises leaves its inputs as they were (a separate ``out`` may be partly written). ``check=False``
-leaves both out.
+leaves both out. Values on a CUDA device are never looked at, as that would make the host wait: NaN goes through.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A plane through two vectors ``z`` and ``w`` of ``Rʳ`` has the ``C(r, 2)`` coordinates ``z_i w_j - z_j w_i``, ``i < j``,
 in lexicographic order. Mixing gives each token of a sequence the coordinates of the planes through it and tokens of its
-past, averaged over offsets, and projects them. Results have the library and dtype of the input: float32 and float64, on
-the CPU.
+past, averaged over offsets, and projects them. Results have the library and dtype of the input: float32 and float64
+on the CPU; docs/cuda.md says what takes CUDA arrays, also of 16 bits.
 """
 
 from __future__ import annotations

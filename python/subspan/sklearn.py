@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from subspan import _core
 from subspan._arrays import is_sparse
+from subspan._orth.common import on_the_cpu
 from subspan.svd import StreamingSVD
 
 __all__ = ["IncrementalPCA"]
@@ -76,6 +77,7 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any = None, check_input: bool = True) -> IncrementalPCA:
         """Add one batch ``X (n_samples, n_features)``, dense or sparse."""
+        on_the_cpu(X, "X")
         first_pass = not hasattr(self, "components_")
         if check_input:
             X = validate_data(self, X, accept_sparse=["csr"], dtype=[np.float64, np.float32], reset=first_pass)
@@ -139,6 +141,7 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
 
     def transform(self, X: Any) -> Any:
         """Project ``X (n_samples, n_features)``, dense or sparse, on the components."""
+        on_the_cpu(X, "X")
         if not is_sparse(X):
             return super().transform(X)
         check_is_fitted(self)

@@ -1,7 +1,7 @@
 """Streaming and one-shot truncated singular value decompositions.
 
 Samples are rows. ``Vh`` and ``components`` are ``(k, n)``, as in NumPy and scikit-learn. Results have the library and
-dtype of the input; float32 and float64 are taken on the CPU. :class:`StreamingSVD` also takes float32 rows on a CUDA
+dtype of the input; float32 and float64. :class:`StreamingSVD` and :func:`truncated_svd` also take arrays on a CUDA
 device (docs/cuda.md).
 """
 
@@ -27,7 +27,7 @@ from subspan._arrays import (
 )
 from subspan._device import Place, device_of, on_device, same_dtype
 from subspan._files import read_archive, write_archive
-from subspan._orth.common import detached
+from subspan._orth.common import detached, on_the_cpu
 from subspan._stream import DeviceStream
 
 __all__ = [
@@ -95,7 +95,9 @@ class StreamingSVD:
     number ``k``. The sign of a component follows the component of the update before that it is closest to, so signs
     are stable along a stream.
 
-    An update that raises leaves the stream as it was. Objects may be shared between threads; calls take turns.
+    An update that raises leaves the stream as it was. Objects may be shared between threads; calls take turns. On a
+    CUDA device an update does not wait, and rows with NaN are left out there; the next result says so. Blocks are taken
+    as they come there, up to 128 rows (or as many as directions are kept) at a time.
 
     Sources: Brand, Linear Algebra Appl. 415 (2006); Ross, Lim, Lin and Yang, Int. J. Comput. Vis. 77 (2008) for the
     mean; Fukaya et al., SIAM J. Sci. Comput. 42 (2020) for shifted Cholesky QR.
@@ -229,6 +231,8 @@ class StreamingSVD:
         if self._there is None:
             if self._core.dtype() is not None:
                 raise TypeError("other is on a CUDA device and the stream on the CPU")
+            if self._dtype is not None and self._dtype != np.dtype(other._there.dtype):
+                raise TypeError(f"other must be {self._dtype} as the stream is, got {other._there.dtype}")
             there, theirs = other._there, (self.rank, self.forget, self.center, self.oversample, self.method)
             fresh = DeviceStream(there.place, there.n, *theirs, there.dtype)
             fresh.merge(there)
@@ -319,6 +323,7 @@ class StreamingSVD:
     def mean(self) -> Array:
         """``(n,)`` mean of the rows, or None without ``center``; a fresh array."""
         if self._there is not None and self._there.mean is not None:
+            self._there.host()  # rows that were refused are told of
             return self._there.place.converted(self._there.mean, self._there.dtype)
         if not self.center or self._core.dtype() is None:
             return None
@@ -386,7 +391,11 @@ class StreamingSVD:
         if self._there is not None:
             if not on_device(Z):
                 raise TypeError("Z is on the CPU and the stream on a CUDA device; move it first")
-            x = detached(Z) @ self.components
+            v = self.components
+            self._there.check_dtype(Z, "Z")
+            if len(Z.shape) != 2 or int(Z.shape[1]) != int(v.shape[0]):
+                raise ValueError(f"Z must have shape (m, {int(v.shape[0])}), got {tuple(Z.shape)}")
+            x = detached(Z) @ v
             return self._device_result(x if self.mean is None else x + self.mean, out)
         self._require_rows()
         Z = as_array(Z, "Z")
@@ -842,6 +851,7 @@ def choose_rank(
     >>> choose_rank([10.0, 5.0, 1.0, 0.1], energy=0.99)
     2
     """
+    on_the_cpu(singular_values, "singular_values")
     s = np.asarray(singular_values, dtype=np.float64)
     if s.ndim != 1:
         raise ValueError(f"singular_values must have 1 dimension, got shape {s.shape}")

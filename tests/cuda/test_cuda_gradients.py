@@ -208,3 +208,55 @@ def test_bases_of_lower_rank(gpu, rng, dtype):
     np.testing.assert_array_equal(zero.get(), C)
     parts = orth.project_out([gpu.put(C)] * 2, [gpu.put(V)] * 2, orthonormal=False)
     assert all(np.abs(wide(x.get()) - (wide(C) - got)).max() <= 1e3 * eps(dtype) for x in parts)
+
+
+# -- what is refused leaves everything as it was -----------------------------------------------------------------------
+
+
+def test_both_sides_or_none(gpu, rng):
+    C = rng.standard_normal((12, 9)).astype(np.float32)
+    U, W = (np.linalg.qr(rng.standard_normal((n, 2)))[0].astype(np.float32) for n in C.shape)
+    wrong = {
+        "rows": (ValueError, gpu.put(U)),
+        "dtype": (TypeError, gpu.put(wide(W))),
+        "place": (TypeError, W),
+        "stack": (ValueError, gpu.put(np.stack([W, W]))),
+    }
+    for error, bad in wrong.values():
+        c = gpu.put(C)
+        with pytest.raises(error):
+            orth.project_out(c, (gpu.put(U), bad), side="both", out=c)
+        np.testing.assert_array_equal(c.get(), C)
+    both = gpu.put(np.concatenate([C, C], axis=1)[:, :12])
+    with pytest.raises(ValueError, match=r"out overlaps U\[1\]"):
+        orth.project_out(both, (gpu.put(np.eye(12, 2, dtype=np.float32)), both[:, 3:5]), side="both", out=both)
+    c = gpu.put(C)
+    assert orth.project_out(c, (gpu.put(U), gpu.put(W)), side="both", out=c) is c
+    left = wide(C) - wide(U) @ (wide(U).T @ wide(C))
+    assert np.abs(wide(c.get()) - (left - left @ wide(W) @ wide(W).T)).max() < 1e-5
+
+
+def test_lists_whose_entries_share_memory(gpu, rng):
+    C = gpu.put(rng.standard_normal((12, 30)).astype(np.float32))
+    U = gpu.put(np.linalg.qr(rng.standard_normal((12, 2)))[0].astype(np.float32))
+    D = gpu.put(np.zeros((12, 30), np.float32))
+    before = C.get()
+    parts = [C[:, :10], C[:, 10:20], C[:, 20:]]
+    with pytest.raises(ValueError, match=r"out\[1\] overlaps C\[0\]|out\[0\] overlaps C\[1\]"):
+        orth.project_out(parts[:2], [U, U], out=[parts[1], parts[0]])
+    with pytest.raises(ValueError, match=r"out\[\d\] overlaps out\[\d\]"):
+        orth.project_out(parts[:2], [U, U], out=[D[:, :10], D[:, 9:19]])
+    np.testing.assert_array_equal(C.get(), before)
+    orth.project_out(parts, [U] * 3, out=parts)  # strips of one matrix
+    u = wide(U.get())
+    assert np.abs(wide(C.get()) - (wide(before) - u @ (u.T @ wide(before)))).max() < 1e-5
+
+
+def test_lists_are_planned_before_the_first_launch(emulation, rng):
+    emulation.control.hardware(8, 60000)
+    low, tall = rng.standard_normal((16, 8)).astype(np.float32), rng.standard_normal((9000, 4)).astype(np.float32)
+    C = [emulation.put(low), emulation.put(np.ascontiguousarray(tall.T)).T]
+    U = [emulation.put(np.eye(len(x), 2, dtype=np.float32)) for x in (low, tall)]
+    with pytest.raises(ValueError, match="does not fit the shared memory of a cluster"):
+        orth.project_out(C, U, out=C)
+    np.testing.assert_array_equal(C[0].get(), low)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from subspan import grassmann, orth, plucker
-from subspan.svd import StreamingSVD
+from subspan.svd import StreamingSVD, truncated_svd
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("SUBSPAN_TEST_GPU", "") != "1", reason="needs a GPU (SUBSPAN_TEST_GPU=1)"
@@ -71,6 +71,63 @@ def test_sanitizer_clusters_and_cores(torch):
     assert bool(torch.isfinite(svd.components).all())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sanitizer_small_problems(torch, dtype):
+    """Decompositions in a cluster and by blocks, reflections by products, angles and class scores."""
+    kind = getattr(torch, dtype)
+    A = torch.randn(90, 70, device="cuda", dtype=kind)
+    for rank in (5, 60):
+        U, S, Vh = truncated_svd(A, rank, power_iterations=6, rng=0)
+        want = torch.linalg.svdvals(A)[:rank]
+        torch.testing.assert_close(S, want, rtol=1e-3, atol=1e-3)
+        eye = torch.eye(rank, device="cuda", dtype=kind)
+        torch.testing.assert_close(U.mT @ U, eye, rtol=0, atol=1e-4)
+        torch.testing.assert_close(Vh @ Vh.mT, eye, rtol=0, atol=1e-4)
+    wide = torch.randn(400, 380, device="cuda", dtype=kind)
+    values = truncated_svd(wide, 370, oversample=0, power_iterations=0, rng=0).S  # more than a cluster holds
+    assert bool((values[:-1] >= values[1:]).all())
+    V = torch.randn(3, 80, 70, device="cuda", dtype=kind)
+    Q = orth.householder_product(V)
+    torch.testing.assert_close(Q.mT @ Q, torch.eye(70, device="cuda", dtype=kind).expand(3, 70, 70), rtol=0, atol=1e-4)
+    assert bool(torch.isfinite(orth.householder_product_backward(torch.ones_like(Q), V)).all())
+    dV, dC = orth.householder_apply_backward(V, V, V)
+    assert bool(torch.isfinite(dV).all() and torch.isfinite(dC).all())
+    points = torch.linalg.qr(torch.randn(4, 50, 6, device="cuda", dtype=kind))[0].contiguous()
+    there = points.roll(1, 0)
+    H = grassmann.log(points, there)
+    assert float(grassmann.distance(grassmann.exp(points, H), there).max()) < 1e-4
+    x = torch.randn(9, 50, device="cuda", dtype=kind)
+    scores = grassmann.logits(x, points)
+    want = 25 * torch.einsum("bn,cnk->bck", torch.nn.functional.normalize(x), points).norm(dim=-1)
+    torch.testing.assert_close(scores, want, rtol=1e-4, atol=1e-3)
+    for g in grassmann.logits_backward(torch.ones_like(scores), x, points):
+        assert bool(torch.isfinite(g).all())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_sanitizer_bases_of_any_kind(torch, dtype):
+    kind = getattr(torch, dtype)
+    G = (torch.randn(96, 6, device="cuda") @ torch.randn(6, 64, device="cuda") / 8).to(kind)
+    for bits in (None, 4):
+        p = orth.GradientProjector(6, bits=bits, rng=0)
+        R = p.down(G)
+        assert R.dtype == kind
+        assert bool(torch.isfinite(p.up(R)).all())
+        p.refresh(G)
+        assert p.similarity[0] > 0.9
+    U = torch.linalg.qr(torch.randn(96, 16, device="cuda"))[0].to(kind)
+    packed = orth.quantize_int4(U)
+    dense = packed.to_array().double()
+    got = orth.project_out(G, packed).double()
+    exact = G.double() - dense @ (torch.linalg.pinv(dense) @ G.double())
+    torch.testing.assert_close(got, exact, rtol=0.03, atol=0.03)
+    got = orth.project_out(G, 3 * U, orthonormal=False).double()
+    u = U.double()
+    torch.testing.assert_close(got, G.double() - u @ (torch.linalg.pinv(u) @ G.double()), rtol=0.03, atol=0.03)
+    C, V = torch.randn(300, 12, device="cuda").to(kind), torch.eye(300, 270, device="cuda").to(kind)
+    torch.testing.assert_close(orth.project(C, V)[:270], C[:270], rtol=0.02, atol=0.02)  # through cuBLAS
+
+
 def test_the_current_stream_is_used(torch):
     stream = torch.cuda.Stream()
     C, U = torch.randn(64, 64, device="cuda"), torch.eye(64, 4, device="cuda")
@@ -96,6 +153,26 @@ def test_graph_capture(torch):
     torch.cuda.synchronize()
     want = plucker.mix_project(z, W, None, [1, 2, 4])
     assert bool((out == want).all())
+
+
+def test_projections_and_steps_can_be_captured(torch):
+    C, U = torch.randn(256, 64, device="cuda"), torch.eye(256, 4, device="cuda")
+    points = torch.linalg.qr(torch.randn(5, 40, 3, device="cuda"))[0].contiguous()
+    grad = torch.randn_like(points)
+
+    def calls() -> None:
+        orth.project_out(C, U, out=C)
+        grassmann.sgd_step(points, grad, lr=0.1)
+
+    calls()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calls()
+    C.copy_(torch.randn_like(C))
+    want = C - U @ (U.T @ C)
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(C, want, rtol=1e-4, atol=1e-5)
 
 
 def test_autograd_is_told(torch):

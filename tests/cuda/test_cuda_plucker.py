@@ -307,10 +307,14 @@ def test_states_that_are_refused(gpu, rng):
     long = rng.standard_normal((3, 2, 6)).astype(np.float32)
     again = state.copy()
     for wrong in (np.ones((4, 2), bool), np.ones((3, 3), bool)):
-        with pytest.raises(ValueError, match="mask, shape .* does not broadcast"):
+        with pytest.raises(ValueError, match=r"mask, shape .* does not broadcast"):
             state.prefill(gpu.put(long), mask=gpu.put(wrong))
     np.testing.assert_array_equal(gpu.get(state.copy().step(gpu.put(z))), gpu.get(again.step(gpu.put(z))))
     assert state.position == 1
+    W = gpu.put(np.ones((2, 15), np.float32))
+    fresh = plucker.MixState([1], 6, W=W).copy()
+    assert fresh.step(gpu.put(z)).shape == (3, 2)
+    assert fresh.reset().copy().position == 0
     with pytest.raises(TypeError, match="W is on the CPU and the token is not"):
         plucker.MixState([1], 6, W=np.ones((2, 15), np.float32)).step(gpu.put(z))
 

@@ -163,6 +163,11 @@ def test_merge_and_save(gpu, rng, tmp_path, center):
         assert repr(x) == repr(merged)
     more = gpu.put(A[:10])
     np.testing.assert_array_equal(again.update(more).components.get(), merged.update(more).components.get())
+    with pytest.raises(TypeError, match="other must be float64 as the stream is, got float32"):
+        StreamingSVD(rank, center=center, dtype=np.float64).merge(merged)
+    twice = copy.copy(merged)
+    twice.merge(twice)
+    assert np.abs(twice.singular_values.get()[:m] - 2**0.5 * merged.singular_values.get()[:m]).max() <= 1e-4 * s[0]
     with pytest.raises(ValueError, match="other must have 40 columns, got 20"):
         merged.merge(StreamingSVD(2, center=center).update(gpu.put(A[:, :20])))
     with pytest.raises(TypeError, match="other is on the CPU"):

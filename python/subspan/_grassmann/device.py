@@ -10,9 +10,9 @@ from subspan._grassmann.common import in_place
 from subspan._orth.common import detached, finish
 
 
-def _points(**arrays: Array) -> tuple[Place, str]:
+def _points(out: Array | None = None, **arrays: Array) -> tuple[Place, str]:
     """All float32 or all float64, matrices of one shape."""
-    place = Place(**arrays)
+    place = Place(**arrays, out=out)
     dtype = same_dtype(arrays, ": points do not stay orthonormal in 16 bits")
     first = next(iter(arrays))
     for name, x in arrays.items():
@@ -51,7 +51,7 @@ def sgd_step(
 
 
 def retract(U: Array, H: Array, method: int, t: float, out: Array | None) -> Array:
-    place, dtype = _points(U=U, H=H)
+    place, dtype = _points(out, U=U, H=H)
     shape = (*broadcast_batch(U=(U, 2), H=(H, 2)), *tuple(U.shape[-2:]))
     result: Any = place.output(out, shape, dtype)
     place.module.grassmann_retract(place.call(), detached(U), detached(H), detached(result), t, method)
@@ -59,15 +59,15 @@ def retract(U: Array, H: Array, method: int, t: float, out: Array | None) -> Arr
 
 
 def tangent(U: Array, G: Array, out: Array | None) -> Array:
-    place, dtype = _points(U=U, G=G)
+    place, dtype = _points(out, U=U, G=G)
     shape = (*broadcast_batch(U=(U, 2), G=(G, 2)), *tuple(U.shape[-2:]))
     result: Any = place.output(out, shape, dtype)
     place.module.grassmann_tangent(place.call(), detached(U), detached(G), detached(result))
     return finish(result, False, place.library)
 
 
-def _pairs(U: Array, W: Array) -> tuple[Place, str, tuple[int, ...]]:
-    place, dtype = _points(U=U, W=W)
+def _pairs(U: Array, W: Array, out: Array | None = None) -> tuple[Place, str, tuple[int, ...]]:
+    place, dtype = _points(out, U=U, W=W)
     return place, dtype, (*broadcast_batch(U=(U, 2), W=(W, 2)), *(int(x) for x in U.shape[-2:]))
 
 
@@ -87,7 +87,7 @@ def distance(U: Array, W: Array, kind: int) -> Array:
 
 
 def log(U: Array, W: Array, out: Array | None) -> Array:
-    place, dtype, shape = _pairs(U, W)
+    place, dtype, shape = _pairs(U, W, out)
     result = place.output(out, shape, dtype)
     place.module.grassmann_log(place.call(), detached(U), detached(W), detached(result))
     return finish(result, False, place.library)

@@ -15,6 +15,7 @@ from subspan._device import device_of
 
 def matrices(x: Array, name: str) -> tuple[Array, np.dtype[Any]]:
     x = as_array(x, name)
+    on_the_cpu(x, name)
     dtype = check_float(x, name)
     if len(x.shape) < 2:
         raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}")
@@ -36,15 +37,20 @@ def finish(x: Any, fresh: bool, library: str) -> Array:
     return x
 
 
+def on_the_cpu(x: Any, name: str) -> None:
+    """Raises for an array on a CUDA device."""
+    device = device_of(x)
+    if device is not None:
+        raise TypeError(
+            f"{name} is on CUDA device {device}; this operation runs on the CPU and moves no data by itself"
+        )
+
+
 def numpy(x: Array) -> np.ndarray[Any, Any]:
     """A view in NumPy, without a copy."""
     if isinstance(x, np.ndarray):
         return x
-    device = device_of(x)
-    if device is not None:
-        raise TypeError(
-            f"an array is on CUDA device {device}; this operation runs on the CPU and moves no data by itself"
-        )
+    on_the_cpu(x, "an array")
     if hasattr(x, "detach"):
         x = x.detach()
     return np.from_dlpack(x)

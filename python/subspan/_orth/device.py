@@ -12,6 +12,7 @@ from subspan._device import (
     Place,
     broadcast_batch,
     check_dtype,
+    device_of,
     kernels,
     matrix,
     need_blas,
@@ -63,6 +64,15 @@ def apply_core(
     args = (detached(C), basis, core, kind, value, float(alpha), left, detached(result))
     place.module.apply_core(place.call(), *args, None if source is None else detached(source))
     return finish(result, False, place.library)
+
+
+def require_apart(out: Array, bases: Any) -> None:
+    """ValueError where writing ``out`` would change a basis."""
+    place = Place(out=out)
+    for i, u in enumerate(bases):
+        for part in u._parts()[:3] if isinstance(u, Int4Basis) else (u,):
+            if device_of(part) == place.device:
+                place.module.require_apart(place.call(), detached(out), detached(part), f"U[{i}]")
 
 
 def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array) -> bool:
@@ -151,7 +161,7 @@ def _apply(place: Place, C: Array, V: Array, core: Array, side: str, transpose: 
 
 
 def householder_apply(V: Array, C: Array, tau: Array | None, side: str, transpose: bool, out: Array | None) -> Array:
-    place, dtype = _reflections(C=C, V=V, tau=tau)
+    place, dtype = _reflections(C=C, V=V, tau=tau, out=out)
     matrix(C, "C")
     return _apply(place, C, V, _core(place, dtype, matrix(V, "V"), tau), side, transpose, out)
 

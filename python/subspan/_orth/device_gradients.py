@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None:
-    """New bases for all; small problems of one size share their launches. Waits for the device once they are found.
+    """New bases for all; small problems of one size share their launches. Waits once for each device.
 
     Nothing changes where one of the gradients holds NaN or infinity.
     """
@@ -44,16 +44,39 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
         jobs.append((group, problem, p, G))
     for group, some in itertools.groupby(sorted(jobs, key=lambda j: j[0]), key=lambda j: j[0]):
         solve([problem for _, problem, _, _ in some], *group[-2:])
-    for i, (_, problem, _, _) in enumerate(jobs):
-        if not np.isfinite(problem.place.host(problem.S).astype(np.float64)).all():
-            name = "G" if len(jobs) == 1 else f"gradients[{i}]"
-            raise ValueError(f"{name} holds NaN or infinity")
-    for _, problem, p, G in jobs:
+    firsts = [p.place.converted(p.Vh[0], wide_dtype(p.dtype)) for _, p, _, _ in jobs]
+    # A value of each, which is NaN where anything was, and the cosine to the last basis: one wait for each device.
+    sizes, cosines = _numbers(jobs, firsts)
+    for i, size in enumerate(sizes):
+        if not np.isfinite(size):
+            raise ValueError(f"{'G' if len(jobs) == 1 else f'gradients[{i}]'} holds NaN or infinity")
+    for (_, problem, p, G), first, cosine in zip(jobs, firsts, cosines, strict=True):
         place = problem.place
         basis = place.copied(place.turned(problem.Vh))
-        first = place.converted(problem.Vh[0], wide_dtype(problem.dtype))
-        cosine = None if p._first is None else abs(float((first * p._first).sum()))
-        p._take(quantize_int4(basis, p.group) if p.bits == 4 else basis, place.copied(first), cosine, G)
+        p._take(
+            quantize_int4(basis, p.group) if p.bits == 4 else basis,
+            place.copied(first),
+            None if p._first is None else abs(cosine),
+            G,
+        )
+
+
+def _numbers(jobs: list[Any], firsts: list[Any]) -> tuple[list[float], list[float]]:
+    found = [(0.0, 0.0)] * len(jobs)
+    places: dict[tuple[str, int], list[int]] = {}
+    for i, (_, problem, _, _) in enumerate(jobs):
+        places.setdefault((problem.place.library, problem.place.device), []).append(i)
+    for some in places.values():
+        place = jobs[some[0]][1].place
+        numbers = place.zeros((2, len(some)), "float64")
+        for at, i in enumerate(some):
+            _, problem, p, _ = jobs[i]
+            numbers[0, at : at + 1] = place.converted(problem.S[:1], "float64")
+            if p._first is not None:
+                numbers[1, at : at + 1] = (firsts[i] * p._first).sum()
+        for i, (size, cosine) in zip(some, place.host(numbers).T.tolist(), strict=True):
+            found[i] = (size, cosine)
+    return [size for size, _ in found], [cosine for _, cosine in found]
 
 
 def check(p: GradientProjector, x: Array, name: str) -> str:

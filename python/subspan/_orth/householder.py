@@ -84,7 +84,8 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
     Parameters
     ----------
     A : array (..., m, n)
-        Any strides, any rank; graded columns keep their own relative accuracy. NaN and infinity raise ValueError.
+        Any strides, any rank; graded columns keep their own relative accuracy. NaN and infinity raise ValueError. On a
+        CUDA device: matrices that fit a block's shared memory, at most 128 reflections, and NaN goes through.
 
     Returns
     -------

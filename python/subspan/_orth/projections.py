@@ -11,7 +11,7 @@ from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output
 from subspan._device import device_of, on_device
 from subspan._orth import device
-from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy
+from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy, on_the_cpu
 from subspan._orth.int4 import Int4Basis
 from subspan._orth.spaces import padded_span
 
@@ -199,7 +199,7 @@ def project_out(
     ----------
     C : array (..., m, n), or a list of matrices of any shapes
         ``out=C`` works in place. A list takes a list of as many ``U`` (and ``out``) and gives a list; on a CUDA device
-        it is one launch.
+        it is a launch for each 160 of them.
     U : array (..., m, k) or (..., n, k), Int4Basis, or a pair of them with ``side="both"``
         Leading axes broadcast against those of ``C``. With ``"both"``, ``(left, right)``: both are projected out.
     side : {"left", "right", "both"}
@@ -309,11 +309,13 @@ def _both(
     if not isinstance(U, (tuple, list)) or len(U) != 2:
         raise ValueError("side='both' takes U as a pair, (left basis, right basis)")
     if on_device(C, *U):
-        if on_device(out) and out is not C and any(out is u for u in U):
-            raise ValueError("out overlaps a basis")
-        (left, lm), (right, rm) = (_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U))
-        result = _apply_core(C, left, core(lm), alpha, "left", out, check, name="U[0]")
-        return _apply_core(result, right, core(rm), alpha, "right", result, check, name="U[1]")
+        if out is not None:
+            device.require_apart(out, U)
+        bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U)]
+        # Aside, and then into out: whatever the second basis is refused for, C and out are as they were.
+        (left, lm), (right, rm) = bases
+        aside = _apply_core(C, left, core(lm), alpha, "left", None, check, name="U[0]")
+        return _apply_core(aside, right, core(rm), alpha, "right", aside if out is None else out, check, name="U[1]")
     C, dtype = matrices(C, "C")
     bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U)]
     others: list[tuple[Array, int]] = []
@@ -401,6 +403,8 @@ def rotate(
     >>> np.allclose(rotate(np.eye(3), [1.0, 0, 0], [0, 2.0, 0]) @ [1, 0, 0], [0, 1, 0])
     True
     """
+    for x, name in ((C, "C"), (source, "source"), (target, "target"), (out, "out")):
+        on_the_cpu(x, name)
     C, dtype = matrices(C, "C")
     is_left(side)
     directions = []

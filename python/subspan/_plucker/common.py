@@ -205,7 +205,7 @@ def sequences(
 
 
 def on_a_device(z: Array, weights: Any, mask: Any, which: list[int], numbers: Settings, dtype: str) -> Sequences:
-    if isinstance(weights, (list, tuple, float)):
+    if isinstance(weights, (list, tuple, float, int)):
         raise TypeError(
             "weights is a list, and z is on a CUDA device; make it an array there, nothing is moved by itself"
         )

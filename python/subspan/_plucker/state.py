@@ -171,7 +171,8 @@ class MixState:
         Parameters
         ----------
         z_t : array (..., r)
-            NaN or infinity where the mask is not False is a ValueError, and the state stays as it was.
+            NaN or infinity where the mask is not False is a ValueError, and the state stays as it was; on a CUDA device
+            they go through.
         weights : array, broadcast to (..., m), optional
             Instead of those of the constructor.
         mask : boolean array, broadcast to (...), optional
@@ -367,9 +368,9 @@ class MixState:
     def copy(self) -> MixState:
         """An independent copy: to try several continuations of one past."""
         new = MixState.__new__(MixState)
-        if isinstance(self._core, Ring):
+        if isinstance(self._core, Ring) or any(on_device(x) for x in (self._W, self._b, self._weights)):
             new.__dict__.update(self.__dict__)
-            new._core = self._core.copy()
+            new._core = None if self._core is None else self._core.copy()
         else:
             new.__setstate__(self.__getstate__())
         return new
