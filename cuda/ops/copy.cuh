@@ -18,8 +18,9 @@ __global__ void __launch_bounds__(256) copy_kernel(const T *from, int64_t fi, in
 
 template <class T, class To> void copy(const Session &s, const T *from, int64_t fi, int64_t fj, To *to, int64_t ti, int64_t tj, int64_t rows, int64_t cols) {
     if (tj != 1 && ti == 1) return copy<T, To>(s, from, fj, fi, to, tj, ti, cols, rows); // the contiguous axis last
-    const int64_t z = rows > 65535 ? 256 : 1; // a grid has at most 65535 rows, and 64 of the third kind
     if (rows == 0 || cols == 0) return;
+    int64_t z = 1; // a grid has at most 65535 blocks along its second and third axis
+    while (rows / z > 65535) z *= 2;
     if (rows % z != 0) { // the rest on its own
         const int64_t whole = rows / z * z;
         copy<T, To>(s, from + whole * fi, fi, fj, to + whole * ti, ti, tj, rows - whole, cols);

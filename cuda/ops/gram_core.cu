@@ -30,7 +30,7 @@ template <class F> void decompose(const Session &s, Workspace &work, const Stack
         const Matrices<const T> from(v);
         for (int64_t i = 0; i < v.size(); ++i) {
             copy(s, from.at(unsigned(i)), v.col_stride, v.row_stride, svd.rows(i), svd.pitch(), int64_t(1), v.cols, v.rows);
-            svd.gram(blas, v.rows, i);
+            svd.gram(s, blas, v.rows, i);
         }
         svd.run(s);
         for (int64_t i = 0; i < v.size(); ++i) f(tag, blas, svd, i);

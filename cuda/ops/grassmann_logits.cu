@@ -81,7 +81,7 @@ bool one_matrix(const Stack &u) { return u.row_stride == 1 && (u.cols <= 1 || u.
 
 int64_t classes_at_once(const Stack &x, const Stack &u, bool backward) {
     const int64_t each = (x.rows * u.cols + (backward ? u.rows * u.cols + 2 * x.rows : 0)) * size_of(x.dtype);
-    return u.axes > 1 ? 1 : std::clamp<int64_t>(kTile / std::max<int64_t>(each, 1), 1, std::max<int64_t>(u.size(), 1));
+    return u.axes > 1 || (u.axes == 1 && u.stride[0] < 0) ? 1 : std::clamp<int64_t>(kTile / std::max<int64_t>(each, 1), 1, std::max<int64_t>(u.size(), 1));
 }
 
 void check(const Stack &x, const Stack &u) {

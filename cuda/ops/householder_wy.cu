@@ -83,9 +83,9 @@ template <class T> Operand own(const T *data, int64_t rows, int64_t cols) {
 int64_t together(std::initializer_list<const Stack *> read, std::initializer_list<const Stack *> written, int64_t bytes_each) {
     int64_t size = (*written.begin())->size();
     for (const Stack *s : read)
-        if (s->axes > 1) return 1;
+        if (s->axes > 1 || (s->axes == 1 && s->stride[0] < 0)) return 1;
     for (const Stack *s : written)
-        if (s->axes > 1 || (s->axes == 1 && s->stride[0] == 0) || (s->axes == 0 && size > 1)) return 1;
+        if (s->axes > 1 || (s->axes == 1 && s->stride[0] <= 0) || (s->axes == 0 && size > 1)) return 1;
     return std::clamp<int64_t>(kTogether / std::max<int64_t>(bytes_each, 1), 1, std::max<int64_t>(size, 1));
 }
 
@@ -114,7 +114,7 @@ int64_t item_bytes(const ReflectionGradients &r, int64_t n, bool apply) {
 int64_t gradient_batch(const ReflectionGradients &r, std::initializer_list<const Stack *> others, int64_t n, bool apply) {
     std::initializer_list<const Stack *> fixed = {&r.v, &r.core};
     for (const Stack *s : others)
-        if (s->axes > 1) return 1;
+        if (s->axes > 1 || (s->axes == 1 && s->stride[0] < 0)) return 1;
     return r.dtau != nullptr ? std::min(together(fixed, {&r.dv}, item_bytes(r, n, apply)), together(fixed, {r.dtau}, item_bytes(r, n, apply)))
                              : together(fixed, {&r.dv}, item_bytes(r, n, apply));
 }

@@ -1,5 +1,6 @@
 #include "row_svd.cuh"
 
+#include <algorithm>
 #include <limits>
 
 namespace subspan::cuda {
@@ -15,6 +16,37 @@ struct Problem { // rows [X | turns]: the first `inner` columns are made orthogo
     double tolerance;
     SUBSPAN_DEVICE double *row(unsigned i, int r) const { return a + int64_t(i) * item + int64_t(r) * width; }
 };
+
+// -- rows near one, so that products of products stay in range --------------------------------------------------------------------
+constexpr int kPeaks = 64;
+
+// The largest entry of each of so many parts of the rows; NaN is left to be found later.
+__global__ void __launch_bounds__(256) peak_kernel(const double *x, int64_t pitch, int64_t count, int64_t cols, double *peaks) {
+    SUBSPAN_SHARED(memory);
+    double *tops = reinterpret_cast<double *>(memory), top = 0;
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x)
+        for (int64_t j = threadIdx.x; j < cols; j += 256) {
+            const double y = x[i * pitch + j], size = y < 0 ? -y : y;
+            top = size > top ? size : top;
+        }
+    top = warp_most(top);
+    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
+    __syncthreads();
+    for (int w = 0; w < 8; ++w) top = most(top, tops[w]);
+    if (threadIdx.x == 0) peaks[blockIdx.x] = top;
+}
+
+__global__ void __launch_bounds__(256) scale_kernel(double *x, int64_t pitch, int64_t count, int64_t cols, const double *peaks, double *unit) {
+    const unsigned lane = threadIdx.x % 32;
+    const double top = warp_most(most(lane < gridDim.x ? peaks[lane] : 0.0, lane + 32 < gridDim.x ? peaks[lane + 32] : 0.0));
+    int exponent = 0;
+    if (top > 0 && top - top == 0) exponent = ilogb(top);
+    if (exponent > -100 && exponent < 100) exponent = 0;
+    if (blockIdx.x == 0 && threadIdx.x == 0) *unit = ldexp(1.0, exponent);
+    if (exponent == 0) return;
+    for (int64_t i = blockIdx.x; i < count; i += gridDim.x)
+        for (int64_t j = threadIdx.x; j < cols; j += 256) x[i * pitch + j] = ldexp(x[i * pitch + j], -exponent);
+}
 
 __global__ void __launch_bounds__(256) identity_kernel(const Problem p) {
     const int j = int(blockIdx.x * 256 + threadIdx.x), r = int(blockIdx.y);
@@ -36,7 +68,7 @@ SUBSPAN_DEVICE bool apart(double xx, double yy, double xy, double tolerance) { r
 SUBSPAN_DEVICE int at_seat(int seat, int round, int seats) { return seat == 0 ? 0 : 1 + (seat - 1 + round) % (seats - 1); }
 
 // -- small ones: all rows in the shared memory of a cluster, dealt out to its blocks ---------------------------------------------
-constexpr int kThreads = 512, kWarps = kThreads / 32, kSweeps = 40;
+constexpr int kMostWarps = 16, kSweeps = 40;
 
 struct Rows {
     double *mine;
@@ -44,15 +76,15 @@ struct Rows {
     SUBSPAN_DEVICE double *of(int r) const { return const_cast<double *>(of_block(mine, unsigned(r / per))) + int64_t(r % per) * width; }
 };
 
-__global__ void __launch_bounds__(kThreads, 1) cluster_kernel(const Problem p, const int blocks) {
+__global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Problem p, const int blocks) {
     SUBSPAN_SHARED(memory);
-    const int n = p.count, seats = n + n % 2, per = divide_up(seats, blocks), width = p.width | 1, tid = int(threadIdx.x), warp = tid / 32, lane = tid % 32;
+    const int n = p.count, seats = n + n % 2, per = divide_up(seats, blocks), width = p.width | 1, tid = int(threadIdx.x), warp = tid / 32, lane = tid % 32, warps = int(blockDim.x) / 32;
     const int block = blocks > 1 ? int(cluster_rank()) : 0;
     const unsigned item = blockIdx.x / unsigned(blocks);
     const Rows rows{reinterpret_cast<double *>(memory), per, width};
     int *turned = reinterpret_cast<int *>(rows.mine + int64_t(per) * width); // whether this block has rotated, by parity of the sweep
     const int own = least(per, n - block * per);
-    for (int r = warp; r < own; r += kWarps)
+    for (int r = warp; r < own; r += warps)
         for (int i = lane; i < p.width; i += 32) rows.mine[int64_t(r) * width + i] = p.row(item, block * per + r)[i];
     cluster_barrier();
     for (int sweep = 0; sweep < kSweeps; ++sweep) {
@@ -60,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1) cluster_kernel(const Problem p, c
         __syncthreads();
         bool any = false;
         for (int round = 0; round + 1 < seats; ++round) {
-            for (int pair = block * kWarps + warp; pair < seats / 2; pair += blocks * kWarps) {
+            for (int pair = block * warps + warp; pair < seats / 2; pair += blocks * warps) {
                 const int i = at_seat(pair, round, seats), j = at_seat(seats - 1 - pair, round, seats);
                 if (i >= n || j >= n) continue;
                 double *x = rows.of(i), *y = rows.of(j);
@@ -92,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 1) cluster_kernel(const Problem p, c
         if (more == 0) break;
     }
     cluster_barrier(); // nobody leaves while others still read
-    for (int r = warp; r < own; r += kWarps)
+    for (int r = warp; r < own; r += warps)
         for (int i = lane; i < p.width; i += 32) p.row(item, block * per + r)[i] = rows.mine[int64_t(r) * width + i];
 }
 
@@ -263,7 +295,8 @@ __global__ void __launch_bounds__(256) norms_kernel(const Problem p, double *nor
 
 struct Extract {
     const double *norms, *values; // of before, for signs
-    double *turns, *sigma, *left, *raw;
+    const double *units;          // of the rows of each item
+    double *turns, *scaled, *sigma, *left, *raw;
     int rank, kept;
     bool gram;
 };
@@ -285,7 +318,7 @@ __global__ void __launch_bounds__(256, 1) extract_kernel(const Problem p, const 
     bad = warp_sum(bad);
     top = warp_most(top);
     // Norms of the rows of a Gram matrix are squares.
-    if (lane == 0) c.left[int64_t(item) * n + j] = bad != 0 ? sqrt(-1.0) : (place < c.kept ? 0.0 : (c.gram ? mine : mine * mine));
+    if (lane == 0) c.left[int64_t(item) * n + j] = bad != 0 ? sqrt(-1.0) : (place < c.kept ? 0.0 : (c.gram ? mine : mine * mine) * c.units[item] * c.units[item]);
     if (bad != 0) place = j; // NaN goes on to whatever is made of this
     if (place >= c.kept) return;
     const double sigma = bad != 0 ? sqrt(-1.0) : (c.gram ? sqrt(mine) : mine);
@@ -312,7 +345,9 @@ __global__ void __launch_bounds__(256, 1) extract_kernel(const Problem p, const 
     for (int i = lane; i < n; i += 32) turns[i] = there ? sign * w[i] : 0.0;
     if (!c.gram)
         for (int i = lane; i < p.inner; i += 32) c.raw[(int64_t(item) * c.kept + place) * p.inner + i] = there ? sign * x[i] : 0.0;
-    if (lane == 0) c.sigma[int64_t(item) * c.kept + place] = there ? sigma : 0.0;
+    if (lane != 0) return;
+    c.scaled[int64_t(item) * c.kept + place] = there ? sigma : 0.0;
+    c.sigma[int64_t(item) * c.kept + place] = there ? sigma * c.units[item] : 0.0;
 }
 
 __global__ void __launch_bounds__(32) left_kernel(const double *left, int n, double *after) {
@@ -339,8 +374,8 @@ __global__ void __launch_bounds__(256) polish_kernel(const double *e, const doub
 int64_t RowSvd::workspace(int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items) {
     const int64_t width = (gram ? count : cols) + count;
     return room<double>(items * count * width) + (gram ? room<double>(items * count * cols) : 0) + room<double>((gram ? 1 : items) * kept * cols) +
-           2 * room<double>(kept * kept) + room<double>(items * kept * count) + room<double>(items * kept) + 2 * room<double>(items * count) +
-           room<double>(2 * items) + room<int>(3 * items);
+           2 * room<double>(kept * kept) + room<double>(items * kept * count) + 2 * room<double>(items * kept) + 2 * room<double>(items * count) +
+           room<double>(2 * items) + room<double>(items * kPeaks) + room<double>(items) + room<int>(3 * items);
 }
 
 RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items)
@@ -354,13 +389,21 @@ RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool 
     polished_ = work.take<double>(kept * kept);
     turns_ = work.take<double>(items * kept * count);
     sigma_ = work.take<double>(items * kept);
+    scaled_ = work.take<double>(items * kept);
     norms_ = work.take<double>(items * count);
     left_ = work.take<double>(items * count);
     after_ = work.take<double>(2 * items);
+    peaks_ = work.take<double>(items * kPeaks);
+    units_ = work.take<double>(items);
     flags_ = work.take<int>(3 * items);
 }
 
-void RowSvd::gram(const Blas &blas, int64_t cols, int64_t item) const {
+void RowSvd::gram(const Session &s, const Blas &blas, int64_t cols, int64_t item) const {
+    const unsigned blocks = unsigned(std::clamp<int64_t>(count_ * cols / 4096, 1, kPeaks));
+    const Shape parts{dim3(blocks), dim3(256), 64};
+    launch<peak_kernel>(s, "the largest of rows", parts, static_cast<const double *>(rows(item)), pitch(), count_, cols, peaks_ + item * kPeaks);
+    launch<scale_kernel>(s, "rows near one", Shape{dim3(blocks), dim3(256)}, rows(item), pitch(), count_, cols, static_cast<const double *>(peaks_ + item * kPeaks),
+                         units_ + item);
     if (!gram_) return;
     const Operand x{rows(item), DType::f64, count_, cols, pitch(), 1}, g{a_ + item * count_ * width_, DType::f64, count_, count_, width_, 1};
     blas.multiply(1.0, x, x.turned(), 0.0, g);
@@ -371,7 +414,8 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
     const Problem p{a_, count_ * width_, int(count_), inner, int(width_), flags_, gram_ ? 1e-15 : 2e-15};
     launch<identity_kernel>(s, "rotations of rows", Shape{dim3(unsigned(divide_up<int64_t>(count_, 256)), unsigned(count_), unsigned(items_)), dim3(256)}, p);
     if (const int64_t blocks = cluster_blocks(s.device(), count_, width_); blocks > 0) {
-        launch<cluster_kernel>(s, "orthogonal rows", Shape{dim3(unsigned(blocks * items_)), dim3(kThreads), cluster_bytes(count_, width_, blocks), int(blocks)},
+        const int64_t warps = std::clamp<int64_t>(divide_up<int64_t>(divide_up<int64_t>(count_, 2), blocks), 1, kMostWarps); // a pair each
+        launch<cluster_kernel>(s, "orthogonal rows", Shape{dim3(unsigned(blocks * items_)), dim3(unsigned(32 * warps)), cluster_bytes(count_, width_, blocks), int(blocks)},
                                p, int(blocks));
     } else {
         const int64_t halves = divide_up<int64_t>(count_, kHalf), seats = most<int64_t>(2, halves + halves % 2);
@@ -382,7 +426,7 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
     }
     const dim3 warps(unsigned(divide_up<int64_t>(count_, 8)), unsigned(items_));
     launch<norms_kernel>(s, "lengths of rows", Shape{warps, dim3(256)}, p, norms_);
-    const Extract c{norms_, values, turns_, sigma_, left_, raw_, int(rank), int(kept_), gram_};
+    const Extract c{norms_, values, units_, turns_, scaled_, sigma_, left_, raw_, int(rank), int(kept_), gram_};
     launch<extract_kernel>(s, "singular values", Shape{warps, dim3(256)}, p, c);
     launch<left_kernel>(s, "energy left out", Shape{dim3(unsigned(items_)), dim3(32)}, static_cast<const double *>(left_), int(count_), after_);
 }
@@ -394,7 +438,7 @@ void RowSvd::vectors(const Session &s, const Blas &blas, int64_t cols, double *v
     if (gram_) blas.multiply(1.0, Operand{turns(item), DType::f64, kept_, count_, count_, 1}, Operand{rows(item), DType::f64, count_, cols, pitch(), 1}, 0.0, raw);
     blas.multiply(1.0, raw, raw.turned(), 0.0, e);
     launch<polish_kernel>(s, "orthonormal rows", Shape{dim3(unsigned(divide_up<int64_t>(kept_ * kept_, 256))), dim3(256)}, static_cast<const double *>(inner_),
-                          static_cast<const double *>(sigma(item)), polished_, kept_);
+                          static_cast<const double *>(scaled_ + item * kept_), polished_, kept_);
     blas.multiply(1.0, p, raw, 0.0, out);
 }
 

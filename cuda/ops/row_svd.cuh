@@ -20,8 +20,9 @@ class RowSvd {
     double *rows(int64_t item = 0) const { return gram_ ? x_ + item * count_ * cols_ : a_ + item * count_ * width_; }
     int64_t pitch() const { return gram_ ? cols_ : width_; }
 
-    /// The Gram matrix of an item whose rows are there.
-    void gram(const Blas &blas, int64_t cols, int64_t item = 0) const;
+    /// The Gram matrix of an item whose rows are there. Rows whose largest entry is beyond 2^±100, the eighth power of which would leave the
+    /// range, are divided by a power of two first; values and energies are those of the rows as they were.
+    void gram(const Session &s, const Blas &blas, int64_t cols, int64_t item = 0) const;
     /// Values and rotations of all items. Signs are such that a vector points the way of the one of the first `rank` rows that it is
     /// closest to, weighed by `values`; with rank 0 its largest coefficient is positive.
     void run(const Session &s, const double *values = nullptr, int64_t rank = 0) const;
@@ -35,7 +36,7 @@ class RowSvd {
   private:
     int64_t count_, cols_, kept_, items_, width_;
     bool gram_;
-    double *a_, *x_ = nullptr, *raw_, *inner_, *polished_, *turns_, *sigma_, *norms_, *left_, *after_;
+    double *a_, *x_ = nullptr, *raw_, *inner_, *polished_, *turns_, *sigma_, *scaled_, *norms_, *left_, *after_, *peaks_, *units_;
     int *flags_;
 };
 

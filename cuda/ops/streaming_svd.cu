@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(256)
         work[1] = theirs;
         work[2] = totals[not_finite];
         work[3] = below.totals != nullptr ? below.totals[left_out] : 0.0;
+        work[4] = below.totals != nullptr ? below.totals[refused] : 0.0;
     }
     if (j >= n) return;
     double y;
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(256)
     const unsigned i = blockIdx.y;
     const bool good = after[1] != 0.0 && work[2] == 0.0;
     if (i == 0 && j == 0) {
+        totals[refused] += work[4];
         if (good) {
             totals[left_out] = totals[left_out] * forget * forget + after[0] + work[3];
             totals[weight_of_mean] = work[0] + work[1];
@@ -106,14 +108,14 @@ Sizes sizes(const StreamState &s, int64_t rows) {
 }
 
 int64_t workspace(const StreamState &s, const Sizes &z, int device) {
-    return blas_workspace(device) + RowSvd::workspace(z.size, z.n, z.kept, !s.robust) + room<double>(z.kept * z.n) + room<double>(z.n) + room<double>(4);
+    return blas_workspace(device) + RowSvd::workspace(z.size, z.n, z.kept, !s.robust) + room<double>(z.kept * z.n) + room<double>(z.n) + room<double>(5);
 }
 
 template <class T>
 int64_t add(const Session &s, const Blas &blas, Workspace work, const StreamState &state, const Below<T> &below, double forget, double refusal, bool last) {
     const Sizes z = sizes(state, below.count);
     const RowSvd svd(work, z.size, z.n, z.kept, !state.robust);
-    double *found = work.take<double>(z.kept * z.n), *block_mean = work.take<double>(z.n), *weights = work.take<double>(4);
+    double *found = work.take<double>(z.kept * z.n), *block_mean = work.take<double>(z.n), *weights = work.take<double>(5);
     auto *v = static_cast<T *>(state.components.data);
     const unsigned across = unsigned(divide_up<int64_t>(std::max(z.n, z.kept), 256));
     Below<T> b = below;
@@ -124,7 +126,7 @@ int64_t add(const Session &s, const Blas &blas, Workspace work, const StreamStat
     launch<stack_kernel<T>>(s, "rows of a stream", Shape{dim3(across, unsigned(z.size)), dim3(256)}, b, static_cast<const T *>(v), state.components.row_stride,
                             static_cast<const double *>(state.values), static_cast<const double *>(state.mean), static_cast<const double *>(state.totals),
                             weights, svd.rows(), svd.pitch(), unsigned(state.rank), z.n, forget);
-    svd.gram(blas, z.n);
+    svd.gram(s, blas, z.n);
     svd.run(s, state.values, state.rank);
     svd.vectors(s, blas, z.n, found);
     launch<finish_kernel<T>>(s, "components of a stream", Shape{dim3(across, unsigned(z.kept)), dim3(256)}, svd.after(), static_cast<const double *>(weights),

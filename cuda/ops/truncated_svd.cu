@@ -10,14 +10,14 @@
 namespace subspan::cuda {
 namespace {
 
-// Rows of a random start; those that `sigma` says are there are zero.
+// Rows of a random start; zeros where `last` says that none is missing.
 template <class T>
-__global__ void __launch_bounds__(256) random_kernel(const Philox rng, int64_t first, T *to, int64_t pitch, int64_t n, const double *sigma) {
+__global__ void __launch_bounds__(256) random_kernel(const Philox rng, int64_t first, T *to, int64_t pitch, int64_t n, const double *last) {
     const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x, i = blockIdx.y;
     if (j >= n) return;
     const int64_t at = first + i * n + j;
     const double x = rng.uniform(std::uint64_t(at) / 4, int(at % 4));
-    to[i * pitch + j] = sigma != nullptr && sigma[i] != 0.0 ? T(0) : T(x);
+    to[i * pitch + j] = last != nullptr && *last != 0.0 ? T(0) : T(x);
 }
 
 // Rows turn so that their largest entry is positive, and `turns` with them. A warp a row.
@@ -119,7 +119,7 @@ void check(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
         if (c.a.dtype != d || c.vh.dtype != d) throw ValueError("A and its triplets must have one dtype");
         if (c.vh.rows != k || c.vh.cols != n) throw ValueError("Vh does not fit A");
         if (c.u.data != nullptr && (c.u.rows != m || c.u.cols != k || c.u.dtype != d)) throw ValueError("U does not fit A");
-        if (c.s.data != nullptr && (c.s.cols != k || c.s.dtype != d)) throw ValueError("S does not fit A");
+        if (c.s.data != nullptr && (c.s.cols != k || c.s.dtype != wide(d))) throw ValueError("S does not fit A");
         if (c.initial.data != nullptr && (c.initial.cols != n || c.initial.dtype != wide(d)))
             throw ValueError("initial must have " + std::to_string(n) + " columns of " + name_of(wide(d)));
     }
@@ -184,10 +184,9 @@ template <class T> class Iteration {
             random(z_[i] + have * n, n, plan_.l - have, n, (have * n + 3) / 4 * 4, nullptr, calls_[i].key);
         }
     }
-    template <class X> void random(X *to, int64_t pitch, int64_t count, int64_t n, int64_t first, const double *sigma, std::uint64_t key) {
+    template <class X> void random(X *to, int64_t pitch, int64_t count, int64_t n, int64_t first, const double *last, std::uint64_t key) {
         if (count > 0)
-            launch<random_kernel<X>>(s_, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch,
-                                     n, sigma);
+            launch<random_kernel<X>>(s_, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch, n, last);
     }
     // y = z Aᵀ, or z = y A.
     void times(bool turned) {
@@ -203,7 +202,7 @@ template <class T> class Iteration {
         for (std::size_t i = 0; i < calls_.size(); ++i) {
             const int64_t cols = of_y ? a_[i].rows : a_[i].cols;
             copy(s_, static_cast<const C *>(of_y ? y_[i] : z_[i]), cols, int64_t(1), svd.rows(int64_t(i)), svd.pitch(), int64_t(1), plan_.l, cols);
-            svd.gram(blas_, cols, int64_t(i));
+            svd.gram(s_, blas_, cols, int64_t(i));
         }
         svd.run(s_);
     }
@@ -218,20 +217,25 @@ template <class T> class Iteration {
             copy(s_, static_cast<const double *>(found_), cols, int64_t(1), of_y ? y_[i] : z_[i], cols, int64_t(1), plan_.l, cols);
         }
     }
-    // Rows without a value become orthonormal to the others, and to each other.
+    // Rows without a value become orthonormal to the others, and to each other: random rows, as many as there are in all, so that what they
+    // have outside of the others is well conditioned; the second round is for what the first one has left. With nothing missing all of it
+    // works on zeros, whose rotations end in the first sweep.
     void complete(Workspace work, double *v, int64_t n, const double *sigma, std::uint64_t key) {
         const int64_t k = plan_.k;
         const RowSvd svd(work, k, n, k, true);
         double *more = work.take<double>(k * n), *parts = work.take<double>(k * k);
-        random(svd.rows(), svd.pitch(), k, n, 0, sigma, key);
+        random(more, n, k, n, 0, sigma + k - 1, key); // values descend
         const Operand r = doubles(svd.rows(), k, n), basis = doubles(v, k, n), c = doubles(parts, k, k);
-        for (int pass = 0; pass < 2; ++pass) {
-            blas_.multiply(1.0, r, basis.turned(), 0.0, c);
-            blas_.multiply(-1.0, c, basis, 1.0, r);
+        for (int round = 0; round < 2; ++round) {
+            copy(s_, static_cast<const double *>(more), n, int64_t(1), svd.rows(), svd.pitch(), int64_t(1), k, n);
+            for (int pass = 0; pass < 2; ++pass) {
+                blas_.multiply(1.0, r, basis.turned(), 0.0, c);
+                blas_.multiply(-1.0, c, basis, 1.0, r);
+            }
+            svd.gram(s_, blas_, n);
+            svd.run(s_);
+            svd.vectors(s_, blas_, n, more);
         }
-        svd.gram(blas_, n);
-        svd.run(s_);
-        svd.vectors(s_, blas_, n, more);
         launch<fill_kernel>(s_, "completed vectors", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(k)), dim3(256)}, v, static_cast<const double *>(more),
                             sigma, n, int(k));
     }
@@ -248,7 +252,7 @@ template <class T> class Iteration {
             complete(work, found_, n, sigma, c.key);
             launch<orient_kernel>(s_, "signs of vectors", Shape{dim3(unsigned(k)), dim3(32)}, found_, n, svd.turns(i), l);
             copy(s_, static_cast<const double *>(found_), n, int64_t(1), static_cast<T *>(c.vh.data), c.vh.row_stride, c.vh.col_stride, k, n);
-            if (c.s.data != nullptr) copy(s_, sigma, k, int64_t(1), static_cast<T *>(c.s.data), k, c.s.col_stride, int64_t(1), k);
+            if (c.s.data != nullptr) copy(s_, sigma, k, int64_t(1), static_cast<C *>(c.s.data), k, c.s.col_stride, int64_t(1), k);
             if (c.u.data == nullptr) continue;
             Workspace more = work;
             double *u = more.take<double>(k * m), *y = more.take<double>(l * m);

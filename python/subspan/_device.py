@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -115,16 +116,14 @@ def quick_call(x: Any) -> Call | None:
         device = x.get_device()
     else:
         return None
-    return _stream(library, device), device, _allocator(library, device), library == "cupy"
+    return _context(library, device)()
 
 
-def _stream(library: str, device: int) -> int:
-    """The library's current stream; 0, the default one, for a library that does not tell."""
-    if library == "torch":
-        return int(sys.modules["torch"].cuda.current_stream(device).cuda_stream)
-    if library == "cupy":
-        return int(sys.modules["cupy"].cuda.get_current_stream(device).ptr)
-    return 0
+def plain(x: Any, first: Any) -> bool:
+    """Whether ``x`` is of type and shape of what :func:`quick_call` took, and autograd does not follow it."""
+    if type(x) is not type(first) or tuple(x.shape) != tuple(first.shape):
+        return False
+    return not (hasattr(first, "requires_grad") and (x.requires_grad or x.is_neg()))
 
 
 def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any:
@@ -142,8 +141,19 @@ def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any
 
 
 @functools.cache
-def _allocator(library: str, device: int) -> Callable[[int], Any]:
-    return lambda count: _empty(library, device, (count,), "uint8")
+def _context(library: str, device: int) -> Callable[[], Call]:
+    """What makes a call's context; looked up once, as each attribute takes its share of a microsecond."""
+
+    def allocate(count: int) -> Any:
+        return _empty(library, device, (count,), "uint8")
+
+    if library == "torch":
+        tensors = sys.modules["torch"].cuda.current_stream
+        return lambda: (tensors(device).cuda_stream, device, allocate, False)
+    if library == "cupy":
+        arrays = sys.modules["cupy"].cuda.get_current_stream
+        return lambda: (arrays(device).ptr, device, allocate, True)
+    return lambda: (0, device, allocate, False)  # a library that does not tell: the default stream
 
 
 def check_dtype(x: Any, name: str) -> str:
@@ -212,12 +222,7 @@ class Place:
 
     def call(self) -> Call:
         """What bindings take: the library's current stream, the device, and where workspace comes from."""
-        return (
-            _stream(self.library, self.device),
-            self.device,
-            _allocator(self.library, self.device),
-            self.library == "cupy",
-        )
+        return _context(self.library, self.device)()
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A fresh array of the caller's library."""
@@ -228,7 +233,8 @@ class Place:
             return x
         if library_of(x) == "torch":
             return x.to(getattr(sys.modules["torch"], dtype))
-        return x.astype(_numpy_dtype(dtype))
+        with self._inside():
+            return x.astype(_numpy_dtype(dtype))
 
     def summed_to(self, full: Any, shape: tuple[int, ...], dtype: str) -> Any:
         """The gradient of an array that was broadcast."""
@@ -242,6 +248,8 @@ class Place:
 
     def host(self, x: Any) -> np.ndarray[Any, Any]:
         """A copy in NumPy, which waits for the device."""
+        if self.library == "torch":
+            x = x.float() if dtype_name(x) == "bfloat16" else x  # which NumPy does not know
         copy: np.ndarray[Any, Any] = x.cpu().numpy() if self.library == "torch" else x.get()
         return copy
 
@@ -254,8 +262,30 @@ class Place:
         with cupy.cuda.Device(self.device):
             return cupy.asarray(x)
 
+    def _inside(self) -> Any:
+        """CuPy's own operations run on the current device, whatever the array's."""
+        return sys.modules["cupy"].cuda.Device(self.device) if self.library == "cupy" else contextlib.nullcontext()
+
     def copied(self, x: Any) -> Any:
-        return x.clone() if self.library == "torch" else x.copy()
+        with self._inside():
+            return x.clone() if self.library == "torch" else x.copy()
+
+    def for_blas(self, x: Any) -> Any:
+        """``x``, or a contiguous copy where cuBLAS could read neither the rows nor the columns of its matrices."""
+        torch = self.library == "torch" and library_of(x) == "torch"
+        item = 1 if torch else int(np.dtype(x.dtype).itemsize) if library_of(x) == "cupy" else 0
+        if item == 0:
+            return x
+        *batch, si, sj = x.stride() if torch else (s // item for s in x.strides)
+        m, n = (int(s) for s in x.shape[-2:])
+
+        def lines(count: int, length: int, stride: int, step: int) -> bool:
+            return (step == 1 or length <= 1) and (count <= 1 or stride >= max(length, 1))
+
+        if (lines(m, n, si, sj) or lines(n, m, sj, si)) and min(batch, default=0) >= 0:
+            return x
+        with self._inside():
+            return x.contiguous() if torch else sys.modules["cupy"].ascontiguousarray(x)
 
     def turned(self, x: Any) -> Any:
         """A view of transposed matrices."""
@@ -265,12 +295,14 @@ class Place:
         """The first columns of identity matrices: a stack ``(..., m, n)`` with ``n <= m``."""
         *batch, m, n = shape
         x = self.zeros((*batch, m * n), dtype)
-        x[..., : n * (n + 1) : n + 1] = 1
+        with self._inside():
+            x[..., : n * (n + 1) : n + 1] = 1
         return x.reshape(shape)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         x = self.empty(shape, dtype)
-        x[...] = 0
+        with self._inside():
+            x[...] = 0
         return x
 
     def output(self, out: Array | None, shape: tuple[int, ...], dtype: str) -> Any:

@@ -57,9 +57,9 @@ class DeviceStream:
 
     def copy(self) -> DeviceStream:
         new = DeviceStream.__new__(DeviceStream)
-        new.__dict__.update(self.__dict__)
-        new._turn = threading.Lock()
         with self._turn:
+            new.__dict__.update(self.__dict__)
+            new._turn = threading.Lock()
             for name in _ARRAYS:
                 x = getattr(self, name)
                 setattr(new, name, None if x is None else self.place.copied(x))
@@ -100,7 +100,7 @@ class DeviceStream:
             raise TypeError(f"other must be {self.dtype} as the stream is, got {other.dtype}")
         if other.place.device != self.place.device:
             raise ValueError(f"other is on CUDA device {other.place.device}, the stream on {self.place.device}")
-        theirs = other.copy() if other is self else other
+        theirs = other.copy()  # which nobody else changes meanwhile
         with self._turn:
             args = (self._state(), self.rank, self.robust, theirs._state(), theirs.rank)
             self.rank = int(self.place.module.stream_merge(self.place.call(), *args))
@@ -118,7 +118,7 @@ class DeviceStream:
         return state
 
     @classmethod
-    def restored(cls, library: str, state: dict[str, Any], forget: float, method: str) -> DeviceStream:
+    def restored(cls, library: str, state: dict[str, Any], forget: float, method: str, center: bool) -> DeviceStream:
         """On the library's current device. ValueError for a state whose parts do not fit each other."""
         state = {name: state["device_" + name] for name in (*_NUMBERS, *_ARRAYS)}
         self = cls.__new__(cls)
@@ -134,9 +134,11 @@ class DeviceStream:
         self._configure(Place.current(library), n, forget, method, components.dtype.name)
         for name in _ARRAYS:
             x = state[name]
-            if x is None:
+            if name == "mean" and not center:
                 setattr(self, name, None)
                 continue
+            if x is None:
+                raise ValueError(f"{name} is missing")
             host = np.asarray(x)
             if host.shape != shapes[name] or not np.isfinite(host).all():
                 raise ValueError(f"{name} has shape {host.shape}, wanted {shapes[name]}, all finite")
@@ -148,15 +150,18 @@ class DeviceStream:
 
     def host(self) -> tuple[np.ndarray[Any, Any], float]:
         """Singular values, and the energy that was left out; raises where rows were refused."""
-        left, refused = (float(x) for x in self.place.host(self.totals)[:2])
+        with self._turn:
+            left, refused = (float(x) for x in self.place.host(self.totals)[:2])
+            values = self.place.host(self.values)
+            if refused:
+                self.totals[1:2] = 0
+                self.rows -= int(refused)
         if refused:
-            self.totals[1:2] = 0
-            self.rows -= int(refused)
             raise ValueError(
                 f"{int(refused)} rows held NaN or infinity, or stood in a block with such; those blocks were left out, "
                 "all else was taken in"
             )
-        return self.place.host(self.values), left
+        return values, left
 
     def shown(self, rank: int, energy: float | None) -> tuple[int, np.ndarray[Any, Any], float]:
         """How many components are shown, all values, and the energy left out before them."""

@@ -34,24 +34,31 @@ class Problem:
                 raise ValueError(f"initial must have {n} columns, got shape {tuple(initial.shape)}")
             start = self.place.converted(detached(initial), wide)
         self.U = self.place.empty((m, rank), self.dtype) if factors else None
-        self.S = self.place.empty((rank,), self.dtype)
+        self.S = self.place.empty((rank,), wide)
         self.Vh = self.place.empty((rank, n), self.dtype)
         self._parts = (detached(A), start, self.U, self.S, self.Vh, key)
 
-    def bytes_of_work(self, vectors: int) -> int:
+    def bytes_of_its_own(self, vectors: int) -> int:
         m, n = self.shape
         copied = 0 if self.dtype in ("float32", "float64") else 4 * m * n
-        return 8 * vectors * (2 * max(m, n) + 3 * vectors) + 8 * vectors * (m + n) + copied
+        return 8 * vectors * (m + n) + copied
+
+
+def _bytes_of_work(problems: list[Problem], vectors: int) -> int:
+    """Decompositions of a launch have room for the longest matrix of it, each."""
+    longest = max(max(p.shape) for p in problems)
+    own = sum(p.bytes_of_its_own(vectors) for p in problems)
+    return own + 8 * vectors * (longest + 3 * vectors) * len(problems) + 24 * vectors * longest
 
 
 def solve(problems: list[Problem], vectors: int, power_iterations: int) -> None:
     """All of one device, dtype and rank; as many in a launch as fit the work memory."""
     need_blas()
+    problems = sorted(problems, key=lambda p: max(p.shape))
     begin = 0
     while begin < len(problems):
-        end, room = begin + 1, _AT_ONCE - problems[begin].bytes_of_work(vectors)
-        while end < len(problems) and problems[end].bytes_of_work(vectors) <= room:
-            room -= problems[end].bytes_of_work(vectors)
+        end = begin + 1
+        while end < len(problems) and _bytes_of_work(problems[begin : end + 1], vectors) <= _AT_ONCE:
             end += 1
         place = problems[begin].place
         place.module.truncated_svd(place.call(), [p._parts for p in problems[begin:end]], vectors, power_iterations)
@@ -75,6 +82,7 @@ def truncated_svd(
     key: int,
 ) -> tuple[Any, Any, Any]:
     """As on the CPU. With a rank alone nothing waits for the device."""
+    place = Place(A=A, initial=initial)
     same_dtype({"A": A})
     if len(A.shape) != 2 or min(A.shape) < 1:
         raise ValueError(f"A must be a matrix with at least one row and one column, got shape {tuple(A.shape)}")
@@ -82,7 +90,6 @@ def truncated_svd(
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
     full = min(int(x) for x in A.shape)
-    place = Place(A=A)
     norm = _squared_norm(place, A) if energy else 0.0
 
     def run(k: int, vectors: int, start: Array | None) -> Problem:

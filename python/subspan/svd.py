@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,7 @@ __all__ = [
 
 _FORMAT = "subspan.StreamingSVD/1"
 # Results are handed back to the library that rows came from; a saved stream may name no other module.
+_FIRST = threading.Lock()  # of the first rows of a stream on a device
 _LIBRARIES = ("numpy", "torch", "jax", "cupy")
 
 
@@ -211,10 +213,12 @@ class StreamingSVD:
             if len(rows.shape) != 2:
                 raise ValueError(f"rows must have 2 dimensions, got shape {tuple(rows.shape)}")
             options = (self.rank, self.forget, self.center, self.oversample, self.method, dtype)
-            there = DeviceStream(place, int(rows.shape[1]), *options)
-            there.update(rows)
-            self._there, self._library = there, place.library
-            return
+            with _FIRST:
+                if self._there is None:
+                    there = DeviceStream(place, int(rows.shape[1]), *options)
+                    there.update(rows)
+                    self._there, self._library = there, place.library
+                    return
         if device_of(rows) is None:
             raise TypeError("rows is on the CPU and the stream on a CUDA device; move it first")
         if library_of(rows) != self._library:
@@ -303,7 +307,7 @@ class StreamingSVD:
         """``(k,)``, descending; a fresh array."""
         if self._there is not None:
             k = self._there.shown(self.rank, self.energy)[0]
-            return self._there.place.converted(self._there.values[:k], self._there.dtype)
+            return self._there.place.copied(self._there.place.converted(self._there.values[:k], self._there.dtype))
         out = self._result((self._core.current_rank(),))
         if self._core.dtype() is not None:
             self._core.values_into(out)
@@ -324,7 +328,7 @@ class StreamingSVD:
         """``(n,)`` mean of the rows, or None without ``center``; a fresh array."""
         if self._there is not None and self._there.mean is not None:
             self._there.host()  # rows that were refused are told of
-            return self._there.place.converted(self._there.mean, self._there.dtype)
+            return self._there.place.copied(self._there.place.converted(self._there.mean, self._there.dtype))
         if not self.center or self._core.dtype() is None:
             return None
         out = self._result((self._core.features(),))
@@ -484,7 +488,7 @@ class StreamingSVD:
         if state["library"] != "numpy":
             __import__(state["library"])
         if state.get("on_device", False):  # files of earlier versions have no such entry
-            self._there = DeviceStream.restored(state["library"], state, self.forget, self.method)
+            self._there = DeviceStream.restored(state["library"], state, self.forget, self.method, self.center)
         else:
             self._core.restore(state)
         self._library = state["library"]

@@ -156,6 +156,24 @@ def test_logits_and_their_gradients(gpu, rng, dtype, by_columns, batch, classes,
         assert np.abs(wide(a.get()) - b).max() <= 200 * eps(dtype) * max(1.0, np.abs(b).max()) * classes
 
 
+@pytest.mark.parametrize(("batch", "classes"), [(0, 3), (4, 0), (0, 0)])
+def test_no_features_or_no_classes(gpu, batch, classes):
+    x, U = np.ones((batch, 8)), np.zeros((classes, 8, 2))
+    assert grassmann.logits(gpu.put(x), gpu.put(U)).shape == (batch, classes)
+    dx, dU = grassmann.logits_backward(gpu.put(np.ones((batch, classes))), gpu.put(x), gpu.put(U))
+    np.testing.assert_array_equal(dx.get(), 0 * x)
+    np.testing.assert_array_equal(dU.get(), U)
+
+
+def test_logits_of_strided_features(gpu, rng):
+    U, x = points(rng, 9, 3, (4,), np.float64), rng.standard_normal((5, 9))
+    room = gpu.put(np.zeros((10, 18)))
+    room[::2, ::2] = gpu.put(x)
+    u = gpu.put(np.ascontiguousarray(U[::-1]))[::-1]
+    got = grassmann.logits(room[::2, ::2], u)
+    assert np.abs(got.get() - grassmann.logits(x, U)).max() <= 1e-12
+
+
 def test_logits_that_are_refused(gpu, rng):
     U, x = points(rng, 12, 2, (3,), np.float32), np.ones((4, 12), np.float32)
     with pytest.raises(ValueError, match="x has 12 features"):

@@ -122,6 +122,27 @@ def test_what_a_projector_refuses(gpu, rng):
         on_host.down(gpu.put(G))
 
 
+def test_whatever_is_wrong_with_out_is_found_before_a_refresh(gpu, rng):
+    G = gpu.put(gradient(rng, 30, 20, np.float32))
+    p = orth.GradientProjector(3, side="right", rng=0)
+    with pytest.raises(ValueError, match="out overlaps G"):
+        p.down(G, out=G[:, :3])
+    with pytest.raises(ValueError, match="out must have rows or columns"):
+        p.down(G, out=gpu.put(np.zeros((60, 6), np.float32))[::2, ::2])
+    assert p.refreshes == 0
+    room = gpu.put(np.zeros((60, 40), np.float32))
+    room[::2, ::2] = G
+    strided = p.down(room[::2, ::2])
+    np.testing.assert_allclose(strided.get(), p.down(G).get(), atol=1e-5)
+
+
+def test_large_gradients_of_16_bits(gpu):
+    G = np.full((40, 40), 2000, np.float16)  # whose first value no float16 holds
+    p = orth.GradientProjector(2, rng=0)
+    R = p.down(gpu.put(G))
+    np.testing.assert_allclose(wide(p.up(R).get()), wide(G), rtol=0.01)
+
+
 # -- 4-bit codes -------------------------------------------------------------------------------------------------------
 
 

@@ -107,3 +107,31 @@ def test_what_is_refused(gpu, rng):
         orth.householder_apply_backward(gpu.put(C), gpu.put(V[None].repeat(2, 0)), gpu.put(C))
     with pytest.raises(TypeError, match="grad is on the CPU"):
         orth.householder_product_backward(V, gpu.put(V), gpu.put(tau))
+
+
+@pytest.mark.parametrize(("m", "k"), [(8, 3), (200, 150)])
+def test_empty_stacks(gpu, m, k):
+    V = gpu.put(np.zeros((0, m, k)))
+    assert orth.householder_product(V).shape == (0, m, k)
+    assert orth.householder_product_backward(V, V).shape == (0, m, k)
+    assert [x.shape for x in orth.householder_apply_backward(V, V, V)] == [(0, m, k)] * 2
+
+
+def test_gradients_of_any_strides(gpu, rng):
+    """What autograd hands over after a sum has strides of zero; what a slice has, strides of two."""
+    V, _ = reflections(rng, (2, 12, 5), np.float64, False)
+    ones = np.ones((2, 12, 5))
+    want = orth.householder_product_backward(ones, V)
+    expanded = gpu.xp.broadcast_to(gpu.put(np.ones(1)), (2, 12, 5))
+    assert apart(orth.householder_product_backward(expanded, gpu.put(V)), want, np.float64, 5) <= 200
+    room = gpu.put(np.zeros((2, 24, 10)))
+    room[:, ::2, ::2] = gpu.put(V)
+    assert apart(orth.householder_product_backward(gpu.put(ones), room[:, ::2, ::2]), want, np.float64, 5) <= 200
+    backwards = gpu.put(np.ascontiguousarray(V[::-1]))[::-1]
+    assert apart(orth.householder_product_backward(gpu.put(ones), backwards), want, np.float64, 5) <= 200
+    C, grad = rng.standard_normal((2, 2, 12, 7))
+    want = orth.householder_apply_backward(grad, V, C)
+    room = gpu.put(np.zeros((2, 24, 14)))
+    room[:, ::2, ::2] = gpu.put(C)
+    got = orth.householder_apply_backward(gpu.put(grad), backwards, room[:, ::2, ::2])
+    assert max(apart(x, y, np.float64, 5) for x, y in zip(got, want, strict=True)) <= 200

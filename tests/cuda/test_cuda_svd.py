@@ -73,6 +73,24 @@ def test_as_the_stream_on_the_cpu(gpu, rng, forget, center):
     np.testing.assert_allclose(back, z.get() @ ours.components.get() + mean, atol=1e-5)
 
 
+def test_results_are_fresh_arrays(gpu, rng):
+    svd = StreamingSVD(3, center=True, oversample=1).update(gpu.put(rng.standard_normal((10, 8))))
+    first = [svd.singular_values, svd.components, svd.mean]
+    kept = [x.get() for x in first]
+    svd.update(gpu.put(rng.standard_normal((10, 8))))
+    for x, before in zip(first, kept, strict=True):
+        np.testing.assert_array_equal(x.get(), before)
+
+
+def test_rows_that_another_stream_has_refused(gpu, rng):
+    one, other = (StreamingSVD(3).update(gpu.put(rng.standard_normal((20, 8)).astype(np.float32))) for _ in range(2))
+    other.update(gpu.put(np.full((5, 8), np.nan, np.float32)))
+    one.merge(other)
+    with pytest.raises(ValueError, match="5 rows held NaN"):
+        one.singular_values  # noqa: B018
+    assert one.rows_seen == 40
+
+
 def test_bits_do_not_depend_on_the_order_of_threads(gpu, rng):
     X = rng.standard_normal((3, 20, 50)).astype(np.float32)
 
@@ -128,7 +146,7 @@ def test_streams_of_float64_keep_small_values(gpu, rng, kappa):
     k = 6
     u, v = (np.linalg.qr(rng.standard_normal((n, k)))[0] for n in (90, 50))
     A = (u * np.geomspace(1, 1 / kappa, k)) @ v.T
-    svd = StreamingSVD(k)
+    svd = StreamingSVD(k, oversample=4)
     for i in range(0, 90, 30):
         svd.update(gpu.put(A[i : i + 30]))
     s = np.geomspace(1, 1 / kappa, k)
@@ -161,6 +179,10 @@ def test_merge_and_save(gpu, rng, tmp_path, center):
         np.testing.assert_array_equal(x.singular_values.get(), merged.singular_values.get())
         assert x.rows_seen == 80
         assert repr(x) == repr(merged)
+    state = merged.__getstate__()
+    for name in ("device_values", "device_totals", *(["device_mean"] if center else [])):
+        with pytest.raises(ValueError, match=f"{name[7:]} is missing"):
+            StreamingSVD(1).__setstate__({**state, name: None})
     more = gpu.put(A[:10])
     np.testing.assert_array_equal(again.update(more).components.get(), merged.update(more).components.get())
     with pytest.raises(TypeError, match="other must be float64 as the stream is, got float32"):

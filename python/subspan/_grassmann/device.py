@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subspan._arrays import Array
-from subspan._device import Place, broadcast_batch, matrix, need_blas, same_dtype
+from subspan._device import Place, broadcast_batch, kernels, matrix, need_blas, plain, quick_call, same_dtype
 from subspan._grassmann.common import in_place
 from subspan._orth.common import detached, finish
 
@@ -35,6 +35,18 @@ def sgd_step(
     method: int,
     parallel: bool,
 ) -> Array:
+    given = (U, grad) if buffer is None else (U, grad, buffer)
+    call = quick_call(U)
+    if call is not None and all(plain(x, U) for x in given[1:]):
+        try:
+            kernels().grassmann_sgd_step(call, U, grad, buffer, lr, momentum, dampening, method, parallel)
+        except (TypeError, ValueError):  # before any launch: what follows says what is wrong in the caller's words
+            pass
+        else:
+            for x in given:
+                if x is not grad:
+                    finish(x, False, "")
+            return U
     arrays = {"U": U, "grad": grad} | ({} if buffer is None else {"buffer": buffer})
     for name, x in arrays.items():
         if name != "grad":
@@ -115,16 +127,20 @@ def _features(x: Array, U: Array, grad: Array | None = None) -> tuple[Place, str
 def logits(x: Array, U: Array, scale: float) -> Array:
     place, dtype = _features(x, U)
     out = place.empty((int(x.shape[0]), int(U.shape[0])), dtype)
-    place.module.grassmann_logits(place.call(), detached(x), detached(U), out, scale)
+    args = (place.for_blas(detached(x)), place.for_blas(detached(U)), out, scale)
+    place.module.grassmann_logits(place.call(), *args)
     return out
 
 
 def logits_backward(grad: Array, x: Array, U: Array, scale: float) -> tuple[Array, Array]:
     place, dtype = _features(x, U, grad)
-    dx = place.empty(tuple(int(s) for s in x.shape), dtype)
+    # Without features or classes there is nothing to add up.
+    make = place.zeros if 0 in (int(x.shape[0]), int(U.shape[0])) else place.empty
+    dx = make(tuple(int(s) for s in x.shape), dtype)
     classes, n, k = (int(s) for s in U.shape)
     strides = U.stride() if place.library == "torch" else getattr(U, "strides", (0, 1, 0))
     by_columns = n > 1 and k > 1 and abs(strides[1]) < abs(strides[2])
-    dU = place.turned(place.empty((classes, k, n), dtype)) if by_columns else place.empty((classes, n, k), dtype)
-    place.module.grassmann_logits_backward(place.call(), detached(grad), detached(x), detached(U), dx, dU, scale)
+    dU = place.turned(make((classes, k, n), dtype)) if by_columns else make((classes, n, k), dtype)
+    args = (detached(grad), place.for_blas(detached(x)), place.for_blas(detached(U)), dx, dU, scale)
+    place.module.grassmann_logits_backward(place.call(), *args)
     return dx, dU

@@ -148,7 +148,7 @@ def _core(place: Place, dtype: str, V: Array, tau: Array | None) -> Array:
     args = (detached(V), None if tau is None else detached(tau), core)
     if _by_products(V, batch):
         need_blas()
-        place.module.wide_reflection_core(place.call(), *args)
+        place.module.wide_reflection_core(place.call(), place.for_blas(args[0]), *args[1:])
     else:
         place.module.reflection_core(place.call(), *args)
     return core
@@ -174,7 +174,7 @@ def householder_product(V: Array, tau: Array | None) -> Array:
     if not _by_products(V, batch):
         return _leading_columns(place, V, core, m, min(m, k), batch, dtype)
     q = place.empty((*batch, m, min(m, k)), dtype)
-    place.module.reflection_product(place.call(), detached(V), core, q)
+    place.module.reflection_product(place.call(), place.for_blas(detached(V)), core, q)
     return q
 
 
@@ -188,7 +188,8 @@ def householder_product_backward(grad: Array, V: Array, tau: Array | None) -> tu
     need_blas()
     dv = place.zeros(tuple(map(int, V.shape)), dtype)
     dtau = None if tau is None else place.zeros(tuple(map(int, tau.shape)), dtype)
-    args = (detached(V), core, None if tau is None else detached(tau), detached(grad), dv, dtau)
+    v, g = (place.for_blas(detached(x)) for x in (V, grad))
+    args = (v, core, None if tau is None else detached(tau), g, dv, dtau)
     place.module.reflection_product_backward(place.call(), *args)
     return dv, dtau
 
@@ -224,11 +225,11 @@ def householder_apply_backward(
     dc = place.empty(shape, dtype)
     if math.prod(shape) == 0:
         return (dv, dc) if dtau is None else (dv, dc, dtau)
-    c, g, target = detached(C), detached(grad), dc
+    c, g, target = place.for_blas(detached(C)), place.for_blas(detached(grad)), dc
     if not left and math.prod(core.shape[:-2]) == 1:  # one set of reflections for all rows
         c, g, target = (_rows_together(x, shape[-1]) for x in (c, g, dc))
     one = math.prod(core.shape[:-2]) == 1
-    v, t, grads = detached(V), None if tau is None else detached(tau), (dv, dtau)
+    v, t, grads = place.for_blas(detached(V)), None if tau is None else detached(tau), (dv, dtau)
     if one:  # leading axes of one that the rows together have no place for
         v, core, t = v.reshape(v.shape[-2:]), core.reshape(core.shape[-2:]), None if t is None else t.reshape((-1,))
         grads = (dv.reshape(dv.shape[-2:]), None if dtau is None else dtau.reshape((-1,)))

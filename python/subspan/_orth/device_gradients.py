@@ -50,15 +50,12 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
     for i, size in enumerate(sizes):
         if not np.isfinite(size):
             raise ValueError(f"{'G' if len(jobs) == 1 else f'gradients[{i}]'} holds NaN or infinity")
-    for (_, problem, p, G), first, cosine in zip(jobs, firsts, cosines, strict=True):
-        place = problem.place
-        basis = place.copied(place.turned(problem.Vh))
-        p._take(
-            quantize_int4(basis, p.group) if p.bits == 4 else basis,
-            place.copied(first),
-            None if p._first is None else abs(cosine),
-            G,
-        )
+    bases = []
+    for (_, problem, p, _), first in zip(jobs, firsts, strict=True):
+        basis = problem.place.copied(problem.place.turned(problem.Vh))
+        bases.append((quantize_int4(basis, p.group) if p.bits == 4 else basis, problem.place.copied(first)))
+    for (_, _, p, G), (basis, first), cosine in zip(jobs, bases, cosines, strict=True):
+        p._take(basis, first, None if p._first is None else abs(cosine), G)
 
 
 def _numbers(jobs: list[Any], firsts: list[Any]) -> tuple[list[float], list[float]]:
@@ -88,10 +85,21 @@ def check(p: GradientProjector, x: Array, name: str) -> str:
     if device_of(basis) is None:
         raise TypeError(f"{name} is on CUDA device {device_of(x)} and the basis on the CPU; make a new projector")
     Place(**{name: x}, basis=basis)
+    if library_of(x) != library_of(basis):
+        raise TypeError(f"{name} must be of {library_of(basis)} as before, got {library_of(x)}")
     known = p._dtype_there
     if known is not None and dtype != known:
         raise TypeError(f"{name} must be {known} as before, got {dtype}")
     return dtype
+
+
+def check_out(out: Array, G: Array, shape: tuple[int, ...]) -> None:
+    """Whatever a product would refuse of ``out``, before a basis is refreshed for it."""
+    place = Place(G=G, out=out)
+    place.output(out, shape, check_dtype(G, "G"))
+    if place.for_blas(out) is not out:
+        raise ValueError("out must have rows or columns that are contiguous and lie one after the other")
+    place.module.require_apart(place.call(), detached(out), detached(G), "G")
 
 
 def multiply(
@@ -106,6 +114,7 @@ def multiply(
     need_blas()
     result = place.output(out, shape, dtype)
     basis = place.turned(p.basis) if transpose else p.basis
-    a, b = (detached(x), basis) if right else (basis, detached(x))
+    x = place.for_blas(detached(x))
+    a, b = (x, basis) if right else (basis, x)
     place.module.matrix_product(place.call(), a, b, scale, detached(result))
-    return finish(result, False, library_of(x))
+    return finish(result, False, place.library)

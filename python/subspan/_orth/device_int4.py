@@ -57,6 +57,6 @@ def product(
         raise TypeError(f"{name} is {dtype} and the codes stand for {check_dtype(basis.scale, 'scale')}")
     need_blas()
     result = place.output(out, shape, dtype)
-    args = (basis._parts(), detached(X), left, transpose, alpha, detached(result))
+    args = (basis._parts(), place.for_blas(detached(X)), left, transpose, alpha, detached(result))
     place.module.int4_product(place.call(), *args)
     return finish(result, False, place.library)

@@ -9,7 +9,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, check_float, library_of, output, rng_key, to_library
-from subspan._device import Place, dtype_name, matrix, on_device
+from subspan._device import dtype_name, matrix, on_device
 from subspan._orth import device_gradients
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._orth.int4 import Int4Basis, quantize_int4
@@ -234,7 +234,7 @@ class GradientProjector:
         if on_device(g):
             self._check_device(g)
             if out is not None:
-                Place(G=g, out=out).output(out, shape, dtype_name(g))
+                device_gradients.check_out(out, g, shape)
         elif out is not None:  # before anything of the projector changes
             self._check_out(out, shape, g)
         if self.basis is None or (self.interval > 0 and self._since >= self.interval):

@@ -113,6 +113,7 @@ template <class T> constexpr int64_t room(int64_t count) { return divide_up<int6
 inline int64_t offset_of(const Stack &s, int64_t item) {
     int64_t offset = 0;
     for (int a = s.axes - 1; a >= 0; --a) {
+        if (s.shape[a] == 0) return 0; // there are none
         offset += item % s.shape[a] * s.stride[a];
         item /= s.shape[a];
     }

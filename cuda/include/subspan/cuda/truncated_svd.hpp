@@ -8,7 +8,7 @@
 
 namespace subspan::cuda {
 
-/// One matrix: m x n of any floating dtype, and where its triplets go, in the same dtype. `u` and `s` may be without data. `initial`
+/// One matrix: m x n of any floating dtype, and where its triplets go: vectors in the same dtype, values in float32 or float64. `u` and `s` may be without data. `initial`
 /// (float32, float64 for float64; may be without data) gives the first rows of the start.
 struct TruncatedCall {
     Stack a, initial, u, s, vh; // u m x rank, s 1 x rank, vh rank x n
