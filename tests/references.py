@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 EPS = {np.dtype(np.float32): float(np.finfo(np.float32).eps), np.dtype(np.float64): float(np.finfo(np.float64).eps)}
+
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def eps(dtype: np.dtype) -> float:
+    """Of any floating dtype, bfloat16 too."""
+    return float(ml_dtypes.finfo(dtype).eps)
+
+
+def wide(x: np.ndarray | None) -> np.ndarray | None:
+    return None if x is None else np.asarray(x).astype(np.float64)
+
+
+def points(rng: np.random.Generator, n: int, k: int, batch: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A stack of points of Gr(k, n)."""
+    return np.linalg.qr(rng.standard_normal((*batch, n, k)))[0].astype(dtype)
 
 
 def orthonormal(rng: np.random.Generator, n: int, k: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def matrix(rng, m, n, s, dtype=np.float64):
     return ((orthonormal(rng, m, k) * s) @ orthonormal(rng, n, k).T).astype(dtype)
 
 
-def check_triplet(d, a, k, tol):
+def assert_triplet(d, a, k, tol):
     a = np.asarray(a, dtype=np.float64)
     assert d.U.shape == (a.shape[0], k)
     assert d.S.shape == (k,)
@@ -52,14 +52,14 @@ def test_truncated_svd_of_low_rank_matrices(seed, m, n, k, dtype, order):
     rng = np.random.default_rng(seed)
     k = min(k, m, n)
     a = np.asarray(matrix(rng, m, n, np.logspace(0, -2, k), dtype), order=order)
-    check_triplet(truncated_svd(a, k, rng=seed), a, k, 30 * EPS[np.dtype(dtype)])
+    assert_triplet(truncated_svd(a, k, rng=seed), a, k, 30 * EPS[np.dtype(dtype)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_truncated_svd_of_a_falling_spectrum(rng, dtype):
     a = matrix(rng, 300, 200, 0.8 ** np.arange(100), dtype)
-    check_triplet(truncated_svd(a, 12, power_iterations=3, rng=0), a, 12, 1e-4)
-    check_triplet(truncated_svd(a.T, 12, power_iterations=3, rng=0), a.T, 12, 1e-4)
+    assert_triplet(truncated_svd(a, 12, power_iterations=3, rng=0), a, 12, 1e-4)
+    assert_triplet(truncated_svd(a.T, 12, power_iterations=3, rng=0), a.T, 12, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,7 +209,7 @@ def test_product_svd(seed, m, p, n, dtype):
     k = min(m, p, n)
     product = a.astype(np.float64) @ b.astype(np.float64)
     scale = np.linalg.norm(a, 2) * np.linalg.norm(b, 2) / np.linalg.norm(product, 2)
-    check_triplet(product_svd(a, b), product, k, 30 * EPS[np.dtype(dtype)] * scale)
+    assert_triplet(product_svd(a, b), product, k, 30 * EPS[np.dtype(dtype)] * scale)
     assert product_svd(a, b, 1).S.shape == (1,)
 
 
@@ -227,7 +227,7 @@ def test_merge_svd(rng, dtype, n):
     a, b = matrix(rng, 60, n, 0.5 ** np.arange(8), dtype), matrix(rng, 40, n, 0.6 ** np.arange(9), dtype)
     da, db = truncated_svd(a, 8, rng=0), truncated_svd(b, 9, rng=0)
     both = np.vstack([a, b])
-    check_triplet(merge_svd(da, db, 17), both, 17, 50 * EPS[np.dtype(dtype)])
+    assert_triplet(merge_svd(da, db, 17), both, 17, 50 * EPS[np.dtype(dtype)])
     d = merge_svd((None, da.S, da.Vh), (None, db.S, db.Vh), 5)
     assert d.U is None
     np.testing.assert_allclose(d.S, np.linalg.svd(both, compute_uv=False)[:5], rtol=1e-4)

@@ -418,8 +418,8 @@ def test_a_stored_weight_of_pytorch(rng):
 
 def test_empty_stacks():
     U = np.zeros((0, 5, 2))
-    grassmann.sgd_step(U, U.copy(), lr=0.1)
-    grassmann.adam_step(U, U.copy(), U.copy(), np.zeros(0), step=1, lr=0.1)
+    assert grassmann.sgd_step(U, U.copy(), lr=0.1) is U
+    assert grassmann.adam_step(U, U.copy(), U.copy(), np.zeros(0), step=1, lr=0.1) is U
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

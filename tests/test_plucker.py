@@ -54,7 +54,7 @@ def reference(z, offsets, grad, W=None, b=None, **variant):
     return out.detach().numpy(), {k: x.grad.numpy() for k, x in leaves.items()}
 
 
-def close(got, want, dtype, factor=20.0):
+def assert_close(got, want, dtype, factor=20.0):
     """To `factor` eps of the largest entry; 1e-13 in float64 is 450 of them."""
     assert np.isfinite(got).all()
     np.testing.assert_allclose(got, want, rtol=0, atol=factor * eps(dtype) * max(1.0, np.abs(want).max(initial=0)))
@@ -121,13 +121,13 @@ def test_mix_is_the_per_offset_form(rng, name, dtype):
     want, gradients = reference(z, offsets, grad, **variant)
     got = plucker.mix(z, offsets, **variant)
     assert got.dtype == dtype
-    close(got, want, dtype)
+    assert_close(got, want, dtype)
     result = plucker.mix_backward(grad, z, offsets, **variant)
     if "weights" in variant:
-        close(result[0], gradients["z"], dtype, 60)
-        close(result[1], gradients["weights"], dtype, 60)
+        assert_close(result[0], gradients["z"], dtype, 60)
+        assert_close(result[1], gradients["weights"], dtype, 60)
     else:
-        close(result, gradients["z"], dtype, 60)
+        assert_close(result, gradients["z"], dtype, 60)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,15 +139,15 @@ def test_mix_project_is_the_per_offset_form(rng, name, with_bias, dtype):
     b = rng.standard_normal(37).astype(dtype) if with_bias else None
     grad = rng.standard_normal((*z.shape[:-1], 37)).astype(dtype)
     want, gradients = reference(z, offsets, grad, W, b, **variant)
-    close(plucker.mix_project(z, W, b, offsets, **variant), want, dtype)
+    assert_close(plucker.mix_project(z, W, b, offsets, **variant), want, dtype)
     dz, dW, db, *rest = plucker.mix_project_backward(grad, z, W, b, offsets, **variant)
-    close(dz, gradients["z"], dtype, 60)
-    close(dW, gradients["W"], dtype, 60)
+    assert_close(dz, gradients["z"], dtype, 60)
+    assert_close(dW, gradients["W"], dtype, 60)
     assert (db is None) == (b is None)
     if with_bias:
-        close(db, gradients["b"], dtype, 60)
+        assert_close(db, gradients["b"], dtype, 60)
     if "weights" in variant:
-        close(rest[0], gradients["weights"], dtype, 60)
+        assert_close(rest[0], gradients["weights"], dtype, 60)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -160,11 +160,11 @@ def test_dimensions(rng, r, dtype):
     b = rng.standard_normal(d).astype(dtype)
     grad = rng.standard_normal((T, d)).astype(dtype)
     want, gradients = reference(z, [1, 3], grad, W, b)
-    close(plucker.mix_project(z, W, b, [1, 3]), want, dtype)
+    assert_close(plucker.mix_project(z, W, b, [1, 3]), want, dtype)
     dz, dW, db = plucker.mix_project_backward(grad, z, W, b, [1, 3])
     for got, key in ((dz, "z"), (dW, "W"), (db, "b")):
         # in the plane the gradient of z is zero, by the difference of terms that are not
-        close(got, gradients[key], dtype, 2000 if r == 2 and key == "z" else 60)
+        assert_close(got, gradients[key], dtype, 2000 if r == 2 and key == "z" else 60)
     # in the plane there is one direction: the normalised coordinate is 1 or -1
     if r == 2:
         np.testing.assert_allclose(np.abs(plucker.mix(z, 1)[1:]), 1, rtol=4 * eps(dtype))
@@ -175,10 +175,10 @@ def test_lengths(rng, T):
     z, W = rng.standard_normal((3, T, 6)), rng.standard_normal((50, 15))
     grad = rng.standard_normal((3, T, 50))
     want, gradients = reference(z, OFFSETS, grad, W)
-    close(plucker.mix_project(z, W, None, OFFSETS), want, np.float64)
+    assert_close(plucker.mix_project(z, W, None, OFFSETS), want, np.float64)
     dz, dW, _ = plucker.mix_project_backward(grad, z, W, None, OFFSETS)
-    close(dz, gradients["z"], np.float64, 60)
-    close(dW, gradients["W"], np.float64, 60)
+    assert_close(dz, gradients["z"], np.float64, 60)
+    assert_close(dW, gradients["W"], np.float64, 60)
 
 
 @pytest.mark.parametrize("d", [1, 2, 7, 8, 16, 31, 47, 48, 49, 63, 64, 65, 130, 300])
@@ -186,10 +186,10 @@ def test_widths(rng, d):
     z, W = rng.standard_normal((70, 9)).astype(np.float32), rng.standard_normal((d, 36)).astype(np.float32)
     grad = rng.standard_normal((70, d)).astype(np.float32)
     want, gradients = reference(z, [1, 2], grad, W)
-    close(plucker.mix_project(z, W, None, [1, 2]), want, np.float32)
+    assert_close(plucker.mix_project(z, W, None, [1, 2]), want, np.float32)
     dz, dW, _ = plucker.mix_project_backward(grad, z, W, None, [1, 2])
-    close(dz, gradients["z"], np.float32, 60)
-    close(dW, gradients["W"], np.float32, 60)
+    assert_close(dz, gradients["z"], np.float32, 60)
+    assert_close(dW, gradients["W"], np.float32, 60)
 
 
 @given(
@@ -396,9 +396,9 @@ def test_gradient_of_equal_tokens(rng, dtype):
     _, want = reference(z, [1, 2], grad)
     got = plucker.mix_backward(grad, z, [1, 2])
     assert np.abs(want["z"]).max() > 1e7
-    close(got, want["z"], dtype, 60)
+    assert_close(got, want["z"], dtype, 60)
     soft = plucker.mix_backward(grad, z, [1, 2], norm="soft")
-    close(soft, reference(z, [1, 2], grad, norm="soft")[1]["z"], dtype, 60)
+    assert_close(soft, reference(z, [1, 2], grad, norm="soft")[1]["z"], dtype, 60)
     assert np.abs(soft).max() < 1e6
     np.testing.assert_array_equal(plucker.mix_backward(grad, z, [1, 2], eps=0.0), 0)
 

@@ -7,6 +7,22 @@
 #include <optional>
 
 namespace subspan::bind {
+namespace {
+
+// f(context, U, x, out) for stacks over the leading axes of out, which may be x.
+template <class F> void map_of_points(const py::tuple &where, const py::object &u, const py::object &x, const char *name, const py::object &out, bool may_be_u, const F &f) {
+    const Call call(where);
+    const DeviceArray xu(u, "U", call), xx(x, name, call), xo(out, "out", call, true);
+    require_apart(xo, xu, may_be_u);
+    require_apart(xo, xx, true);
+    const auto batch = xo.leading();
+    const auto su = xu.stack(batch), sx = xx.stack(batch), so = xo.stack(batch);
+    const Memory memory(call, 0);
+    const py::gil_scoped_release release;
+    f(memory.context(), su, sx, so);
+}
+
+} // namespace
 
 void register_device_grassmann(py::module_ &m) {
     m.def(
@@ -41,29 +57,17 @@ void register_device_grassmann(py::module_ &m) {
     m.def(
         "grassmann_retract",
         [](const py::tuple &where, const py::object &u, const py::object &h, const py::object &out, double t, int method) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call), xh(h, "H", call), xo(out, "out", call, true);
-            require_apart(xo, xu, true);
-            require_apart(xo, xh, true);
-            const auto batch = xo.leading();
-            const auto su = xu.stack(batch), sh = xh.stack(batch), so = xo.stack(batch);
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            cuda::retract(memory.context(), su, sh, t, static_cast<cuda::Retraction>(method), so);
+            map_of_points(where, u, h, "H", out, true, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
+                cuda::retract(context, su, sx, t, static_cast<cuda::Retraction>(method), so);
+            });
         },
         py::arg("call"), py::arg("u"), py::arg("h"), py::arg("out"), py::arg("t"), py::arg("method"));
     m.def(
         "grassmann_tangent",
         [](const py::tuple &where, const py::object &u, const py::object &g, const py::object &out) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call), xg(g, "G", call), xo(out, "out", call, true);
-            require_apart(xo, xu);
-            require_apart(xo, xg, true);
-            const auto batch = xo.leading();
-            const auto su = xu.stack(batch), sg = xg.stack(batch), so = xo.stack(batch);
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            cuda::tangent(memory.context(), su, sg, so);
+            map_of_points(where, u, g, "G", out, false, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
+                cuda::tangent(context, su, sx, so);
+            });
         },
         py::arg("call"), py::arg("u"), py::arg("g"), py::arg("out"));
     m.def(
@@ -89,27 +93,17 @@ void register_device_grassmann(py::module_ &m) {
     m.def(
         "grassmann_distance",
         [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &out, int kind) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call), xw(w, "W", call), xo(out, "out", call);
-            const auto batch = xo.leading();
-            const auto su = xu.stack(batch), sw = xw.stack(batch), so = xo.stack(batch);
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            cuda::subspace_distance(memory.context(), su, sw, static_cast<cuda::Distance>(kind), so);
+            map_of_points(where, u, w, "W", out, false, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
+                cuda::subspace_distance(context, su, sx, static_cast<cuda::Distance>(kind), so);
+            });
         },
         py::arg("call"), py::arg("u"), py::arg("w"), py::arg("out"), py::arg("kind"));
     m.def(
         "grassmann_log",
         [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &out) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call), xw(w, "W", call), xo(out, "out", call, true);
-            require_apart(xo, xu);
-            require_apart(xo, xw, true);
-            const auto batch = xo.leading();
-            const auto su = xu.stack(batch), sw = xw.stack(batch), so = xo.stack(batch);
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            cuda::grassmann_log(memory.context(), su, sw, so);
+            map_of_points(where, u, w, "W", out, false, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
+                cuda::grassmann_log(context, su, sx, so);
+            });
         },
         py::arg("call"), py::arg("u"), py::arg("w"), py::arg("out"));
     m.def(

@@ -15,8 +15,6 @@ __global__ void __launch_bounds__(256) scale_kernel(const Accumulate<T> *s, cons
     if (e < all) y[e] = narrow<T>((diagonal != nullptr ? diagonal[(e / cols) * stride] : value) * s[e]);
 }
 
-Operand operand(const Stack &s, const void *data) { return {data, s.dtype, s.rows, s.cols, s.row_stride, s.col_stride}; }
-
 } // namespace
 
 int64_t apply_core_wide_room(const CoreCall &call, const CoreOptions &o, int device) {
@@ -30,11 +28,11 @@ int64_t apply_core_wide_room(const CoreCall &call, const CoreOptions &o, int dev
 template <class T> void apply_core_wide(const Session &s, const Context &context, const CoreCall &call, const CoreOptions &o) {
     using A = Accumulate<T>;
     // All of them before the first product.
-    require_blas_layout(operand(call.c, call.c.data), "C");
-    require_blas_layout(operand(call.v, call.v.data), "V");
-    require_blas_layout(operand(call.out, call.out.data), "out");
-    if (call.source != nullptr) require_blas_layout(operand(*call.source, call.source->data), "source");
-    if (o.kind == CoreOptions::full) require_blas_layout(operand(*call.core, call.core->data), "M");
+    require_blas_layout(operand(call.c), "C");
+    require_blas_layout(operand(call.v), "V");
+    require_blas_layout(operand(call.out), "out");
+    if (call.source != nullptr) require_blas_layout(operand(*call.source), "source");
+    if (o.kind == CoreOptions::full) require_blas_layout(operand(*call.core), "M");
     Workspace work(context);
     const Blas blas(s, work);
     const int64_t m = call.c.rows, n = call.c.cols, k = call.v.cols, all = k * n;
@@ -42,18 +40,18 @@ template <class T> void apply_core_wide(const Session &s, const Context &context
     A *sums = work.take<A>(all), *moved = o.kind == CoreOptions::full ? work.take<A>(all) : nullptr;
     T *y = work.take<T>(all);
     const Operand small{sums, wide, k, n, n, 1}, after{moved, wide, k, n, n, 1}, rounded{y, call.c.dtype, k, n, n, 1};
-    const Matrices<const T> c(call.c), v(call.v), source = call.source != nullptr ? Matrices<const T>(*call.source) : Matrices<const T>(call.c);
+    const Matrices<const T> c(call.c);
     const Matrices<T> out(call.out);
     Matrices<const A> core{};
     if (call.core != nullptr) core = Matrices<const A>(*call.core);
     for (int64_t item = 0; item < call.c.size(); ++item) {
         const unsigned i = unsigned(item);
-        const Operand x = operand(call.c, c.at(i)), basis = operand(call.v, v.at(i)), result = operand(call.out, out.at(i));
-        if (call.source != nullptr) blas.multiply(1.0, basis.turned(), operand(*call.source, source.at(i)), 0.0, small);
+        const Operand x = operand(call.c, item), basis = operand(call.v, item), result = operand(call.out, item);
+        if (call.source != nullptr) blas.multiply(1.0, basis.turned(), operand(*call.source, item), 0.0, small);
         blas.multiply(call.source != nullptr ? -1.0 : 1.0, basis.turned(), x, call.source != nullptr ? 1.0 : 0.0, small);
         const A *values = sums;
         if (o.kind == CoreOptions::full) {
-            Operand mid = operand(*call.core, core.at(i));
+            Operand mid = operand(*call.core, item);
             mid.rows = mid.cols = k;
             blas.multiply(1.0, mid, small, 0.0, after);
             values = moved;

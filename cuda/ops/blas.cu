@@ -75,8 +75,12 @@ bool load_blas(const char *path, bool loaded_only) {
     return true;
 }
 
+bool blas_layout(const Operand &x) {
+    return lines(x.rows, x.cols, x.row_stride, x.col_stride) || lines(x.cols, x.rows, x.col_stride, x.row_stride);
+}
+
 void require_blas_layout(const Operand &x, const char *name) {
-    if (!lines(x.rows, x.cols, x.row_stride, x.col_stride) && !lines(x.cols, x.rows, x.col_stride, x.row_stride))
+    if (!blas_layout(x))
         throw ValueError(std::string(name) + " has neither rows nor columns that are contiguous and lie one after the other, which cuBLAS needs; copy it first");
 }
 
@@ -88,13 +92,13 @@ std::int64_t blas_workspace(int device) {
 }
 
 void matrix_product(const Context &context, const Stack &a, const Stack &b, double alpha, const Stack &out) {
-    const auto operand = [](const Stack &x, const char *name) {
-        const Operand o{x.data, x.dtype, x.rows, x.cols, x.row_stride, x.col_stride};
+    const auto one = [](const Stack &x, const char *name) {
+        const Operand o = operand(x);
         if (x.size() != 1) throw ValueError(std::string(name) + " must be one matrix");
         require_blas_layout(o, name);
         return o;
     };
-    const Operand oa = operand(a, "a factor"), ob = operand(b, "a factor"), oc = operand(out, "out");
+    const Operand oa = one(a, "a factor"), ob = one(b, "a factor"), oc = one(out, "out");
     if (a.dtype != b.dtype || a.dtype != out.dtype) throw ValueError("factors and out must have one dtype");
     if (a.cols != b.rows || out.rows != a.rows || out.cols != b.cols) throw ValueError("factors and out do not fit each other");
     const Session s(context);

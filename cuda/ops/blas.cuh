@@ -19,7 +19,20 @@ struct Operand {
     }
 };
 
-/// ValueError for a matrix that cuBLAS cannot read or write.
+/// The matrices of a stack from one on: a batch where its leading axes are one, else a single matrix.
+inline Operand operand(const Stack &s, int64_t first = 0) {
+    return {static_cast<const char *>(s.data) + offset_of(s, first) * size_of(s.dtype), s.dtype, s.rows, s.cols, s.row_stride, s.col_stride,
+            s.axes == 1 ? s.stride[0] : 0};
+}
+/// Matrices of work memory: rows without gaps, one matrix after the other, or as told.
+template <class T> Operand own(const T *data, int64_t rows, int64_t cols, int64_t pitch, int64_t next) {
+    return {data, sizeof(T) == 8 ? DType::f64 : DType::f32, rows, cols, pitch, 1, next};
+}
+template <class T> Operand own(const T *data, int64_t rows, int64_t cols) { return own(data, rows, cols, cols, rows * cols); }
+
+/// Whether cuBLAS can read and write a matrix.
+bool blas_layout(const Operand &x);
+/// ValueError for a matrix that it cannot.
 void require_blas_layout(const Operand &x, const char *name);
 
 /// Products on the session's stream, with the handle of this thread and device; `workspace` belongs to the caller.

@@ -58,8 +58,8 @@ void gram_core(const Context &context, const Stack &v, const Stack &out) {
         using A = Accumulate<decltype(tag)>;
         launch<weigh_kernel>(s, "the core of a basis", Shape{dim3(unsigned(divide_up<int64_t>(k * k, 256))), dim3(256)}, static_cast<const double *>(svd.turns(i)),
                              static_cast<const double *>(svd.sigma(i)), weighed, k);
-        const Operand w{weighed, DType::f64, k, k, k, 1};
-        blas.multiply(1.0, w.turned(), w, 0.0, Operand{core, DType::f64, k, k, k, 1});
+        const Operand w = own(weighed, k, k);
+        blas.multiply(1.0, w.turned(), w, 0.0, own(core, k, k));
         copy(s, static_cast<const double *>(core), k, int64_t(1), Matrices<A>(out).at(unsigned(i)), out.row_stride, out.col_stride, k, k);
     });
 }

@@ -1,5 +1,6 @@
 #include "subspan/cuda/grassmann_angles.hpp"
 
+#include "jacobi.cuh"
 #include "points.cuh"
 #include "subspan/cuda/launch.cuh"
 
@@ -125,33 +126,14 @@ template <class T, int K> class Pair {
         }
         __syncthreads();
     }
-    SUBSPAN_DEVICE static int seat(int s, int round, int seats) { return s == 0 ? 0 : 1 + (s - 1 + round) % (seats - 1); }
-    // The rows of mt become orthogonal, y turns along: a warp a pair, a lane an entry.
-    SUBSPAN_DEVICE void rotate_rows() {
+    // Sweeps of rounds until one has turned nothing: `round(number, seats)` says by sh_.any that it has, and leaves no barrier to others.
+    template <class F> SUBSPAN_DEVICE void sweep(const F &round) {
         const int seats = k_ + k_ % 2;
-        for (int sweep = 0; sweep < kSweeps; ++sweep) {
+        for (int pass = 0; pass < kSweeps; ++pass) {
             if (tid_ == 0) sh_.any = 0;
             __syncthreads();
-            for (int round = 0; round + 1 < seats; ++round) {
-                for (int pair = warp_; pair < seats / 2; pair += kWarps) {
-                    const int i = seat(pair, round, seats), j = seat(seats - 1 - pair, round, seats);
-                    if (i >= k_ || j >= k_) continue;
-                    double *x = sh_.mt + i * ld, *z = sh_.mt + j * ld;
-                    const double a = lane_ < k_ ? x[lane_] : 0.0, b = lane_ < k_ ? z[lane_] : 0.0;
-                    const double xx = warp_sum(a * a), zz = warp_sum(b * b), xz = warp_sum(a * b);
-                    if (!(xz * xz > 1e-30 * (xx * zz))) continue;
-                    const double half = 0.5 * (zz - xx), root = sqrt(fma(half, half, xz * xz));
-                    const double t = half < 0 ? xz / (half - root) : xz / (half + root), c = 1.0 / sqrt(fma(t, t, 1.0)), s = c * t, tau = s / (1.0 + c);
-                    if (lane_ < k_) {
-                        x[lane_] = a - s * (b + tau * a);
-                        z[lane_] = b + s * (a - tau * b);
-                        double *p = sh_.y + i * ld + lane_, *q = sh_.y + j * ld + lane_;
-                        const double u = *p, v = *q;
-                        *p = u - s * (v + tau * u);
-                        *q = v + s * (u - tau * v);
-                    }
-                    if (lane_ == 0) sh_.any = 1;
-                }
+            for (int r = 0; r + 1 < seats; ++r) {
+                round(r, seats);
                 __syncthreads();
             }
             const bool more = sh_.any != 0;
@@ -159,58 +141,51 @@ template <class T, int K> class Pair {
             if (!more) break;
         }
     }
+    // The rows of mt become orthogonal, y turns along: a warp a pair, a lane an entry.
+    SUBSPAN_DEVICE void rotate_rows() {
+        sweep([&](int round, int seats) {
+            for (int pair = warp_; pair < seats / 2; pair += kWarps) {
+                const int i = at_seat(pair, round, seats), j = at_seat(seats - 1 - pair, round, seats);
+                if (i >= k_ || j >= k_) continue;
+                double *x = sh_.mt + i * ld, *z = sh_.mt + j * ld;
+                const double a = lane_ < k_ ? x[lane_] : 0.0, b = lane_ < k_ ? z[lane_] : 0.0;
+                const double xx = warp_sum(a * a), zz = warp_sum(b * b), xz = warp_sum(a * b);
+                if (apart(xx, zz, xz, 1e-15)) continue;
+                const Rotation q = rotation(xx, zz, xz);
+                if (lane_ < k_) {
+                    q.turn(x[lane_], z[lane_]);
+                    q.turn(sh_.y[i * ld + lane_], sh_.y[j * ld + lane_]);
+                }
+                if (lane_ == 0) sh_.any = 1;
+            }
+        });
+    }
     // The same for g, the Gram matrix of the residual's columns, where both cosines are large: only there is y not known well enough.
     SUBSPAN_DEVICE void rotate_close() {
-        const int seats = k_ + k_ % 2;
-        for (int sweep = 0; sweep < kSweeps; ++sweep) {
-            if (tid_ == 0) sh_.any = 0;
-            __syncthreads();
-            for (int round = 0; round + 1 < seats; ++round) {
-                if (tid_ < seats / 2) { // a[0..]: cosines, then sines of the rotations
-                    const int i = seat(tid_, round, seats), j = seat(seats - 1 - tid_, round, seats);
-                    double c = 1.0, s = 0.0;
-                    if (i < k_ && j < k_ && sh_.cosine[i] > 0.5 && sh_.cosine[j] > 0.5) {
-                        const double xx = sh_.g[i * ld + i], zz = sh_.g[j * ld + j], xz = sh_.g[i * ld + j];
-                        if (xz * xz > 1e-28 * (xx * zz) && xx > 0 && zz > 0) {
-                            const double half = 0.5 * (zz - xx), root = sqrt(fma(half, half, xz * xz));
-                            const double t = half < 0 ? xz / (half - root) : xz / (half + root);
-                            c = 1.0 / sqrt(fma(t, t, 1.0));
-                            s = c * t;
-                            sh_.any = 1;
-                        }
+        double *cosines = sh_.a, *sines = sh_.a + K; // of the rotations of a round
+        sweep([&](int round, int seats) {
+            if (tid_ < seats / 2) {
+                const int i = at_seat(tid_, round, seats), j = at_seat(seats - 1 - tid_, round, seats);
+                Rotation q{1.0, 0.0};
+                if (i < k_ && j < k_ && sh_.cosine[i] > 0.5 && sh_.cosine[j] > 0.5) {
+                    const double xx = sh_.g[i * ld + i], zz = sh_.g[j * ld + j], xz = sh_.g[i * ld + j];
+                    if (xx > 0 && zz > 0 && !apart(xx, zz, xz, 1e-14)) {
+                        q = rotation(xx, zz, xz);
+                        sh_.any = 1;
                     }
-                    sh_.a[tid_] = c;
-                    sh_.a[K + tid_] = s;
                 }
-                __syncthreads();
-                const int half = seats / 2;
-                for (int e = tid_; e < half * half; e += kThreads) { // 2 x 2 entries of g
-                    const int x = e / half, z = e % half;
-                    const int ia = seat(x, round, seats), ja = seat(seats - 1 - x, round, seats), ib = seat(z, round, seats), jb = seat(seats - 1 - z, round, seats);
-                    const double ca = sh_.a[x], sa = sh_.a[K + x], cb = sh_.a[z], sb = sh_.a[K + z];
-                    const bool ja_in = ja < k_, jb_in = jb < k_, ia_in = ia < k_, ib_in = ib < k_;
-                    const double ii = ia_in && ib_in ? sh_.g[ia * ld + ib] : 0.0, ij = ia_in && jb_in ? sh_.g[ia * ld + jb] : 0.0;
-                    const double ji = ja_in && ib_in ? sh_.g[ja * ld + ib] : 0.0, jj = ja_in && jb_in ? sh_.g[ja * ld + jb] : 0.0;
-                    const double ti = ca * ii - sa * ji, tj = ca * ij - sa * jj, ui = sa * ii + ca * ji, uj = sa * ij + ca * jj;
-                    if (ia_in && ib_in) sh_.g[ia * ld + ib] = cb * ti - sb * tj;
-                    if (ia_in && jb_in) sh_.g[ia * ld + jb] = sb * ti + cb * tj;
-                    if (ja_in && ib_in) sh_.g[ja * ld + ib] = cb * ui - sb * uj;
-                    if (ja_in && jb_in) sh_.g[ja * ld + jb] = sb * ui + cb * uj;
-                }
-                for (int e = tid_; e < half * 2 * k_; e += kThreads) { // rows of mt and y
-                    const int x = e / (2 * k_), l = e % (2 * k_), i = seat(x, round, seats), j = seat(seats - 1 - x, round, seats);
-                    if (i >= k_ || j >= k_) continue;
-                    double *rows = l < k_ ? sh_.mt : sh_.y, *p = rows + i * ld + l % k_, *q = rows + j * ld + l % k_;
-                    const double u = *p, v = *q;
-                    *p = sh_.a[x] * u - sh_.a[K + x] * v;
-                    *q = sh_.a[K + x] * u + sh_.a[x] * v;
-                }
-                __syncthreads();
+                cosines[tid_] = q.cosine;
+                sines[tid_] = q.sine;
             }
-            const bool more = sh_.any != 0;
             __syncthreads();
-            if (!more) break;
-        }
+            turn_products(sh_.g, ld, k_, seats, round, cosines, sines, tid_, kThreads);
+            for (int e = tid_; e < seats * k_; e += kThreads) { // rows of mt and y
+                const int x = e / (2 * k_), l = e % (2 * k_), i = at_seat(x, round, seats), j = at_seat(seats - 1 - x, round, seats);
+                if (i >= k_ || j >= k_) continue;
+                double *rows = l < k_ ? sh_.mt : sh_.y;
+                Rotation{cosines[x], sines[x]}.turn(rows[i * ld + l % k_], rows[j * ld + l % k_]);
+            }
+        });
     }
     SUBSPAN_DEVICE void lengths() {
         for (int i = warp_; i < k_; i += kWarps) {

@@ -69,13 +69,6 @@ __global__ void __launch_bounds__(256) along_kernel(SUBSPAN_PARAMETER const Matr
     }
 }
 
-Operand operand(const Stack &s, int64_t first = 0) {
-    return {static_cast<const char *>(s.data) + offset_of(s, first) * size_of(s.dtype), s.dtype, s.rows, s.cols, s.row_stride, s.col_stride,
-            s.axes == 1 ? s.stride[0] : 0};
-}
-template <class T> Operand own(const T *data, int64_t rows, int64_t cols, int64_t pitch, int64_t next = 0) {
-    return {data, sizeof(T) == 8 ? DType::f64 : DType::f32, rows, cols, pitch, 1, next};
-}
 // Whether all classes are one matrix (classes k x n): by columns, one after the other.
 bool one_matrix(const Stack &u) { return u.row_stride == 1 && (u.cols <= 1 || u.col_stride >= u.rows) && (u.axes == 0 || (u.axes == 1 && u.stride[0] == u.cols * u.col_stride)); }
 
@@ -103,7 +96,7 @@ template <class T> void project(const Blas &blas, const Stack &x, const Stack &u
     Operand c = operand(u, first);
     if (one_matrix(u)) {
         const Operand whole{c.data, c.dtype, u.rows, all, 1, u.col_stride};
-        return blas.multiply(1.0, operand(x), whole, 0.0, own(p, x.rows, all, all));
+        return blas.multiply(1.0, operand(x), whole, 0.0, own(p, x.rows, all));
     }
     blas.multiply(1.0, operand(x), c, 0.0, own(p, x.rows, k, all, k), count);
 }
@@ -174,11 +167,11 @@ void grassmann_logits_backward(const Context &context, const Stack &grad, const 
                 to.cols = to.row_stride = n;
                 to.stride[0] = n * k;
                 assign<T>(s, by_rows, to);
-                classes = own(turned, all, n, n);
+                classes = own(turned, all, n);
             }
-            blas.multiply(1.0, own(p, x.rows, all, all), classes, first > 0 ? 1.0 : 0.0, operand(dx));
+            blas.multiply(1.0, own(p, x.rows, all), classes, first > 0 ? 1.0 : 0.0, operand(dx));
             if (one_matrix(du))
-                blas.multiply(1.0, own(p, x.rows, all, all).turned(), operand(x), 0.0, Operand{operand(du, first).data, du.dtype, all, n, du.col_stride, 1});
+                blas.multiply(1.0, own(p, x.rows, all).turned(), operand(x), 0.0, Operand{operand(du, first).data, du.dtype, all, n, du.col_stride, 1});
             else
                 blas.multiply(1.0, operand(x).turned(), own(p, x.rows, k, all, k), 0.0, operand(du, first), count);
             launch<along_kernel<T>>(s, "gradients of lengths", Shape{dim3(unsigned(x.rows)), dim3(256), 64}, Matrices<const T>(x),

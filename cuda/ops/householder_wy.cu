@@ -71,14 +71,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // -- stacks as batches of products ------------------------------------------------------------------------------------------------
-// Matrices [first, first + count) of a stack whose leading axes are one.
-Operand operand(const Stack &s, int64_t first) {
-    return {static_cast<const char *>(s.data) + offset_of(s, first) * size_of(s.dtype), s.dtype, s.rows, s.cols, s.row_stride, s.col_stride,
-            s.axes == 1 ? s.stride[0] : 0};
-}
-template <class T> Operand own(const T *data, int64_t rows, int64_t cols) {
-    return {data, sizeof(T) == 8 ? DType::f64 : DType::f32, rows, cols, cols, 1, rows * cols};
-}
 // How many matrices go through one product: one where some stack is not evenly spaced, or where results share memory.
 int64_t together(std::initializer_list<const Stack *> read, std::initializer_list<const Stack *> written, int64_t bytes_each) {
     int64_t size = (*written.begin())->size();

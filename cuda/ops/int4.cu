@@ -112,9 +112,8 @@ void int4_product(const Context &context, const Int4Codes &codes, const Stack &x
     if (left ? (x.rows != cols || out.rows != rows || out.cols != x.cols) : (x.cols != rows || out.cols != cols || out.rows != x.rows))
         throw ValueError("X and out do not fit the packed matrix");
     if (x.dtype != out.dtype || x.size() != out.size()) throw ValueError("X and out must have one dtype and one stack");
-    const auto operand = [](const Stack &s, const void *data) { return Operand{data, s.dtype, s.rows, s.cols, s.row_stride, s.col_stride}; };
-    require_blas_layout(operand(x, x.data), "X");
-    require_blas_layout(operand(out, out.data), "out");
+    require_blas_layout(operand(x), "X");
+    require_blas_layout(operand(out), "out");
     const Session s(context);
     if (out.size() == 0 || out.rows == 0 || out.cols == 0) return;
     if (cols == 0 || rows == 0) throw ValueError("the packed matrix is empty");
@@ -126,10 +125,8 @@ void int4_product(const Context &context, const Int4Codes &codes, const Stack &x
         unpack_rows(s, codes, dense, codes.cols, int64_t(1));
         Operand u{dense, x.dtype, codes.rows, codes.cols, codes.cols, 1};
         if (transpose) u = u.turned();
-        const Matrices<const T> from(x);
-        const Matrices<T> to(out);
-        for (unsigned i = 0; i < unsigned(x.size()); ++i) {
-            const Operand mine = operand(x, from.at(i)), result = operand(out, to.at(i));
+        for (int64_t i = 0; i < x.size(); ++i) {
+            const Operand mine = operand(x, i), result = operand(out, i);
             blas.multiply(alpha, left ? u : mine, left ? mine : u, 0.0, result);
         }
     });

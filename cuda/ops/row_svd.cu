@@ -1,5 +1,7 @@
 #include "row_svd.cuh"
 
+#include "jacobi.cuh"
+
 #include <algorithm>
 #include <limits>
 
@@ -54,19 +56,6 @@ __global__ void __launch_bounds__(256) identity_kernel(const Problem p) {
     if (j < 3 && r == 0) p.flags[3 * int(blockIdx.z) + j] = j == 2 ? 1 : 0; // the sweep before the first has rotated
 }
 
-// The rotation that makes two vectors orthogonal, from their squares and their product.
-struct Rotation {
-    double cosine, sine;
-};
-SUBSPAN_DEVICE Rotation rotation(double xx, double yy, double xy) {
-    const double half = 0.5 * (yy - xx), root = sqrt(fma(half, half, xy * xy));
-    const double t = half < 0 ? xy / (half - root) : xy / (half + root), c = 1.0 / sqrt(fma(t, t, 1.0));
-    return {c, c * t};
-}
-SUBSPAN_DEVICE bool apart(double xx, double yy, double xy, double tolerance) { return !(xy * xy > tolerance * tolerance * (xx * yy)); }
-// Seats of a round robin tournament: seat 0 stays, the others move on by one each round.
-SUBSPAN_DEVICE int at_seat(int seat, int round, int seats) { return seat == 0 ? 0 : 1 + (seat - 1 + round) % (seats - 1); }
-
 // -- small ones: all rows in the shared memory of a cluster, dealt out to its blocks ---------------------------------------------
 constexpr int kMostWarps = 16, kSweeps = 40;
 
@@ -108,12 +97,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
                 if (apart(xx, yy, xy, p.tolerance)) continue;
                 any = true;
                 const Rotation q = rotation(xx, yy, xy);
-                const double tau = q.sine / (1.0 + q.cosine);
-                for (int l = lane; l < p.width; l += 32) {
-                    const double a = x[l], b = y[l];
-                    x[l] = a - q.sine * (b + tau * a);
-                    y[l] = b + q.sine * (a - tau * b);
-                }
+                for (int l = lane; l < p.width; l += 32) q.turn(x[l], y[l]);
             }
             cluster_barrier();
         }
@@ -221,17 +205,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
                 sine[tid] = q.sine;
             }
             __syncthreads();
-            for (int e = tid; e < kHalf * kHalf; e += kBlockThreads) { // 2 x 2 entries: rows of pair a, columns of pair b
-                const int a = e / kHalf, b = e % kHalf;
-                const int ia = at_seat(a, r, kPair), ja = at_seat(kPair - 1 - a, r, kPair), ib = at_seat(b, r, kPair), jb = at_seat(kPair - 1 - b, r, kPair);
-                const double ca = cosine[a], sa = sine[a], cb = cosine[b], sb = sine[b];
-                const double ii = g[ia * ld + ib], ij = g[ia * ld + jb], ji = g[ja * ld + ib], jj = g[ja * ld + jb];
-                const double ti = ca * ii - sa * ji, tj = ca * ij - sa * jj, ui = sa * ii + ca * ji, uj = sa * ij + ca * jj;
-                g[ia * ld + ib] = cb * ti - sb * tj;
-                g[ia * ld + jb] = sb * ti + cb * tj;
-                g[ja * ld + ib] = cb * ui - sb * uj;
-                g[ja * ld + jb] = sb * ui + cb * uj;
-            }
+            turn_products(g, ld, kPair, kPair, r, cosine, sine, tid, kBlockThreads);
             for (int e = tid; e < kPair * kHalf; e += kBlockThreads) {
                 const int row = e / kHalf, b = e % kHalf, ib = at_seat(b, r, kPair), jb = at_seat(kPair - 1 - b, r, kPair);
                 const double x = v[row * ld + ib], y = v[row * ld + jb];
@@ -405,7 +379,7 @@ void RowSvd::gram(const Session &s, const Blas &blas, int64_t cols, int64_t item
     launch<scale_kernel>(s, "rows near one", Shape{dim3(blocks), dim3(256)}, rows(item), pitch(), count_, cols, static_cast<const double *>(peaks_ + item * kPeaks),
                          units_ + item);
     if (!gram_) return;
-    const Operand x{rows(item), DType::f64, count_, cols, pitch(), 1}, g{a_ + item * count_ * width_, DType::f64, count_, count_, width_, 1};
+    const Operand x = own(rows(item), count_, cols, pitch(), 0), g = own(a_ + item * count_ * width_, count_, count_, width_, 0);
     blas.multiply(1.0, x, x.turned(), 0.0, g);
 }
 
@@ -433,9 +407,8 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
 
 void RowSvd::vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item) const {
     double *r = gram_ ? raw_ : raw_ + item * kept_ * cols_;
-    const Operand raw{r, DType::f64, kept_, cols, cols, 1}, out{vectors, DType::f64, kept_, cols, cols, 1};
-    const Operand e{inner_, DType::f64, kept_, kept_, kept_, 1}, p{polished_, DType::f64, kept_, kept_, kept_, 1};
-    if (gram_) blas.multiply(1.0, Operand{turns(item), DType::f64, kept_, count_, count_, 1}, Operand{rows(item), DType::f64, count_, cols, pitch(), 1}, 0.0, raw);
+    const Operand raw = own(r, kept_, cols), out = own(vectors, kept_, cols), e = own(inner_, kept_, kept_), p = own(polished_, kept_, kept_);
+    if (gram_) blas.multiply(1.0, own(turns(item), kept_, count_), own(rows(item), count_, cols, pitch(), 0), 0.0, raw);
     blas.multiply(1.0, raw, raw.turned(), 0.0, e);
     launch<polish_kernel>(s, "orthonormal rows", Shape{dim3(unsigned(divide_up<int64_t>(kept_ * kept_, 256))), dim3(256)}, static_cast<const double *>(inner_),
                           static_cast<const double *>(scaled_ + item * kept_), polished_, kept_);

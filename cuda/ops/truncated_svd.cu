@@ -83,11 +83,7 @@ __global__ void __launch_bounds__(32) total_kernel(const double *parts, int n, d
 }
 constexpr int kParts = 1024;
 
-bool readable(const Stack &a) { // by cuBLAS as it is
-    return (a.dtype == DType::f32 || a.dtype == DType::f64) &&
-           ((a.col_stride == 1 && a.row_stride >= a.cols) || (a.row_stride == 1 && a.col_stride >= a.rows) || (a.rows == 1 && a.col_stride == 1) ||
-            (a.cols == 1 && a.row_stride == 1));
-}
+bool readable(const Stack &a) { return (a.dtype == DType::f32 || a.dtype == DType::f64) && blas_layout(operand(a)); } // by cuBLAS as it is
 DType wide(DType d) { return d == DType::f64 ? DType::f64 : DType::f32; }
 
 struct Plan {
@@ -135,7 +131,7 @@ template <class T> class Iteration {
             y_.push_back(work.take<C>(plan_.l * a.rows));
             z_.push_back(work.take<C>(plan_.l * a.cols));
             if (readable(a)) {
-                a_.push_back({a.data, a.dtype, a.rows, a.cols, a.row_stride, a.col_stride});
+                a_.push_back(operand(a));
                 continue;
             }
             C *own = work.take<C>(a.rows * a.cols);
@@ -173,9 +169,6 @@ template <class T> class Iteration {
     static int64_t completion(const Plan &p) { // also of u and its double rows
         return RowSvd::workspace(p.k, p.longest, p.k, true) + 2 * room<double>(p.k * p.longest) + room<double>(p.k * p.k) + room<double>(p.l * p.longest);
     }
-    static Operand rows(const void *data, int64_t count, int64_t cols) { return {data, sizeof(C) == 8 ? DType::f64 : DType::f32, count, cols, cols, 1}; }
-    static Operand doubles(const double *data, int64_t count, int64_t cols) { return {data, DType::f64, count, cols, cols, 1}; }
-
     void start() {
         for (std::size_t i = 0; i < calls_.size(); ++i) {
             const Stack &given = calls_[i].initial;
@@ -191,7 +184,7 @@ template <class T> class Iteration {
     // y = z Aᵀ, or z = y A.
     void times(bool turned) {
         for (std::size_t i = 0; i < calls_.size(); ++i) {
-            const Operand y = rows(y_[i], plan_.l, a_[i].rows), z = rows(z_[i], plan_.l, a_[i].cols);
+            const Operand y = own(y_[i], plan_.l, a_[i].rows), z = own(z_[i], plan_.l, a_[i].cols);
             if (turned)
                 blas_.multiply(1.0, z, a_[i].turned(), 0.0, y);
             else
@@ -225,7 +218,7 @@ template <class T> class Iteration {
         const RowSvd svd(work, k, n, k, true);
         double *more = work.take<double>(k * n), *parts = work.take<double>(k * k);
         random(more, n, k, n, 0, sigma + k - 1, key); // values descend
-        const Operand r = doubles(svd.rows(), k, n), basis = doubles(v, k, n), c = doubles(parts, k, k);
+        const Operand r = own(svd.rows(), k, n), basis = own(v, k, n), c = own(parts, k, k);
         for (int round = 0; round < 2; ++round) {
             copy(s_, static_cast<const double *>(more), n, int64_t(1), svd.rows(), svd.pitch(), int64_t(1), k, n);
             for (int pass = 0; pass < 2; ++pass) {
@@ -257,7 +250,7 @@ template <class T> class Iteration {
             Workspace more = work;
             double *u = more.take<double>(k * m), *y = more.take<double>(l * m);
             copy(s_, static_cast<const C *>(y_[at]), m, int64_t(1), y, m, int64_t(1), l, m);
-            blas_.multiply(1.0, doubles(svd.turns(i), k, l), doubles(y, l, m), 0.0, doubles(u, k, m));
+            blas_.multiply(1.0, own(svd.turns(i), k, l), own(y, l, m), 0.0, own(u, k, m));
             complete(more, u, m, sigma, c.key);
             copy(s_, static_cast<const double *>(u), m, int64_t(1), static_cast<T *>(c.u.data), c.u.col_stride, c.u.row_stride, k, m);
         }

@@ -233,7 +233,7 @@ class Place:
             return x
         if library_of(x) == "torch":
             return x.to(getattr(sys.modules["torch"], dtype))
-        with self._inside():
+        with self.inside():
             return x.astype(_numpy_dtype(dtype))
 
     def summed_to(self, full: Any, shape: tuple[int, ...], dtype: str) -> Any:
@@ -243,7 +243,8 @@ class Place:
             extra + i for i, n in enumerate(shape) if n == 1 and int(full.shape[extra + i]) != 1
         )
         if axes:
-            full = full.sum(axes) if self.library == "torch" else full.sum(axis=axes)
+            with self.inside():
+                full = full.sum(axes) if self.library == "torch" else full.sum(axis=axes)
         return self.converted(full.reshape(shape), dtype)
 
     def host(self, x: Any) -> np.ndarray[Any, Any]:
@@ -262,12 +263,12 @@ class Place:
         with cupy.cuda.Device(self.device):
             return cupy.asarray(x)
 
-    def _inside(self) -> Any:
+    def inside(self) -> Any:
         """CuPy's own operations run on the current device, whatever the array's."""
         return sys.modules["cupy"].cuda.Device(self.device) if self.library == "cupy" else contextlib.nullcontext()
 
     def copied(self, x: Any) -> Any:
-        with self._inside():
+        with self.inside():
             return x.clone() if self.library == "torch" else x.copy()
 
     def for_blas(self, x: Any) -> Any:
@@ -284,7 +285,7 @@ class Place:
 
         if (lines(m, n, si, sj) or lines(n, m, sj, si)) and min(batch, default=0) >= 0:
             return x
-        with self._inside():
+        with self.inside():
             return x.contiguous() if torch else sys.modules["cupy"].ascontiguousarray(x)
 
     def turned(self, x: Any) -> Any:
@@ -295,13 +296,13 @@ class Place:
         """The first columns of identity matrices: a stack ``(..., m, n)`` with ``n <= m``."""
         *batch, m, n = shape
         x = self.zeros((*batch, m * n), dtype)
-        with self._inside():
+        with self.inside():
             x[..., : n * (n + 1) : n + 1] = 1
         return x.reshape(shape)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         x = self.empty(shape, dtype)
-        with self._inside():
+        with self.inside():
             x[...] = 0
         return x
 

@@ -5,24 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from references import eps, points, wide
 from subspan import grassmann
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 IDS = ["f32", "f64"]
 SIZES = [(20, 3, (4,)), (64, 8, (3,)), (5, 5, (2,)), (70, 16, ()), (45, 32, ()), (33, 20, (2, 2)), (7, 1, ())]
 KINDS = ["geodesic", "chordal", "projection", "procrustes", "fubini-study", "binet-cauchy"]
-
-
-def eps(dtype):
-    return float(np.finfo(dtype).eps)
-
-
-def wide(x):
-    return np.asarray(x).astype(np.float64)
-
-
-def points(rng, n, k, batch, dtype):
-    return np.linalg.qr(rng.standard_normal((*batch, n, k)))[0].astype(dtype)
 
 
 def pair_at(rng, angles, n, dtype):

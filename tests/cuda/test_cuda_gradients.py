@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 
+from references import BF16, eps, wide
 from subspan import orth
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), BF16, np.dtype(np.float16)]
 IDS = ["f32", "f64", "bf16", "f16"]
 WIDE = DTYPES[:2]
-
-
-def eps(dtype):
-    return float(ml_dtypes.finfo(dtype).eps)
-
-
-def wide(x):
-    return np.asarray(x).astype(np.float64)
 
 
 def gradient(rng, m, n, dtype, rank=6, noise=1e-3):

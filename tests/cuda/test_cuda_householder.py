@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from references import wide
 from subspan import orth
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]
 IDS = ["f32", "f64"]
-
-
-def wide(x):
-    return None if x is None else np.asarray(x).astype(np.float64)
 
 
 def apart(got, want, dtype, scale=1.0):

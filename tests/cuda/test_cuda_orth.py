@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from references import BF16, eps, wide
 from subspan import orth
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float16), BF16, np.dtype(np.float32), np.dtype(np.float64)]
 IDS = ["f16", "bf16", "f32", "f64"]
-
-
-def eps(dtype):
-    return float(ml_dtypes.finfo(dtype).eps)
-
-
-def wide(x):
-    return np.asarray(x).astype(np.float64)
 
 
 def reference(C, V, M, alpha, side, source=None):

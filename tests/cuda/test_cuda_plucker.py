@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import ml_dtypes
 import numpy as np
 import pytest
 
+from references import BF16, eps, wide
 from subspan import plucker
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float16), BF16, np.dtype(np.float32), np.dtype(np.float64)]
 IDS = ["f16", "bf16", "f32", "f64"]
 OFFSETS = [1, 2, 4, 8, 12, 16]
@@ -31,10 +30,6 @@ VARIANTS = {
 }
 
 
-def eps(dtype):
-    return float(ml_dtypes.finfo(dtype).eps)
-
-
 def case(rng, name, dtype, batch=(2,), T=40, r=8, d=24):
     options = dict(VARIANTS[name])
     offsets = options.pop("offsets", OFFSETS)
@@ -46,10 +41,6 @@ def case(rng, name, dtype, batch=(2,), T=40, r=8, d=24):
     if options.pop("masked", False):
         options["mask"] = rng.random((*batch, T)) > 0.25
     return z, W, b, offsets, options
-
-
-def wide(x):
-    return np.asarray(x).astype(np.float64)
 
 
 def on_host(options):

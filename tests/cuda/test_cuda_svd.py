@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
+from references import orthogonality
 from subspan.svd import StreamingSVD
 
 EPS = float(np.finfo(np.float32).eps)
@@ -100,7 +101,9 @@ def test_bits_do_not_depend_on_the_order_of_threads(gpu, rng):
             svd.update(gpu.put(x))
         return svd.components, svd.singular_values
 
-    gpu.twice(run)
+    components, values = (x.get() for x in gpu.twice(run))
+    assert (components.shape, values.shape) == ((6, 50), (6,))
+    assert orthogonality(components) <= 1
 
 
 def test_signs_are_stable(gpu, rng):

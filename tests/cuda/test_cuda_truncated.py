@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 
+from references import eps, wide
 from subspan._truncated import Problem, _bytes_of_work
 from subspan.svd import StreamingSVD, truncated_svd
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
 WIDE = [np.dtype(np.float32), np.dtype(np.float64)]
 IDS = ["f32", "f64"]
-
-
-def eps(dtype):
-    return float(ml_dtypes.finfo(dtype).eps)
-
-
-def wide(x):
-    return np.asarray(x).astype(np.float64)
 
 
 def decaying(rng, m, n, dtype, ratio=0.5):

@@ -66,11 +66,12 @@ def _numbers(jobs: list[Any], firsts: list[Any]) -> tuple[list[float], list[floa
     for some in places.values():
         place = jobs[some[0]][1].place
         numbers = place.zeros((2, len(some)), "float64")
-        for at, i in enumerate(some):
-            _, problem, p, _ = jobs[i]
-            numbers[0, at : at + 1] = place.converted(problem.S[:1], "float64")
-            if p._first is not None:
-                numbers[1, at : at + 1] = (firsts[i] * p._first).sum()
+        with place.inside():
+            for at, i in enumerate(some):
+                _, problem, p, _ = jobs[i]
+                numbers[0, at : at + 1] = place.converted(problem.S[:1], "float64")
+                if p._first is not None:
+                    numbers[1, at : at + 1] = (firsts[i] * p._first).sum()
         for i, (size, cosine) in zip(some, place.host(numbers).T.tolist(), strict=True):
             found[i] = (size, cosine)
     return [size for size, _ in found], [cosine for _, cosine in found]
