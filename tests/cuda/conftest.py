@@ -31,13 +31,21 @@ def emulated(tmp_path_factory):
     import pybind11
 
     ready = os.environ.get("SUBSPAN_EMULATED_BUILD", "")
-    build = Path(ready) if ready else tmp_path_factory.mktemp("emulated")
+    # Workers of pytest-xdist have one folder above theirs in common; the first to come builds for all.
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    build = Path(ready) if ready else (base.parent if shared else base) / "emulated"
+    build.mkdir(exist_ok=True)
     options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     if shutil.which("ninja"):
         options.append("-GNinja")
-    for command in (["cmake", "-S", HERE, "-B", build, *options], ["cmake", "--build", build, "--parallel", "2"]):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+    import fcntl
+
+    with open(build / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (["cmake", "-S", HERE, "-B", build, *options], ["cmake", "--build", build, "--parallel", "2"]):
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
     (path,) = build.glob("_cuda_emulated*.so")
     spec = importlib.util.spec_from_file_location("_cuda_emulated", path)
     module = importlib.util.module_from_spec(spec)
