@@ -16,6 +16,7 @@ template <class T> struct Plan {
     int rows;   // of a block
     int blocks; // that share a panel
     int kind;
+    bool keep;  // V's rows in shared memory
     bool vector_x, vector_v, vector_out, vector_source;
     Accumulate<T> value, alpha;
     enum Mode { resident, partial, finish } mode;
@@ -73,25 +74,25 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
     const int tid = int(threadIdx.x), k = job.k, k32 = divide_up(k, kBlock) * kBlock, i0 = int(block) * plan.rows;
     Tile<T, Across> tile{reinterpret_cast<T *>(memory), plan.rows, Tile<T, Across>::pitch_of(plan.rows)};
     unsigned char *next = memory + Tile<T, Across>::bytes(plan.rows);
+    const Basis<T> basis{kTensor<T> && plan.keep ? reinterpret_cast<T *>(next) : nullptr, Basis<T>::pitch_of(k32)};
     unsigned char *stage = next;
-    next += Work::stage_bytes;
+    next += plan.keep ? Basis<T>::bytes(plan.rows, k32) : Work::stage_bytes;
     A *scratch = reinterpret_cast<A *>(next);
     next += kScratchBytes<T>;
     A *mine = reinterpret_cast<A *>(next), *sums = mine + k32 * P; // this block's part of VᵀX, and all of it
     next += 2 * int64_t(k32) * P * int64_t(sizeof(A));
     unsigned char *small = next;
 
+    if (basis.rows != nullptr) Work::load(job, basis, i0, plan.rows, k32, plan.vector_v);
     if (plan.mode != Plan<T>::finish) {
         if (job.source != nullptr) {
             tile.load(job.source, job.si, job.sj, i0, j0, job.m, job.n, plan.vector_source);
-            for (int a0 = 0; a0 < k32; a0 += kBlock) Work::inner(job, tile, stage, scratch, i0, a0, A(1), false, plan.vector_v, mine);
-            __syncthreads();
+            for (int a0 = 0; a0 < k32; a0 += kBlock) Work::inner(job, tile, basis, stage, scratch, i0, a0, A(1), false, plan.vector_v, mine);
         }
         tile.load(job.x, job.xi, job.xj, i0, j0, job.m, job.n, plan.vector_x);
         const bool change = job.source != nullptr;
         for (int a0 = 0; a0 < k32; a0 += kBlock)
-            Work::inner(job, tile, stage, scratch, i0, a0, change ? A(-1) : A(1), change, plan.vector_v, mine);
-        __syncthreads();
+            Work::inner(job, tile, basis, stage, scratch, i0, a0, change ? A(-1) : A(1), change, plan.vector_v, mine);
     } else {
         tile.load(job.x, job.xi, job.xj, i0, j0, job.m, job.n, plan.vector_x);
     }
@@ -100,6 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
         for (int e = tid; e < k * P; e += kThreads) to[e] = mine[e];
         return;
     }
+    const bool cluster = plan.mode == Plan<T>::resident && plan.blocks > 1;
     if (plan.mode == Plan<T>::finish) {
         const A *parts = plan.sums + int64_t(panel) * plan.blocks * k * P;
         for (int e = tid; e < k * P; e += kThreads) {
@@ -107,17 +109,35 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
             for (int b = 1; b < plan.blocks; ++b) sum += parts[int64_t(b) * k * P + e];
             sums[e] = sum;
         }
-    } else {
-        // Each block adds the parts of all in the same order.
-        if (plan.blocks > 1) cluster_barrier();
-        for (int e = tid; e < k * P; e += kThreads) {
-            A sum = plan.blocks > 1 ? of_block(mine, 0)[e] : mine[e];
-            for (int b = 1; b < plan.blocks; ++b) sum += of_block(mine, unsigned(b))[e];
-            sums[e] = sum;
+    } else if (cluster) {
+        // Each block adds the parts of all in the same order; the reads of all parts are on their way before the first is needed.
+        constexpr int kFew = 16 / int(sizeof(A)), kMost = 8;
+        struct alignas(16) Few {
+            A x[kFew];
+        };
+        cluster_barrier();
+        for (int e = tid; e < k32 * P / kFew; e += kThreads) {
+            Few part[kMost];
+#pragma unroll
+            for (int b = 0; b < kMost; ++b)
+                if (b < plan.blocks) part[b] = reinterpret_cast<const Few *>(of_block(mine, unsigned(b)))[e];
+#pragma unroll
+            for (int b = 1; b < kMost; ++b)
+                if (b < plan.blocks)
+#pragma unroll
+                    for (int x = 0; x < kFew; ++x) part[0].x[x] += part[b].x[x];
+            reinterpret_cast<Few *>(sums)[e] = part[0];
         }
-        if (plan.blocks > 1) cluster_barrier();
+        cluster_arrive(); // others may still read this block's part
+    } else {
+        sums = mine;
     }
     __syncthreads();
+    A *scaled = mine; // float16: the small product before it is scaled
+    if constexpr (kShort<T>) {
+        if (cluster) cluster_wait();
+        if (sums == mine) scaled = mine + k32 * P;
+    }
     for (int e = tid; e < k32 * P; e += kThreads) {
         const int a = e / P, j = e - a * P;
         A y = A(0);
@@ -131,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
             }
         }
         if constexpr (kShort<T>)
-            mine[e] = y;
+            scaled[e] = y;
         else
             Work::keep(small, k32, a, j, y);
     }
@@ -139,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
     if constexpr (kShort<T>) {
         // float16 ends at 65504: a panel whose small product comes near that is scaled by a power of two.
         float top = 0;
-        for (int e = tid; e < k32 * P; e += kThreads) top = most(top, mine[e] < 0 ? -mine[e] : mine[e]);
+        for (int e = tid; e < k32 * P; e += kThreads) top = most(top, scaled[e] < 0 ? -scaled[e] : scaled[e]);
         top = warp_most(top);
         if (tid % 32 == 0) scratch[tid / 32] = top;
         __syncthreads();
@@ -148,12 +168,13 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
         const bool large = e2 > 0 && e2 < 100;
         const float down = large ? bits_to_float(uint32_t(127 - e2) << 23) : 1.0f;
         lift = large ? bits_to_float(uint32_t(127 + e2) << 23) : 1.0f;
-        for (int e = tid; e < k32 * P; e += kThreads) Work::keep(small, k32, e / P, e % P, mine[e] * down);
+        for (int e = tid; e < k32 * P; e += kThreads) Work::keep(small, k32, e / P, e % P, scaled[e] * down);
     }
     __syncthreads();
-    Work::outer(job, tile, stage, small, k32, i0, plan.alpha, lift, plan.vector_v);
+    Work::outer(job, tile, basis, stage, small, k32, i0, plan.alpha, lift, plan.vector_v);
     __syncthreads();
     tile.store(job.out, job.oi, job.oj, i0, j0, job.m, job.n, plan.vector_out);
+    if (cluster && !kShort<T>) cluster_wait(); // before this block's memory is given away
 }
 
 // -- host ------------------------------------------------------------------------------------------------------------------
@@ -205,25 +226,30 @@ void check_call(const CoreCall &call, const CoreOptions &o) {
 
 bool across(const Stack &c) { return c.col_stride == 1 || c.row_stride != 1; }
 
+// The fewest blocks for m rows with `limit` bytes of shared memory each, if any: with V where it fits.
+template <class T, bool Across> bool fit(Plan<T> &p, int64_t m, int k32, int64_t limit, int widest) {
+    constexpr int64_t unit = kTensor<T> ? 16 : 32;
+    for (const bool keep : {kTensor<T>, false})
+        for (p.blocks = 1; p.blocks <= widest; p.blocks *= 2) {
+            p.rows = int(divide_up(divide_up<int64_t>(m, p.blocks), unit) * unit);
+            p.keep = keep;
+            if (shared_bytes<T, Across>(p.rows, k32, keep) <= limit) return true;
+        }
+    return false;
+}
+
 template <class T, bool Across> Plan<T> plan_of(const CoreCall &call, const CoreOptions &o, const Device &device) {
     Plan<T> p{};
-    const int64_t m = call.c.rows, k32 = divide_up<int64_t>(call.v.cols, kBlock) * kBlock, unit = kTensor<T> ? 16 : 32;
-    const auto rows_of = [&](int64_t blocks) { return int(divide_up(divide_up(m, blocks), unit) * unit); };
+    const int64_t m = call.c.rows, k32 = divide_up<int64_t>(call.v.cols, kBlock) * kBlock;
     const int widest = device.clusters ? 8 : 1;
     // Two blocks on a multiprocessor, so that one loads while the other computes; one where that is not to be had.
     const int64_t half = device.shared_limit / 2 - 2048;
     p.mode = Plan<T>::resident;
-    for (const int64_t limit : {half, device.shared_limit}) {
-        for (p.blocks = 1; p.blocks <= widest; p.blocks *= 2) {
-            p.rows = rows_of(p.blocks);
-            if (shared_bytes<T, Across>(p.rows, int(k32)) <= limit) break;
-        }
-        if (p.blocks <= widest) break;
-    }
-    if (p.blocks > widest) {
+    if (!fit<T, Across>(p, m, int(k32), half, widest) && !fit<T, Across>(p, m, int(k32), device.shared_limit, widest)) {
         p.mode = Plan<T>::partial;
         p.rows = 512;
-        while (p.rows > 32 && shared_bytes<T, Across>(p.rows, int(k32)) > half) p.rows /= 2;
+        while (p.rows > 32 && shared_bytes<T, Across>(p.rows, int(k32), false) > half) p.rows /= 2;
+        p.keep = shared_bytes<T, Across>(p.rows, int(k32), true) <= half;
         p.blocks = int(divide_up<int64_t>(m, p.rows));
     }
     p.kind = o.kind;
@@ -282,7 +308,7 @@ template <class T, bool Across, bool Packed> void run(const Session &s, const Co
     const int64_t panels = from.panels * call.c.size(), grid = panels * plan.blocks;
     if (grid > std::numeric_limits<int>::max()) throw ValueError("C is too large for one call");
     const int k32 = int(divide_up<int64_t>(call.v.cols, kBlock) * kBlock);
-    Shape shape{dim3(unsigned(grid)), dim3(kThreads), shared_bytes<T, Across>(plan.rows, k32), 1};
+    Shape shape{dim3(unsigned(grid)), dim3(kThreads), shared_bytes<T, Across>(plan.rows, k32, plan.keep), 1};
     constexpr auto name = "apply_core";
     if (plan.mode == Plan<T>::resident) {
         shape.cluster = plan.blocks;
@@ -308,7 +334,7 @@ template <class T, bool Across> GroupPlan<T> plan_group(const Session &s, const 
     for (const auto &c : calls) {
         const Plan<T> p = plan_of<T, Across>(c, o, s.device());
         if (p.mode != Plan<T>::resident) throw ValueError("C " + text(c.c) + " does not fit the shared memory of a cluster; call apply_core for it");
-        if (p.blocks > plan.blocks || (p.blocks == plan.blocks && p.rows > plan.rows)) plan = p;
+        plan = p;
         x = x && p.vector_x;
         v = v && p.vector_v;
         out = out && p.vector_out;
@@ -319,13 +345,10 @@ template <class T, bool Across> GroupPlan<T> plan_group(const Session &s, const 
     plan.vector_out = out;
     int64_t tall = 0;
     for (const auto &c : calls) tall = std::max(tall, c.c.rows);
-    const int64_t unit = kTensor<T> ? 16 : 32;
+    // Two blocks on a multiprocessor where the tallest and the widest allow it, as in plan_of.
     const int widest = s.device().clusters ? 8 : 1;
-    for (;; plan.blocks *= 2) {
-        plan.rows = int(divide_up(divide_up(tall, int64_t(plan.blocks)), unit) * unit);
-        if (shared_bytes<T, Across>(plan.rows, int(k32)) <= s.device().shared_limit) break;
-        if (plan.blocks >= widest) throw ValueError("the widest V and the tallest C of the group do not fit one launch together");
-    }
+    if (!fit<T, Across>(plan, tall, int(k32), s.device().shared_limit / 2 - 2048, widest) && !fit<T, Across>(plan, tall, int(k32), s.device().shared_limit, widest))
+        throw ValueError("the widest V and the tallest C of the group do not fit one launch together");
     for (const auto &c : calls) panels += divide_up<int64_t>(c.c.cols, kPanel<T>);
     if (panels * plan.blocks > std::numeric_limits<int>::max()) throw ValueError("the group is too large for one launch");
     return group;
@@ -346,7 +369,7 @@ template <class T, bool Across> void run_group(const Session &s, const std::vect
         }
         from.first[from.count] = int(panels);
         if (panels == 0) continue;
-        const Shape shape{dim3(unsigned(panels * plan.blocks)), dim3(kThreads), shared_bytes<T, Across>(plan.rows, k32), plan.blocks};
+        const Shape shape{dim3(unsigned(panels * plan.blocks)), dim3(kThreads), shared_bytes<T, Across>(plan.rows, k32, plan.keep), plan.blocks};
         launch<apply_core_kernel<T, Across, OfGroup<T>>>(s, "apply_core (group)", shape, from, plan);
     }
 }
@@ -357,7 +380,7 @@ bool too_wide(const CoreCall &t, const Device &device) {
     const int k32 = int(divide_up<int64_t>(t.v.cols, kBlock) * kBlock);
     return dispatch(t.c.dtype, [&](auto tag) {
         using T = decltype(tag);
-        return (across(t.c) ? shared_bytes<T, true>(32, k32) : shared_bytes<T, false>(32, k32)) > device.shared_limit;
+        return (across(t.c) ? shared_bytes<T, true>(32, k32, false) : shared_bytes<T, false>(32, k32, false)) > device.shared_limit;
     });
 }
 

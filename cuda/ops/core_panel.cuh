@@ -72,9 +72,7 @@ template <class T, bool Across> struct Tile {
                     const T *from = filled > 0 ? x + (i0 + i) * xi + (j0 + j) * xj : x;
                     copy_async(at(i, j), from, filled * int(sizeof(T)));
                 }
-                commit_copies();
-                wait_copies<0>();
-                __syncthreads();
+                arrived();
                 return;
             }
         }
@@ -84,6 +82,12 @@ template <class T, bool Across> struct Tile {
             if (i < have_i && j < have_j) value = x[(i0 + i) * xi + (j0 + j) * xj];
             *at(i, j) = value;
         }
+        arrived();
+    }
+    // All copies of this block, those of V too.
+    static SUBSPAN_DEVICE void arrived() {
+        commit_copies();
+        wait_copies<0>();
         __syncthreads();
     }
     // The way back, after a barrier.
@@ -107,6 +111,40 @@ template <class T, bool Across> struct Tile {
     }
 };
 
+// The block's rows of V in shared memory, each item read from memory once; `rows` is null where there is no room for it, and 16 bits
+// alone have it: V is read a second time for the second product then.
+template <class T> struct Basis {
+    T *rows;
+    int pitch;
+    SUBSPAN_SHARED_CODE static int pitch_of(int k32) { return k32 + 8; }
+    SUBSPAN_SHARED_CODE static int64_t bytes(int rows, int k32) { return kTensor<T> ? int64_t(rows) * pitch_of(k32) * int64_t(sizeof(T)) : 0; }
+};
+
+// sums[place(r, lane)] (+)= sign Σ d[r / 4][r % 4] over the warps. `scratch`: kWarps / 2 x R * 4 x 32. Ends with a barrier.
+template <class A, int R, class Place>
+SUBSPAN_DEVICE void add_warps(const A (&d)[R][4], A *scratch, A sign, bool add, A *sums, const Place &place) {
+    constexpr int half = kWarps / 2, size = R * 4 * 32;
+    const int tid = int(threadIdx.x), warp = tid / 32, lane = tid % 32;
+    A *slot = scratch + (warp % half) * size + lane;
+    if (warp >= half)
+#pragma unroll
+        for (int r = 0; r < 4 * R; ++r) slot[32 * r] = d[r / 4][r % 4];
+    __syncthreads();
+    if (warp < half)
+#pragma unroll
+        for (int r = 0; r < 4 * R; ++r) slot[32 * r] += d[r / 4][r % 4];
+    __syncthreads();
+#pragma unroll
+    for (int e = tid; e < size; e += kThreads) {
+        A sum = scratch[e];
+#pragma unroll
+        for (int w = 1; w < half; ++w) sum += scratch[w * size + e];
+        A *to = sums + place(e / 32, e % 32);
+        *to = (add ? *to : A(0)) + sign * sum;
+    }
+    __syncthreads();
+}
+
 // -- products of a block ---------------------------------------------------------------------------------------------------
 template <class T, bool Across, bool Packed = false> struct Products;
 
@@ -119,6 +157,56 @@ struct Products<T, Across, Packed> {
     static constexpr int64_t stage_bytes = int64_t(kWarps) * 16 * kStage * 2;
     static constexpr int64_t core_bytes(int k32) { return int64_t(k32) * kSmall * 2 * 2; } // the small product in two parts
 
+    // Eight items of a row of V, zero outside.
+    static SUBSPAN_DEVICE void fetch(const Job<T> &job, T *to, int i, int a, bool vectors) {
+        if constexpr (Packed) {
+            float v[8];
+            unpacked<8>(job, i, a, vectors, v);
+            uint4 four;
+            four.x = pack<T>(v[0], v[1]);
+            four.y = pack<T>(v[2], v[3]);
+            four.z = pack<T>(v[4], v[5]);
+            four.w = pack<T>(v[6], v[7]);
+            *reinterpret_cast<uint4 *>(to) = four;
+        } else {
+            const T *from = job.v + int64_t(i) * job.vi + int64_t(a) * job.va;
+            if (vectors && i < job.m && a + 8 <= job.k) {
+                *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(from);
+                return;
+            }
+            for (int e = 0; e < 8; ++e) {
+                T value{};
+                if (i < job.m && a + e < job.k) value = from[e * job.va];
+                to[e] = value;
+            }
+        }
+    }
+
+    // All of the block's rows; vectors arrive with the next tile.
+    static SUBSPAN_DEVICE void load(const Job<T> &job, const Basis<T> &basis, int i0, int rows, int k32, bool vectors) {
+        const int chunks = k32 / 8;
+        for (int c = int(threadIdx.x); c < rows * chunks; c += kThreads) {
+            const int i = c / chunks, a = (c - i * chunks) * 8;
+            T *to = basis.rows + i * basis.pitch + a;
+            if (!Packed && vectors) {
+                const int filled = i0 + i < job.m ? most(0, least(8, job.k - a)) : 0;
+                copy_async(to, filled > 0 ? job.v + int64_t(i0 + i) * job.vi + a : job.v, filled * 2);
+            } else {
+                fetch(job, to, i0 + i, a, vectors);
+            }
+        }
+    }
+
+    struct Piece {
+        const T *v;
+        int pitch;
+    };
+    // Rows i to i + 15 of the block, columns a0 to a0 + 31.
+    static SUBSPAN_DEVICE Piece piece(const Job<T> &job, const Basis<T> &basis, unsigned char *memory, int i0, int i, int a0, bool vectors) {
+        if (basis.rows != nullptr) return {basis.rows + i * basis.pitch + a0, basis.pitch};
+        return {stage(job, memory, i0 + i, a0, vectors), kStage};
+    }
+
     // V[i0 + 0..15][a0 + 0..31], zero outside.
     static SUBSPAN_DEVICE T *stage(const Job<T> &job, unsigned char *memory, int i0, int a0, bool vectors) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
@@ -127,93 +215,43 @@ struct Products<T, Across, Packed> {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int c = lane + 32 * half, i = c / 4, a = (c % 4) * 8;
-            if constexpr (Packed) {
-                float v[8];
-                unpacked<8>(job, i0 + i, a0 + a, vectors, v);
-                uint4 four;
-                four.x = pack<T>(v[0], v[1]);
-                four.y = pack<T>(v[2], v[3]);
-                four.z = pack<T>(v[4], v[5]);
-                four.w = pack<T>(v[6], v[7]);
-                *reinterpret_cast<uint4 *>(s + i * kStage + a) = four;
-                continue;
-            }
-            const T *from = job.v + int64_t(i0 + i) * job.vi + int64_t(a0 + a) * job.va;
-            if (vectors && i0 + i < job.m && a0 + a + 8 <= job.k) {
-                *reinterpret_cast<uint4 *>(s + i * kStage + a) = *reinterpret_cast<const uint4 *>(from);
-            } else {
-                for (int e = 0; e < 8; ++e) {
-                    T value{};
-                    if (i0 + i < job.m && a0 + a + e < job.k) value = from[e * job.va];
-                    s[i * kStage + a + e] = value;
-                }
-            }
+            fetch(job, s + i * kStage + a, i0 + i, a0 + a, vectors);
         }
         __syncwarp();
         return s;
     }
 
-    // sums[a0 + a][j] (+)= sign Σ_i V[i][a] X[i][j] over the block's rows, all warps together. `scratch`: kWarps/2 x 32 x P.
-    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, unsigned char *memory, float *scratch, int i0,
-                                     int a0, float sign, bool add, bool vectors, float *sums) {
+    // sums[a0 + a][j] (+)= sign Σ_i V[i][a] X[i][j] over the block's rows, all warps together. Ends with a barrier.
+    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &basis, unsigned char *memory,
+                                     float *scratch, int i0, int a0, float sign, bool add, bool vectors, float *sums) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, r = lane % 8, q = lane / 8;
-        float d[2][4][4];
+        float d[8][4];
 #pragma unroll
-        for (int x = 0; x < 2; ++x)
+        for (int x = 0; x < 8; ++x)
 #pragma unroll
-            for (int y = 0; y < 4; ++y)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) d[x][y][e] = 0.0f;
+            for (int e = 0; e < 4; ++e) d[x][e] = 0.0f;
         for (int i = 16 * warp; i < tile.rows && i0 + i < job.m; i += 16 * kWarps) {
-            const T *v = stage(job, memory, i0 + i, a0, vectors);
+            const auto [v, pitch] = piece(job, basis, memory, i0, i, a0, vectors);
             uint32_t left[2][4], right[2][4];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 if (Across) { // (a, i) times (i, j)
-                    load_matrices<true>(left[h], v + (r + 8 * (q / 2)) * kStage + 8 * (q % 2) + 16 * h);
+                    load_matrices<true>(left[h], v + (r + 8 * (q / 2)) * pitch + 8 * (q % 2) + 16 * h);
                     load_matrices<true>(right[h], tile.at(i + r + 8 * (q % 2), 8 * (q / 2) + 16 * h));
                 } else { // (j, i) times (i, a)
                     load_matrices<false>(left[h], tile.at(i + 8 * (q / 2), r + 8 * (q % 2) + 16 * h));
-                    load_matrices<true>(right[h], v + (r + 8 * (q % 2)) * kStage + 8 * (q / 2) + 16 * h);
+                    load_matrices<true>(right[h], v + (r + 8 * (q % 2)) * pitch + 8 * (q / 2) + 16 * h);
                 }
             }
 #pragma unroll
             for (int x = 0; x < 2; ++x)
 #pragma unroll
-                for (int y = 0; y < 4; ++y) multiply_add<T>(d[x][y], left[x], right[y / 2][2 * (y % 2)], right[y / 2][2 * (y % 2) + 1]);
+                for (int y = 0; y < 4; ++y) multiply_add<T>(d[4 * x + y], left[x], right[y / 2][2 * (y % 2)], right[y / 2][2 * (y % 2) + 1]);
         }
-        const auto place = [&](int x, int y, int e) { // of d[x][y][e] in (a, j)
-            const int row = 16 * x + lane / 4 + 8 * (e / 2), col = 8 * y + 2 * (lane % 4) + e % 2;
+        add_warps(d, scratch, sign, add, sums + a0 * P, [](int at, int of) { // of register `at` of lane `of` in (a, j)
+            const int row = 16 * (at / 16) + of / 4 + 8 * (at % 4 / 2), col = 8 * (at / 4 % 4) + 2 * (of % 4) + at % 2;
             return Across ? row * P + col : col * P + row;
-        };
-        for (int step = kWarps / 2; step > 0; step /= 2) {
-            if (warp >= step && warp < 2 * step)
-#pragma unroll
-                for (int x = 0; x < 2; ++x)
-#pragma unroll
-                    for (int y = 0; y < 4; ++y)
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) scratch[(warp - step) * kBlock * P + place(x, y, e)] = d[x][y][e];
-            __syncthreads();
-            if (warp < step)
-#pragma unroll
-                for (int x = 0; x < 2; ++x)
-#pragma unroll
-                    for (int y = 0; y < 4; ++y)
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) d[x][y][e] += scratch[warp * kBlock * P + place(x, y, e)];
-            __syncthreads();
-        }
-        if (warp == 0)
-#pragma unroll
-            for (int x = 0; x < 2; ++x)
-#pragma unroll
-                for (int y = 0; y < 4; ++y)
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        float *s = sums + a0 * P + place(x, y, e);
-                        *s = (add ? *s : 0.0f) + sign * d[x][y][e];
-                    }
+        });
     }
 
     // The small product y as high + low.
@@ -225,8 +263,8 @@ struct Products<T, Across, Packed> {
     }
 
     // X = alpha X + V y in place.
-    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, unsigned char *memory, const unsigned char *small,
-                                     int k32, int i0, float alpha, float lift, bool vectors) {
+    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &basis, unsigned char *memory,
+                                     const unsigned char *small, int k32, int i0, float alpha, float lift, bool vectors) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, r = lane % 8, q = lane / 8;
         const T *parts[2] = {reinterpret_cast<const T *>(small), reinterpret_cast<const T *>(small) + k32 * kSmall};
         for (int i = 16 * warp; i < tile.rows && i0 + i < job.m; i += 16 * kWarps) {
@@ -236,14 +274,14 @@ struct Products<T, Across, Packed> {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) d[y][e] = 0.0f;
             for (int a0 = 0; a0 < k32; a0 += kBlock) {
-                const T *v = stage(job, memory, i0 + i, a0, vectors);
+                const auto [v, pitch] = piece(job, basis, memory, i0, i, a0, vectors);
 #pragma unroll
                 for (int h = 0; h < 2; ++h) { // 16 columns of V at a time
                     uint32_t f[4];
                     if (Across)
-                        load_matrices<false>(f, v + (r + 8 * (q % 2)) * kStage + 8 * (q / 2) + 16 * h);
+                        load_matrices<false>(f, v + (r + 8 * (q % 2)) * pitch + 8 * (q / 2) + 16 * h);
                     else
-                        load_matrices<false>(f, v + (r + 8 * (q / 2)) * kStage + 8 * (q % 2) + 16 * h);
+                        load_matrices<false>(f, v + (r + 8 * (q / 2)) * pitch + 8 * (q % 2) + 16 * h);
 #pragma unroll
                     for (int part = 0; part < 2; ++part) {
                         const T *y = parts[part] + (a0 + 16 * h) * kSmall;
@@ -308,54 +346,44 @@ struct Products<T, Across, Packed> {
         for (int e = 0; e < 4; ++e) v[e] = i < job.m && a + e < job.k ? p[e * job.va] : T(0);
     }
 
-    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, unsigned char *, T *scratch, int i0, int a0,
-                                     T sign, bool add, bool vectors, T *sums) {
+    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &, unsigned char *, T *scratch, int i0,
+                                     int a0, T sign, bool add, bool vectors, T *sums) {
+        constexpr int ahead = sizeof(T) == 4 ? 8 : 2; // rows of V that are on their way at once
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, a = 4 * (lane / 4), j = 4 * (lane % 4);
         T d[4][4];
 #pragma unroll
         for (int x = 0; x < 4; ++x)
 #pragma unroll
             for (int y = 0; y < 4; ++y) d[x][y] = T(0);
-#pragma unroll 2
-        for (int i = warp; i < tile.rows; i += kWarps) {
-            T v[4], x[4];
-            row_of_v(job, i0 + i, a0 + a, vectors, v);
+        for (int first = warp; first < tile.rows; first += ahead * kWarps) {
+            T v[ahead][4];
 #pragma unroll
-            for (int y = 0; y < 4; ++y) x[y] = *tile.at(i, j + y);
+            for (int u = 0; u < ahead; ++u) {
+                const int i = first + u * kWarps;
+                row_of_v(job, i < tile.rows ? i0 + i : job.m, a0 + a, vectors, v[u]);
+            }
 #pragma unroll
-            for (int s = 0; s < 4; ++s)
+            for (int u = 0; u < ahead; ++u) {
+                const int i = least(first + u * kWarps, tile.rows - 1);
+                T x[4];
 #pragma unroll
-                for (int y = 0; y < 4; ++y) d[s][y] = fma(v[s], x[y], d[s][y]);
-        }
-        for (int step = kWarps / 2; step > 0; step /= 2) {
-            T *mine = scratch + (warp % step) * kBlock * P;
-            if (warp >= step && warp < 2 * step)
-#pragma unroll
-                for (int s = 0; s < 4; ++s)
-#pragma unroll
-                    for (int y = 0; y < 4; ++y) mine[(a + s) * P + j + y] = d[s][y];
-            __syncthreads();
-            if (warp < step)
+                for (int y = 0; y < 4; ++y) x[y] = *tile.at(i, j + y);
 #pragma unroll
                 for (int s = 0; s < 4; ++s)
 #pragma unroll
-                    for (int y = 0; y < 4; ++y) d[s][y] += mine[(a + s) * P + j + y];
-            __syncthreads();
+                    for (int y = 0; y < 4; ++y) d[s][y] = fma(v[u][s], x[y], d[s][y]);
+            }
         }
-        if (warp == 0)
-#pragma unroll
-            for (int s = 0; s < 4; ++s)
-#pragma unroll
-                for (int y = 0; y < 4; ++y) {
-                    T *to = sums + (a0 + a + s) * P + j + y;
-                    *to = (add ? *to : T(0)) + sign * d[s][y];
-                }
+        add_warps(d, scratch, sign, add, sums + a0 * P,
+                  [](int at, int of) { return (4 * (of / 4) + at / 4) * P + 4 * (of % 4) + at % 4; });
     }
+
+    static SUBSPAN_DEVICE void load(const Job<T> &, const Basis<T> &, int, int, int, bool) {}
 
     static SUBSPAN_DEVICE void keep(unsigned char *memory, int, int a, int j, T y) { reinterpret_cast<T *>(memory)[a * P + j] = y; }
 
-    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, unsigned char *, const unsigned char *small, int k32,
-                                     int i0, T alpha, T, bool vectors) {
+    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &, unsigned char *,
+                                     const unsigned char *small, int k32, int i0, T alpha, T, bool vectors) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, j = 4 * (lane % 4);
         const T *y = reinterpret_cast<const T *>(small);
         for (int first = 32 * warp; first < tile.rows; first += 32 * kWarps) {
@@ -365,7 +393,7 @@ struct Products<T, Across, Packed> {
             for (int s = 0; s < 4; ++s)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) d[s][e] = T(0);
-#pragma unroll 1
+#pragma unroll(sizeof(T) == 4 ? 2 : 1)
             for (int a = 0; a < k32; a += 4) {
                 T v[4][4];
 #pragma unroll
@@ -396,9 +424,11 @@ struct Products<T, Across, Packed> {
 
 template <class T> constexpr int64_t kScratchBytes = int64_t(kWarps / 2) * kBlock * kPanel<T> * int64_t(sizeof(Accumulate<T>));
 
-template <class T, bool Across> int64_t shared_bytes(int rows, int k32) {
+// `keep`: with the block's rows of V.
+template <class T, bool Across> int64_t shared_bytes(int rows, int k32, bool keep) {
     const int64_t sums = int64_t(k32) * kPanel<T> * int64_t(sizeof(Accumulate<T>));
-    return Tile<T, Across>::bytes(rows) + Products<T, Across>::stage_bytes + kScratchBytes<T> + 2 * sums + Products<T, Across>::core_bytes(k32);
+    return Tile<T, Across>::bytes(rows) + (keep ? Basis<T>::bytes(rows, k32) : Products<T, Across>::stage_bytes) + kScratchBytes<T> + 2 * sums +
+           Products<T, Across>::core_bytes(k32);
 }
 
 } // namespace subspan::cuda::core_panel

@@ -274,6 +274,23 @@ SUBSPAN_DEVICE void cluster_barrier() {
     emulate::wait(emulate::Fiber::at_cluster);
 #endif
 }
+/// The two halves of cluster_barrier: others may go on past their wait once this thread has arrived.
+SUBSPAN_DEVICE void cluster_arrive() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+SUBSPAN_DEVICE void cluster_wait() {
+#if defined(__CUDA_ARCH__)
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+#elif !defined(__CUDACC__)
+    emulate::wait(emulate::Fiber::at_cluster);
+#endif
+}
 /// The same shared-memory address in another block of the cluster.
 template <class T> SUBSPAN_DEVICE const T *of_block(const T *mine, unsigned rank) {
 #if defined(__CUDA_ARCH__)
