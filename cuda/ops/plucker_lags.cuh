@@ -23,6 +23,11 @@ template <> struct LagOf<double> {
 /// What z and u are kept in for the coordinates.
 template <class T> using Kept = Accumulate<T>;
 
+/// One dimension of z and u side by side: one read of shared memory gives both.
+template <class A> struct alignas(2 * sizeof(A)) Two {
+    A z, u;
+};
+
 enum Norm { none, clamp, soft };
 enum Weighting { mean, given, softmax };
 
@@ -33,7 +38,7 @@ template <class T> struct Arguments {
     int64_t length, ring, first; // tokens of a sequence; see MixInput
     unsigned count, tokens;      // tokens mixed in each sequence, and in all
     int r, m, norm, weighting;
-    double eps, sign;
+    typename LagOf<T>::type eps, sign;
     int rope;
     int64_t back, ahead; // the largest offset to earlier and to later tokens
     const double *turns; // cosine and sine of each pair at each position from `turns_from` on, or null
@@ -110,8 +115,12 @@ template <class L> struct Chunk {
 /// Rows of z that a block keeps in shared memory: those of its tokens and of their neighbours within some offsets, one after the other over
 /// all sequences. Null where there are none.
 template <class T> struct Halo {
+    struct Measure {
+        float down, ww; // 2^-power of the row, and the square of the row times that
+    };
     const T *rows = nullptr;
-    int64_t begin = 0; // the first one, counted over all sequences
+    const Measure *measures = nullptr; // of 16-bit rows
+    int begin = 0;                     // the first one, counted over all sequences
     int count = 0, pitch = 0;
 };
 
@@ -120,6 +129,11 @@ template <class L> struct Pair {
     L c, yy, g, k;
     bool moves; // the length counts in the gradient
     int power;  // of y
+};
+
+template <class L> struct Scale {
+    L f;
+    bool above; // the length is more than eps
 };
 
 template <class T, int Lanes> struct Token {
@@ -179,9 +193,11 @@ template <class T, int Lanes> struct Token {
     SUBSPAN_DEVICE void load(Chunk<L> &w, int64_t s, bool wanted) const {
         const T *row = a.z.at(sequence) + (a.ring > 0 ? s % a.ring : s) * a.z.row_stride;
         int64_t step = a.z.col_stride;
-        if (const int64_t near = int64_t(index) + (s - t) - halo.begin; halo.rows != nullptr && near >= 0 && near < halo.count) {
-            row = halo.rows + near * halo.pitch;
-            step = 1;
+        if constexpr (sizeof(T) != 2) { // 16 bits take the short way there, and need the registers
+            if (const int64_t near = int64_t(index) + (s - t) - halo.begin; halo.rows != nullptr && near >= 0 && near < halo.count) {
+                row = halo.rows + near * halo.pitch;
+                step = 1;
+            }
         }
         const int first = q * RC;
 #pragma unroll
@@ -255,18 +271,20 @@ template <class T, int Lanes> struct Token {
             if (small) p.yy = again;
             if (p.yy <= L(1e-60) * (p.c * p.c * zz + p.yy)) p.yy = L(0);
         } else {
-#if defined(__CUDACC__)
-            const bool any = __any_sync(kWarp, small);
-#else
-            const bool any = true;
-#endif
-            if (any) in_double(z, w, y, p, small);
+            if (warp_any(small)) in_double(z, w, y, p, small);
         }
 #pragma unroll
         for (int e = 0; e < RC; ++e) w.x[e] = p.yy > L(0) ? y.x[e] : L(0);
-        // Lengths: n = |z||y| in units of 2^power.
-        const int power = z.power + p.power;
-        const L length = sqrt(zz * p.yy), unit = power_of_two<L>(power), n = length * unit, eps = L(a.eps);
+        const Scale<L> f = scale(z.power + p.power, sqrt(zz * p.yy));
+        p.g = valid ? f.f : L(0);
+        p.k = alpha != L(0) ? a.sign * alpha * f.f : L(0);
+        p.moves = a.norm == soft || (a.norm == clamp && f.above);
+        return p;
+    }
+
+    /// What a wedge is multiplied with whose length is `length` 2^power.
+    SUBSPAN_DEVICE Scale<L> scale(int power, L length) const {
+        const L unit = power_of_two<L>(power), n = length * unit, eps = a.eps;
         L f = unit;
         const bool above = n > eps || (eps == L(0) && length > L(0));
         if (a.norm == clamp) f = above || !(n < Limits<L>::longest) ? L(1) / length : (eps > L(0) ? unit / eps : L(0));
@@ -274,10 +292,7 @@ template <class T, int Lanes> struct Token {
             f = eps > L(0) ? unit / sqrt(n * n + eps) : (length > L(0) ? L(1) / length : L(0));
             if (!(n < Limits<L>::longest)) f = L(1) / length;
         }
-        p.g = valid ? f : L(0);
-        p.k = alpha != L(0) ? L(a.sign) * alpha * f : L(0);
-        p.moves = a.norm == soft || (a.norm == clamp && above);
-        return p;
+        return {f, above};
     }
 
     // The same in double for lanes whose angle is small; y is scaled up to where float sees it.
@@ -325,19 +340,65 @@ template <class T, int Lanes> struct Token {
         L sum = L(0);
 #pragma unroll
         for (int e = 0; e < RC; ++e) u[e] = L(0);
-        for (int j = 0; j < a.m; ++j) {
+        uint64_t rest = 0; // the offsets that the short way does not take, the same in a warp
+        static_assert(kOffsets <= 64);
+        {
+            const L inverse = zz > L(0) ? L(1) / zz : L(0);
+            L along = L(0);
+#pragma unroll 1
+            for (int j = 0; j < a.m; ++j) {
+                const bool valid = counts(t, j);
+                const L alpha = weight(t, j, mean, valid);
+                sum += alpha;
+                if (!near_enough(j, valid, alpha, inverse, u, along)) rest |= uint64_t(1) << j;
+            }
+#pragma unroll
+            for (int e = 0; e < RC; ++e) u[e] = fma(-along, z.x[e], u[e]);
+        }
+#pragma unroll 1
+        for (int j = 0; rest != 0; ++j, rest >>= 1) {
+            if ((rest & 1) == 0) continue;
             const bool valid = counts(t, j);
-            const L alpha = weight(t, j, mean, valid);
             Chunk<L> w;
             load(w, t - a.offsets[j], valid);
-            const Pair<L> p = reject(z, zz, w, alpha, valid);
-            sum += alpha;
+            const Pair<L> p = reject(z, zz, w, weight(t, j, mean, valid), valid);
             // Parallel tokens have no wedge, even where k is infinite.
             const L k = p.yy > L(0) ? p.k : L(0);
 #pragma unroll
             for (int e = 0; e < RC; ++e) u[e] = fma(k, w.x[e], u[e]);
         }
         return sum;
+    }
+
+  private:
+    // The same for one offset if all tokens of the warp have rows of 16 bits in shared memory and no angle is small: the square of the
+    // rejection is |w|² - (z·w)² / |z|² then, of which a tenth of the digits of float goes at most, and Σ k c is taken off z at the end.
+    SUBSPAN_DEVICE bool near_enough(int j, bool valid, L alpha, L inverse, L (&u)[RC], L &along) const {
+        if constexpr (sizeof(T) == 2) {
+            if (halo.measures == nullptr) return false;
+            const int other = int(index) - int(a.offsets[j]) - halo.begin; // valid offsets are shorter than a sequence
+            const bool there = valid && other >= 0 && other < halo.count;
+            const typename Halo<T>::Measure m = there ? halo.measures[other] : typename Halo<T>::Measure{1.0f, 0.0f};
+            uint4 v{0, 0, 0, 0};
+            if (there && q * RC < halo.pitch) v = *reinterpret_cast<const uint4 *>(halo.rows + other * halo.pitch + q * RC);
+            const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+            float w[RC], s = 0.0f;
+#pragma unroll
+            for (int e = 0; e < RC; ++e) {
+                w[e] = m.down * (e % 2 == 0 ? low_of<T>(word[e / 2]) : high_of<T>(word[e / 2]));
+                s = fma(z.x[e], w[e], s);
+            }
+            s = sum_of<Lanes>(s);
+            const float c = s * inverse, yy = fma(-s, c, m.ww);
+            if (warp_any(valid && (!there || !(yy >= 1e-2f * m.ww)))) return false;
+            const float k = yy > 0.0f && alpha != 0.0f ? a.sign * alpha * scale(z.power + 127 - int(float_to_bits(m.down) >> 23), sqrt(zz * yy)).f : 0.0f;
+            along = fma(k, c, along);
+#pragma unroll
+            for (int e = 0; e < RC; ++e) u[e] = fma(k, w[e], u[e]);
+            return true;
+        } else {
+            return false;
+        }
     }
 };
 
@@ -352,17 +413,17 @@ template <class L> SUBSPAN_DEVICE Flow<L> flow(const Pair<L> &p, L inner) {
     return f;
 }
 
-/// Coordinates [p0, p1) of one token: from their gradient dp(p) those of z and u. The lane holds chunk q of both; rows of all dimensions
-/// are at zs and us. All lanes of a warp come together.
+/// Coordinates [p0, p1) of one token: from their gradient dp(p) those of z and u. The lane holds chunk q of both; all dimensions
+/// are at zu. All lanes of a warp come together.
 template <int Lanes, class A, class D>
-SUBSPAN_DEVICE void contract(int r, int q, int p0, int p1, const A *zs, const A *us, const A (&zc)[kChunk], const A (&uc)[kChunk],
-                             A (&dz)[kChunk], A (&du)[kChunk], const D &dp) {
+SUBSPAN_DEVICE void contract(int r, int q, int p0, int p1, const Two<A> *zu, const A (&zc)[kChunk], const A (&uc)[kChunk], A (&dz)[kChunk],
+                             A (&du)[kChunk], const D &dp) {
     constexpr int RC = kChunk;
     int start = 0;
     for (int i = 0; i + 1 < r; ++i) {
         const int next = start + r - 1 - i;
         if (next > p0 && start < p1) {
-            const A zi = zs[i], ui = us[i];
+            const A zi = zu[i].z, ui = zu[i].u;
             A rz = A(0), ru = A(0);
 #pragma unroll
             for (int e = 0; e < RC; ++e) {

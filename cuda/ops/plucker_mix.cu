@@ -63,8 +63,8 @@ template <class T, int Lanes> __global__ void __launch_bounds__(kThreads, 1) mix
     constexpr int RC = kChunk, kTile = kThreads / Lanes;
     SUBSPAN_SHARED(memory);
     const int pitch = a.r | 1, tid = int(threadIdx.x), local = tid / Lanes, q = tid % Lanes, pairs = a.r * (a.r - 1) / 2;
-    A *zs = reinterpret_cast<A *>(memory), *us = zs + kTile * pitch;
-    auto *table = reinterpret_cast<unsigned char *>(us + kTile * pitch); // i and j of every pair
+    auto *zu = reinterpret_cast<Two<A> *>(memory);
+    auto *table = reinterpret_cast<unsigned char *>(zu + kTile * pitch); // i and j of every pair
     for (int i = tid; i + 1 < a.r; i += kThreads)
         for (int j = i + 1, p = i * a.r - i * (i + 1) / 2; j < a.r; ++j, ++p) {
             table[2 * p] = static_cast<unsigned char>(i);
@@ -77,19 +77,16 @@ template <class T, int Lanes> __global__ void __launch_bounds__(kThreads, 1) mix
         token.gather(u);
 #pragma unroll
         for (int e = 0; e < RC; ++e)
-            if (q * RC + e < a.r) {
-                zs[local * pitch + q * RC + e] = A(token.z.x[e]);
-                us[local * pitch + q * RC + e] = A(u[e]);
-            }
+            if (q * RC + e < a.r) zu[local * pitch + q * RC + e] = {A(token.z.x[e]), A(u[e])};
     }
     __syncthreads();
     for (int l = tid / 32; l < kTile && first + unsigned(l) < a.tokens; l += kThreads / 32) {
         const unsigned index = first + unsigned(l), sequence = index / a.count;
         T *row = out.at(sequence) + int64_t(index - sequence * a.count) * out.row_stride;
-        const A *z = zs + l * pitch, *u = us + l * pitch;
+        const Two<A> *token = zu + l * pitch;
         for (int p = tid % 32; p < pairs; p += 32) {
-            const int i = table[2 * p], j = table[2 * p + 1];
-            row[p * out.col_stride] = narrow<T>(fma(z[i], u[j], -(z[j] * u[i])));
+            const Two<A> f = token[table[2 * p]], g = token[table[2 * p + 1]];
+            row[p * out.col_stride] = narrow<T>(fma(f.z, g.u, -(g.z * f.u)));
         }
     }
 }
@@ -100,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     constexpr int RC = kChunk, kTile = kThreads / Lanes;
     SUBSPAN_SHARED(memory);
     const int pitch = a.r | 1, tid = int(threadIdx.x), local = tid / Lanes, q = tid % Lanes, pairs = a.r * (a.r - 1) / 2;
-    A *zs = reinterpret_cast<A *>(memory), *us = zs + kTile * pitch;
+    auto *zu = reinterpret_cast<Two<A> *>(memory);
     const unsigned index = blockIdx.x * kTile + unsigned(local);
     A z[RC], u[RC], dz[RC], du[RC];
     {
@@ -112,10 +109,7 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
             z[e] = A(token.z.x[e]);
             u[e] = A(sum[e]);
             dz[e] = du[e] = A(0);
-            if (q * RC + e < a.r) {
-                zs[local * pitch + q * RC + e] = z[e];
-                us[local * pitch + q * RC + e] = u[e];
-            }
+            if (q * RC + e < a.r) zu[local * pitch + q * RC + e] = {z[e], u[e]};
         }
     }
     __syncwarp();
@@ -123,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     const unsigned sequence = in ? index / a.count : 0u;
     const T *row = grad.at(sequence) + int64_t(in ? index - sequence * a.count : 0u) * grad.row_stride;
     // All lanes of a warp take part in its sums, also those behind the last token.
-    contract<Lanes>(a.r, q, 0, pairs, zs + local * pitch, us + local * pitch, z, u, dz, du,
+    contract<Lanes>(a.r, q, 0, pairs, zu + local * pitch, z, u, dz, du,
                     [&](int p) { return in ? A(widen(row[p * grad.col_stride])) : A(0); });
     if (!in) return;
 #pragma unroll
@@ -294,8 +288,9 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
     a.m = int(o.offsets.size());
     a.norm = o.norm;
     a.weighting = o.weighting;
-    a.eps = o.eps;
-    a.sign = o.past_first ? -1.0 : 1.0;
+    using L = typename LagOf<T>::type;
+    a.eps = L(o.eps);
+    a.sign = o.past_first ? L(-1) : L(1);
     a.rope = o.rope;
     const Positions p = positions_of(in, o);
     a.turns_from = p.from;
@@ -314,7 +309,6 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
                              o.rope_start + p.from, unsigned(p.count), unsigned(half), f);
     }
     if (!plain(in, o)) {
-        using L = typename LagOf<T>::type;
         a.alpha = work.take<L>(int64_t(a.tokens) * a.m);
         a.valid = work.take<unsigned char>(int64_t(a.tokens) * a.m);
         Matrices<const T> weights{};

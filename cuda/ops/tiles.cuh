@@ -31,6 +31,7 @@ template <class T, int M, int N, bool ATurned, bool BTurned> struct BlockProduct
         const int lane = int(threadIdx.x) % 32, m0 = row_of_warp(), n0 = column_of_warp();
         if constexpr (tensor) {
             const int r = lane % 8, q = lane / 8;
+#pragma unroll(R *C >= 16 ? 2 : 1)
             for (int k = 0; k < depth; k += 16) {
                 uint32_t left[R][4];
 #pragma unroll
@@ -70,6 +71,30 @@ template <class T, int M, int N, bool ATurned, bool BTurned> struct BlockProduct
         }
     }
 
+    /// value + bias[column] scale(row) of every sum, rounded, at to[row * pitch + column].
+    template <class F> SUBSPAN_DEVICE void store(T *to, int pitch, const A *bias, const F &scale) const {
+        if constexpr (tensor) {
+            const int lane = int(threadIdx.x) % 32, m0 = row_of_warp() + lane / 4, n0 = column_of_warp() + 2 * (lane % 4);
+            A by[R][2];
+#pragma unroll
+            for (int x = 0; x < R; ++x)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) by[x][half] = scale(m0 + 16 * x + 8 * half);
+#pragma unroll
+            for (int y = 0; y < C; ++y) {
+                const A b0 = bias[n0 + 8 * y], b1 = bias[n0 + 8 * y + 1];
+#pragma unroll
+                for (int x = 0; x < R; ++x)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half)
+                        *reinterpret_cast<uint32_t *>(to + (m0 + 16 * x + 8 * half) * pitch + n0 + 8 * y) =
+                            pack<T>(fma(b0, by[x][half], d[x][y][2 * half]), fma(b1, by[x][half], d[x][y][2 * half + 1]));
+            }
+        } else {
+            each([&](int m, int n, A v) { to[m * pitch + n] = T(fma(bias[n], scale(m), v)); });
+        }
+    }
+
     /// f(row, column, value) for every sum of this thread.
     template <class F> SUBSPAN_DEVICE void each(const F &f) const {
         const int lane = int(threadIdx.x) % 32, m0 = row_of_warp(), n0 = column_of_warp();
@@ -102,6 +127,7 @@ SUBSPAN_DEVICE void load_block(T *to, int pitch, const T *from, int64_t row_stri
         }
         return;
     }
+#pragma unroll 1
     for (int e = int(threadIdx.x); e < rows * cols; e += threads) {
         const int i = e / cols, j = e - i * cols;
         T value{};
@@ -109,5 +135,38 @@ SUBSPAN_DEVICE void load_block(T *to, int pitch, const T *from, int64_t row_stri
         to[i * pitch + j] = value;
     }
 }
+
+/// Asynchronous copies of a Rows x Cols block into shared memory, where addresses are found once and blocks follow each other. Regular: all
+/// rows are `step` items apart, so that one address does.
+template <class T, int Rows, int Cols, int Threads, int Pitch, bool Regular> struct Copies {
+    static constexpr int V = 16 / int(sizeof(T)), chunks = Cols / V, all = Rows * chunks, count = (all + Threads - 1) / Threads;
+    static_assert(Threads % chunks == 0);
+    const T *from[Regular ? 1 : count];
+    int thread;
+
+    /// row(i): the first item of row i, or null where there is none.
+    template <class F> SUBSPAN_DEVICE void start(const F &row) {
+        thread = forgotten(int(threadIdx.x));
+#pragma unroll
+        for (int x = 0; x < (Regular ? 1 : count); ++x) {
+            const int c = thread + x * Threads;
+            const T *begin = c < all ? row(c / chunks) : nullptr;
+            from[x] = begin != nullptr ? begin + c % chunks * V : nullptr;
+        }
+    }
+    /// Items from `offset` on, of `cols` columns and `rows` rows at most, zero behind those. `any`: an address that may be read.
+    SUBSPAN_DEVICE void copy(T *to, int64_t offset, int cols, int rows, const T *any, int64_t step = 0) const {
+        const int i0 = thread / chunks, j = thread % chunks * V;
+#pragma unroll
+        for (int x = 0; x < count; ++x) {
+            const int i = i0 + x * (Threads / chunks);
+            if (all % Threads != 0 && i >= Rows) break;
+            const T *begin = from[Regular ? 0 : x];
+            const int filled = i < rows && (Regular || begin != nullptr) ? most(0, least(V, cols - j)) : 0;
+            if (Regular) begin += int64_t(x * (Threads / chunks)) * step;
+            copy_async(to + i * Pitch + j, filled > 0 ? begin + offset : any, filled * int(sizeof(T)));
+        }
+    }
+};
 
 } // namespace subspan::cuda

@@ -30,6 +30,7 @@ namespace subspan::cuda {
 using std::int64_t;
 using std::uint16_t;
 using std::uint32_t;
+using std::uint64_t;
 
 inline constexpr unsigned kWarp = 0xffffffffu;
 
@@ -126,6 +127,14 @@ template <class T> SUBSPAN_SHARED_CODE T least(T a, T b) { return b < a ? b : a;
 template <class T> SUBSPAN_SHARED_CODE T most(T a, T b) { return a < b ? b : a; }
 template <class T> SUBSPAN_SHARED_CODE T divide_up(T a, T b) { return (a + b - 1) / b; }
 
+/// x, from which the compiler cannot tell what has been computed of it before: that is computed again instead of kept in registers.
+SUBSPAN_DEVICE int forgotten(int x) {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}
+
 // Over all lanes of a warp, which get the same bits.
 template <class T> SUBSPAN_DEVICE T warp_sum(T x) {
 #pragma unroll
@@ -136,6 +145,19 @@ template <class T> SUBSPAN_DEVICE T warp_most(T x) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) x = most(x, __shfl_xor_sync(kWarp, x, step));
     return x;
+}
+
+// Whether x holds in any lane of a warp.
+SUBSPAN_DEVICE bool warp_any(bool x) {
+#if defined(__CUDACC__)
+    return __any_sync(kWarp, x);
+#else
+    bool any = false;
+    emulate::share(x, [&](auto slot) {
+        for (int lane = 0; lane < 32; ++lane) any = any || slot(lane);
+    });
+    return any;
+#endif
 }
 
 // -- asynchronous copies of 16 bytes into shared memory; bytes past `filled` are zero --------------------------------------
