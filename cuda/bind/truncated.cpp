@@ -10,7 +10,7 @@ namespace subspan::bind {
 void register_device_truncated(py::module_ &m) {
     m.def(
         "truncated_svd",
-        [](const py::tuple &where, const py::list &calls, std::int64_t vectors, std::int64_t power_iterations) {
+        [](const py::tuple &where, const py::list &calls, std::int64_t vectors, std::int64_t power_iterations, bool complete) {
             const Call call(where);
             std::deque<DeviceArray> arrays; // whose elements stay where they are
             std::vector<cuda::TruncatedCall> c;
@@ -29,12 +29,23 @@ void register_device_truncated(py::module_ &m) {
                 one.key = parts[5].cast<std::uint64_t>();
                 c.push_back(one);
             }
-            const cuda::TruncatedOptions o{vectors, power_iterations};
+            const cuda::TruncatedOptions o{vectors, power_iterations, complete};
             const Memory memory(call, cuda::truncated_svd_workspace(c, o, call.device));
             const py::gil_scoped_release release;
             cuda::truncated_svd(memory.context(), c, o);
         },
-        py::arg("call"), py::arg("calls"), py::arg("vectors"), py::arg("power_iterations"));
+        py::arg("call"), py::arg("calls"), py::arg("vectors"), py::arg("power_iterations"), py::arg("complete"));
+    m.def(
+        "complete_vectors",
+        [](const py::tuple &where, const py::object &vh, const py::object &values, std::uint64_t key) {
+            const Call call(where);
+            const DeviceArray xv(vh, "Vh", call, true), xs(values, "S", call);
+            const auto sv = xv.stack({}), ss = xs.stack({}, 1);
+            const Memory memory(call, cuda::complete_vectors_workspace(sv, call.device));
+            const py::gil_scoped_release release;
+            cuda::complete_vectors(memory.context(), sv, ss, key);
+        },
+        py::arg("call"), py::arg("vh"), py::arg("values"), py::arg("key"));
     m.def(
         "squared_norm",
         [](const py::tuple &where, const py::object &a, const py::object &out) {

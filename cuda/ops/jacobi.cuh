@@ -16,9 +16,12 @@ struct Rotation {
     }
 };
 SUBSPAN_DEVICE Rotation rotation(double xx, double yy, double xy) {
-    const double half = 0.5 * (yy - xx), root = sqrt(fma(half, half, xy * xy));
-    const double t = half < 0 ? xy / (half - root) : xy / (half + root), c = 1.0 / sqrt(fma(t, t, 1.0));
-    return {c, c * t};
+    // By the cosine of twice the angle: two inverse roots, no division. Squares of what is far from one are kept in range.
+    const double way = 0.5 * (yy - xx), far = most(way < 0 ? -way : way, xy < 0 ? -xy : xy);
+    const double unit = far < 1e-140 ? 0x1p500 : (far > 1e140 ? 0x1p-500 : 1.0), half = unit * way, off = unit * xy;
+    const double inverse = inverse_root(fma(half, half, off * off)), square = 0.5 + 0.5 * ((half < 0 ? -half : half) * inverse);
+    const double over = inverse_root(square), sine = 0.5 * (off * inverse) * over;
+    return {square * over, half < 0 ? -sine : sine};
 }
 /// Whether they are orthogonal already.
 SUBSPAN_DEVICE bool apart(double xx, double yy, double xy, double tolerance) { return !(xy * xy > tolerance * tolerance * (xx * yy)); }

@@ -10,123 +10,158 @@ namespace {
 
 constexpr double kLeastByGram = 2e-6, kLeast = 1e-15; // of the first singular value
 
-struct Problem { // rows [X | turns]: the first `inner` columns are made orthogonal, all `width` are rotated
+constexpr double kNoise = kLeastByGram * kLeastByGram;
+constexpr double kSettled = 1e-12; // of a squared cosine: what a sweep leaves behind is the square of what it met
+
+struct Problem { // rows [X | turns], or those of a factor: the first `inner` columns are made orthogonal, all `width` are rotated
     double *a;
     int64_t item;
     int count, inner, width;
     int *flags; // three for each item: whether the sweep has rotated, by the sweep modulo 3
-    double tolerance;
+    double tolerance, settled; // of a cosine; of a squared one: a sweep that meets none above is the last
+    const double *marks;       // of a factor: the shift, and the largest square of a row of what it was made from
     SUBSPAN_DEVICE double *row(unsigned i, int r) const { return a + int64_t(i) * item + int64_t(r) * width; }
+    /// Squares below this are lost already: two rows that are both shorter are left as they are.
+    SUBSPAN_DEVICE double noise(unsigned i) const { return marks != nullptr ? kNoise * marks[2 * i + 1] : -1.0; }
+    SUBSPAN_DEVICE bool leave(double xx, double yy, double xy, double noise) const { return apart(xx, yy, xy, tolerance) || most(xx, yy) < noise; }
+    SUBSPAN_DEVICE bool counts(double xx, double yy, double xy) const { return xy * xy > settled * (xx * yy); }
 };
-
-// -- rows near one, so that products of products stay in range --------------------------------------------------------------------
-constexpr int kPeaks = 64;
-
-// The largest entry of each of so many parts of the rows; NaN is left to be found later.
-__global__ void __launch_bounds__(256) peak_kernel(const double *x, int64_t pitch, int64_t count, int64_t cols, double *peaks) {
-    SUBSPAN_SHARED(memory);
-    double *tops = reinterpret_cast<double *>(memory), top = 0;
-    for (int64_t i = blockIdx.x; i < count; i += gridDim.x)
-        for (int64_t j = threadIdx.x; j < cols; j += 256) {
-            const double y = x[i * pitch + j], size = y < 0 ? -y : y;
-            top = size > top ? size : top;
-        }
-    top = warp_most(top);
-    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
-    __syncthreads();
-    for (int w = 0; w < 8; ++w) top = most(top, tops[w]);
-    if (threadIdx.x == 0) peaks[blockIdx.x] = top;
-}
-
-__global__ void __launch_bounds__(256) scale_kernel(double *x, int64_t pitch, int64_t count, int64_t cols, const double *peaks, double *unit) {
-    const unsigned lane = threadIdx.x % 32;
-    const double top = warp_most(most(lane < gridDim.x ? peaks[lane] : 0.0, lane + 32 < gridDim.x ? peaks[lane + 32] : 0.0));
-    int exponent = 0;
-    if (top > 0 && top - top == 0) exponent = ilogb(top);
-    if (exponent > -100 && exponent < 100) exponent = 0;
-    if (blockIdx.x == 0 && threadIdx.x == 0) *unit = ldexp(1.0, exponent);
-    if (exponent == 0) return;
-    for (int64_t i = blockIdx.x; i < count; i += gridDim.x)
-        for (int64_t j = threadIdx.x; j < cols; j += 256) x[i * pitch + j] = ldexp(x[i * pitch + j], -exponent);
-}
 
 __global__ void __launch_bounds__(256) identity_kernel(const Problem p) {
     const int j = int(blockIdx.x * 256 + threadIdx.x), r = int(blockIdx.y);
-    if (j < p.count) p.row(blockIdx.z, r)[p.inner + j] = j == r ? 1.0 : 0.0;
+    if (j < p.count && p.width > p.inner) p.row(blockIdx.z, r)[p.inner + j] = j == r ? 1.0 : 0.0;
     if (j < 3 && r == 0) p.flags[3 * int(blockIdx.z) + j] = j == 2 ? 1 : 0; // the sweep before the first has rotated
 }
 
-// -- small ones: all rows in the shared memory of a cluster, dealt out to its blocks ---------------------------------------------
+// -- small ones: all rows in the shared memory of a cluster -----------------------------------------------------------------------
+// Two groups of rows in each block. In the first of a sweep's rounds all of a block's rows meet, in the others each row of one group each of the
+// other; between them groups move on to the neighbours, so that a barrier of the cluster stands between rounds of groups, not of rows.
 constexpr int kMostWarps = 16, kSweeps = 40;
 
-struct Rows {
-    double *mine;
-    int per, width;
-    SUBSPAN_DEVICE double *of(int r) const { return const_cast<double *>(of_block(mine, unsigned(r / per))) + int64_t(r % per) * width; }
+struct Groups {
+    int size, width; // rows of a group; items of a row, an odd number
+    SUBSPAN_SHARED_CODE Groups(int count, int items, int blocks) : size(divide_up(count, 2 * blocks)), width(items | 1) {}
+    SUBSPAN_SHARED_CODE int64_t items() const { return 2 * int64_t(size) * width; } // of both
 };
+
+// Makes two rows orthogonal; returns whether that was worth another sweep.
+SUBSPAN_DEVICE bool meet(const Problem &p, double *x, double *y, double noise) {
+    const int lane = int(threadIdx.x) % 32;
+    double xx = 0, yy = 0, xy = 0;
+#pragma unroll 4
+    for (int l = lane; l < p.inner; l += 32) {
+        const double a = x[l], b = y[l];
+        xx = fma(a, a, xx);
+        yy = fma(b, b, yy);
+        xy = fma(a, b, xy);
+    }
+    warp_sums(xx, yy, xy);
+    if (p.leave(xx, yy, xy, noise)) return false;
+    const Rotation q = rotation(xx, yy, xy);
+    const double tau = q.sine / (1.0 + q.cosine);
+    for (int first = lane; first < p.width; first += 128) { // four entries are read before the first is written
+        double a[4], b[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const int l = first + 32 * e;
+            a[e] = l < p.width ? x[l] : 0.0;
+            b[e] = l < p.width ? y[l] : 0.0;
+        }
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const int l = first + 32 * e;
+            if (l >= p.width) continue;
+            x[l] = a[e] - q.sine * fma(tau, a[e], b[e]);
+            y[l] = b[e] + q.sine * fma(-tau, b[e], a[e]);
+        }
+    }
+    return p.counts(xx, yy, xy);
+}
 
 __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Problem p, const int blocks) {
     SUBSPAN_SHARED(memory);
-    const int n = p.count, seats = n + n % 2, per = divide_up(seats, blocks), width = p.width | 1, tid = int(threadIdx.x), warp = tid / 32, lane = tid % 32, warps = int(blockDim.x) / 32;
+    const Groups groups(p.count, p.width, blocks);
+    const int size = groups.size, width = groups.width, seats = 2 * blocks;
+    const int tid = int(threadIdx.x), threads = int(blockDim.x), warp = tid / 32, warps = threads / 32;
     const int block = blocks > 1 ? int(cluster_rank()) : 0;
     const unsigned item = blockIdx.x / unsigned(blocks);
-    const Rows rows{reinterpret_cast<double *>(memory), per, width};
-    int *turned = reinterpret_cast<int *>(rows.mine + int64_t(per) * width); // whether this block has rotated, by parity of the sweep
-    const int own = least(per, n - block * per);
-    for (int r = warp; r < own; r += warps)
-        for (int i = lane; i < p.width; i += 32) rows.mine[int64_t(r) * width + i] = p.row(item, block * per + r)[i];
-    cluster_barrier();
+    double *now = reinterpret_cast<double *>(memory), *next = now + (blocks > 1 ? groups.items() : 0);
+    int *turned = reinterpret_cast<int *>(next + groups.items()); // whether this block has rotated, by parity of the sweep
+    const double noise = p.noise(item);
+    const auto global_row = [&](int local) { return (local < size ? block : seats - 1 - block) * size + local % size; };
+    for (int e = tid; e < 2 * size * width; e += threads) { // rows that are not there are zero, and never turned
+        const int r = global_row(e / width), c = e % width;
+        now[e] = r < p.count && c < p.width ? p.row(item, r)[c] : 0.0;
+    }
+    __syncthreads();
     for (int sweep = 0; sweep < kSweeps; ++sweep) {
         if (tid == 0) turned[sweep % 2] = 0;
         __syncthreads();
         bool any = false;
         for (int round = 0; round + 1 < seats; ++round) {
-            for (int pair = block * warps + warp; pair < seats / 2; pair += blocks * warps) {
-                const int i = at_seat(pair, round, seats), j = at_seat(seats - 1 - pair, round, seats);
-                if (i >= n || j >= n) continue;
-                double *x = rows.of(i), *y = rows.of(j);
-                double xx = 0, yy = 0, xy = 0;
-                for (int l = lane; l < p.inner; l += 32) {
-                    xx = fma(x[l], x[l], xx);
-                    yy = fma(y[l], y[l], yy);
-                    xy = fma(x[l], y[l], xy);
+            if (round == 0) {
+                for (int r = 0; r + 1 < 2 * size; ++r) {
+                    for (int w = warp; w < size; w += warps)
+                        any = meet(p, now + at_seat(w, r, 2 * size) * width, now + at_seat(2 * size - 1 - w, r, 2 * size) * width, noise) || any;
+                    __syncthreads();
                 }
-                xx = warp_sum(xx);
-                yy = warp_sum(yy);
-                xy = warp_sum(xy);
-                if (apart(xx, yy, xy, p.tolerance)) continue;
-                any = true;
-                const Rotation q = rotation(xx, yy, xy);
-                for (int l = lane; l < p.width; l += 32) q.turn(x[l], y[l]);
+            } else {
+                for (int r = 0; r < size; ++r) {
+                    for (int w = warp; w < size; w += warps)
+                        any = meet(p, now + w * width, now + (size + (w + r) % size) * width, noise) || any;
+                    __syncthreads();
+                }
             }
+            if (blocks == 1) continue;
+            // Seat 0 stays, the others move on by one.
+            if (round + 2 == seats && any) turned[sweep % 2] = 1;
             cluster_barrier();
+            const int half = size * width;
+            const double *first = block == 0 ? now : (block + 1 < blocks ? of_block(now, unsigned(block + 1)) : now + half);
+            const double *second = block == 0 ? of_block(now, 1u) : of_block(now + half, unsigned(block - 1));
+#pragma unroll 8
+            for (int e = tid; e < half; e += threads) {
+                const double a = first[e], b = second[e];
+                next[e] = a;
+                next[half + e] = b;
+            }
+            double *before = now;
+            now = next;
+            next = before;
+            __syncthreads();
         }
-        if (any) turned[sweep % 2] = 1;
-        cluster_barrier();
         int more = 0;
-        for (int b = 0; b < blocks; ++b) more |= of_block(turned, unsigned(b))[sweep % 2];
+        if (blocks == 1) {
+            if (any) turned[sweep % 2] = 1;
+            __syncthreads();
+            more = turned[sweep % 2];
+        } else {
+            for (int b = 0; b < blocks; ++b) more |= of_block(turned, unsigned(b))[sweep % 2];
+        }
         if (more == 0) break;
     }
-    cluster_barrier(); // nobody leaves while others still read
-    for (int r = warp; r < own; r += warps)
-        for (int i = lane; i < p.width; i += 32) p.row(item, block * per + r)[i] = rows.mine[int64_t(r) * width + i];
+    for (int e = tid; e < 2 * size * width; e += threads) {
+        const int r = global_row(e / width), c = e % width;
+        if (r < p.count && c < p.width) p.row(item, r)[c] = now[e];
+    }
+    if (blocks > 1) cluster_barrier(); // nobody leaves while others still read
 }
 
-int64_t cluster_bytes(int64_t count, int64_t width, int64_t blocks) { return (divide_up(count + count % 2, blocks) * (width | 1) + 1) * 8; }
+int64_t cluster_bytes(int64_t count, int64_t width, int64_t blocks) { return Groups(int(count), int(width), int(blocks)).items() * 8 * (blocks > 1 ? 2 : 1) + 8; }
 
-// 0: they do not fit.
-int64_t cluster_blocks(const Device &d, int64_t count, int64_t width) {
+// 0: they do not fit. A matrix on its own is spread over a cluster; where there are as many as would fill half of the device, they are not.
+int64_t cluster_blocks(const Device &d, int64_t count, int64_t width, int64_t items) {
     const int64_t top = d.clusters ? 8 : 1;
     for (int64_t blocks = 1; blocks <= top; blocks *= 2)
-        if (cluster_bytes(count, width, blocks) <= d.shared_limit && (count <= 32 || blocks == top)) return blocks;
+        if (cluster_bytes(count, width, blocks) <= d.shared_limit && (count <= 32 || 2 * items >= d.processors || blocks == top)) return blocks;
     return 0;
 }
 
 // -- large ones: a block makes the 64 rows of two blocks of 32 orthogonal; launch by launch every block meets every other ----------
-constexpr int kHalf = 32, kPair = 2 * kHalf, kBlockThreads = 256, kStrip = 32, kBlockSweeps = 14, kInnerSweeps = 3;
+constexpr int kHalf = 32, kPair = 2 * kHalf, kBlockThreads = 256, kStrip = 32, kBlockSweeps = 20;
 constexpr int64_t kBlockBytes = (2 * kPair * (kPair + 1) + kPair * (kStrip + 1) + 2 * kHalf + 1) * 8;
 
-__global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p, const int round, const int seats, const int sweep) {
+__global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p, const int round, const int seats, const int sweep, const int inner_sweeps) {
     SUBSPAN_SHARED(memory);
     constexpr int ld = kPair + 1, lt = kStrip + 1;
     const unsigned item = blockIdx.y;
@@ -177,18 +212,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
     }
     if (tid == 0) any[0] = 0;
     __syncthreads();
-    bool found = false;
+    const double noise = p.noise(item);
+    bool found = false, counts = false;
     for (int e = tid; e < kPair * kPair; e += kBlockThreads) {
         const int i = e / kPair, j = e % kPair;
         v[i * ld + j] = i == j ? 1.0 : 0.0;
-        found = found || (i < j && !apart(g[i * ld + i], g[j * ld + j], g[i * ld + j], p.tolerance));
+        if (i >= j) continue;
+        const double xx = g[i * ld + i], yy = g[j * ld + j], xy = g[i * ld + j];
+        if (p.leave(xx, yy, xy, noise)) continue;
+        found = true;
+        counts = counts || p.counts(xx, yy, xy);
     }
     if (found) any[0] = 1; // any thread's word counts
+    if (counts) flags[sweep % 3] = 1;
     __syncthreads();
     if (any[0] == 0) return;
-    if (tid == 0) flags[sweep % 3] = 1;
     // Rotations of the 64 x 64 matrix of products, from both sides; v gathers them.
-    for (int inner = 0; inner < kInnerSweeps; ++inner) {
+    for (int inner = 0; inner < inner_sweeps; ++inner) {
         __syncthreads();
         if (tid == 0) any[1] = 0;
         __syncthreads();
@@ -197,7 +237,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
                 const int i = at_seat(tid, r, kPair), j = at_seat(kPair - 1 - tid, r, kPair);
                 const double xx = g[i * ld + i], yy = g[j * ld + j], xy = g[i * ld + j];
                 Rotation q{1.0, 0.0};
-                if (!apart(xx, yy, xy, p.tolerance)) {
+                if (!p.leave(xx, yy, xy, noise)) {
                     q = rotation(xx, yy, xy);
                     any[1] = 1;
                 }
@@ -208,9 +248,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
             turn_products(g, ld, kPair, kPair, r, cosine, sine, tid, kBlockThreads);
             for (int e = tid; e < kPair * kHalf; e += kBlockThreads) {
                 const int row = e / kHalf, b = e % kHalf, ib = at_seat(b, r, kPair), jb = at_seat(kPair - 1 - b, r, kPair);
-                const double x = v[row * ld + ib], y = v[row * ld + jb];
-                v[row * ld + ib] = cosine[b] * x - sine[b] * y;
-                v[row * ld + jb] = sine[b] * x + cosine[b] * y;
+                const double x = v[row * ld + ib], y = v[row * ld + jb], c = cosine[b], s = sine[b];
+                v[row * ld + ib] = c * x - s * y;
+                v[row * ld + jb] = s * x + c * y;
             }
             __syncthreads();
         }
@@ -270,6 +310,7 @@ __global__ void __launch_bounds__(256) norms_kernel(const Problem p, double *nor
 struct Extract {
     const double *norms, *values; // of before, for signs
     const double *units;          // of the rows of each item
+    const double *marks;          // of their factors
     double *turns, *scaled, *sigma, *left, *raw;
     int rank, kept;
     bool gram;
@@ -291,13 +332,14 @@ __global__ void __launch_bounds__(256, 1) extract_kernel(const Problem p, const 
     place = warp_sum(place);
     bad = warp_sum(bad);
     top = warp_most(top);
-    // Norms of the rows of a Gram matrix are squares.
-    if (lane == 0) c.left[int64_t(item) * n + j] = bad != 0 ? sqrt(-1.0) : (place < c.kept ? 0.0 : (c.gram ? mine : mine * mine) * c.units[item] * c.units[item]);
+    const double square = c.gram ? most(fma(mine, mine, -c.marks[2 * item]), 0.0) : mine * mine; // without the shift
+    if (lane == 0) c.left[int64_t(item) * n + j] = bad != 0 ? sqrt(-1.0) : (place < c.kept ? 0.0 : square * c.units[item] * c.units[item]);
     if (bad != 0) place = j; // NaN goes on to whatever is made of this
     if (place >= c.kept) return;
-    const double sigma = bad != 0 ? sqrt(-1.0) : (c.gram ? sqrt(mine) : mine);
-    const bool there = bad != 0 || (c.gram ? mine > kLeastByGram * kLeastByGram * top : mine > kLeast * top);
-    const double *x = p.row(item, j), *w = x + p.inner;
+    const double sigma = bad != 0 ? sqrt(-1.0) : (c.gram ? sqrt(square) : mine);
+    const bool there = bad != 0 || (c.gram ? square > kNoise * top * top : mine > kLeast * top);
+    // Rows of a factor, once they are orthogonal, are singular vectors times lengths.
+    const double *x = p.row(item, j), *w = c.gram ? x : x + p.inner, unit = c.gram ? 1.0 / mine : 1.0;
     double best = -1, sign = 1;
     for (int i = lane; i < n; i += 32) {
         const double y = c.rank == 0 ? w[i] : (i < c.rank ? w[i] * c.values[i] : 1e-30 * w[i]), size = y < 0 ? -y : y;
@@ -316,7 +358,7 @@ __global__ void __launch_bounds__(256, 1) extract_kernel(const Problem p, const 
     }
     if (bad != 0) sign = sqrt(-1.0);
     double *turns = c.turns + (int64_t(item) * c.kept + place) * n;
-    for (int i = lane; i < n; i += 32) turns[i] = there ? sign * w[i] : 0.0;
+    for (int i = lane; i < n; i += 32) turns[i] = there ? sign * (w[i] * unit) : 0.0;
     if (!c.gram)
         for (int i = lane; i < p.inner; i += 32) c.raw[(int64_t(item) * c.kept + place) * p.inner + i] = there ? sign * x[i] : 0.0;
     if (lane != 0) return;
@@ -346,18 +388,23 @@ __global__ void __launch_bounds__(256) polish_kernel(const double *e, const doub
 } // namespace
 
 int64_t RowSvd::workspace(int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items) {
-    const int64_t width = (gram ? count : cols) + count;
-    return room<double>(items * count * width) + (gram ? room<double>(items * count * cols) : 0) + room<double>((gram ? 1 : items) * kept * cols) +
-           2 * room<double>(kept * kept) + room<double>(items * kept * count) + 2 * room<double>(items * kept) + 2 * room<double>(items * count) +
-           room<double>(2 * items) + room<double>(items * kPeaks) + room<double>(items) + room<int>(3 * items);
+    return (gram ? RowFactor::workspace(count, cols, false, items) : room<double>(items * count * (cols + count)) + room<double>(items * kPeaks) + room<double>(items)) +
+           room<double>((gram ? 1 : items) * kept * cols) + 2 * room<double>(kept * kept) + room<double>(items * kept * count) + 2 * room<double>(items * kept) +
+           2 * room<double>(items * count) + room<double>(2 * items) + room<int>(3 * items);
 }
 
 RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items)
-    : count_(count), cols_(cols), kept_(kept), items_(items), width_((gram ? count : cols) + count), gram_(gram) {
+    : count_(count), cols_(cols), kept_(kept), items_(items), width_(gram ? count : cols + count) {
     if (count < 1 || cols < 1 || kept < 1 || kept > count || items < 1 || items > 65535 || count > 65535 || width_ > std::numeric_limits<int>::max() / 64)
         throw ValueError("a decomposition of " + std::to_string(count) + " rows of " + std::to_string(cols) + " entries is too large for one call");
-    a_ = work.take<double>(items * count * width_);
-    if (gram) x_ = work.take<double>(items * count * cols);
+    if (gram) {
+        factor_.emplace(work, count, cols, false, items);
+        a_ = factor_->factor();
+    } else {
+        a_ = work.take<double>(items * count * width_);
+        peaks_ = work.take<double>(items * kPeaks);
+        units_ = work.take<double>(items);
+    }
     raw_ = work.take<double>((gram ? 1 : items) * kept * cols);
     inner_ = work.take<double>(kept * kept);
     polished_ = work.take<double>(kept * kept);
@@ -367,28 +414,26 @@ RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool 
     norms_ = work.take<double>(items * count);
     left_ = work.take<double>(items * count);
     after_ = work.take<double>(2 * items);
-    peaks_ = work.take<double>(items * kPeaks);
-    units_ = work.take<double>(items);
     flags_ = work.take<int>(3 * items);
 }
 
 void RowSvd::gram(const Session &s, const Blas &blas, int64_t cols, int64_t item) const {
-    const unsigned blocks = unsigned(std::clamp<int64_t>(count_ * cols / 4096, 1, kPeaks));
-    const Shape parts{dim3(blocks), dim3(256), 64};
-    launch<peak_kernel>(s, "the largest of rows", parts, static_cast<const double *>(rows(item)), pitch(), count_, cols, peaks_ + item * kPeaks);
-    launch<scale_kernel>(s, "rows near one", Shape{dim3(blocks), dim3(256)}, rows(item), pitch(), count_, cols, static_cast<const double *>(peaks_ + item * kPeaks),
-                         units_ + item);
-    if (!gram_) return;
-    const Operand x = own(rows(item), count_, cols, pitch(), 0), g = own(a_ + item * count_ * width_, count_, count_, width_, 0);
-    blas.multiply(1.0, x, x.turned(), 0.0, g);
+    if (factor_)
+        factor_->gram(s, blas, cols, item);
+    else
+        scale_rows(s, rows(item), pitch(), count_, cols, peaks_ + item * kPeaks, units_ + item);
 }
 
 void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
-    const int inner = int(gram_ ? count_ : cols_);
-    const Problem p{a_, count_ * width_, int(count_), inner, int(width_), flags_, gram_ ? 1e-15 : 2e-15};
-    launch<identity_kernel>(s, "rotations of rows", Shape{dim3(unsigned(divide_up<int64_t>(count_, 256)), unsigned(count_), unsigned(items_)), dim3(256)}, p);
-    if (const int64_t blocks = cluster_blocks(s.device(), count_, width_); blocks > 0) {
-        const int64_t warps = std::clamp<int64_t>(divide_up<int64_t>(divide_up<int64_t>(count_, 2), blocks), 1, kMostWarps); // a pair each
+    const bool gram = factor_.has_value();
+    if (gram) factor_->run(s);
+    constexpr double by_gram = 1e-15, by_rows = 2e-15;
+    const Problem p{a_,     count_ * width_, int(count_), int(gram ? count_ : cols_), int(width_), flags_, gram ? by_gram : by_rows, gram ? kSettled : by_rows * by_rows,
+                    gram ? factor_->marks() : nullptr};
+    const Shape each{dim3(unsigned(divide_up<int64_t>(count_, 256)), gram ? 1u : unsigned(count_), unsigned(items_)), dim3(256)};
+    launch<identity_kernel>(s, "rotations of rows", each, p);
+    if (const int64_t blocks = cluster_blocks(s.device(), count_, width_, items_); blocks > 0) {
+        const int64_t warps = std::clamp<int64_t>(Groups(int(count_), int(width_), int(blocks)).size, 1, kMostWarps); // a pair each
         launch<cluster_kernel>(s, "orthogonal rows", Shape{dim3(unsigned(blocks * items_)), dim3(unsigned(32 * warps)), cluster_bytes(count_, width_, blocks), int(blocks)},
                                p, int(blocks));
     } else {
@@ -396,19 +441,19 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
         for (int sweep = 0; sweep < kBlockSweeps; ++sweep)
             for (int round = 0; round + 1 < int(seats); ++round)
                 launch<block_kernel>(s, "orthogonal rows by blocks", Shape{dim3(unsigned(seats / 2), unsigned(items_)), dim3(kBlockThreads), kBlockBytes}, p,
-                                     round, int(seats), sweep);
+                                     round, int(seats), sweep, gram ? 1 : 3);
     }
     const dim3 warps(unsigned(divide_up<int64_t>(count_, 8)), unsigned(items_));
     launch<norms_kernel>(s, "lengths of rows", Shape{warps, dim3(256)}, p, norms_);
-    const Extract c{norms_, values, units_, turns_, scaled_, sigma_, left_, raw_, int(rank), int(kept_), gram_};
+    const Extract c{norms_,  values, gram ? factor_->unit() : units_, p.marks, turns_, scaled_, sigma_, left_, raw_, int(rank), int(kept_), gram};
     launch<extract_kernel>(s, "singular values", Shape{warps, dim3(256)}, p, c);
     launch<left_kernel>(s, "energy left out", Shape{dim3(unsigned(items_)), dim3(32)}, static_cast<const double *>(left_), int(count_), after_);
 }
 
 void RowSvd::vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item) const {
-    double *r = gram_ ? raw_ : raw_ + item * kept_ * cols_;
+    double *r = factor_ ? raw_ : raw_ + item * kept_ * cols_;
     const Operand raw = own(r, kept_, cols), out = own(vectors, kept_, cols), e = own(inner_, kept_, kept_), p = own(polished_, kept_, kept_);
-    if (gram_) blas.multiply(1.0, own(turns(item), kept_, count_), own(rows(item), count_, cols, pitch(), 0), 0.0, raw);
+    if (factor_) blas.multiply(1.0, own(turns(item), kept_, count_), own(rows(item), count_, cols, pitch(), 0), 0.0, raw);
     blas.multiply(1.0, raw, raw.turned(), 0.0, e);
     launch<polish_kernel>(s, "orthonormal rows", Shape{dim3(unsigned(divide_up<int64_t>(kept_ * kept_, 256))), dim3(256)}, static_cast<const double *>(inner_),
                           static_cast<const double *>(scaled_ + item * kept_), polished_, kept_);

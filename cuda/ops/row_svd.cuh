@@ -2,14 +2,17 @@
 // between their products are made of.
 #pragma once
 
-#include "blas.cuh"
+#include "row_factor.cuh"
+
+#include <optional>
 
 namespace subspan::cuda {
 
 /// Decomposes stacks of `count` rows. By the Gram matrix (`gram`: values below 2e-6 of the largest are lost, which float32 data does
 /// not have) or on the rows themselves, by rotations that leave relative accuracy whole (Demmel and Veselić, SIAM J. Matrix Anal. 13,
-/// 1992). Small Gram matrices are rotated in the shared memory of a cluster, all others by blocks of 32 rows in turns; `items` of them
-/// in the same launches. Never waits for the device.
+/// 1992). Of a Gram matrix the rows of its Cholesky factor are rotated: they are singular vectors times singular values then, and take fewer
+/// sweeps (Veselić and Hari, Numer. Math. 56, 1989). Small matrices are rotated in the shared memory of a cluster, all others by blocks of 32
+/// rows in turns; `items` of them in the same launches. Never waits for the device.
 class RowSvd {
   public:
     RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items = 1);
@@ -17,11 +20,10 @@ class RowSvd {
 
     /// Where the rows of an item are to be written: count x columns, `pitch` apart. With Gram matrices items may have fewer columns than
     /// the constructor was told.
-    double *rows(int64_t item = 0) const { return gram_ ? x_ + item * count_ * cols_ : a_ + item * count_ * width_; }
-    int64_t pitch() const { return gram_ ? cols_ : width_; }
+    double *rows(int64_t item = 0) const { return factor_ ? factor_->rows(item) : a_ + item * count_ * width_; }
+    int64_t pitch() const { return factor_ ? factor_->pitch() : width_; }
 
-    /// The Gram matrix of an item whose rows are there. Rows whose largest entry is beyond 2^±100, the eighth power of which would leave the
-    /// range, are divided by a power of two first; values and energies are those of the rows as they were.
+    /// The Gram matrix of an item whose rows are there. Values and energies are those of the rows as they were before they were scaled.
     void gram(const Session &s, const Blas &blas, int64_t cols, int64_t item = 0) const;
     /// Values and rotations of all items. Signs are such that a vector points the way of the one of the first `rank` rows that it is
     /// closest to, weighed by `values`; with rank 0 its largest coefficient is positive.
@@ -35,8 +37,8 @@ class RowSvd {
 
   private:
     int64_t count_, cols_, kept_, items_, width_;
-    bool gram_;
-    double *a_, *x_ = nullptr, *raw_, *inner_, *polished_, *turns_, *sigma_, *scaled_, *norms_, *left_, *after_, *peaks_, *units_;
+    std::optional<RowFactor> factor_; // by the Gram matrix
+    double *a_, *raw_, *inner_, *polished_, *turns_, *sigma_, *scaled_, *norms_, *left_, *after_, *peaks_ = nullptr, *units_ = nullptr;
     int *flags_;
 };
 

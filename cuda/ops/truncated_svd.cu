@@ -20,9 +20,9 @@ __global__ void __launch_bounds__(256) random_kernel(const Philox rng, int64_t f
     to[i * pitch + j] = last != nullptr && *last != 0.0 ? T(0) : T(x);
 }
 
-// Rows turn so that their largest entry is positive, and `turns` with them. A warp a row.
+// Rows turn so that their largest entry is positive, and `turns` (or null) with them. A warp a row.
 __global__ void __launch_bounds__(32) orient_kernel(double *rows, int64_t n, double *turns, int64_t l) {
-    double *x = rows + int64_t(blockIdx.x) * n, *w = turns + int64_t(blockIdx.x) * l, best = 0;
+    double *x = rows + int64_t(blockIdx.x) * n, best = 0;
     int64_t where = n;
     double sign = 1;
     for (int64_t j = threadIdx.x; j < n; j += 32) {
@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(32) orient_kernel(double *rows, int64_t n, dou
     }
     if (sign > 0) return;
     for (int64_t j = threadIdx.x; j < n; j += 32) x[j] = -x[j];
-    for (int64_t j = threadIdx.x; j < l; j += 32) w[j] = -w[j];
+    if (turns != nullptr)
+        for (int64_t j = threadIdx.x; j < l; j += 32) turns[int64_t(blockIdx.x) * l + j] *= -1.0;
 }
 
 // Rows that are missing, the last ones, come from the first of `more`.
@@ -55,6 +56,34 @@ __global__ void __launch_bounds__(256) fill_kernel(double *rows, const double *m
     int there = 0;
     while (there < k && sigma[there] != 0.0) ++there;
     if (j < n && i >= there) rows[int64_t(i) * n + j] = more[int64_t(i - there) * n + j];
+}
+
+template <class X> void random(const Session &s, X *to, int64_t pitch, int64_t count, int64_t n, int64_t first, const double *last, std::uint64_t key) {
+    if (count > 0)
+        launch<random_kernel<X>>(s, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch, n, last);
+}
+
+// Rows without a value become orthonormal to the others, and to each other: random rows, as many as there are in all, so that what they
+// have outside of the others is well conditioned; the second round is for what the first one has left. With nothing missing all of it works
+// on zeros.
+int64_t completion_room(int64_t k, int64_t n) { return RowFactor::workspace(k, n, true) + room<double>(k * n) + room<double>(k * k); }
+void complete(const Session &s, const Blas &blas, Workspace work, double *v, int64_t k, int64_t n, const double *sigma, std::uint64_t key) {
+    const RowFactor factor(work, k, n, true);
+    double *more = work.take<double>(k * n), *parts = work.take<double>(k * k);
+    random(s, more, n, k, n, 0, sigma + k - 1, key); // values descend
+    const Operand r = own(factor.rows(), k, n), basis = own(v, k, n), c = own(parts, k, k);
+    for (int round = 0; round < 2; ++round) {
+        copy(s, static_cast<const double *>(more), n, int64_t(1), factor.rows(), factor.pitch(), int64_t(1), k, n);
+        for (int pass = 0; pass < 2; ++pass) {
+            blas.multiply(1.0, r, basis.turned(), 0.0, c);
+            blas.multiply(-1.0, c, basis, 1.0, r);
+        }
+        factor.gram(s, blas, n);
+        factor.run(s);
+        factor.orthonormal(blas, n, more);
+    }
+    launch<fill_kernel>(s, "completed vectors", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(k)), dim3(256)}, v, static_cast<const double *>(more), sigma, n,
+                        int(k));
 }
 
 template <class T> __global__ void __launch_bounds__(256) squares_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, double *parts) {
@@ -125,7 +154,7 @@ template <class T> class Iteration {
   public:
     using C = Accumulate<T>;
     Iteration(const Session &s, Workspace work, const std::vector<TruncatedCall> &calls, const TruncatedOptions &o)
-        : s_(s), blas_(s, work), calls_(calls), plan_(plan(calls, o)) {
+        : s_(s), blas_(s, work), calls_(calls), plan_(plan(calls, o)), complete_(o.complete) {
         for (const auto &c : calls) {
             const Stack &a = c.a;
             y_.push_back(work.take<C>(plan_.l * a.rows));
@@ -144,12 +173,12 @@ template <class T> class Iteration {
         start();
         times(true);
         for (int64_t i = 0; i < o.power_iterations; ++i) {
-            orthonormal(true);
+            orthonormal(true, 1);
             times(false);
-            orthonormal(false);
+            orthonormal(false, 1);
             times(true);
         }
-        orthonormal(true);
+        orthonormal(true, 2);
         times(false);
         finish();
     }
@@ -159,7 +188,7 @@ template <class T> class Iteration {
         int64_t bytes = blas_workspace(device) + room<double>(p.l * p.longest);
         for (const auto &c : calls)
             bytes += room<C>(p.l * c.a.rows) + room<C>(p.l * c.a.cols) + (readable(c.a) ? 0 : room<C>(c.a.rows * c.a.cols));
-        const int64_t between = RowSvd::workspace(p.l, p.longest, p.l, p.gram, p.items);
+        const int64_t between = p.gram ? RowFactor::workspace(p.l, p.longest, true, p.items) : RowSvd::workspace(p.l, p.longest, p.l, false, p.items);
         // The last decomposition, and the completion of vectors beside it.
         const int64_t last = RowSvd::workspace(p.l, p.gram ? p.longest : p.columns, p.k, p.gram, p.items) + completion(p);
         return bytes + std::max(between, last);
@@ -167,19 +196,15 @@ template <class T> class Iteration {
 
   private:
     static int64_t completion(const Plan &p) { // also of u and its double rows
-        return RowSvd::workspace(p.k, p.longest, p.k, true) + 2 * room<double>(p.k * p.longest) + room<double>(p.k * p.k) + room<double>(p.l * p.longest);
+        return completion_room(p.k, p.longest) + room<double>(p.k * p.longest) + room<double>(p.l * p.longest);
     }
     void start() {
         for (std::size_t i = 0; i < calls_.size(); ++i) {
             const Stack &given = calls_[i].initial;
             const int64_t n = calls_[i].a.cols, have = given.data == nullptr ? 0 : std::min(given.rows, plan_.l);
             if (have > 0) copy(s_, static_cast<const C *>(given.data), given.row_stride, given.col_stride, z_[i], n, int64_t(1), have, n);
-            random(z_[i] + have * n, n, plan_.l - have, n, (have * n + 3) / 4 * 4, nullptr, calls_[i].key);
+            random(s_, z_[i] + have * n, n, plan_.l - have, n, (have * n + 3) / 4 * 4, nullptr, calls_[i].key);
         }
-    }
-    template <class X> void random(X *to, int64_t pitch, int64_t count, int64_t n, int64_t first, const double *last, std::uint64_t key) {
-        if (count > 0)
-            launch<random_kernel<X>>(s_, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch, n, last);
     }
     // y = z Aᵀ, or z = y A.
     void times(bool turned) {
@@ -191,7 +216,7 @@ template <class T> class Iteration {
                 blas_.multiply(1.0, y, a_[i], 0.0, z);
         }
     }
-    void decompose(const RowSvd &svd, bool of_y) {
+    template <class Rows> void decompose(const Rows &svd, bool of_y) {
         for (std::size_t i = 0; i < calls_.size(); ++i) {
             const int64_t cols = of_y ? a_[i].rows : a_[i].cols;
             copy(s_, static_cast<const C *>(of_y ? y_[i] : z_[i]), cols, int64_t(1), svd.rows(int64_t(i)), svd.pitch(), int64_t(1), plan_.l, cols);
@@ -200,37 +225,31 @@ template <class T> class Iteration {
         svd.run(s_);
     }
     int64_t columns(bool of_y) const { return plan_.gram ? plan_.longest : (of_y ? plan_.widest : plan_.columns); }
-    void orthonormal(bool of_y) {
-        Workspace work = rest_;
-        const RowSvd svd(work, plan_.l, columns(of_y), plan_.l, plan_.gram, plan_.items);
-        decompose(svd, of_y);
-        for (std::size_t i = 0; i < calls_.size(); ++i) {
-            const int64_t cols = of_y ? a_[i].rows : a_[i].cols;
-            svd.vectors(s_, blas_, cols, found_, int64_t(i));
-            copy(s_, static_cast<const double *>(found_), cols, int64_t(1), of_y ? y_[i] : z_[i], cols, int64_t(1), plan_.l, cols);
-        }
-    }
-    // Rows without a value become orthonormal to the others, and to each other: random rows, as many as there are in all, so that what they
-    // have outside of the others is well conditioned; the second round is for what the first one has left. With nothing missing all of it
-    // works on zeros, whose rotations end in the first sweep.
-    void complete(Workspace work, double *v, int64_t n, const double *sigma, std::uint64_t key) {
-        const int64_t k = plan_.k;
-        const RowSvd svd(work, k, n, k, true);
-        double *more = work.take<double>(k * n), *parts = work.take<double>(k * k);
-        random(more, n, k, n, 0, sigma + k - 1, key); // values descend
-        const Operand r = own(svd.rows(), k, n), basis = own(v, k, n), c = own(parts, k, k);
-        for (int round = 0; round < 2; ++round) {
-            copy(s_, static_cast<const double *>(more), n, int64_t(1), svd.rows(), svd.pitch(), int64_t(1), k, n);
-            for (int pass = 0; pass < 2; ++pass) {
-                blas_.multiply(1.0, r, basis.turned(), 0.0, c);
-                blas_.multiply(-1.0, c, basis, 1.0, r);
+    // Between products only the span counts, and rows that are independent: by a factor of the Gram matrix, for which float32 products have
+    // digits enough; a second pass makes them orthonormal. float64 is rotated.
+    void orthonormal(bool of_y, int passes) {
+        for (int pass = 0; pass < (plan_.gram ? passes : 1); ++pass) {
+            Workspace work = rest_;
+            const auto back = [&](std::size_t i) {
+                const int64_t cols = of_y ? a_[i].rows : a_[i].cols;
+                copy(s_, static_cast<const double *>(found_), cols, int64_t(1), of_y ? y_[i] : z_[i], cols, int64_t(1), plan_.l, cols);
+            };
+            if (plan_.gram) {
+                const RowFactor factor(work, plan_.l, plan_.longest, true, plan_.items);
+                decompose(factor, of_y);
+                for (std::size_t i = 0; i < calls_.size(); ++i) {
+                    factor.orthonormal(blas_, of_y ? a_[i].rows : a_[i].cols, found_, int64_t(i));
+                    back(i);
+                }
+                continue;
             }
-            svd.gram(s_, blas_, n);
-            svd.run(s_);
-            svd.vectors(s_, blas_, n, more);
+            const RowSvd svd(work, plan_.l, columns(of_y), plan_.l, false, plan_.items);
+            decompose(svd, of_y);
+            for (std::size_t i = 0; i < calls_.size(); ++i) {
+                svd.vectors(s_, blas_, of_y ? a_[i].rows : a_[i].cols, found_, int64_t(i));
+                back(i);
+            }
         }
-        launch<fill_kernel>(s_, "completed vectors", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(k)), dim3(256)}, v, static_cast<const double *>(more),
-                            sigma, n, int(k));
     }
     void finish() {
         Workspace work = rest_;
@@ -242,7 +261,7 @@ template <class T> class Iteration {
             const TruncatedCall &c = calls_[at];
             const double *sigma = svd.sigma(i);
             svd.vectors(s_, blas_, n, found_, i);
-            complete(work, found_, n, sigma, c.key);
+            if (complete_) complete(s_, blas_, work, found_, k, n, sigma, c.key);
             launch<orient_kernel>(s_, "signs of vectors", Shape{dim3(unsigned(k)), dim3(32)}, found_, n, svd.turns(i), l);
             copy(s_, static_cast<const double *>(found_), n, int64_t(1), static_cast<T *>(c.vh.data), c.vh.row_stride, c.vh.col_stride, k, n);
             if (c.s.data != nullptr) copy(s_, sigma, k, int64_t(1), static_cast<C *>(c.s.data), k, c.s.col_stride, int64_t(1), k);
@@ -251,7 +270,7 @@ template <class T> class Iteration {
             double *u = more.take<double>(k * m), *y = more.take<double>(l * m);
             copy(s_, static_cast<const C *>(y_[at]), m, int64_t(1), y, m, int64_t(1), l, m);
             blas_.multiply(1.0, own(svd.turns(i), k, l), own(y, l, m), 0.0, own(u, k, m));
-            complete(more, u, m, sigma, c.key);
+            if (complete_) complete(s_, blas_, more, u, k, m, sigma, c.key);
             copy(s_, static_cast<const double *>(u), m, int64_t(1), static_cast<T *>(c.u.data), c.u.col_stride, c.u.row_stride, k, m);
         }
     }
@@ -260,6 +279,7 @@ template <class T> class Iteration {
     Blas blas_;
     const std::vector<TruncatedCall> &calls_;
     Plan plan_;
+    bool complete_;
     std::vector<Operand> a_;
     std::vector<C *> y_, z_;
     double *found_ = nullptr;
@@ -289,6 +309,30 @@ void truncated_svd(const Context &context, const std::vector<TruncatedCall> &cal
     const Session s(context);
     in_groups(calls, [&](const std::vector<TruncatedCall> &group) {
         dispatch(group[0].a.dtype, [&](auto tag) { Iteration<decltype(tag)>(s, Workspace(context), group, o); });
+    });
+}
+
+std::int64_t complete_vectors_workspace(const Stack &vh, int device) {
+    return blas_workspace(device) + room<double>(vh.rows * vh.cols) + room<double>(vh.rows) + completion_room(vh.rows, vh.cols);
+}
+
+void complete_vectors(const Context &context, const Stack &vh, const Stack &values, std::uint64_t key) {
+    const int64_t k = vh.rows, n = vh.cols;
+    if (k < 1 || n < k || vh.size() != 1) throw ValueError("Vh must be one matrix with at most as many rows as columns");
+    if (values.cols != k || values.dtype != wide(vh.dtype)) throw ValueError("S does not fit Vh");
+    const Session s(context);
+    Workspace work(context);
+    const Blas blas(s, work);
+    double *found = work.take<double>(k * n), *sigma = work.take<double>(k);
+    dispatch(vh.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        using C = Accumulate<T>;
+        T *v = static_cast<T *>(vh.data);
+        copy(s, static_cast<const T *>(v), vh.row_stride, vh.col_stride, found, n, int64_t(1), k, n);
+        copy(s, static_cast<const C *>(values.data), k, values.col_stride, sigma, k, int64_t(1), int64_t(1), k);
+        complete(s, blas, work, found, k, n, sigma, key);
+        launch<orient_kernel>(s, "signs of vectors", Shape{dim3(unsigned(k)), dim3(32)}, found, n, static_cast<double *>(nullptr), int64_t(0));
+        copy(s, static_cast<const double *>(found), n, int64_t(1), v, vh.row_stride, vh.col_stride, k, n);
     });
 }
 

@@ -38,6 +38,10 @@ class Problem:
         self.Vh = self.place.empty((rank, n), self.dtype)
         self._parts = (detached(A), start, self.U, self.S, self.Vh, key)
 
+    def complete(self) -> None:
+        """Give vectors to values that are zero, after a solution that has not."""
+        self.place.module.complete_vectors(self.place.call(), self.Vh, self.S, self.key)
+
     def bytes_of_its_own(self, vectors: int) -> int:
         m, n = self.shape
         copied = 0 if self.dtype in ("float32", "float64") else 4 * m * n
@@ -48,10 +52,10 @@ def _bytes_of_work(problems: list[Problem], vectors: int) -> int:
     """Decompositions of a launch have room for the longest matrix of it, each."""
     longest = max(max(p.shape) for p in problems)
     own = sum(p.bytes_of_its_own(vectors) for p in problems)
-    return own + 8 * vectors * (longest + 3 * vectors) * len(problems) + 24 * vectors * longest
+    return own + 8 * vectors * (longest + 4 * vectors) * len(problems) + 32 * vectors * (longest + vectors)
 
 
-def solve(problems: list[Problem], vectors: int, power_iterations: int) -> None:
+def solve(problems: list[Problem], vectors: int, power_iterations: int, complete: bool = True) -> None:
     """All of one device, dtype and rank; as many in a launch as fit the work memory."""
     need_blas()
     problems = sorted(problems, key=lambda p: max(p.shape))
@@ -61,7 +65,9 @@ def solve(problems: list[Problem], vectors: int, power_iterations: int) -> None:
         while end < len(problems) and _bytes_of_work(problems[begin : end + 1], vectors) <= _AT_ONCE:
             end += 1
         place = problems[begin].place
-        place.module.truncated_svd(place.call(), [p._parts for p in problems[begin:end]], vectors, power_iterations)
+        place.module.truncated_svd(
+            place.call(), [p._parts for p in problems[begin:end]], vectors, power_iterations, complete
+        )
         begin = end
 
 

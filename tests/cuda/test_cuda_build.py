@@ -41,7 +41,15 @@ def test_no_kernel_spills():
     sources = {source for source, *_ in found}
     assert {
         f"{name}.cu.txt"
-        for name in ("apply_core", "grassmann", "householder", "plucker_back", "plucker_mix", "plucker_project", "streaming_svd")
+        for name in (
+            "apply_core",
+            "grassmann",
+            "householder",
+            "plucker_back",
+            "plucker_mix",
+            "plucker_project",
+            "streaming_svd",
+        )
     } <= sources
     architectures = {architecture for _, architecture, *_ in found}
     assert architectures if os.environ.get("SUBSPAN_TEST_GPU") else {"80", "90", "120"} <= architectures

@@ -57,6 +57,23 @@ def test_a_warm_refresh_follows_a_drifting_gradient(gpu, rng):
     assert min(p.similarity) > 0.9
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("shape", [(50, 40), (40, 50)])
+def test_gradients_of_a_lower_rank_are_completed(gpu, rng, dtype, shape):
+    full = gradient(rng, *shape, dtype)
+    low = rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
+    gradients = [full, np.zeros(shape), low, full]
+    projectors = [orth.GradientProjector(8, rng=i) for i in range(4)]
+    for _ in range(2):  # cold and warm
+        orth.GradientProjector.refresh_all(projectors, [gpu.put(G.astype(dtype)) for G in gradients])
+        for p in projectors:
+            basis = wide(gpu.get(p.basis))
+            assert np.abs(basis.T @ basis - np.eye(8)).max() <= 8 * eps(dtype)
+        kept = wide(gpu.get(projectors[2].basis))
+        rest = low - (kept @ (kept.T @ low) if kept.shape[0] == shape[0] else (low @ kept) @ kept.T)
+        assert np.linalg.norm(rest) <= 40 * eps(dtype) * np.linalg.norm(low)
+
+
 def test_many_refreshes_in_the_same_launches(emulation, rng):
     shapes = [(40, 30), (30, 40), (64, 30), (40, 30)]
     gradients = [gradient(rng, *shape, np.float32) for shape in shapes]

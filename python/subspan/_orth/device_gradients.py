@@ -43,38 +43,44 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
         group = (place.library, place.device, problem.dtype, p.rank, vectors, power)
         jobs.append((group, problem, p, G))
     for group, some in itertools.groupby(sorted(jobs, key=lambda j: j[0]), key=lambda j: j[0]):
-        solve([problem for _, problem, _, _ in some], *group[-2:])
+        vectors, power = group[-2:]
+        solve([problem for _, problem, _, _ in some], vectors, power, complete=False)
     firsts = [p.place.converted(p.Vh[0], wide_dtype(p.dtype)) for _, p, _, _ in jobs]
-    # A value of each, which is NaN where anything was, and the cosine to the last basis: one wait for each device.
-    sizes, cosines = _numbers(jobs, firsts)
-    for i, size in enumerate(sizes):
+    # The first value of each, which is NaN where anything was, the last one, and the cosine to the last basis: one wait
+    # for each device.
+    numbers = _numbers(jobs, firsts)
+    for i, (size, _, _) in enumerate(numbers):
         if not np.isfinite(size):
             raise ValueError(f"{'G' if len(jobs) == 1 else f'gradients[{i}]'} holds NaN or infinity")
+    for (_, problem, _, _), (_, last, _) in zip(jobs, numbers, strict=True):
+        if last == 0.0:  # gradients of a lower rank
+            problem.complete()
     bases = []
     for (_, problem, p, _), first in zip(jobs, firsts, strict=True):
         basis = problem.place.copied(problem.place.turned(problem.Vh))
         bases.append((quantize_int4(basis, p.group) if p.bits == 4 else basis, problem.place.copied(first)))
-    for (_, _, p, G), (basis, first), cosine in zip(jobs, bases, cosines, strict=True):
+    for (_, _, p, G), (basis, first), (_, _, cosine) in zip(jobs, bases, numbers, strict=True):
         p._take(basis, first, None if p._first is None else abs(cosine), G)
 
 
-def _numbers(jobs: list[Any], firsts: list[Any]) -> tuple[list[float], list[float]]:
-    found = [(0.0, 0.0)] * len(jobs)
+def _numbers(jobs: list[Any], firsts: list[Any]) -> list[tuple[float, ...]]:
+    found: list[tuple[float, ...]] = [()] * len(jobs)
     places: dict[tuple[str, int], list[int]] = {}
     for i, (_, problem, _, _) in enumerate(jobs):
         places.setdefault((problem.place.library, problem.place.device), []).append(i)
     for some in places.values():
         place = jobs[some[0]][1].place
-        numbers = place.zeros((2, len(some)), "float64")
+        numbers = place.zeros((3, len(some)), "float64")
         with place.inside():
             for at, i in enumerate(some):
                 _, problem, p, _ = jobs[i]
-                numbers[0, at : at + 1] = place.converted(problem.S[:1], "float64")
+                ends = place.converted(problem.S[:: max(problem.rank - 1, 1)], "float64")
+                numbers[0, at : at + 1], numbers[1, at : at + 1] = ends[:1], ends[-1:]
                 if p._first is not None:
-                    numbers[1, at : at + 1] = (firsts[i] * p._first).sum()
-        for i, (size, cosine) in zip(some, place.host(numbers).T.tolist(), strict=True):
-            found[i] = (size, cosine)
-    return [size for size, _ in found], [cosine for _, cosine in found]
+                    numbers[2, at : at + 1] = (firsts[i] * p._first).sum()
+        for i, row in zip(some, place.host(numbers).T.tolist(), strict=True):
+            found[i] = tuple(row)
+    return found
 
 
 def check(p: GradientProjector, x: Array, name: str) -> str:

@@ -127,6 +127,15 @@ template <class T> SUBSPAN_SHARED_CODE T least(T a, T b) { return b < a ? b : a;
 template <class T> SUBSPAN_SHARED_CODE T most(T a, T b) { return a < b ? b : a; }
 template <class T> SUBSPAN_SHARED_CODE T divide_up(T a, T b) { return (a + b - 1) / b; }
 
+/// 1 / sqrt(x).
+SUBSPAN_DEVICE double inverse_root(double x) {
+#if defined(__CUDA_ARCH__)
+    return rsqrt(x);
+#else
+    return 1.0 / __builtin_sqrt(x);
+#endif
+}
+
 /// x, from which the compiler cannot tell what has been computed of it before: that is computed again instead of kept in registers.
 SUBSPAN_DEVICE int forgotten(int x) {
 #if defined(__CUDA_ARCH__)
@@ -140,6 +149,16 @@ template <class T> SUBSPAN_DEVICE T warp_sum(T x) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(kWarp, x, step);
     return x;
+}
+/// Three sums at once, whose steps do not wait for each other.
+template <class T> SUBSPAN_DEVICE void warp_sums(T &x, T &y, T &z) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        const T a = __shfl_xor_sync(kWarp, x, step), b = __shfl_xor_sync(kWarp, y, step), c = __shfl_xor_sync(kWarp, z, step);
+        x += a;
+        y += b;
+        z += c;
+    }
 }
 template <class T> SUBSPAN_DEVICE T warp_most(T x) {
 #pragma unroll
