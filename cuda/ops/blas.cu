@@ -70,6 +70,7 @@ bool load_blas(const char *path, bool loaded_only) {
     t.set_stream = reinterpret_cast<decltype(t.set_stream)>(symbol(library, "cublasSetStream_v2"));
     t.set_workspace = reinterpret_cast<decltype(t.set_workspace)>(symbol(library, "cublasSetWorkspace_v2"));
     t.gemm = reinterpret_cast<decltype(t.gemm)>(symbol(library, "cublasGemmStridedBatchedEx"));
+    t.gemm_one = reinterpret_cast<decltype(t.gemm_one)>(symbol(library, "cublasGemmEx"));
     if (t.create == nullptr || t.set_stream == nullptr || t.set_workspace == nullptr || t.gemm == nullptr) return false;
     set_blas(t);
     return true;
@@ -143,6 +144,10 @@ void Blas::multiply(double alpha, const Operand &a, const Operand &b, double bet
         const std::lock_guard<std::mutex> lock(guard);
         t = table;
     }
+    if (batch == 1 && t.gemm_one != nullptr)
+        return require(t.gemm_one(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), a.data, type_of(a.dtype),
+                                  int(sa.ld), pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), wide ? kCompute64 : kCompute32, kDefaultAlgorithm),
+                       "cublasGemmEx");
     require(t.gemm(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), b.next, a.data, type_of(a.dtype),
                    int(sa.ld), a.next, pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), c.next, int(batch), wide ? kCompute64 : kCompute32, kDefaultAlgorithm),
             "cublasGemmStridedBatchedEx");

@@ -1,7 +1,6 @@
 #include "subspan/cuda/grassmann_logits.hpp"
 
 #include "blas.cuh"
-#include "copy.cuh"
 
 #include <algorithm>
 #include <limits>
@@ -69,12 +68,18 @@ __global__ void __launch_bounds__(256) along_kernel(SUBSPAN_PARAMETER const Matr
     }
 }
 
-// Whether all classes are one matrix (classes k x n): by columns, one after the other.
-bool one_matrix(const Stack &u) { return u.row_stride == 1 && (u.cols <= 1 || u.col_stride >= u.rows) && (u.axes == 0 || (u.axes == 1 && u.stride[0] == u.cols * u.col_stride)); }
+// Items from a column of all classes side by side (n x classes k) to the next, where they are one matrix: by columns, evenly spaced; else zero.
+int64_t one_matrix(const Stack &u) {
+    if (u.row_stride != 1 && u.rows > 1) return 0;
+    const int64_t column = u.cols > 1 || u.axes == 0 ? u.col_stride : u.stride[0];
+    const bool even = u.axes == 0 || (u.axes == 1 && (u.cols <= 1 || u.stride[0] == u.cols * u.col_stride));
+    if (u.cols <= 1 && u.axes == 0) return most<int64_t>(u.rows, 1);
+    return even && column >= u.rows ? column : 0;
+}
 
 int64_t classes_at_once(const Stack &x, const Stack &u, bool backward) {
-    const int64_t each = (x.rows * u.cols + (backward ? u.rows * u.cols + 2 * x.rows : 0)) * size_of(x.dtype);
-    return u.axes > 1 || (u.axes == 1 && u.stride[0] < 0) ? 1 : std::clamp<int64_t>(kTile / std::max<int64_t>(each, 1), 1, std::max<int64_t>(u.size(), 1));
+    const int64_t each = (x.rows * u.cols + (one_matrix(u) > 0 ? 0 : u.rows * u.cols) + (backward ? u.rows * u.cols + 2 * x.rows : 0)) * size_of(x.dtype);
+    return std::clamp<int64_t>(kTile / std::max<int64_t>(each, 1), 1, std::max<int64_t>(u.size(), 1));
 }
 
 void check(const Stack &x, const Stack &u) {
@@ -84,31 +89,73 @@ void check(const Stack &x, const Stack &u) {
     const int64_t top = std::numeric_limits<int>::max() / 256;
     if (x.rows > top || x.cols > top || u.size() * u.cols > top) throw ValueError("x or U is too large for one call");
     require_blas_layout(operand(x), "x");
-    require_blas_layout(operand(u), "U");
 }
 bool nothing(const Stack &x, const Stack &u) { return x.rows == 0 || u.size() == 0; }
 
 unsigned blocks_for(int64_t threads) { return unsigned(divide_up<int64_t>(threads, 256)); }
 
-// p (batch x count k) = x U_c for classes [first, first + count).
-template <class T> void project(const Blas &blas, const Stack &x, const Stack &u, int64_t first, int64_t count, T *p) {
-    const int64_t k = u.cols, all = count * k;
-    Operand c = operand(u, first);
-    if (one_matrix(u)) {
-        const Operand whole{c.data, c.dtype, u.rows, all, 1, u.col_stride};
-        return blas.multiply(1.0, operand(x), whole, 0.0, own(p, x.rows, all));
+// Matrices n x k to matrices k x n, each turned, or back: by way of shared memory, so that both sides are read and written in runs. A block
+// has 32 x 32 entries.
+template <class T>
+__global__ void __launch_bounds__(256) turn_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const unsigned first_from,
+                                                   const unsigned first_to) {
+    SUBSPAN_SHARED(memory);
+    T *tile = reinterpret_cast<T *>(memory);
+    const T *x = from.at(first_from + blockIdx.y);
+    T *y = to.at(first_to + blockIdx.y);
+    const int64_t across = divide_up<int64_t>(from.cols, 32), i0 = int64_t(blockIdx.x) / across * 32, j0 = int64_t(blockIdx.x) % across * 32;
+    const bool by_rows = from.col_stride == 1, to_rows = to.col_stride == 1;
+    for (int e = int(threadIdx.x); e < 1024; e += 256) {
+        const int i = by_rows ? e / 32 : e % 32, j = by_rows ? e % 32 : e / 32;
+        if (i0 + i < from.rows && j0 + j < from.cols) tile[i * 33 + j] = x[(i0 + i) * from.row_stride + (j0 + j) * from.col_stride];
     }
-    blas.multiply(1.0, operand(x), c, 0.0, own(p, x.rows, k, all, k), count);
+    __syncthreads();
+    for (int e = int(threadIdx.x); e < 1024; e += 256) {
+        const int j = to_rows ? e / 32 : e % 32, i = to_rows ? e % 32 : e / 32;
+        if (i0 + i < from.rows && j0 + j < from.cols) y[(j0 + j) * to.row_stride + (i0 + i) * to.col_stride] = tile[i * 33 + j];
+    }
 }
+template <class T> void turn(const Session &s, const Stack &from, int64_t first_from, const Stack &to, int64_t first_to, int64_t count) {
+    const int64_t blocks = divide_up<int64_t>(from.rows, 32) * divide_up<int64_t>(from.cols, 32);
+    for (int64_t done = 0; done < count; done += 65535)
+        launch<turn_kernel<T>>(s, "turned classes", Shape{dim3(unsigned(blocks), unsigned(std::min<int64_t>(65535, count - done))), dim3(256), 32 * 33 * int64_t(sizeof(T))},
+                               Matrices<const T>(from), Matrices<T>(to), unsigned(first_from + done), unsigned(first_to + done));
+}
+
+// Classes as one matrix: as they are, or turned over into `turned`, one after the other.
+template <class T> struct Classes {
+    const Session &s;
+    const Stack &u;
+    T *turned;
+    Stack stack(int64_t count) const {
+        Stack t{};
+        t.data = turned;
+        t.dtype = u.dtype;
+        t.rows = u.cols;
+        t.cols = t.row_stride = u.rows;
+        t.col_stride = 1;
+        t.axes = 1;
+        t.shape[0] = count;
+        t.stride[0] = u.rows * u.cols;
+        return t;
+    }
+    // count k x n, classes [first, first + count).
+    Operand rows(int64_t first, int64_t count) const {
+        const int64_t all = count * u.cols;
+        if (const int64_t column = one_matrix(u); column > 0) return {operand(u, first).data, u.dtype, all, u.rows, column, 1};
+        turn<T>(s, u, first, stack(count), 0, count);
+        return own(static_cast<const T *>(turned), all, u.rows);
+    }
+};
 
 } // namespace
 
 std::int64_t grassmann_logits_workspace(const Stack &x, const Stack &u, bool backward, int device) {
     if (nothing(x, u)) return 0;
-    const int64_t count = classes_at_once(x, u, backward), item = size_of(x.dtype);
+    const int64_t count = classes_at_once(x, u, backward), item = size_of(x.dtype), classes = count * u.rows * u.cols;
     const auto bytes = [&](int64_t items) { return divide_up<int64_t>(items * item, 256) * 256; };
     return blas_workspace(device) + bytes(x.rows) + bytes(x.rows * count * u.cols) +
-           (backward ? room<double>(x.rows * count) + (one_matrix(u) ? 0 : bytes(count * u.rows * u.cols)) : 0);
+           (one_matrix(u) > 0 ? 0 : bytes(classes)) + (backward ? room<double>(x.rows * count) + bytes(classes) : 0);
 }
 
 void grassmann_logits(const Context &context, const Stack &x, const Stack &u, double scale, const Stack &out) {
@@ -122,10 +169,11 @@ void grassmann_logits(const Context &context, const Stack &x, const Stack &u, do
     dispatch_wide(x.dtype, [&](auto tag) {
         using T = decltype(tag);
         T *inverse = work.take<T>(x.rows), *p = work.take<T>(x.rows * at_once * k);
+        const Classes<T> classes{s, u, one_matrix(u) > 0 ? nullptr : work.take<T>(at_once * u.rows * k)};
         launch<norms_kernel<T>>(s, "lengths of features", Shape{dim3(blocks_for(32 * x.rows)), dim3(256)}, Matrices<const T>(x), inverse);
         for (int64_t first = 0; first < u.size(); first += at_once) {
             const int64_t count = std::min(at_once, u.size() - first);
-            if (x.cols > 0 && k > 0) project(blas, x, u, first, count, p);
+            if (x.cols > 0 && k > 0) blas.multiply(1.0, operand(x), classes.rows(first, count).turned(), 0.0, own(p, x.rows, count * k));
             launch<lengths_kernel<T>>(s, "logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, static_cast<const T *>(p), static_cast<const T *>(inverse),
                                       static_cast<T *>(out.data) + first * out.col_stride, out.row_stride, out.col_stride, scale, x.rows, count,
                                       int(x.cols > 0 ? k : 0));
@@ -146,34 +194,27 @@ void grassmann_logits_backward(const Context &context, const Stack &grad, const 
     const int64_t k = u.cols, n = u.rows, at_once = classes_at_once(x, u, true);
     dispatch_wide(x.dtype, [&](auto tag) {
         using T = decltype(tag);
-        T *inverse = work.take<T>(x.rows), *p = work.take<T>(x.rows * at_once * k), *turned = one_matrix(u) ? nullptr : work.take<T>(at_once * n * k);
+        T *inverse = work.take<T>(x.rows), *p = work.take<T>(x.rows * at_once * k);
+        const Classes<T> all_classes{s, u, one_matrix(u) > 0 ? nullptr : work.take<T>(at_once * n * k)};
+        T *gradient = one_matrix(du) > 0 ? nullptr : work.take<T>(at_once * n * k);
         double *along = work.take<double>(x.rows * at_once);
         launch<norms_kernel<T>>(s, "lengths of features", Shape{dim3(blocks_for(32 * x.rows)), dim3(256)}, Matrices<const T>(x), inverse);
         for (int64_t first = 0; first < u.size(); first += at_once) {
             const int64_t count = std::min(at_once, u.size() - first), all = count * k;
-            project(blas, x, u, first, count, p);
+            const Operand classes = all_classes.rows(first, count);
+            blas.multiply(1.0, operand(x), classes.turned(), 0.0, own(p, x.rows, all));
             launch<slopes_kernel<T>>(s, "slopes of logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, p, static_cast<const T *>(inverse),
                                      static_cast<const T *>(grad.data) + first * grad.col_stride, grad.row_stride, grad.col_stride, scale,
                                      along, x.rows, count, int(k));
-            // dx: one product with all classes of the tile as a matrix (count k x n).
-            Operand classes{operand(u, first).data, u.dtype, all, n, u.col_stride, 1};
-            if (turned != nullptr) {
-                Stack by_rows = u.transposed(), to;
-                by_rows.data = const_cast<void *>(operand(u, first).data);
-                by_rows.axes = to.axes = count > 1 ? 1 : 0;
-                by_rows.shape[0] = to.shape[0] = count;
-                to.data = turned;
-                to.rows = k;
-                to.cols = to.row_stride = n;
-                to.stride[0] = n * k;
-                assign<T>(s, by_rows, to);
-                classes = own(turned, all, n);
-            }
             blas.multiply(1.0, own(p, x.rows, all), classes, first > 0 ? 1.0 : 0.0, operand(dx));
-            if (one_matrix(du))
-                blas.multiply(1.0, own(p, x.rows, all).turned(), operand(x), 0.0, Operand{operand(du, first).data, du.dtype, all, n, du.col_stride, 1});
-            else
-                blas.multiply(1.0, operand(x).turned(), own(p, x.rows, k, all, k), 0.0, operand(du, first), count);
+            const Operand slopes = own(p, x.rows, all).turned();
+            if (const int64_t column = one_matrix(du); column > 0) {
+                blas.multiply(1.0, slopes, operand(x), 0.0, Operand{operand(du, first).data, du.dtype, all, n, column, 1});
+            } else {
+                const Classes<T> there{s, du, gradient};
+                blas.multiply(1.0, slopes, operand(x), 0.0, own(static_cast<const T *>(gradient), all, n));
+                turn<T>(s, there.stack(count), 0, du, first, count);
+            }
             launch<along_kernel<T>>(s, "gradients of lengths", Shape{dim3(unsigned(x.rows)), dim3(256), 64}, Matrices<const T>(x),
                                     static_cast<const double *>(along), count, Matrices<T>(dx));
         }

@@ -52,6 +52,10 @@ int gemm(void *, int op_a, int op_b, int m, int n, int k, const void *alpha, con
             }
     return 0;
 }
+int gemm_one(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, const void *b, int type_b, int ldb,
+             const void *beta, void *c, int type_c, int ldc, int compute, int algorithm) {
+    return gemm(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1, compute, algorithm);
+}
 
 } // namespace
 
@@ -61,7 +65,7 @@ void register_emulated(pybind11::module_ &m) {
     auto e = m.def_submodule("emulated");
     e.def("reset", [] {
         settings = emulate::Settings{};
-        cuda::set_blas({&create, &set_stream, &set_workspace, &gemm});
+        cuda::set_blas({&create, &set_stream, &set_workspace, &gemm, &gemm_one});
     });
     e.def("without_blas", [] { cuda::set_blas({}); });
     e.def("seed", [](std::uint64_t s) { settings.seed = s; });

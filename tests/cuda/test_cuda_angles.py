@@ -161,6 +161,15 @@ def test_logits_of_strided_features(gpu, rng):
     u = gpu.put(np.ascontiguousarray(U[::-1]))[::-1]
     got = grassmann.logits(room[::2, ::2], u)
     assert np.abs(got.get() - grassmann.logits(x, U)).max() <= 1e-12
+    wide_room = gpu.put(np.zeros((4, 18, 9)))
+    wide_room[:, ::2, ::3] = gpu.put(U)
+    strided = wide_room[:, ::2, ::3]
+    assert np.abs(grassmann.logits(gpu.put(x), strided).get() - grassmann.logits(x, U)).max() <= 1e-12
+    grad = rng.standard_normal((5, 4))
+    for a, b in zip(
+        grassmann.logits_backward(gpu.put(grad), gpu.put(x), strided), grassmann.logits_backward(grad, x, U), strict=True
+    ):
+        assert np.abs(a.get() - b).max() <= 1e-11
 
 
 def test_logits_that_are_refused(gpu, rng):

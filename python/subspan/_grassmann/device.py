@@ -127,7 +127,7 @@ def _features(x: Array, U: Array, grad: Array | None = None) -> tuple[Place, str
 def logits(x: Array, U: Array, scale: float) -> Array:
     place, dtype = _features(x, U)
     out = place.empty((int(x.shape[0]), int(U.shape[0])), dtype)
-    args = (place.for_blas(detached(x)), place.for_blas(detached(U)), out, scale)
+    args = (place.for_blas(detached(x)), detached(U), out, scale)
     place.module.grassmann_logits(place.call(), *args)
     return out
 
@@ -141,6 +141,6 @@ def logits_backward(grad: Array, x: Array, U: Array, scale: float) -> tuple[Arra
     strides = U.stride() if place.library == "torch" else getattr(U, "strides", (0, 1, 0))
     by_columns = n > 1 and k > 1 and abs(strides[1]) < abs(strides[2])
     dU = place.turned(make((classes, k, n), dtype)) if by_columns else make((classes, n, k), dtype)
-    args = (detached(grad), place.for_blas(detached(x)), place.for_blas(detached(U)), dx, dU, scale)
+    args = (detached(grad), place.for_blas(detached(x)), detached(U), dx, dU, scale)
     place.module.grassmann_logits_backward(place.call(), *args)
     return dx, dU

@@ -6,11 +6,12 @@
 namespace subspan::cuda {
 
 /// out (batch x classes) = scale · ‖U_cᵀ x‖ / ‖x‖ for x (batch x n) and a stack u of classes (n x k); zero for a zero feature. Projections of
-/// as many classes as fit a quarter of a gigabyte exist at a time. 2 batch n classes k flops.
+/// as many classes as fit a quarter of a gigabyte exist at a time, and turned copies of classes that are not one matrix stored by columns.
+/// 2 batch n classes k flops.
 void grassmann_logits(const Context &context, const Stack &x, const Stack &u, double scale, const Stack &out);
 
 /// dx (batch x n) and du, a stack like u with unit stride along rows or columns. Where a projection is zero its length has no gradient, and
-/// zero is taken. 6 batch n classes k flops; classes stored by rows are also copied by columns, a tile at a time.
+/// zero is taken. 6 batch n classes k flops.
 void grassmann_logits_backward(const Context &context, const Stack &grad, const Stack &x, const Stack &u, double scale, const Stack &dx, const Stack &du);
 
 std::int64_t grassmann_logits_workspace(const Stack &x, const Stack &u, bool backward, int device);
