@@ -167,7 +167,9 @@ def test_logits_of_strided_features(gpu, rng):
     assert np.abs(grassmann.logits(gpu.put(x), strided).get() - grassmann.logits(x, U)).max() <= 1e-12
     grad = rng.standard_normal((5, 4))
     for a, b in zip(
-        grassmann.logits_backward(gpu.put(grad), gpu.put(x), strided), grassmann.logits_backward(grad, x, U), strict=True
+        grassmann.logits_backward(gpu.put(grad), gpu.put(x), strided),
+        grassmann.logits_backward(grad, x, U),
+        strict=True,
     ):
         assert np.abs(a.get() - b).max() <= 1e-11
 
