@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 namespace subspan::cuda {
 namespace {
@@ -48,40 +49,46 @@ template <class T> SUBSPAN_DEVICE Four<T> four(const T *row, int64_t col_stride,
     return v;
 }
 
-// One point: its rows, and those of what moves it.
-template <class T> struct Point {
+// One point: its rows, and those of what moves it. Width: a step in place of points of so many columns, with a buffer that is not carried in
+// parallel, all of them without gaps and aligned to vectors, so that the compiler knows all branches and asks for everything early; zero: any job.
+template <class T, int Width> struct Point {
     const Arguments<T> &a;
     T *u, *buffer, *out;
     const T *grad;
     int64_t row_stride, col_stride; // of u
     int n, k;
     SUBSPAN_DEVICE Point(const Arguments<T> &a, unsigned item)
-        : a(a), u(a.u.at(item)), buffer(a.has_buffer ? a.buffer.at(item) : nullptr), out(a.job == step_in_place ? u : a.out.at(item)),
-          grad(a.grad.at(item)), row_stride(a.u.row_stride), col_stride(a.u.col_stride), n(int(a.u.rows)), k(int(a.u.cols)) {}
+        : a(a), u(a.u.at(item)), buffer(Width > 0 || a.has_buffer ? a.buffer.at(item) : nullptr),
+          out(Width > 0 || a.job == step_in_place ? u : a.out.at(item)), grad(a.grad.at(item)), row_stride(a.u.row_stride), col_stride(a.u.col_stride),
+          n(int(a.u.rows)), k(Width > 0 ? Width : int(a.u.cols)) {}
     /// What was written as the point, and no buffer.
-    SUBSPAN_DEVICE Point moved() const {
-        Point p = *this;
+    SUBSPAN_DEVICE Point<T, 0> moved(unsigned item) const {
+        Point<T, 0> p(a, item);
         p.u = out;
         p.row_stride = target().row_stride;
         p.col_stride = target().col_stride;
         p.buffer = nullptr;
         return p;
     }
-    SUBSPAN_DEVICE const Matrices<T> &target() const { return a.job == step_in_place ? a.u : a.out; }
-    SUBSPAN_DEVICE Four<T> of_u(int row, int j) const { return four<T>(u + row * row_stride, col_stride, j, k, a.vectors); }
+    static SUBSPAN_DEVICE int64_t at(int row, int64_t stride) { return Width > 0 ? int64_t(unsigned(row) * unsigned(Width)) : row * stride; }
+    SUBSPAN_DEVICE bool vectors() const { return Width > 0 || a.vectors; }
+    SUBSPAN_DEVICE bool parallel() const { return Width == 0 && a.parallel; }
+    SUBSPAN_DEVICE bool has_buffer() const { return Width > 0 || buffer != nullptr; }
+    SUBSPAN_DEVICE const Matrices<T> &target() const { return Width > 0 || a.job == step_in_place ? a.u : a.out; }
+    SUBSPAN_DEVICE Four<T> of_u(int row, int j) const { return four<T>(u + at(row, row_stride), col_stride, j, k, vectors()); }
     /// momentum · buffer + weight · grad.
     SUBSPAN_DEVICE Four<T> of_h(int row, int j) const {
-        Four<T> g = four<T>(grad + row * a.grad.row_stride, a.grad.col_stride, j, k, a.vectors);
-        if (buffer == nullptr) return g;
-        const Four<T> b = four<T>(buffer + row * a.buffer.row_stride, a.buffer.col_stride, j, k, a.vectors);
+        Four<T> g = four<T>(grad + at(row, a.grad.row_stride), a.grad.col_stride, j, k, vectors());
+        if (!has_buffer()) return g;
+        const Four<T> b = four<T>(buffer + at(row, a.buffer.row_stride), a.buffer.col_stride, j, k, vectors());
 #pragma unroll
         for (int e = 0; e < 4; ++e) g.x[e] = fma(a.momentum, b.x[e], a.weight * g.x[e]);
         return g;
     }
     SUBSPAN_DEVICE void put(T *base, const Matrices<T> &m, int row, int j, const Four<T> &v) const {
-        T *to = base + row * m.row_stride;
+        T *to = base + at(row, m.row_stride);
         if constexpr (sizeof(T) == 4) {
-            if (a.vectors && j + 4 <= k) {
+            if (vectors() && j + 4 <= k) {
                 *reinterpret_cast<float4 *>(to + j) = float4{v.x[0], v.x[1], v.x[2], v.x[3]};
                 return;
             }
@@ -104,9 +111,14 @@ template <class T, int K> struct Coefficients { // of the result and of the velo
     alignas(16) T p[K * K], q[K * K], p2[K * K], q2[K * K];
 };
 
+// Items of shared memory in which warps put their sums; none where the device may not have so much.
+template <class T, int K> constexpr int kParts = K == 32 ? 0 : (sizeof(T) == 4 && K == 8 ? 3 : 1) * kWarps * K * K;
+
+template <class T> SUBSPAN_SHARED_CODE int64_t coefficient_bytes(int k, bool parallel) { return (parallel ? 4 : 2) * int64_t(k) * k * int64_t(sizeof(T)); }
+
 // Gram matrices of U and H - U off (off null: of U and H): UᵀU, UᵀH and HᵀH, all three in one sweep, or one after the other where
 // their sums would not fit the registers. A lane holds 4 x B blocks, for every so many rows. `count` 1: UᵀU is enough.
-template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Shared<K> &shared, const T *off, int count = 3) {
+template <class T, int K, int Width> SUBSPAN_DEVICE void products(const Point<T, Width> &point, Shared<K> &shared, T *parts, const T *off, int count = 3) {
     constexpr int B = K == 32 ? 8 : 4, kAcross = K / B, kLanes = (K / 4) * kAcross, kRows = 32 / kLanes, ld = K + 1;
     constexpr int kTogether = sizeof(T) == 4 && K == 8 ? 3 : 1;
     const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, block = lane % kLanes, i0 = 4 * (block / kAcross), j0 = B * (block % kAcross);
@@ -134,8 +146,8 @@ template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Sh
                 for (int i = 0; i < 4; ++i)
 #pragma unroll
                     for (int j = 0; j < B; ++j) d[g][i][j] = T(0);
-#pragma unroll 1
-            for (int row = first + warp * kRows + lane / kLanes; row < end; row += kWarps * kRows) { // one row at a time: registers
+#pragma unroll(Width > 0 ? 2 : 1)
+            for (int row = first + warp * kRows + lane / kLanes; row < end; row += kWarps * kRows) { // few rows at a time: registers
                 // Which two rows go into product g: u and u, u and h, h and h.
                 const Four<T> ui = kTogether == 3 || begin < 2 ? point.of_u(row, i0) : Four<T>{};
                 const Four<T> hi = kTogether == 3 || begin == 2 ? row_of_h(row, i0) : Four<T>{};
@@ -160,7 +172,6 @@ template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Sh
             // Lanes of a warp, then warps one after the other: always in the same order.
 #pragma unroll
             for (int g = 0; g < kTogether; ++g) {
-                double *to = begin + g == 0 ? shared.e : (begin + g == 1 ? shared.m : shared.b);
                 if constexpr (kLanes < 32)
 #pragma unroll
                     for (int i = 0; i < 4; ++i)
@@ -168,52 +179,81 @@ template <class T, int K> SUBSPAN_DEVICE void products(const Point<T> &point, Sh
                         for (int j = 0; j < B; ++j)
 #pragma unroll
                             for (int step = kLanes; step < 32; step *= 2) d[g][i][j] += __shfl_xor_sync(kWarp, d[g][i][j], step);
-                for (int w = 0; w < kWarps; ++w) {
-                    if (w == warp && lane < kLanes)
+                if constexpr (kParts<T, K> > 0) { // all warps at once
+                    T *mine = parts + (g * kWarps + warp) * K * K;
+                    if (lane < kLanes)
 #pragma unroll
                         for (int i = 0; i < 4; ++i)
 #pragma unroll
-                            for (int j = 0; j < B; ++j) to[(i0 + i) * ld + j0 + j] += double(d[g][i][j]);
-                    __syncthreads();
+                            for (int j = 0; j < B; ++j) mine[(i0 + i) * K + j0 + j] = d[g][i][j];
+                } else {
+                    double *to = begin + g == 0 ? shared.e : (begin + g == 1 ? shared.m : shared.b);
+                    for (int w = 0; w < kWarps; ++w) {
+                        if (w == warp && lane < kLanes)
+#pragma unroll
+                            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                                for (int j = 0; j < B; ++j) to[(i0 + i) * ld + j0 + j] += double(d[g][i][j]);
+                        __syncthreads();
+                    }
                 }
+            }
+            if constexpr (kParts<T, K> > 0) {
+                __syncthreads();
+                for (int e = int(threadIdx.x); e < kTogether * K * K; e += kThreads) {
+                    const int g = e / (K * K), at = e % (K * K);
+                    double *to = (begin + g == 0 ? shared.e : (begin + g == 1 ? shared.m : shared.b)) + at / K * ld + at % K;
+                    double s = *to;
+#pragma unroll
+                    for (int w = 0; w < kWarps; ++w) s += double(parts[(g * kWarps + w) * K * K + at]);
+                    *to = s;
+                }
+                __syncthreads();
             }
         }
     }
 }
 
 // out = U p + H q, and the buffer: what H was, or U p2 + H q2. Lanes of a row read all of it before one of them writes.
-template <class T, int K> SUBSPAN_DEVICE void combine(const Point<T> &point, const Coefficients<T, K> &w) {
-    constexpr int kParts = K / 4;
+template <class T, int K, int Width> SUBSPAN_DEVICE void combine(const Point<T, Width> &point, const Coefficients<T, K> &w) {
+    constexpr int kColumns = K / 4, kAtOnce = Width > 0 ? 2 : 1, kRows = kThreads / kColumns;
     const Arguments<T> &a = point.a;
-    const int part = int(threadIdx.x) % kParts, j0 = 4 * part, rows = kThreads / kParts;
+    const int j0 = 4 * (int(threadIdx.x) % kColumns);
+    // From the last row on: those have been read last, and may still be in the cache.
 #pragma unroll 1
-    for (int first = 0; first < point.n; first += rows) {
-        const int row = first + int(threadIdx.x) / kParts;
-        Four<T> v{}, moved{}, own{};
-        if (row < point.n)
-#pragma unroll 1
+    for (int first = (point.n - 1) / (kAtOnce * kRows) * kAtOnce * kRows; first >= 0; first -= kAtOnce * kRows) {
+        Four<T> v[kAtOnce]{}, moved[kAtOnce]{}, own[kAtOnce]{};
+#pragma unroll
+        for (int x = 0; x < kAtOnce; ++x) {
+            const int row = first + x * kRows + int(threadIdx.x) / kColumns;
+            if (row >= point.n) continue;
+#pragma unroll(Width > 0 ? K / 4 : 1)
             for (int l = 0; l < point.k; l += 4) {
                 const Four<T> u = point.of_u(row, l);
                 const Four<T> h = point.of_h(row, l);
 #pragma unroll
-                for (int e = 0; e < 4; ++e) own.x[e] = l == j0 ? h.x[e] : own.x[e];
+                for (int e = 0; e < 4; ++e) own[x].x[e] = l == j0 ? h.x[e] : own[x].x[e];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
 #pragma unroll
                     for (int e = 0; e < 4; ++e)
-                        v.x[e] = fma(u.x[i], w.p[(l + i) * K + j0 + e], fma(h.x[i], w.q[(l + i) * K + j0 + e], v.x[e]));
-                    if (a.parallel)
+                        v[x].x[e] = fma(u.x[i], w.p[(l + i) * K + j0 + e], fma(h.x[i], w.q[(l + i) * K + j0 + e], v[x].x[e]));
+                    if (point.parallel())
 #pragma unroll
                         for (int e = 0; e < 4; ++e)
-                            moved.x[e] = fma(u.x[i], w.p2[(l + i) * K + j0 + e], fma(h.x[i], w.q2[(l + i) * K + j0 + e], moved.x[e]));
+                            moved[x].x[e] = fma(u.x[i], w.p2[(l + i) * K + j0 + e], fma(h.x[i], w.q2[(l + i) * K + j0 + e], moved[x].x[e]));
                 }
             }
+        }
         __syncwarp();
-        if (row < point.n) {
-            point.put(point.out, point.target(), row, j0, v);
 #pragma unroll
-            for (int e = 0; e < 4; ++e) own.x[e] = a.parallel ? moved.x[e] : own.x[e];
-            if (point.buffer != nullptr) point.put(point.buffer, a.buffer, row, j0, own);
+        for (int x = 0; x < kAtOnce; ++x) {
+            const int row = first + x * kRows + int(threadIdx.x) / kColumns;
+            if (row >= point.n) continue;
+            point.put(point.out, point.target(), row, j0, v[x]);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) own[x].x[e] = point.parallel() ? moved[x].x[e] : own[x].x[e];
+            if (point.has_buffer()) point.put(point.buffer, a.buffer, row, j0, own[x]);
         }
         __syncwarp();
     }
@@ -222,23 +262,32 @@ template <class T, int K> SUBSPAN_DEVICE void combine(const Point<T> &point, con
 
 template <class T> SUBSPAN_DEVICE constexpr double eps_of() { return sizeof(T) == 4 ? 1.1920928955078125e-7 : 2.220446049250313e-16; }
 
-template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassmann_kernel(SUBSPAN_PARAMETER const Arguments<T> a) {
+// Two blocks a multiprocessor, one of which loads while the other computes, where registers are known to suffice.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int kBlocks = 2;
+#else
+constexpr int kBlocks = 1;
+#endif
+
+template <class T, int K, int Width>
+__global__ void __launch_bounds__(kThreads, (Width > 0 ? kBlocks : 1)) grassmann_kernel(SUBSPAN_PARAMETER const Arguments<T> a) {
     using S = small::Small<K, kThreads>;
     constexpr int ld = S::ld;
     SUBSPAN_SHARED(memory);
     Shared<K> &sh = *reinterpret_cast<Shared<K> *>(memory);
     Coefficients<T, K> &w = *reinterpret_cast<Coefficients<T, K> *>(memory + sizeof(Shared<K>));
-    const Point<T> point(a, blockIdx.x);
+    T *parts = reinterpret_cast<T *>(memory + sizeof(Shared<K>) + coefficient_bytes<T>(K, Width == 0 && a.parallel));
+    const Point<T, Width> point(a, blockIdx.x);
     const int k = point.k;
     const double eps = eps_of<T>(), t = a.t;
-    products<T, K>(point, sh, nullptr);
+    products<T, K>(point, sh, parts, nullptr);
     double *scratch = sh.scratch;
     const double defect = S::largest(k, scratch, [&](int i, int j) { return sh.e[i * ld + j] - (i == j ? 1.0 : 0.0); });
     const double size = S::largest(k, scratch, [&](int i, int j) { return most(sh.b[i * ld + j], -sh.b[i * ld + j]) + sh.m[i * ld + j] * 0.0; });
     const double limit = sizeof(T) == 4 ? 3.4028234663852886e38 : 1.7976931348623157e308;
     const bool good = defect * k < 0.5 && size < limit && t * t * size < 1e100;
     if (!good) { // the point and its buffer stay as they were
-        if (a.job == step_in_place) return;
+        if (Width > 0 || a.job == step_in_place) return;
         const T nan = T(0) / T(0);
         for (int e = int(threadIdx.x); e < point.n * k; e += kThreads)
             point.out[(e / k) * a.out.row_stride + (e % k) * a.out.col_stride] = nan;
@@ -271,7 +320,7 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
         for (int e = int(threadIdx.x); e < K * K; e += kThreads)
             if (e / K >= k || e % K >= k) w.p[e] = T(0);
         __syncthreads();
-        products<T, K>(point, sh, w.p);
+        products<T, K>(point, sh, parts, w.p);
     }
     // m of the orthonormal basis, and the Gram matrix of H without its part along it.
     S::template multiply<true>(k, sh.f, sh.m, sh.w);
@@ -283,7 +332,7 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
     });
     const double norm = S::row_norm(k, scratch, sh.x);
     // c and s: the two functions of x that the curve is made of.
-    if (a.job == tangent_part) {
+    if (Width == 0 && a.job == tangent_part) {
         S::each(k, [&](int i, int j) {
             sh.c[i * ld + j] = 0.0;
             sh.s[i * ld + j] = i == j ? 1.0 : 0.0;
@@ -310,7 +359,7 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
         });
     }
     // out = Û c + t (H - Û m) s with Û = U F, where H has lost U y already if it was set aside.
-    const double reach = a.job == tangent_part ? 1.0 : t;
+    const double reach = Width == 0 && a.job == tangent_part ? 1.0 : t;
     S::template multiply<false>(k, sh.m, sh.s, sh.w);
     S::each(k, [&](int i, int j) { sh.z()[i * ld + j] = sh.c[i * ld + j] - reach * sh.w[i * ld + j]; });
     S::template multiply<false>(k, sh.f, sh.z(), sh.w);
@@ -323,7 +372,7 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
         w.q[e] = in ? T(reach * sh.s[i * ld + j]) : T(0);
     }
     __syncthreads();
-    if (a.parallel) { // the velocity: -t Û A s - Û m c + H c
+    if (point.parallel()) { // the velocity: -t Û A s - Û m c + H c
         S::template multiply<false>(k, sh.b, sh.s, sh.z());
         S::template multiply<false>(k, sh.m, sh.c, sh.w);
         S::each(k, [&](int i, int j) { sh.w[i * ld + j] = -t * sh.z()[i * ld + j] - sh.w[i * ld + j]; });
@@ -339,10 +388,10 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
     }
     combine<T, K>(point, w);
     // A long step magnifies what rounding left of the Gram matrix: the result is made orthonormal once more.
-    if (a.job == tangent_part || !(norm > 1.0)) return;
-    const Point<T> moved = point.moved();
+    if ((Width == 0 && a.job == tangent_part) || !(norm > 1.0)) return;
+    const Point<T, 0> moved = point.moved(blockIdx.x);
     for (int pass = 0; pass < 2; ++pass) {
-        products<T, K>(moved, sh, nullptr, 1);
+        products<T, K>(moved, sh, parts, nullptr, 1);
         S::each(k, [&](int i, int j) { sh.x[i * ld + j] = sh.e[i * ld + j] - (i == j ? 1.0 : 0.0); });
         const double off = S::largest(k, scratch, [&](int i, int j) { return sh.x[i * ld + j]; });
         if (!(off > 2.0 * eps)) return;
@@ -359,16 +408,22 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) grassma
 // -- host ------------------------------------------------------------------------------------------------------------------------
 
 template <class T> void run(const Session &s, const Arguments<T> &a, int64_t items) {
-    const auto go = [&](auto width) {
-        constexpr int K = decltype(width)::value;
-        launch<grassmann_kernel<T, K>>(s, "grassmann", Shape{dim3(unsigned(items)), dim3(kThreads), int64_t(sizeof(Shared<K>) + (a.parallel ? 4 : 2) * K * K * sizeof(T))}, a);
+    const auto go = [&](auto width, auto plain) {
+        constexpr int K = decltype(width)::value, Width = decltype(plain)::value ? K : 0;
+        const int64_t shared = int64_t(sizeof(Shared<K>)) + coefficient_bytes<T>(K, a.parallel) + kParts<T, K> * int64_t(sizeof(T));
+        launch<grassmann_kernel<T, K, Width>>(s, "grassmann", Shape{dim3(unsigned(items)), dim3(kThreads), shared}, a);
     };
+    constexpr std::false_type any{};
+    if constexpr (sizeof(T) == 4)
+        if (a.u.cols == 8 && a.vectors && a.u.row_stride == 8 && a.grad.row_stride == 8 && a.has_buffer && a.buffer.row_stride == 8 && !a.parallel &&
+            a.job == step_in_place && a.u.rows < (int64_t(1) << 28))
+            return go(std::integral_constant<int, 8>{}, std::true_type{});
     if (a.u.cols <= 8)
-        go(std::integral_constant<int, 8>{});
+        go(std::integral_constant<int, 8>{}, any);
     else if (a.u.cols <= 16)
-        go(std::integral_constant<int, 16>{});
+        go(std::integral_constant<int, 16>{}, any);
     else
-        go(std::integral_constant<int, 32>{});
+        go(std::integral_constant<int, 32>{}, any);
 }
 
 template <class T> Arguments<T> arguments(const Stack &u, const Stack &h, double t, Job job, Retraction method) {
