@@ -119,11 +119,28 @@ def quick_call(x: Any) -> Call | None:
     return _context(library, device)()
 
 
-def plain(x: Any, first: Any) -> bool:
-    """Whether ``x`` is of type and shape of what :func:`quick_call` took, and autograd does not follow it."""
-    if type(x) is not type(first) or tuple(x.shape) != tuple(first.shape):
+def alike(x: Any, first: Any) -> bool:
+    """Whether ``x`` is of the type of what :func:`quick_call` took, and autograd does not follow it."""
+    if type(x) is not type(first):
         return False
-    return not (hasattr(first, "requires_grad") and (x.requires_grad or x.is_neg()))
+    return library_of(first) == "cupy" or not (x.requires_grad or x.is_neg())
+
+
+def plain(x: Any, first: Any) -> bool:
+    """The same, of one shape."""
+    return alike(x, first) and tuple(x.shape) == tuple(first.shape)
+
+
+def like(first: Any, shape: tuple[int, ...]) -> Any:
+    """A fresh array of the library, dtype and device of what :func:`quick_call` took."""
+    if library_of(first) == "torch":
+        return first.new_empty(shape)
+    cupy = sys.modules["cupy"]
+    device = first.device.id
+    if cupy.cuda.runtime.getDevice() == device:
+        return cupy.empty(shape, first.dtype)
+    with cupy.cuda.Device(device):
+        return cupy.empty(shape, first.dtype)
 
 
 def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any:

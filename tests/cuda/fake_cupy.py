@@ -166,6 +166,7 @@ cuda = types.SimpleNamespace(
     current=0,
     stream=0,
     Device=_Device,
+    runtime=types.SimpleNamespace(getDevice=lambda: cuda.current),
     get_current_stream=lambda device=None: types.SimpleNamespace(ptr=cuda.stream),
 )
 

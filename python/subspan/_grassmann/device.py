@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from subspan._arrays import Array
-from subspan._device import Place, broadcast_batch, kernels, matrix, need_blas, plain, quick_call, same_dtype
+from subspan._device import Place, broadcast_batch, kernels, like, matrix, need_blas, plain, quick_call, same_dtype
 from subspan._grassmann.common import in_place
 from subspan._orth.common import detached, finish
 
@@ -63,9 +63,18 @@ def sgd_step(
 
 
 def retract(U: Array, H: Array, method: int, t: float, out: Array | None) -> Array:
+    call = quick_call(U)
+    if call is not None and plain(H, U) and (out is None or (plain(out, U) and out.dtype == U.dtype)):
+        result: Any = like(U, tuple(U.shape)) if out is None else out
+        try:
+            kernels().grassmann_retract(call, U, H, result, t, method)
+        except (TypeError, ValueError):  # as above
+            pass
+        else:
+            return result if out is None else finish(out, False, "")
     place, dtype = _points(out, U=U, H=H)
     shape = (*broadcast_batch(U=(U, 2), H=(H, 2)), *tuple(U.shape[-2:]))
-    result: Any = place.output(out, shape, dtype)
+    result = place.output(out, shape, dtype)
     place.module.grassmann_retract(place.call(), detached(U), detached(H), detached(result), t, method)
     return finish(result, False, place.library)
 

@@ -10,12 +10,15 @@ import numpy as np
 from subspan._arrays import Array
 from subspan._device import (
     Place,
+    alike,
     broadcast_batch,
     check_dtype,
     device_of,
     kernels,
+    like,
     matrix,
     need_blas,
+    plain,
     quick_call,
     same_dtype,
     wide_dtype,
@@ -75,21 +78,19 @@ def require_apart(out: Array, bases: Any) -> None:
                 place.module.require_apart(place.call(), detached(out), detached(part), f"U[{i}]")
 
 
-def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array) -> bool:
-    """The same where nothing needs a second look; False, and nothing done, where something does."""
+def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array | None) -> Array | None:
+    """The same where nothing needs a second look; None, and nothing done, where something does."""
     call = quick_call(C)
-    if call is None or type(V) is not type(C) or type(out) is not type(C):
-        return False
-    if hasattr(C, "requires_grad") and (V.requires_grad or V.is_neg() or out.requires_grad or out.is_neg()):
-        return False
-    if not (side == "left" or side == "right") or tuple(out.shape) != tuple(C.shape) or V.shape[-1] > _KERNEL_WIDTH:
-        return False
+    if call is None or not alike(V, C) or not (out is None or plain(out, C)):
+        return None
+    if not (side == "left" or side == "right") or len(V.shape) > len(C.shape) or V.shape[-1] > _KERNEL_WIDTH:
+        return None
+    result = like(C, tuple(C.shape)) if out is None else out
     try:
-        kernels().apply_core(call, C, V, None, _SCALAR, value, alpha, side == "left", out)
+        kernels().apply_core(call, C, V, None, _SCALAR, value, alpha, side == "left", result)
     except (TypeError, ValueError):  # before any launch: the long way says what is wrong in the caller's words
-        return False
-    finish(out, False, "")
-    return True
+        return None
+    return result if out is None else finish(out, False, "")
 
 
 def projector(U: Array, name: str) -> tuple[Array, Array]:

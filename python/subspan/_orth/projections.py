@@ -237,15 +237,10 @@ def project_out(
     >>> bool(np.abs(U.T @ G).max() < 1e-14)
     True
     """
-    if (
-        out is not None
-        and orthonormal is None
-        and type(strength) is float
-        and math.isfinite(strength)
-        and device_of(C) is not None
-        and device.quick(C, U, -strength, 1.0, side, out)
-    ):
-        return out
+    if orthonormal is None and type(strength) is float and math.isfinite(strength) and device_of(C) is not None:
+        result = device.quick(C, U, -strength, 1.0, side, out)
+        if result is not None:
+            return result
     if isinstance(strength, bool) or not isinstance(strength, (int, float, np.integer, np.floating)):
         raise TypeError(f"strength must be a number, got {type(strength).__name__}")
     if not math.isfinite(strength):

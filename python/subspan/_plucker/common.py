@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Iterable
@@ -97,6 +98,56 @@ def settings(
     )
 
 
+def _check(
+    offsets: Any,
+    causal: bool,
+    unweighted: bool,
+    weighting: str | None,
+    norm: str | None,
+    eps: float,
+    order: str,
+    bias: str,
+    rope: str | None,
+    rope_base: float,
+    rope_start: int,
+    r: int,
+) -> tuple[list[int], Settings]:
+    which = offset_list(offsets, causal)
+    if weighting is None:
+        weighting = "mean" if unweighted else "given"
+    numbers = settings(
+        norm=norm,
+        eps=eps,
+        weighting=weighting,
+        order=order,
+        bias=bias,
+        rope=rope,
+        rope_base=rope_base,
+        rope_start=rope_start,
+        r=r,
+    )
+    if weighting == "mean" and not unweighted:
+        raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
+    if weighting != "mean" and unweighted:
+        raise ValueError(f"weighting={weighting!r} needs weights, one for each offset")
+    return which, numbers
+
+
+_INTEGERS = {int}
+_checked_before = functools.lru_cache(maxsize=256, typed=True)(_check)
+
+
+def checked(offsets: Any, *rest: Any) -> tuple[list[int], Settings]:
+    """The offsets and settings of a mixing call, as the kernels take them; a layer's are checked once."""
+    key = tuple(offsets) if type(offsets) in (list, tuple) else (offsets,)
+    if {*map(type, key)} == _INTEGERS:  # 1.0 and True have the hash of 1
+        try:
+            return _checked_before(key, *rest)
+        except TypeError:  # something that has no hash; or an error, which comes again
+            pass
+    return _check(offsets, *rest)
+
+
 _CHOICES = (
     "weights",
     "weighting",
@@ -165,25 +216,10 @@ def sequences(
     r = int(z.shape[-1])
     if r < 2:
         raise ValueError(f"z has tokens of {r} dimensions, and a plane needs at least 2")
-    which = offset_list(offsets, causal)
-    if weighting is None:
-        weighting = "mean" if weights is None else "given"
-    numbers = settings(
-        norm=norm,
-        eps=eps,
-        weighting=weighting,
-        order=order,
-        bias=bias,
-        rope=rope,
-        rope_base=rope_base,
-        rope_start=rope_start,
-        r=r,
+    which, numbers = checked(
+        offsets, causal, weights is None, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r
     )
     shape = tuple(z.shape[:-1])
-    if weighting == "mean" and weights is not None:
-        raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
-    if weighting != "mean" and weights is None:
-        raise ValueError(f"weighting={weighting!r} needs weights, one for each offset")
     if there:
         return on_a_device(z, weights, mask, which, numbers, dtype)
     w = None

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan._arrays import Array
-from subspan._device import Place, check_dtype, wide_dtype
+from subspan._device import Place, alike, check_dtype, kernels, like, quick_call, wide_dtype
 from subspan._orth.common import detached, finish
+from subspan._plucker.common import checked
 
 if TYPE_CHECKING:
     from subspan._plucker.common import Sequences
@@ -43,6 +44,29 @@ def mix(s: Sequences, out: Array | None) -> Array:
     result = place.output(out, (*s.shape, math.comb(s.r, 2)), s.dtype)
     place.module.plucker_mix(place.call(), s.z, s.weights, s.mask, detached(result), s.offsets, s.settings)
     return finish(result, False, s.library)
+
+
+def quick(z: Array, W: Array, b: Array | None, weights: Array | None, out: Array | None, *chosen: Any) -> Array | None:
+    """:func:`mix_project` where nothing needs a second look; None, and nothing done, where something does.
+
+    ``chosen``: offsets, causal, weighting, and the rest as :func:`checked` takes it.
+    """
+    call = quick_call(z)
+    if call is None or len(z.shape) < 2 or len(W.shape) != 2:
+        return None
+    if not (alike(W, z) and (b is None or alike(b, z)) and (weights is None or alike(weights, z))):
+        return None
+    offsets, causal, *rest = chosen
+    shape = (*z.shape[:-1], W.shape[0])
+    if out is not None and not (alike(out, z) and tuple(out.shape) == shape and out.dtype == z.dtype):
+        return None
+    try:
+        which, numbers = checked(offsets, causal, weights is None, *rest, z.shape[-1])
+        result = like(z, shape) if out is None else out
+        kernels().plucker_mix_project(call, z, weights, None, W, b, result, which, numbers)
+    except (TypeError, ValueError):  # before any launch: the long way says what is wrong in the caller's words
+        return None
+    return result if out is None else finish(out, False, "")
 
 
 def _weights_gradient(place: Place, s: Sequences) -> Any:
