@@ -15,7 +15,7 @@ constexpr int kStages = 3;
 constexpr int kDeep = 32; // rows of W at a time
 
 template <class T, int Tokens> struct BackLayout {
-    static constexpr int pitch_g = kDeep + (kTensor<T> ? 8 : 4), pitch_w = kPairs + (kTensor<T> ? 8 : 4), pitch_p = kPairs + 1;
+    static constexpr int pitch_g = kDeep + (kTensor<T> ? 8 : 4), pitch_w = kPairs + (kTensor<T> ? 8 : 4), pitch_p = kPairs + 9; // 9 mod 32: reads by tokens and lanes without conflicts
     int pitch;
     int zu, sums, g, w, p, end;
     SUBSPAN_SHARED_CODE explicit BackLayout(int r) : pitch(r | 1) {
@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
     fetch(0);
     fetch(1);
     BlockProduct<T, Tokens, kPairs, false, false> product;
+    Row rows[kRounds]; // the same in all rounds
     for (int slice = 0, stage = 0, free = 2; slice < slices; ++slice) {
         product.clear();
         for (int k = 0; k < deep; ++k) {
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
         for (int round = 0; round < kRounds; ++round) {
             const int local = tid / Lanes + round * (kThreads / Lanes);
             const A *row = ps + local * Layout::pitch_p;
-            contract<Lanes>(a.r, q, p0, p1, zu + local * at.pitch, z[round], u[round], dz[round], du[round],
+            contract<Lanes>(a.r, q, rows[round], p0, p1, zu + local * at.pitch, z[round], u[round], dz[round], du[round],
                             [&](int p) { return row[p - p0]; });
         }
         __syncthreads();

@@ -41,6 +41,7 @@ template <class T> struct Arguments {
     typename LagOf<T>::type eps, sign;
     int rope;
     int64_t back, ahead; // the largest offset to earlier and to later tokens
+    typename LagOf<T>::type whole; // the mean's weight where all offsets apply
     const double *turns; // cosine and sine of each pair at each position from `turns_from` on, or null
     int64_t turns_from;
     // Of each token and offset, unless the weights are the mean and nothing is masked: those follow from positions.
@@ -167,6 +168,7 @@ template <class T, int Lanes> struct Token {
     /// The weight of the offsets that count at token s where it is the mean; else each has its own.
     SUBSPAN_DEVICE L mean_at(int64_t s) const {
         if (a.alpha != nullptr) return L(0);
+        if (in && s >= a.back && s < a.length - a.ahead) return a.whole; // nothing is masked here
         int n = 0;
         for (int j = 0; j < a.m; ++j) n += counts(s, j) ? 1 : 0;
         return n > 0 ? L(1) / L(n) : L(0);
@@ -176,6 +178,28 @@ template <class T, int Lanes> struct Token {
         return a.alpha != nullptr ? a.alpha[place(s, j)] : mean;
     }
 
+    /// This lane's chunk of a row of sums, tokens x r of them; zeros unless `wanted`.
+    SUBSPAN_DEVICE void chunk_of(const Kept<T> *rows, int64_t index, bool wanted, L (&x)[RC]) const {
+        const Kept<T> *row = rows + index * a.r + q * RC;
+        if constexpr (sizeof(Kept<T>) == 4)
+            if (a.r % RC == 0) { // whole vectors
+                float4 v[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+                if (wanted && q * RC < a.r) {
+                    v[0] = *reinterpret_cast<const float4 *>(row);
+                    v[1] = *reinterpret_cast<const float4 *>(row + 4);
+                }
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    x[4 * h] = v[h].x;
+                    x[4 * h + 1] = v[h].y;
+                    x[4 * h + 2] = v[h].z;
+                    x[4 * h + 3] = v[h].w;
+                }
+                return;
+            }
+#pragma unroll
+        for (int e = 0; e < RC; ++e) x[e] = wanted && q * RC + e < a.r ? L(row[e]) : L(0);
+    }
     SUBSPAN_DEVICE L square(const L (&x)[RC]) const {
         L s = L(0);
 #pragma unroll
@@ -413,39 +437,42 @@ template <class L> SUBSPAN_DEVICE Flow<L> flow(const Pair<L> &p, L inner) {
     return f;
 }
 
-/// Coordinates [p0, p1) of one token: from their gradient dp(p) those of z and u. The lane holds chunk q of both; all dimensions
-/// are at zu. All lanes of a warp come together.
+/// Where a walk over the rows of pairs (i, i + 1), (i, i + 2), ... stands: row i begins at coordinate `start`.
+struct Row {
+    int i = 0, start = 0;
+};
+
+/// Coordinates up to p1, from p0 on, where the walk stands in a row: from their gradient dp(p) those of z and u. The lane holds chunk q of both;
+/// all dimensions are at zu. All lanes of a warp come together.
 template <int Lanes, class A, class D>
-SUBSPAN_DEVICE void contract(int r, int q, int p0, int p1, const Two<A> *zu, const A (&zc)[kChunk], const A (&uc)[kChunk], A (&dz)[kChunk],
+SUBSPAN_DEVICE void contract(int r, int q, Row &at, int p0, int p1, const Two<A> *zu, const A (&zc)[kChunk], const A (&uc)[kChunk], A (&dz)[kChunk],
                              A (&du)[kChunk], const D &dp) {
     constexpr int RC = kChunk;
-    int start = 0;
-    for (int i = 0; i + 1 < r; ++i) {
-        const int next = start + r - 1 - i;
-        if (next > p0 && start < p1) {
-            const A zi = zu[i].z, ui = zu[i].u;
-            A rz = A(0), ru = A(0);
+#pragma unroll 1
+    while (at.i + 1 < r && at.start < p1) {
+        const int i = at.i, base = at.start - i - 1, next = at.start + r - 1 - i;
+        // Entries of this lane's chunk that belong to the row and to the slice.
+        const int low = most(i + 1, p0 - base) - q * RC, high = least(r, p1 - base) - q * RC, mine = i - q * RC;
+        const Two<A> f = zu[i];
+        A rz = A(0), ru = A(0);
 #pragma unroll
-            for (int e = 0; e < RC; ++e) {
-                const int j = q * RC + e, p = start + j - i - 1;
-                if (j > i && j < r && p >= p0 && p < p1) {
-                    const A d = dp(p);
-                    dz[e] = fma(-d, ui, dz[e]);
-                    du[e] = fma(d, zi, du[e]);
-                    rz = fma(d, uc[e], rz);
-                    ru = fma(-d, zc[e], ru);
-                }
-            }
-            rz = sum_of<Lanes>(rz);
-            ru = sum_of<Lanes>(ru);
-#pragma unroll
-            for (int e = 0; e < RC; ++e)
-                if (q * RC + e == i) {
-                    dz[e] += rz;
-                    du[e] += ru;
-                }
+        for (int e = 0; e < RC; ++e) {
+            const A d = e >= low && e < high ? dp(base + q * RC + e) : A(0);
+            dz[e] = fma(-d, f.u, dz[e]);
+            du[e] = fma(d, f.z, du[e]);
+            rz = fma(d, uc[e], rz);
+            ru = fma(-d, zc[e], ru);
         }
-        start = next;
+        rz = sum_of<Lanes>(rz);
+        ru = sum_of<Lanes>(ru);
+#pragma unroll
+        for (int e = 0; e < RC; ++e)
+            if (e == mine) {
+                dz[e] += rz;
+                du[e] += ru;
+            }
+        if (next > p1) return; // the next slice goes on in this row
+        at = {i + 1, next};
     }
 }
 

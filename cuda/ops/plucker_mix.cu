@@ -117,7 +117,8 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     const unsigned sequence = in ? index / a.count : 0u;
     const T *row = grad.at(sequence) + int64_t(in ? index - sequence * a.count : 0u) * grad.row_stride;
     // All lanes of a warp take part in its sums, also those behind the last token.
-    contract<Lanes>(a.r, q, 0, pairs, zu + local * pitch, z, u, dz, du,
+    Row at;
+    contract<Lanes>(a.r, q, at, 0, pairs, zu + local * pitch, z, u, dz, du,
                     [&](int p) { return in ? A(widen(row[p * grad.col_stride])) : A(0); });
     if (!in) return;
 #pragma unroll
@@ -141,12 +142,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     bool any = false;
     for (int j = 0; j < a.m; ++j) any = any || token.counts(token.t, j);
     any = any && token.in;
-#pragma unroll
-    for (int e = 0; e < RC; ++e) {
-        const bool there = any && q * RC + e < a.r;
-        own[e] = there ? L(dz_own[int64_t(index) * a.r + q * RC + e]) : L(0);
-        du[e] = there ? L(du_own[int64_t(index) * a.r + q * RC + e]) : L(0);
-    }
+    token.chunk_of(dz_own, index, any, own);
+    token.chunk_of(du_own, index, any, du);
     // A bias goes with the sum of the weights.
     L along = L(0);
     if (bias.b != nullptr) {
@@ -194,11 +191,9 @@ __global__ void __launch_bounds__(kThreads, 1)
         token.load(z, valid ? t : token.t, valid);
         const L zz = token.square(z.x);
         L du_t[RC];
+        token.chunk_of(du_own, int64_t(index) + a.offsets[j], valid, du_t);
 #pragma unroll
-        for (int e = 0; e < RC; ++e) {
-            w.x[e] = valid ? token.z.x[e] : L(0);
-            du_t[e] = valid && q * RC + e < a.r ? L(du_own[(int64_t(index) + a.offsets[j]) * a.r + q * RC + e]) : L(0);
-        }
+        for (int e = 0; e < RC; ++e) w.x[e] = valid ? token.z.x[e] : L(0);
         w.power = token.z.power;
         const Pair<L> p = token.reject(z, zz, w, alpha, valid);
         const Flow<L> f = flow(p, token.dot(w.x, du_t));
@@ -299,6 +294,7 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
         a.back = std::max(a.back, a.offsets[j]);
         a.ahead = std::max(a.ahead, -a.offsets[j]);
     }
+    a.whole = L(1) / L(a.m);
     if (o.rope != 0) {
         double *turns = work.take<double>(turns_count(in, o));
         a.turns = turns;
