@@ -297,8 +297,10 @@ template <class T, int Lanes> struct Token {
         } else {
             if (warp_any(small)) in_double(z, w, y, p, small);
         }
+        // What does not count is zero, whatever the token holds; NaN of one that does goes on.
+        const bool none = p.yy <= L(0) || !valid;
 #pragma unroll
-        for (int e = 0; e < RC; ++e) w.x[e] = p.yy > L(0) ? y.x[e] : L(0);
+        for (int e = 0; e < RC; ++e) w.x[e] = none ? L(0) : y.x[e];
         const Scale<L> f = scale(z.power + p.power, sqrt(zz * p.yy));
         p.g = valid ? f.f : L(0);
         p.k = alpha != L(0) ? a.sign * alpha * f.f : L(0);
@@ -380,14 +382,14 @@ template <class T, int Lanes> struct Token {
             for (int e = 0; e < RC; ++e) u[e] = fma(-along, z.x[e], u[e]);
         }
 #pragma unroll 1
-        for (int j = 0; rest != 0; ++j, rest >>= 1) {
-            if ((rest & 1) == 0) continue;
+        for (; rest != 0; rest &= rest - 1) {
+            const int j = lowest_bit(rest);
             const bool valid = counts(t, j);
             Chunk<L> w;
             load(w, t - a.offsets[j], valid);
             const Pair<L> p = reject(z, zz, w, weight(t, j, mean, valid), valid);
             // Parallel tokens have no wedge, even where k is infinite.
-            const L k = p.yy > L(0) ? p.k : L(0);
+            const L k = p.yy <= L(0) ? L(0) : p.k;
 #pragma unroll
             for (int e = 0; e < RC; ++e) u[e] = fma(k, w.x[e], u[e]);
         }
@@ -396,7 +398,7 @@ template <class T, int Lanes> struct Token {
 
   private:
     // The same for one offset if all tokens of the warp have rows of 16 bits in shared memory and no angle is small: the square of the
-    // rejection is |w|² - (z·w)² / |z|² then, of which a tenth of the digits of float goes at most, and Σ k c is taken off z at the end.
+    // rejection is |w|² - (z·w)² / |z|² then, which loses two digits of float at most, and Σ k c is taken off z at the end.
     SUBSPAN_DEVICE bool near_enough(int j, bool valid, L alpha, L inverse, L (&u)[RC], L &along) const {
         if constexpr (sizeof(T) == 2) {
             if (halo.measures == nullptr) return false;
@@ -416,7 +418,7 @@ template <class T, int Lanes> struct Token {
             const float c = s * inverse, yy = fma(-s, c, m.ww);
             if (warp_any(valid && (!there || !(yy >= 1e-2f * m.ww)))) return false;
             const float k = yy > 0.0f && alpha != 0.0f ? a.sign * alpha * scale(z.power + 127 - int(float_to_bits(m.down) >> 23), sqrt(zz * yy)).f : 0.0f;
-            along = fma(k, c, along);
+            along = k == 0.0f ? along : fma(k, c, along);
 #pragma unroll
             for (int e = 0; e < RC; ++e) u[e] = fma(k, w[e], u[e]);
             return true;

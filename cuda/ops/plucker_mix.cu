@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         token.load(w, token.t - a.offsets[j], valid);
         const Pair<L> p = token.reject(token.z, token.zz, w, alpha, valid);
         const Flow<L> f = flow(p, token.dot(w.x, du));
-        turned += f.e * p.yy;
+        turned += valid ? f.e * p.yy : L(0);
         const L outer = f.e * token.zz;
 #pragma unroll
         for (int e = 0; e < RC; ++e) own[e] -= valid ? p.c * (p.k * du[e] - outer * w.x[e]) : L(0);

@@ -11,7 +11,7 @@ namespace {
 constexpr double kLeastByGram = 2e-6, kLeast = 1e-15; // of the first singular value
 
 constexpr double kNoise = kLeastByGram * kLeastByGram;
-constexpr double kSettled = 1e-12; // of a squared cosine: what a sweep leaves behind is the square of what it met
+constexpr double kSettled = 1e-12; // of a squared cosine: what a sweep leaves behind is about the square of what it met, unless values lie close
 
 struct Problem { // rows [X | turns], or those of a factor: the first `inner` columns are made orthogonal, all `width` are rotated
     double *a;
@@ -21,8 +21,8 @@ struct Problem { // rows [X | turns], or those of a factor: the first `inner` co
     double tolerance, settled; // of a cosine; of a squared one: a sweep that meets none above is the last
     const double *marks;       // of a factor: the shift, and the largest square of a row of what it was made from
     SUBSPAN_DEVICE double *row(unsigned i, int r) const { return a + int64_t(i) * item + int64_t(r) * width; }
-    /// Squares below this are lost already: two rows that are both shorter are left as they are.
-    SUBSPAN_DEVICE double noise(unsigned i) const { return marks != nullptr ? kNoise * marks[2 * i + 1] : -1.0; }
+    /// Two rows whose squares are below this are left as they are: all such rows together make no value that counts.
+    SUBSPAN_DEVICE double noise(unsigned i) const { return marks != nullptr ? kNoise * marks[2 * i + 1] / double(count) : -1.0; }
     SUBSPAN_DEVICE bool leave(double xx, double yy, double xy, double noise) const { return apart(xx, yy, xy, tolerance) || most(xx, yy) < noise; }
     SUBSPAN_DEVICE bool counts(double xx, double yy, double xy) const { return xy * xy > settled * (xx * yy); }
 };

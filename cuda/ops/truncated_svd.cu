@@ -63,9 +63,9 @@ template <class X> void random(const Session &s, X *to, int64_t pitch, int64_t c
         launch<random_kernel<X>>(s, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch, n, last);
 }
 
-// Rows without a value become orthonormal to the others, and to each other: random rows, as many as there are in all, so that what they
-// have outside of the others is well conditioned; the second round is for what the first one has left. With nothing missing all of it works
-// on zeros.
+// Rows without a value become orthonormal to the others, and to each other: random rows, of which the first are taken. Where all vectors of a
+// square matrix are asked for what these have outside of the others may be badly conditioned, which the second round mends. With nothing
+// missing all of it works on zeros.
 int64_t completion_room(int64_t k, int64_t n) { return RowFactor::workspace(k, n, true) + room<double>(k * n) + room<double>(k * k); }
 void complete(const Session &s, const Blas &blas, Workspace work, double *v, int64_t k, int64_t n, const double *sigma, std::uint64_t key) {
     const RowFactor factor(work, k, n, true);

@@ -174,6 +174,8 @@ def _context(library: str, device: int) -> Callable[[], Call]:
 
 
 def check_dtype(x: Any, name: str) -> str:
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"{name} must be an array on a CUDA device, got {type(x).__name__}")
     dtype = dtype_name(x)
     if dtype not in _WIDE:
         raise TypeError(

@@ -69,6 +69,7 @@ def test_gradients_of_a_lower_rank_are_completed(gpu, rng, dtype, shape):
         for p in projectors:
             basis = wide(gpu.get(p.basis))
             assert np.abs(basis.T @ basis - np.eye(8)).max() <= 8 * eps(dtype)
+            assert abs(np.linalg.norm(wide(gpu.get(p._first))) - 1) <= 8 * eps(dtype)
         kept = wide(gpu.get(projectors[2].basis))
         rest = low - (kept @ (kept.T @ low) if kept.shape[0] == shape[0] else (low @ kept) @ kept.T)
         assert np.linalg.norm(rest) <= 40 * eps(dtype) * np.linalg.norm(low)

@@ -71,6 +71,12 @@ def test_project_out_in_place_is_orthogonal(gpu, rng, dtype, side):
     assert np.linalg.norm(inside) <= 10 * eps(dtype) * np.linalg.norm(before) * (2 if dtype.itemsize == 2 else 1)
 
 
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_bases_that_are_no_matrices(gpu, shape):
+    with pytest.raises(ValueError, match="U must have at least 2 dimensions"):
+        orth.project_out(gpu.put(np.ones((4, 4), np.float32)), gpu.put(np.ones(shape, np.float32)))
+
+
 @pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=["bf16", "f32"])
 @pytest.mark.parametrize("rows", [4096, 9000, 40000])
 def test_tall_panels_over_clusters_and_two_passes(gpu, rng, dtype, rows):

@@ -247,6 +247,42 @@ def test_masked_tokens_may_hold_anything(gpu, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["mean", "soft", "given"])
+def test_what_is_not_finite_goes_on(gpu, rng, name, dtype, bad):
+    """To the tokens that see it, as on the CPU."""
+    z, W, b, offsets, options = case(rng, name, dtype, batch=(2,), T=40)
+    z[0, 0, 3] = z[0, 21, 2] = z[1, 39, 0] = bad
+    g = there(gpu, options)
+    with np.errstate(all="ignore"):
+        want = plucker.mix(wide(z), offsets, **on_host(options))
+        want_too = plucker.mix_project(wide(z), wide(W), wide(b), offsets, **on_host(options))
+    got = wide(gpu.get(plucker.mix(gpu.put(z), offsets, **g)))
+    got_too = wide(gpu.get(plucker.mix_project(gpu.put(z), gpu.put(W), gpu.put(b), offsets, **g)))
+    for a, c in ((got, want), (got_too, want_too)):
+        np.testing.assert_array_equal(np.isfinite(a).all(-1), np.isfinite(c).all(-1))
+
+
+def test_short_ways_refuse_what_the_long_ones_refuse(gpu, rng):
+    z, W, b, _, _ = case(rng, "mean", np.dtype(np.float32))
+    z, W, b = gpu.put(z), gpu.put(W), gpu.put(b)
+    for shape in [(40, 1), (1,), ()]:
+        with pytest.raises(ValueError, match="weights must have one entry for each of the 3 offsets"):
+            plucker.mix_project(z, W, b, [1, 2, 3], weights=gpu.put(np.ones(shape, np.float32)))
+    for wrong in (None, [[1.0]]):
+        with pytest.raises((TypeError, ValueError), match="W"):
+            plucker.mix_project(z, wrong, b, [1, 2, 3])
+    assert plucker.mix_project(z, W, b, [1, 2]).shape == (2, 40, 24)  # checked once,
+    for offsets in ([1.0, 2], [True, 2]):  # which have the hash of what was checked
+        with pytest.raises(TypeError, match="offsets must be whole numbers"):
+            plucker.mix_project(z, W, b, offsets)
+    for out in (np.zeros((2, 40, 24), np.float32), np.zeros((1, 40, 24), np.float32), np.zeros((2, 40, 24))):
+        if out.dtype != np.float32 or out.shape[0] == 1:
+            with pytest.raises((TypeError, ValueError), match="out must"):
+                plucker.mix_project(z, W, b, [1, 2], out=gpu.put(out))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
 @pytest.mark.parametrize("name", ["mean", "given", "softmax", "rope-half", "repeated-and-far"])
 @pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
 def test_decoding(gpu, rng, name, dtype, batch):

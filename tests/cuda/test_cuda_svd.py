@@ -246,3 +246,18 @@ def test_copies_energy_and_what_is_refused(gpu, rng):
     on_host = StreamingSVD(4).update(X)
     with pytest.raises(TypeError, match="on the CPU as the stream's first rows were"):
         on_host.update(gpu.put(X))
+
+
+def test_many_short_rows_make_a_value_together(gpu):
+    """None of them counts beside the first row, but they point the same way."""
+    n = 80
+    rows = np.zeros((62, n), np.float32)
+    rows[0, 0] = 1
+    rows[range(1, 61), range(1, 61)] = 1e-6
+    rows[61, 1:61] = 1.7e-6
+    stream = StreamingSVD(3, oversample=2).update(gpu.put(rows))
+    want = np.linalg.svd(rows.astype(np.float64), compute_uv=False)
+    values = np.zeros(3)
+    found = gpu.get(stream.singular_values)
+    values[: len(found)] = found
+    assert np.abs(values - want[:3]).max() <= 100 * EPS

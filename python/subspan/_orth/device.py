@@ -83,7 +83,7 @@ def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array 
     call = quick_call(C)
     if call is None or not alike(V, C) or not (out is None or plain(out, C)):
         return None
-    if not (side == "left" or side == "right") or len(V.shape) > len(C.shape) or V.shape[-1] > _KERNEL_WIDTH:
+    if not (side == "left" or side == "right") or not 2 <= len(V.shape) <= len(C.shape) or V.shape[-1] > _KERNEL_WIDTH:
         return None
     result = like(C, tuple(C.shape)) if out is None else out
     try:

@@ -55,6 +55,13 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
     for (_, problem, _, _), (_, last, _) in zip(jobs, numbers, strict=True):
         if last == 0.0:  # gradients of a lower rank
             problem.complete()
+    zero = [i for i, (size, _, _) in enumerate(numbers) if size == 0.0]
+    if zero:  # whose first vector was not there before
+        for i in zero:
+            firsts[i] = jobs[i][1].place.converted(jobs[i][1].Vh[0], wide_dtype(jobs[i][1].dtype))
+        again = _numbers([jobs[i] for i in zero], [firsts[i] for i in zero])
+        for i, found in zip(zero, again, strict=True):
+            numbers[i] = found
     bases = []
     for (_, problem, p, _), first in zip(jobs, firsts, strict=True):
         basis = problem.place.copied(problem.place.turned(problem.Vh))

@@ -52,9 +52,11 @@ def quick(z: Array, W: Array, b: Array | None, weights: Array | None, out: Array
     ``chosen``: offsets, causal, weighting, and the rest as :func:`checked` takes it.
     """
     call = quick_call(z)
-    if call is None or len(z.shape) < 2 or len(W.shape) != 2:
+    if call is None or len(z.shape) < 2:
         return None
-    if not (alike(W, z) and (b is None or alike(b, z)) and (weights is None or alike(weights, z))):
+    if not (
+        alike(W, z) and len(W.shape) == 2 and (b is None or alike(b, z)) and (weights is None or alike(weights, z))
+    ):
         return None
     offsets, causal, *rest = chosen
     shape = (*z.shape[:-1], W.shape[0])
@@ -62,6 +64,8 @@ def quick(z: Array, W: Array, b: Array | None, weights: Array | None, out: Array
         return None
     try:
         which, numbers = checked(offsets, causal, weights is None, *rest, z.shape[-1])
+        if weights is not None and tuple(weights.shape[-1:]) != (len(which),):
+            return None
         result = like(z, shape) if out is None else out
         kernels().plucker_mix_project(call, z, weights, None, W, b, result, which, numbers)
     except (TypeError, ValueError):  # before any launch: the long way says what is wrong in the caller's words

@@ -136,6 +136,15 @@ SUBSPAN_DEVICE double inverse_root(double x) {
 #endif
 }
 
+/// The place of the lowest bit that is set.
+SUBSPAN_DEVICE int lowest_bit(uint64_t x) {
+#if defined(__CUDA_ARCH__)
+    return __ffsll(static_cast<long long>(x)) - 1;
+#else
+    return __builtin_ctzll(x);
+#endif
+}
+
 /// x, from which the compiler cannot tell what has been computed of it before: that is computed again instead of kept in registers.
 SUBSPAN_DEVICE int forgotten(int x) {
 #if defined(__CUDA_ARCH__)
