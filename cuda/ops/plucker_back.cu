@@ -9,13 +9,16 @@ namespace plucker {
 namespace {
 
 constexpr int kPairs = 64; // coordinates of a slice of the gradient
-constexpr int kStages = 3;
 
 // -- the gradient of z and u: what comes back through W, a slice of coordinates at a time -----------------------------------------------
-constexpr int kDeep = 32; // rows of W at a time
+constexpr int kFew = 32, kAll = 256; // rows of W at a time
 
-template <class T, int Tokens> struct BackLayout {
-    static constexpr int pitch_g = kDeep + (kTensor<T> ? 8 : 4), pitch_w = kPairs + (kTensor<T> ? 8 : 4), pitch_p = kPairs + 9; // 9 mod 32: reads by tokens and lanes without conflicts
+// Deep kAll: a token's row of grad stays in shared memory while all slices pass; kFew: both come in pieces, for each slice anew.
+template <class T, int Tokens, int Deep> struct BackLayout {
+    static constexpr bool resident = Deep == kAll;
+    static constexpr int stages = resident ? 2 : 3;
+    static constexpr int pitch_g = Deep + (kTensor<T> ? 8 : 4), pitch_w = kPairs + (kTensor<T> ? 8 : 4);
+    static constexpr int pitch_p = kPairs + 9; // 9 mod 32: reads by tokens and lanes without conflicts
     int pitch;
     int zu, sums, g, w, p, end;
     SUBSPAN_SHARED_CODE explicit BackLayout(int r) : pitch(r | 1) {
@@ -24,18 +27,18 @@ template <class T, int Tokens> struct BackLayout {
         sums = zu + up(unsigned(Tokens) * pitch * unsigned(sizeof(Two<Kept<T>>)));
         p = sums + up(Tokens * unsigned(sizeof(Kept<T>)));
         g = p + up(unsigned(Tokens) * pitch_p * unsigned(sizeof(Kept<T>)));
-        w = g + up(unsigned(kStages) * Tokens * pitch_g * unsigned(sizeof(T)));
-        end = w + up(unsigned(kStages) * kDeep * pitch_w * unsigned(sizeof(T)));
+        w = g + up(unsigned(resident ? 1 : stages) * Tokens * pitch_g * unsigned(sizeof(T)));
+        end = w + up(unsigned(stages) * Deep * pitch_w * unsigned(sizeof(T)));
     }
 };
 
 /// `kept`: rows of z and u and, in place r of z, of the sum of weights for the gradient of W; kept_pitch of them apart.
-template <class T, int Lanes, int Tokens>
+template <class T, int Lanes, int Tokens, int Deep>
 __global__ void __launch_bounds__(Tokens * 4, 1)
     back_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Projection<T> w, const Matrices<const T> grad, const bool grad_vectors, Kept<T> *dz_own,
                 Kept<T> *du_own, Two<Kept<T>> *kept, int kept_pitch) {
     using A = Kept<T>;
-    using Layout = BackLayout<T, Tokens>;
+    using Layout = BackLayout<T, Tokens, Deep>;
     constexpr int kThreads = Tokens * 4, kRounds = Lanes / 4;
     SUBSPAN_SHARED(memory);
     const Layout at(a.r);
@@ -65,32 +68,34 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
             u[round][e] = v.u;
             dz[round][e] = du[round][e] = A(0);
         }
-    const int deep = divide_up(w.d, kDeep), slices = divide_up(w.pairs, kPairs);
-    Copies<T, kDeep, kPairs, kThreads, Layout::pitch_w, true> copies_w;
+    const int deep = divide_up(w.d, Deep), slices = divide_up(w.pairs, kPairs);
+    Copies<T, Deep, kPairs, kThreads, Layout::pitch_w, true> copies_w;
     copies_w.start([&](int i) { return w.w + int64_t(i) * w.row_stride; });
-    Copies<T, Tokens, kDeep, kThreads, Layout::pitch_g, false> copies_g;
+    Copies<T, Tokens, Deep, kThreads, Layout::pitch_g, false> copies_g;
     const T *none = grad.data;
     // Rows of grad, token by token: they may belong to several sequences.
     copies_g.start([&](int i) -> const T * { return first + unsigned(i) < a.tokens ? row_of<const T>(grad, first + unsigned(i), a.count) : nullptr; });
+    const auto fetch_grad = [&](T *to, int k0) {
+        if (grad_vectors) return copies_g.copy(to, k0, w.d - k0, Tokens, none);
+#pragma unroll 1
+        for (int e = tid; e < Tokens * Deep; e += kThreads) {
+            const int local = e / Deep, k = k0 + e % Deep;
+            T value{};
+            if (first + unsigned(local) < a.tokens && k < w.d) value = row_of<const T>(grad, first + unsigned(local), a.count)[int64_t(k) * grad.col_stride];
+            to[local * Layout::pitch_g + e % Deep] = value;
+        }
+    };
+    if (Layout::resident) fetch_grad(gs, 0); // arrives with the first slice
     int next_k = 0, next_slice = 0; // what is fetched next
     const auto fetch = [&](int stage) {
         if (next_slice < slices) {
-            const int k0 = next_k * kDeep, p0 = next_slice * kPairs;
-            T *to_w = ws + stage * kDeep * Layout::pitch_w, *to_g = gs + stage * Tokens * Layout::pitch_g;
+            const int k0 = next_k * Deep, p0 = next_slice * kPairs;
+            T *to_w = ws + stage * Deep * Layout::pitch_w;
             if (w.vectors)
                 copies_w.copy(to_w, int64_t(k0) * w.row_stride + p0, w.pairs - p0, w.d - k0, w.w, w.row_stride);
             else
-                load_block(to_w, Layout::pitch_w, w.w, w.row_stride, w.col_stride, k0, p0, kDeep, kPairs, w.d, w.pairs, false, kThreads);
-            if (grad_vectors) {
-                copies_g.copy(to_g, k0, w.d - k0, Tokens, none);
-            } else {
-                for (int e = tid; e < Tokens * kDeep; e += kThreads) {
-                    const int local = e / kDeep, k = k0 + e % kDeep;
-                    T value{};
-                    if (first + unsigned(local) < a.tokens && k < w.d) value = row_of<const T>(grad, first + unsigned(local), a.count)[int64_t(k) * grad.col_stride];
-                    to_g[local * Layout::pitch_g + e % kDeep] = value;
-                }
-            }
+                load_block(to_w, Layout::pitch_w, w.w, w.row_stride, w.col_stride, k0, p0, Deep, kPairs, w.d, w.pairs, false, kThreads);
+            if (!Layout::resident) fetch_grad(gs + stage * Tokens * Layout::pitch_g, k0);
             if (++next_k == deep) {
                 next_k = 0;
                 ++next_slice;
@@ -98,19 +103,19 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
         }
         commit_copies();
     };
-    fetch(0);
-    fetch(1);
+    for (int stage = 0; stage + 1 < Layout::stages; ++stage) fetch(stage);
     BlockProduct<T, Tokens, kPairs, false, false> product;
     Row rows[kRounds]; // the same in all rounds
-    for (int slice = 0, stage = 0, free = 2; slice < slices; ++slice) {
+    const int depth = Layout::resident ? divide_up(w.d, 16) * 16 : Deep; // rows behind d are zero
+    for (int slice = 0, stage = 0, free = Layout::stages - 1; slice < slices; ++slice) {
         product.clear();
         for (int k = 0; k < deep; ++k) {
-            wait_copies<1>();
+            wait_copies<Layout::stages - 2>();
             __syncthreads();
             fetch(free);
             free = stage;
-            product.add(gs + stage * Tokens * Layout::pitch_g, Layout::pitch_g, ws + stage * kDeep * Layout::pitch_w, Layout::pitch_w, kDeep);
-            stage = stage == kStages - 1 ? 0 : stage + 1;
+            product.add(gs + (Layout::resident ? 0 : stage) * Tokens * Layout::pitch_g, Layout::pitch_g, ws + stage * Deep * Layout::pitch_w, Layout::pitch_w, depth);
+            stage = stage == Layout::stages - 1 ? 0 : stage + 1;
         }
         product.each([&](int m, int n, A v) { ps[m * Layout::pitch_p + n] = v; });
         __syncthreads();
@@ -122,7 +127,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
             contract<Lanes>(a.r, q, rows[round], p0, p1, zu + local * at.pitch, z[round], u[round], dz[round], du[round],
                             [&](int p) { return row[p - p0]; });
         }
-        __syncthreads();
+        // The barrier before the next product also comes before these coordinates are overwritten.
     }
     wait_copies<0>();
 #pragma unroll
@@ -258,15 +263,19 @@ template <class T> int rows_of(const Device &device, int64_t r) {
 
 template <class T, int Tokens>
 void back(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &grad, Kept<T> *dz, Kept<T> *du, Two<Kept<T>> *kept, int kept_pitch) {
-    const Shape shape{dim3(divide_up(a.tokens, unsigned(Tokens))), dim3(Tokens * 4), BackLayout<T, Tokens>(a.r).end};
-    const auto run = [&](auto lanes) {
-        launch<back_kernel<T, decltype(lanes)::value, Tokens>>(s, "plucker_mix_project_backward", shape, a, p, Matrices<const T>(grad), in_vectors(grad), dz,
-                                                               du, kept, kept_pitch);
+    const auto run = [&](auto lanes, auto deep) {
+        constexpr int Lanes = decltype(lanes)::value, Deep = decltype(deep)::value;
+        const Shape shape{dim3(divide_up(a.tokens, unsigned(Tokens))), dim3(Tokens * 4), BackLayout<T, Tokens, Deep>(a.r).end};
+        launch<back_kernel<T, Lanes, Tokens, Deep>>(s, "plucker_mix_project_backward", shape, a, p, Matrices<const T>(grad), in_vectors(grad), dz, du, kept,
+                                                    kept_pitch);
     };
-    if constexpr (Tokens == 128)
-        run(std::integral_constant<int, 4>{});
-    else
-        with_lanes(a.r, run);
+    constexpr std::integral_constant<int, kFew> few{};
+    if constexpr (Tokens == 128) {
+        const bool fits = p.d > kAll / 2 && p.d <= kAll && BackLayout<T, Tokens, kAll>(a.r).end <= s.device().shared_limit;
+        fits ? run(std::integral_constant<int, 4>{}, std::integral_constant<int, kAll>{}) : run(std::integral_constant<int, 4>{}, few);
+    } else {
+        with_lanes(a.r, [&](auto lanes) { run(lanes, few); });
+    }
 }
 
 template <class T, int Rows>
@@ -323,7 +332,7 @@ void plucker_mix_project_backward(const Context &context, const Stack &grad, con
         auto *kept = work.take<Two<Kept<T>>>(tokens * kept_pitch);
         auto *partial = work.take<Kept<T>>(int64_t(runs) * p.d * (p.pairs + 1));
         // Tokens of eight lanes keep twice as much in registers: half as many of them in a block.
-        if (kTensor<T> && a.r <= 4 * kChunk && BackLayout<T, 128>(a.r).end <= s.device().shared_limit)
+        if (kTensor<T> && a.r <= 4 * kChunk && BackLayout<T, 128, kFew>(a.r).end <= s.device().shared_limit)
             back<T, kTensor<T> ? 128 : 64>(s, a, p, grad, dz_own, du, kept, kept_pitch);
         else
             back<T, 64>(s, a, p, grad, dz_own, du, kept, kept_pitch);

@@ -92,7 +92,18 @@ def test_projection_and_its_gradient(gpu, rng, name, dtype):
 
 @pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=["bf16", "f32"])
 @pytest.mark.parametrize(
-    ("r", "d", "T"), [(2, 1, 3), (3, 5, 70), (17, 40, 33), (32, 300, 20), (33, 9, 20), (64, 70, 9)]
+    ("r", "d", "T"),
+    [
+        (2, 1, 3),
+        (3, 5, 70),
+        (17, 40, 33),
+        (32, 300, 20),
+        (32, 200, 50),
+        (9, 256, 90),
+        (5, 129, 7),
+        (33, 9, 20),
+        (64, 70, 9),
+    ],
 )
 def test_sizes(gpu, rng, dtype, r, d, T):
     z, W, b, offsets, _ = case(rng, "mean", dtype, batch=(3,), T=T, r=r, d=d)
