@@ -45,7 +45,7 @@ def _cuda() -> str:
     try:
         module = kernels()
     except CudaError as e:
-        return "not built" if "no CUDA kernels" in str(e) else str(e)
+        return "not built: nvcc 13 is needed for that, see docs/cuda.md" if "no CUDA kernels" in str(e) else str(e)
     runtime, driver = module.versions()
     chips = ", ".join(f"sm_{x}" for x in module.architectures().replace("-real", "").split())
     has = f"kernels for {chips}, runtime {runtime // 1000}.{runtime % 1000 // 10}"

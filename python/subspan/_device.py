@@ -52,6 +52,12 @@ def on_device(*arrays: Any) -> bool:
     return any(device_of(x) is not None for x in arrays)
 
 
+def on_one_side(**arrays: Any) -> None:
+    """TypeError, which names both, where the first is in the host's memory and another on a CUDA device."""
+    if on_device(*arrays.values()):
+        Place(**arrays)
+
+
 _module: Any = None
 
 
@@ -213,7 +219,6 @@ class Place:
         device = device_of(arrays[first])
         assert device is not None
         self.device = device
-        self.module = kernels()
         for name, x in arrays.items():
             if x is None or isinstance(x, (int, float)):
                 continue
@@ -225,6 +230,7 @@ class Place:
                 )
             if there != device:
                 raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
+        self.module = kernels()
 
     @classmethod
     def current(cls, library: str) -> Place:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,25 @@ def test_the_module_loads_without_a_driver():
     assert _cuda.device_count() >= 0
     assert _cuda.versions()[0] >= 13000
     assert os.environ.get("SUBSPAN_TEST_GPU") or "90" in _cuda.architectures()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not all(map(shutil.which, ("cmake", "c++"))), reason="CMake and a compiler"
+)
+def test_an_old_nvcc_is_passed_over(tmp_path):
+    """Not one that CMake tries with architectures that it does not know."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text('#!/bin/sh\necho "Cuda compilation tools, release 12.4, V12.4.131"\n')
+    nvcc.chmod(0o755)
+    lines = "cmake_minimum_required(VERSION 3.18)\nproject(x LANGUAGES CXX)\n"
+    script = Path(__file__).parents[2] / "cmake" / "cuda.cmake"
+    (tmp_path / "CMakeLists.txt").write_text(f"{lines}set(CMAKE_CUDA_COMPILER {nvcc})\ninclude({script.as_posix()})\n")
+    for mode, status in (("AUTO", 0), ("ON", 1)):
+        done = subprocess.run(
+            ["cmake", "-S", tmp_path, "-B", tmp_path / mode, f"-DSUBSPAN_CUDA={mode}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        assert "nvcc 13.0 or newer is needed, found 12.4" in done.stdout + done.stderr

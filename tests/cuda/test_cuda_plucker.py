@@ -390,3 +390,17 @@ def test_what_is_refused(gpu, rng):
     square = gpu.put(np.zeros((4, 3), np.float32))
     with pytest.raises(ValueError, match="out overlaps z"):
         plucker.mix(square, [1], out=square)
+
+
+def test_host_and_device_arrays_mixed(gpu, rng):
+    z, W, b, _, _ = case(rng, "mean", np.dtype(np.float32))
+    out, grad = gpu.put(np.zeros((2, 40, 28), np.float32)), gpu.put(np.zeros((2, 40, 24), np.float32))
+    calls = {
+        "W": lambda: plucker.mix_project(z, gpu.put(W), b, [1, 2]),
+        "b": lambda: plucker.mix_project(z, W, gpu.put(b), [1, 2]),
+        "out": lambda: plucker.mix(z, [1, 2], out=out),
+        "grad": lambda: plucker.mix_project_backward(grad, z, W, b, [1, 2]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"z is on the CPU and {name} on CUDA device 0"):
+            call()

@@ -9,7 +9,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, output, to_library
-from subspan._device import device_of
+from subspan._device import device_of, on_one_side
 from subspan._orth.common import finish
 from subspan._plucker import device
 from subspan._plucker.common import Sequences, chosen, gradient, overflow, projection, sequences, weights_gradient
@@ -101,6 +101,7 @@ def mix(
     s = sequences(z, offsets, **chosen(locals()))
     if s.place is not None:
         return device.mix(s, out)
+    on_one_side(z=z, out=out)
     result, fresh = output(out, (*s.shape, math.comb(s.r, 2)), s.dtype, s.library)
     if not _core.plucker_mix(s.z, s.weights, s.mask, result, s.offsets, s.settings):
         raise ValueError(overflow("the wedge of two tokens", norm))
@@ -165,6 +166,7 @@ def mix_backward(
     s = sequences(z, offsets, **chosen(locals()))
     if s.place is not None:
         return device.mix_backward(s, grad, weights)
+    on_one_side(z=z, grad=grad)
     g = gradient(grad, s, math.comb(s.r, 2))
     dz = np.empty((*s.shape, s.r), s.dtype)
     dweights = _of_each_token(s, weights)
@@ -270,6 +272,7 @@ def mix_project(
     s = sequences(z, offsets, **chosen(locals()))
     if s.place is not None:
         return device.mix_project(s, W, b, out)
+    on_one_side(z=z, W=W, b=b, out=out)
     matrix, vector = projection(W, b, s)
     result, fresh = output(out, (*s.shape, int(matrix.shape[0])), s.dtype, s.library)
     if not _core.plucker_mix_project(s.z, s.weights, s.mask, matrix, vector, result, s.offsets, s.settings):
@@ -334,6 +337,7 @@ def mix_project_backward(
     s = sequences(z, offsets, **chosen(locals()))
     if s.place is not None:
         return device.mix_project_backward(s, grad, W, b, weights)
+    on_one_side(z=z, grad=grad, W=W, b=b)
     matrix, vector = projection(W, b, s)
     d = int(matrix.shape[0])
     g = gradient(grad, s, d)
