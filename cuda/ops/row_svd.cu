@@ -58,7 +58,6 @@ SUBSPAN_DEVICE bool meet(const Problem &p, double *x, double *y, double noise) {
     warp_sums(xx, yy, xy);
     if (p.leave(xx, yy, xy, noise)) return false;
     const Rotation q = rotation(xx, yy, xy);
-    const double tau = q.sine / (1.0 + q.cosine);
     for (int first = lane; first < p.width; first += 128) { // four entries are read before the first is written
         double a[4], b[4];
 #pragma unroll
@@ -71,8 +70,9 @@ SUBSPAN_DEVICE bool meet(const Problem &p, double *x, double *y, double noise) {
         for (int e = 0; e < 4; ++e) {
             const int l = first + 32 * e;
             if (l >= p.width) continue;
-            x[l] = a[e] - q.sine * fma(tau, a[e], b[e]);
-            y[l] = b[e] + q.sine * fma(-tau, b[e], a[e]);
+            q.turn(a[e], b[e]);
+            x[l] = a[e];
+            y[l] = b[e];
         }
     }
     return p.counts(xx, yy, xy);

@@ -59,7 +59,6 @@ def offset_list(offsets: Any, causal: bool, advice: str = "pass causal=False if 
 
 
 def settings(
-    *,
     norm: str | None,
     eps: float,
     weighting: str,
@@ -105,27 +104,12 @@ def _check(
     weighting: str | None,
     norm: str | None,
     eps: float,
-    order: str,
-    bias: str,
-    rope: str | None,
-    rope_base: float,
-    rope_start: int,
-    r: int,
+    *rest: Any,  # what settings takes after the weighting
 ) -> tuple[list[int], Settings]:
     which = offset_list(offsets, causal)
     if weighting is None:
         weighting = "mean" if unweighted else "given"
-    numbers = settings(
-        norm=norm,
-        eps=eps,
-        weighting=weighting,
-        order=order,
-        bias=bias,
-        rope=rope,
-        rope_base=rope_base,
-        rope_start=rope_start,
-        r=r,
-    )
+    numbers = settings(norm, eps, weighting, *rest)
     if weighting == "mean" and not unweighted:
         raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
     if weighting != "mean" and unweighted:

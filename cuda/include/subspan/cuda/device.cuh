@@ -313,18 +313,7 @@ SUBSPAN_DEVICE unsigned cluster_rank() {
     return 0;
 #endif
 }
-SUBSPAN_DEVICE void cluster_barrier() {
-#if defined(__CUDA_ARCH__)
-#if __CUDA_ARCH__ >= 900
-    cooperative_groups::this_cluster().sync();
-#else
-    __syncthreads();
-#endif
-#elif !defined(__CUDACC__)
-    emulate::wait(emulate::Fiber::at_cluster);
-#endif
-}
-/// The two halves of cluster_barrier: others may go on past their wait once this thread has arrived.
+/// The two halves of a barrier: others may go on past their wait once this thread has arrived.
 SUBSPAN_DEVICE void cluster_arrive() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
@@ -340,6 +329,10 @@ SUBSPAN_DEVICE void cluster_wait() {
 #elif !defined(__CUDACC__)
     emulate::wait(emulate::Fiber::at_cluster);
 #endif
+}
+SUBSPAN_DEVICE void cluster_barrier() {
+    cluster_arrive();
+    cluster_wait();
 }
 /// The same shared-memory address in another block of the cluster.
 template <class T> SUBSPAN_DEVICE const T *of_block(const T *mine, unsigned rank) {
