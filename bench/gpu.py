@@ -247,6 +247,17 @@ def batched_qr(bench: Bench) -> None:
 
 
 @case
+def large_qr(bench: Bench) -> None:
+    A = torch.randn(4096, 512, device=DEVICE)
+    bench.case(
+        "QR of 4096 × 512, kept as reflections, f32",
+        lambda: orth.householder_qr(A),
+        {"torch.linalg.qr": (lambda: torch.linalg.qr(A), None)},
+        bytes_=3 * A.nbytes,
+    )
+
+
+@case
 def reflections(bench: Bench) -> None:
     m, k = 4096, 512
     V = torch.randn(m, k, device=DEVICE).tril(-1) + torch.eye(m, k, device=DEVICE)

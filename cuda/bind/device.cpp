@@ -2,6 +2,7 @@
 #include "register.hpp"
 #include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/runtime.hpp"
+#include "subspan/cuda/solver.hpp"
 #include "subspan/errors.hpp"
 
 #include <exception>
@@ -27,6 +28,9 @@ void register_device(py::module_ &m) {
     });
     m.def("has_blas", &cuda::has_blas);
     m.def("load_blas", [](const std::string &path, bool loaded_only) { return cuda::load_blas(path.c_str(), loaded_only); }, py::arg("path"),
+          py::arg("loaded_only"));
+    m.def("has_solver", &cuda::has_solver);
+    m.def("load_solver", [](const std::string &path, bool loaded_only) { return cuda::load_solver(path.c_str(), loaded_only); }, py::arg("path"),
           py::arg("loaded_only"));
     m.def("architectures", [] { return std::string(cuda::architectures()); });
 }

@@ -65,9 +65,10 @@ void register_device_householder(py::module_ &m) {
             const DeviceArray xa(a, "A", call), xv(v, "V", call), xr(r, "R", call), xtau(tau, "tau", call), xt(t, "T", call);
             const auto batch = xa.leading();
             const auto sa = xa.stack(batch), sv = xv.stack(batch), sr = xr.stack(batch), stau = xtau.stack(batch, 1), st = xt.stack(batch);
-            const Memory memory(call, 0);
+            const bool small = cuda::fits_a_block(sa, call.device);
+            const Memory memory(call, small ? 0 : cuda::large_householder_qr_workspace(sa, sv, st, call.device));
             const py::gil_scoped_release release;
-            cuda::householder_qr(memory.context(), sa, sv, sr, stau, st);
+            (small ? cuda::householder_qr : cuda::large_householder_qr)(memory.context(), sa, sv, sr, stau, st);
         },
         py::arg("call"), py::arg("a"), py::arg("v"), py::arg("r"), py::arg("tau"), py::arg("t"));
     m.def("reflection_core", core_binding([](const Stack &, const Stack &, int) { return std::int64_t(0); }, &cuda::reflection_core), py::arg("call"),

@@ -1,15 +1,11 @@
 #include "blas.cuh"
 
+#include "library.cuh"
+
 #include <algorithm>
 #include <limits>
 #include <mutex>
 #include <string>
-
-#if defined(_WIN32)
-#include <windows.h>
-#else
-#include <dlfcn.h>
-#endif
 
 namespace subspan::cuda {
 namespace {
@@ -20,14 +16,6 @@ std::mutex guard;
 // cuBLAS's numbers (cublas_api.h, library_types.h).
 int type_of(DType d) { return d == DType::f64 ? 1 : (d == DType::f32 ? 0 : (d == DType::f16 ? 2 : 14)); }
 constexpr int kCompute32 = 68, kCompute64 = 70, kDefaultAlgorithm = -1;
-
-void *symbol(void *library, const char *name) {
-#if defined(_WIN32)
-    return reinterpret_cast<void *>(GetProcAddress(static_cast<HMODULE>(library), name));
-#else
-    return dlsym(library, name);
-#endif
-}
 
 void require(int status, const char *what) {
     if (status != 0) throw CudaError(std::string(what) + ": cuBLAS status " + std::to_string(status));
@@ -59,19 +47,13 @@ bool has_blas() {
 }
 
 bool load_blas(const char *path, bool loaded_only) {
-#if defined(_WIN32)
-    void *library = loaded_only ? static_cast<void *>(GetModuleHandleA(path)) : static_cast<void *>(LoadLibraryA(path));
-#else
-    void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL | (loaded_only ? RTLD_NOLOAD : 0));
-#endif
+    void *library = open_library(path, loaded_only);
     if (library == nullptr) return false;
     BlasTable t;
-    t.create = reinterpret_cast<decltype(t.create)>(symbol(library, "cublasCreate_v2"));
-    t.set_stream = reinterpret_cast<decltype(t.set_stream)>(symbol(library, "cublasSetStream_v2"));
-    t.set_workspace = reinterpret_cast<decltype(t.set_workspace)>(symbol(library, "cublasSetWorkspace_v2"));
-    t.gemm = reinterpret_cast<decltype(t.gemm)>(symbol(library, "cublasGemmStridedBatchedEx"));
-    t.gemm_one = reinterpret_cast<decltype(t.gemm_one)>(symbol(library, "cublasGemmEx"));
-    if (t.create == nullptr || t.set_stream == nullptr || t.set_workspace == nullptr || t.gemm == nullptr) return false;
+    if (!find(library, "cublasCreate_v2", t.create) || !find(library, "cublasSetStream_v2", t.set_stream) ||
+        !find(library, "cublasSetWorkspace_v2", t.set_workspace) || !find(library, "cublasGemmStridedBatchedEx", t.gemm))
+        return false;
+    find(library, "cublasGemmEx", t.gemm_one);
     set_blas(t);
     return true;
 }

@@ -143,16 +143,35 @@ void check_float(const Stack &s, const char *name) {
 
 } // namespace
 
-void householder_qr(const Context &context, const Stack &a, const Stack &v, const Stack &r, const Stack &tau, const Stack &t) {
+void check_qr(const Stack &a, const Stack &v, const Stack &r, const Stack &tau, const Stack &t) {
     check_float(a, "A");
     const int64_t m = a.rows, n = a.cols, k = m < n ? m : n;
     for (const Stack *x : {&v, &r, &tau, &t})
         if (x->dtype != a.dtype || x->size() != a.size()) throw ValueError("V, R, tau and T must have the dtype and the stack of A");
     if (v.rows != m || v.cols != k || r.rows != k || r.cols != n || tau.cols != k || t.rows != k || t.cols != k)
         throw ValueError("V, R, tau and T do not fit A");
+}
+
+namespace {
+int64_t block_bytes(const Stack &a) {
+    const int64_t m = a.rows, n = a.cols, k = m < n ? m : n;
+    return (n * (m | 1) + 2 * k + k * (k | 1)) * size_of(a.dtype);
+}
+} // namespace
+
+bool fits_a_block(const Stack &a, int device) {
+    Context context;
+    context.device = device;
+    const Session s(context);
+    return (a.rows < a.cols ? a.rows : a.cols) <= kReflections && block_bytes(a) <= s.device().shared_limit;
+}
+
+void householder_qr(const Context &context, const Stack &a, const Stack &v, const Stack &r, const Stack &tau, const Stack &t) {
+    check_qr(a, v, r, tau, t);
+    const int64_t m = a.rows, n = a.cols, k = m < n ? m : n;
     const Session s(context);
     if (a.size() == 0 || k == 0) return;
-    const int64_t bytes = (n * (m | 1) + 2 * k + k * (k | 1)) * size_of(a.dtype);
+    const int64_t bytes = block_bytes(a);
     if (k > kReflections || bytes > s.device().shared_limit)
         throw ValueError("A has matrices of " + std::to_string(m) + " x " + std::to_string(n) +
                          "; the CUDA kernel factors what fits the shared memory of a block, here " + std::to_string(s.device().shared_limit) + " bytes, and at most " +

@@ -78,28 +78,38 @@ def kernels() -> Any:
     return _module
 
 
-_NAMES = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
+# CUDA 13's and 12's, as the loaders of Linux and Windows know them, and NVIDIA's wheels.
+_BLAS = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
+_SOLVER = ("libcusolver.so.12", "libcusolver.so.11", "cusolver64_12.dll", "cusolver64_11.dll")
 
 
-def need_blas() -> None:
-    """Fills the table of cuBLAS: from the process, else from the loader's path, else from NVIDIA's wheels.
-
-    Where none of them has it, the kernel that needs it raises an ImportError that says how to install it.
-    """
-    module = kernels()
-    if module.has_blas():
-        return
+def _load(load: Callable[[str, bool], bool], names: tuple[str, ...], package: str) -> None:
+    """Fills a table: from the process, else from the loader's path, else from NVIDIA's wheels."""
     for loaded_only in (True, False):
-        if any(module.load_blas(name, loaded_only) for name in _NAMES):
+        if any(load(name, loaded_only) for name in names):
             return
-    for package in ("nvidia.cu13.lib", "nvidia.cublas.lib"):
+    for place in ("nvidia.cu13.lib", f"nvidia.{package}.lib"):
         try:
-            spec = importlib.util.find_spec(package)
+            spec = importlib.util.find_spec(place)
         except ModuleNotFoundError:
             continue
         for folder in () if spec is None else spec.submodule_search_locations or ():
-            if any(module.load_blas(os.path.join(folder, name), False) for name in _NAMES):
+            if any(load(os.path.join(folder, name), False) for name in names):
                 return
+
+
+def need_blas() -> None:
+    """Fills the table of cuBLAS. Where there is none, the kernel that needs it raises an ImportError."""
+    module = kernels()
+    if not module.has_blas():
+        _load(module.load_blas, _BLAS, "cublas")
+
+
+def need_solver() -> None:
+    """The same for cuSOLVER, which links cuBLAS itself."""
+    module = kernels()
+    if not module.has_solver():
+        _load(module.load_solver, _SOLVER, "cusolver")
 
 
 _dtype_names: dict[Any, str] = {}

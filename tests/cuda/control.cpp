@@ -3,6 +3,9 @@
 #include "register.hpp"
 #include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/device.cuh"
+#include "subspan/cuda/solver.hpp"
+
+#include <cmath>
 
 #include <pybind11/pybind11.h>
 
@@ -57,6 +60,36 @@ int gemm_one(void *handle, int op_a, int op_b, int m, int n, int k, const void *
     return gemm(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1, compute, algorithm);
 }
 
+// cuSOLVER's geqrf as LAPACK describes it.
+template <class T> int qr_items(void *, int, int n, T *, int, int *items) {
+    *items = 3 * n;
+    return 0;
+}
+template <class T> int qr(void *, int m, int n, T *a, int lda, T *tau, T *work, int items, int *info) {
+    if (lda < m || items < 3 * n) return 3;
+    work[items - 1] = T(0);
+    *info = 0;
+    for (int j = 0; j < (m < n ? m : n); ++j) {
+        T *x = a + (long long)j * lda;
+        double rest = 0, alpha = x[j];
+        for (int i = j + 1; i < m; ++i) rest += double(x[i]) * double(x[i]);
+        tau[j] = T(0);
+        if (rest == 0) continue;
+        const double beta = -std::copysign(std::sqrt(alpha * alpha + rest), alpha), factor = (beta - alpha) / beta;
+        for (int i = j + 1; i < m; ++i) x[i] = T(double(x[i]) / (alpha - beta));
+        x[j] = T(beta);
+        tau[j] = T(factor);
+        for (int c = j + 1; c < n; ++c) {
+            T *y = a + (long long)c * lda;
+            double sum = y[j];
+            for (int i = j + 1; i < m; ++i) sum += double(x[i]) * double(y[i]);
+            y[j] = T(double(y[j]) - factor * sum);
+            for (int i = j + 1; i < m; ++i) y[i] = T(double(y[i]) - factor * sum * double(x[i]));
+        }
+    }
+    return 0;
+}
+
 } // namespace
 
 void register_emulated(pybind11::module_ &m) {
@@ -66,8 +99,10 @@ void register_emulated(pybind11::module_ &m) {
     e.def("reset", [] {
         settings = emulate::Settings{};
         cuda::set_blas({&create, &set_stream, &set_workspace, &gemm, &gemm_one});
+        cuda::set_solver({&create, &set_stream, &qr_items<float>, &qr<float>, &qr_items<double>, &qr<double>});
     });
     e.def("without_blas", [] { cuda::set_blas({}); });
+    e.def("without_solver", [] { cuda::set_solver({}); });
     e.def("seed", [](std::uint64_t s) { settings.seed = s; });
     e.def("devices", [](int n, int current) {
         settings.devices = n;

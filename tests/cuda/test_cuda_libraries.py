@@ -72,6 +72,16 @@ def test_sanitizer_clusters_and_cores(torch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_qr_by_cusolver(torch, dtype):
+    A = torch.randn(2, 700, 300, device="cuda", dtype=getattr(torch, dtype))
+    Q, R = orth.householder_qr(A)
+    close = {"rtol": 0, "atol": 1e-3 if dtype == "float32" else 1e-11}
+    torch.testing.assert_close(Q.to_array() @ R, A, **close)
+    torch.testing.assert_close(R, torch.linalg.qr(A)[1], **close)
+    torch.testing.assert_close(Q.apply(Q.apply(A), transpose=True), A, **close)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sanitizer_small_problems(torch, dtype):
     """Decompositions in a cluster and by blocks, reflections by products, angles and class scores."""
     kind = getattr(torch, dtype)

@@ -18,6 +18,7 @@ from subspan._device import (
     like,
     matrix,
     need_blas,
+    need_solver,
     plain,
     quick_call,
     same_dtype,
@@ -29,6 +30,7 @@ from subspan._orth.int4 import Int4Basis
 _SCALAR, _DIAGONAL, _FULL = 0, 1, 2
 _REFLECTIONS = 128  # of the kernel with a block for each matrix
 _LARGE, _FEW = 2**17, 32
+_SMALL_BLOCK = 99 * 1024  # bytes that a block of every device may have
 _KERNEL_WIDTH = 128  # wider bases go through cuBLAS, above 256 always, below where shared memory is small
 
 
@@ -128,6 +130,9 @@ def householder_qr(A: Array) -> tuple[Array, Array, Array, Array]:
     k = min(int(m), int(n))
     shapes = ((*batch, m, k), (*batch, k), (*batch, k, k), (*batch, k, n))
     V, tau, T, R = (place.empty(tuple(map(int, shape)), dtype) for shape in shapes)
+    if k > _REFLECTIONS or int(m) * int(n) * np.dtype(dtype).itemsize > _SMALL_BLOCK // 2:
+        need_blas()
+        need_solver()
     place.module.householder_qr(place.call(), detached(A), V, R, tau, T)
     return V, tau, T, R
 

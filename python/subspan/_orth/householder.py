@@ -85,7 +85,7 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
     ----------
     A : array (..., m, n)
         Any strides, any rank; graded columns keep their own relative accuracy. NaN and infinity raise ValueError. On a
-        CUDA device: matrices that fit a block's shared memory, at most 128 reflections, and NaN goes through.
+        CUDA device NaN goes through; matrices that no block's shared memory holds are factored by cuSOLVER.
 
     Returns
     -------
