@@ -55,6 +55,47 @@ void register_device_grassmann(py::module_ &m) {
         py::arg("call"), py::arg("u"), py::arg("grad"), py::arg("buffer"), py::arg("lr"), py::arg("momentum"), py::arg("dampening"),
         py::arg("retraction"), py::arg("parallel"));
     m.def(
+        "grassmann_adam_step",
+        [](const py::tuple &where, const py::object &u, const py::object &grad, const py::object &first, const py::object &second, std::int64_t step, double lr,
+           double beta1, double beta2, double eps, int retraction, bool parallel) {
+            const Call call(where);
+            const DeviceArray xu(u, "U", call, true), xg(grad, "grad", call), xm(first, "first_moment", call, true), xv(second, "second_moment", call, true);
+            for (const DeviceArray *x : {&xg, &xm, &xv}) require_apart(xu, *x);
+            require_apart(xm, xg);
+            require_apart(xv, xg);
+            require_apart(xv, xm);
+            const auto batch = xu.leading();
+            const auto su = xu.stack(batch), sg = xg.stack(batch), sm = xm.stack(batch), sv = xv.stack(batch);
+            cuda::AdamOptions o;
+            o.lr = lr;
+            o.beta1 = beta1;
+            o.beta2 = beta2;
+            o.eps = eps;
+            o.step = step;
+            o.retraction = static_cast<cuda::Retraction>(retraction);
+            o.parallel = parallel;
+            const Memory memory(call, cuda::adam_step_workspace(su));
+            const py::gil_scoped_release release;
+            cuda::adam_step(memory.context(), su, sg, sm, sv, o);
+        },
+        py::arg("call"), py::arg("u"), py::arg("grad"), py::arg("first_moment"), py::arg("second_moment"), py::arg("step"), py::arg("lr"), py::arg("beta1"),
+        py::arg("beta2"), py::arg("eps"), py::arg("retraction"), py::arg("parallel"));
+    m.def(
+        "grassmann_transport",
+        [](const py::tuple &where, const py::object &u, const py::object &h, const py::object &v, const py::object &out, double t) {
+            const Call call(where);
+            const DeviceArray xu(u, "U", call), xh(h, "H", call), xv(v, "V", call), xo(out, "out", call, true);
+            require_apart(xo, xu);
+            require_apart(xo, xh);
+            require_apart(xo, xv, true);
+            const auto batch = xo.leading();
+            const auto su = xu.stack(batch), sh = xh.stack(batch), sv = xv.stack(batch), so = xo.stack(batch);
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            cuda::transport(memory.context(), su, sh, sv, t, so);
+        },
+        py::arg("call"), py::arg("u"), py::arg("h"), py::arg("v"), py::arg("out"), py::arg("t"));
+    m.def(
         "grassmann_retract",
         [](const py::tuple &where, const py::object &u, const py::object &h, const py::object &out, double t, int method) {
             map_of_points(where, u, h, "H", out, true, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, (Width > 0 ? kBlocks : 1)) grassmann
     T *parts = reinterpret_cast<T *>(memory + sizeof(Shared<K>) + coefficient_bytes<T>(K, Width == 0 && a.parallel));
     const Point<T, Width> point(a, blockIdx.x);
     const int k = point.k;
-    const double eps = eps_of<T>(), t = a.t;
+    const double eps = eps_of<T>(), t = Width > 0 || a.scales == nullptr ? a.t : a.t * a.scales[blockIdx.x];
     products<T, K>(point, sh, parts, nullptr);
     double *scratch = sh.scratch;
     const double defect = S::largest(k, scratch, [&](int i, int j) { return sh.e[i * ld + j] - (i == j ? 1.0 : 0.0); });
@@ -167,7 +167,7 @@ template <class T> void run(const Session &s, const Arguments<T> &a, int64_t ite
     constexpr std::false_type any{};
     if constexpr (sizeof(T) == 4)
         if (a.u.cols == 8 && a.vectors && a.u.row_stride == 8 && a.grad.row_stride == 8 && a.has_buffer && a.buffer.row_stride == 8 && !a.parallel &&
-            a.job == step_in_place && a.u.rows < (int64_t(1) << 28))
+            a.job == step_in_place && a.scales == nullptr && a.u.rows < (int64_t(1) << 28))
             return go(std::integral_constant<int, 8>{}, std::true_type{});
     if (a.u.cols <= 8)
         go(std::integral_constant<int, 8>{}, any);
@@ -209,6 +209,22 @@ void sgd_step(const Context &context, const Stack &u, const Stack &grad, const S
         a.parallel = o.parallel && a.has_buffer;
         a.momentum = T(o.momentum);
         a.weight = T(o.weight);
+        run(s, a, u.size());
+    });
+}
+
+void scaled_step(const Session &s, const Stack &u, const Stack &moment, const double *scales, Retraction method, bool parallel) {
+    dispatch_wide(u.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        Arguments<T> a = arguments<T>(u, parallel ? u : moment, 1.0, step_in_place, method);
+        a.scales = scales;
+        a.has_buffer = a.parallel = parallel; // moves along: 1 · moment + 0 · u
+        a.momentum = T(1);
+        a.weight = T(0);
+        if (parallel) {
+            a.buffer = Matrices<T>(moment);
+            a.vectors = a.vectors && in_vectors(moment);
+        }
         run(s, a, u.size());
     });
 }

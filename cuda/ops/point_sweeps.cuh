@@ -19,6 +19,7 @@ template <class T> struct Arguments {
     bool has_buffer, parallel, vectors;
     T momentum, weight;
     double t;
+    const double *scales = nullptr; // of a step: what t is times, for each point
     Job job;
     Retraction method;
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "subspan/cuda/grassmann.hpp"
+#include "subspan/cuda/launch.cuh"
 
 #include <limits>
 #include <string>
@@ -23,5 +24,8 @@ inline void check_points(const Stack &u) {
         throw ValueError("U has " + std::to_string(u.cols) + " columns; the CUDA kernels take at most " + std::to_string(kGrassmannWidth));
     if (u.rows > std::numeric_limits<int>::max() / 64 || u.size() > std::numeric_limits<int>::max()) throw ValueError("U is too large for one call");
 }
+
+/// Each point of u moves by scales[i] times the tangent part of its moment, which moves along if `parallel`; where that is NaN all stays.
+void scaled_step(const Session &s, const Stack &u, const Stack &moment, const double *scales, Retraction method, bool parallel);
 
 } // namespace subspan::cuda

@@ -124,6 +124,135 @@ def test_strides(gpu, rng):
     assert error(gpu.get(view), want, 20) <= 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize(("n", "k", "batch"), SIZES)
+@pytest.mark.parametrize(("transport", "retraction"), [("project", "exp"), ("parallel", "exp"), ("project", "qr")])
+def test_adam(gpu, rng, dtype, n, k, batch, transport, retraction):
+    U = points(rng, n, k, batch, dtype)
+    want, m, v = wide(U), np.zeros(U.shape), np.zeros(batch)
+    u, first, second = gpu.put(U), gpu.put(np.zeros_like(U)), gpu.put(np.zeros(batch, dtype))
+    for step in range(1, 4):
+        G = rng.standard_normal(U.shape).astype(dtype)
+        options = {"step": step, "lr": 0.05, "betas": (0.8, 0.9), "retraction": retraction, "transport": transport}
+        if k == n:
+            options["eps"] = 1e-2  # a tangent of rounding errors alone
+        assert grassmann.adam_step(u, gpu.put(G), first, second, **options) is u
+        grassmann.adam_step(want, wide(G), m, v, **options, check=False)
+    assert error(gpu.get(u), want, 60) <= 1
+    size = eps(dtype) * max(1.0, np.abs(m).max(initial=0.0)) * np.sqrt(k)
+    assert np.abs(wide(gpu.get(first)) - m).max(initial=0.0) <= 100 * size
+    np.testing.assert_allclose(wide(gpu.get(second)), v, rtol=100 * eps(dtype), atol=n * eps(dtype) ** 2 * k * 1e3)
+
+
+def test_adam_of_any_layout(gpu, rng):
+    U = points(rng, 30, 5, (4,), np.float32)
+    G, M = rng.standard_normal((2, *U.shape)).astype(np.float32)
+    v = rng.random((4,)).astype(np.float32) + 1
+    options = {"step": 7, "lr": 0.1, "maximize": True}
+    want, m, w = wide(U), wide(M), wide(v)
+    grassmann.adam_step(want, wide(G), m, w, **options, check=False)
+
+    def run():
+        turned = [gpu.put(np.ascontiguousarray(x.swapaxes(-1, -2))).swapaxes(-1, -2) for x in (U, G, M)]
+        second = gpu.put(np.zeros((4, 3), np.float32))[:, 1]
+        second[...] = gpu.put(v)
+        grassmann.adam_step(*turned, second, **options)
+        return turned[0], turned[2], second
+
+    u, first, second = gpu.twice(run)
+    assert error(gpu.get(u), want, 20) <= 1
+    np.testing.assert_allclose(gpu.get(first), m, atol=1e-5)
+    np.testing.assert_allclose(gpu.get(second), w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("what", ["grad", "first", "second", "U", "negative second", "huge"])
+def test_adam_leaves_a_bad_class(gpu, rng, what):
+    U = points(rng, 20, 3, (3,), np.float32)
+    G, M = rng.standard_normal((2, *U.shape)).astype(np.float32)
+    v = np.ones(3, np.float32)
+    if what == "negative second":
+        v[1] = -1
+    elif what == "second":
+        v[1] = np.inf
+    else:
+        {"grad": G, "first": M, "U": U, "huge": M}[what][1, 4, 2] = 1e30 if what == "huge" else np.nan
+    u, first, second = gpu.put(U), gpu.put(M), gpu.put(v)
+    grassmann.adam_step(u, gpu.put(G), first, second, step=3, lr=1e30 if what == "huge" else 0.1)
+    for x, before in ((u, U), (first, M), (second, v)):
+        np.testing.assert_array_equal(gpu.get(x)[1], before[1])
+    if what != "huge":
+        assert (gpu.get(u)[[0, 2]] != U[[0, 2]]).any(axis=(1, 2)).all()
+        assert (gpu.get(second)[[0, 2]] != 1).all()
+
+
+def test_adam_without_gradient_or_with_a_large_one(gpu, rng):
+    U = points(rng, 20, 3, (), np.float32)
+    u, first, second = gpu.put(U), gpu.put(0 * U), gpu.put(np.zeros((), np.float32))
+    grassmann.adam_step(u, gpu.put(0 * U), first, second, step=1, lr=0.1, eps=0.0)
+    assert error(gpu.get(u), wide(U), 20) <= 1
+    G = 1e19 * rng.standard_normal(U.shape).astype(np.float32)
+    with np.errstate(over="ignore"):
+        grassmann.adam_step(u, gpu.put(G), first, second, step=2, lr=0.1, betas=(0.9, 0.0))
+    assert gpu.get(second) == np.finfo(np.float32).max or gpu.get(second) == 0  # GᵀG is beyond float32
+
+
+def test_adam_refuses(gpu, rng):
+    U = points(rng, 20, 3, (3,), np.float32)
+    u, g, m, v = (gpu.put(x) for x in (U, 0 * U, 0 * U, np.zeros(3, np.float32)))
+    with pytest.raises(ValueError, match="one entry for each class"):
+        grassmann.adam_step(u, g, m, v[:2], step=1, lr=0.1)
+    with pytest.raises(TypeError, match="second_moment must be float32 as U is, got float64"):
+        grassmann.adam_step(u, g, m, gpu.put(np.zeros(3)), step=1, lr=0.1)
+    with pytest.raises(TypeError, match="second_moment is on the CPU"):
+        grassmann.adam_step(u, g, m, np.zeros(3, np.float32), step=1, lr=0.1)
+    with pytest.raises(ValueError, match=r"betas\[0\] must be in \[0, 1\)"):
+        grassmann.adam_step(u, g, m, v, step=1, lr=0.1, betas=(1.0, 0.9))
+    with pytest.raises(ValueError, match="U overlaps first_moment"):
+        grassmann.adam_step(u, g, u, v, step=1, lr=0.1)
+    with pytest.raises(ValueError, match="needs retraction 'exp'"):
+        grassmann.adam_step(u, g, m, v, step=1, lr=0.1, retraction="qr", transport="parallel")
+    with pytest.raises(ValueError, match="first_moment must have the shape of U"):
+        grassmann.adam_step(u, g, m[:1], v, step=1, lr=0.1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize(("n", "k", "batch"), SIZES)
+def test_transport(gpu, rng, dtype, n, k, batch):
+    U = points(rng, n, k, batch, dtype)
+    H, V = (rng.standard_normal(U.shape) / np.sqrt(n)).astype(dtype), rng.standard_normal(U.shape).astype(dtype)
+    got = gpu.twice(lambda: grassmann.transport(gpu.put(U), gpu.put(H), gpu.put(V), 0.7))
+    want = grassmann.transport(wide(U), wide(H), wide(V), 0.7, check=False)
+    assert np.abs(wide(gpu.get(got)) - want).max(initial=0.0) <= 40 * eps(dtype) * np.abs(V).max(initial=1.0) * np.sqrt(
+        k
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("angle", [0.0, 1e-8, 0.5, np.pi, 20.0])
+def test_transport_is_an_isometry(gpu, rng, dtype, angle):
+    U = points(rng, 60, 4, (), np.float64)
+    H, V = grassmann.tangent(U, rng.standard_normal(U.shape)), grassmann.tangent(U, rng.standard_normal(U.shape))
+    H *= angle / np.linalg.norm(H, 2)
+    u, h, v = (x.astype(dtype) for x in (U, H, V))
+    place = gpu.put(v)
+    assert grassmann.transport(gpu.put(u), gpu.put(h), place, out=place) is place
+    got, scale = wide(gpu.get(place)), max(1.0, angle * angle) * eps(dtype) * np.linalg.norm(V)
+    assert abs(np.linalg.norm(got) - np.linalg.norm(v)) <= 40 * scale
+    assert np.abs(grassmann.exp(U, H).T @ got).max() <= 60 * scale
+    # The velocity stays the velocity; and an entry that is not finite shows.
+    moved = wide(gpu.get(grassmann.transport(gpu.put(u), gpu.put(h), gpu.put(h))))
+    np.testing.assert_allclose(moved, grassmann.transport(wide(u), wide(h), wide(h), check=False), atol=60 * scale)
+    h[3, 1] = np.nan
+    assert np.isnan(gpu.get(grassmann.transport(gpu.put(u), gpu.put(h), gpu.put(v)))).any()
+
+
+def test_transport_broadcasts(gpu, rng):
+    U, H = points(rng, 12, 2, (), np.float64), 0.1 * rng.standard_normal((3, 1, 12, 2))
+    V = rng.standard_normal((4, 12, 2))
+    got = gpu.get(grassmann.transport(gpu.put(U), gpu.put(H), gpu.put(V)))
+    np.testing.assert_allclose(got, grassmann.transport(U, H, V, check=False), atol=1e-13)
+
+
 @pytest.mark.parametrize("what", ["nan in grad", "inf in buffer", "nan in U", "U not orthonormal"])
 def test_a_bad_class_stays_as_it_was(gpu, rng, what):
     U = points(rng, 20, 3, (3,), np.float32)

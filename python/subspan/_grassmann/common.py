@@ -79,3 +79,13 @@ def in_place(x: Array, name: str) -> Array:
     if library_of(x) == "torch" and x.is_neg():
         raise ValueError(f"{name} is a lazily negated view, which cannot be written to; pass {name}.resolve_neg()")
     return x
+
+
+def check_second_moment(second: Array, dtype: Any, U: Array, wanted: Any) -> None:
+    """One entry for each class, in the dtype of ``U``."""
+    if dtype != wanted:
+        raise TypeError(f"second_moment must be {wanted} as U is, got {dtype}")
+    if tuple(second.shape) != tuple(U.shape[:-2]):
+        raise ValueError(
+            f"second_moment must have one entry for each class, shape {tuple(U.shape[:-2])}, got {tuple(second.shape)}"
+        )

@@ -5,8 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from subspan._arrays import Array
-from subspan._device import Place, broadcast_batch, kernels, like, matrix, need_blas, plain, quick_call, same_dtype
-from subspan._grassmann.common import in_place
+from subspan._device import (
+    Place,
+    broadcast_batch,
+    check_dtype,
+    kernels,
+    like,
+    matrix,
+    need_blas,
+    plain,
+    quick_call,
+    same_dtype,
+)
+from subspan._grassmann.common import check_second_moment, in_place
 from subspan._orth.common import detached, finish
 
 
@@ -60,6 +71,41 @@ def sgd_step(
     if buffer is not None:
         finish(buffer, False, "")
     return finish(U, False, "")
+
+
+def adam_step(
+    U: Array,
+    grad: Array,
+    first: Array,
+    second: Array,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    method: int,
+    parallel: bool,
+) -> Array:
+    for name, x in {"U": U, "first_moment": first, "second_moment": second}.items():
+        in_place(x, name)
+    place, dtype = _points(U=U, grad=grad, first_moment=first)
+    for name, x in {"grad": grad, "first_moment": first}.items():
+        if tuple(x.shape) != tuple(U.shape):
+            raise ValueError(f"{name} must have the shape of U, {tuple(U.shape)}, got {tuple(x.shape)}")
+    Place(U=U, second_moment=second)
+    check_second_moment(second, check_dtype(second, "second_moment"), U, dtype)
+    arrays = (detached(U), detached(grad), detached(first), detached(second)[..., None, None])
+    place.module.grassmann_adam_step(place.call(), *arrays, step, lr, *betas, eps, method, parallel)
+    for x in (first, second):
+        finish(x, False, "")
+    return finish(U, False, "")
+
+
+def transport(U: Array, H: Array, V: Array, t: float, out: Array | None) -> Array:
+    place, dtype = _points(out, U=U, H=H, V=V)
+    shape = (*broadcast_batch(U=(U, 2), H=(H, 2), V=(V, 2)), *tuple(U.shape[-2:]))
+    result: Any = place.output(out, shape, dtype)
+    place.module.grassmann_transport(place.call(), detached(U), detached(H), detached(V), detached(result), t)
+    return finish(result, False, place.library)
 
 
 def retract(U: Array, H: Array, method: int, t: float, out: Array | None) -> Array:

@@ -361,6 +361,8 @@ def transport(U: Array, H: Array, V: Array, t: float = 1.0, *, out: Array | None
     >>> np.allclose(grassmann.exp(U, H).T @ there, 0)
     True
     """
+    if on_device(U, H, V):
+        return device.transport(U, H, V, real_number(t, "t"), out)
     (U, H, V), dtype, shape = same_matrices(U=U, H=H, V=V)
     library = library_of(V)
     result, fresh = output(out, shape, dtype, library)

@@ -10,7 +10,7 @@ from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, to_library
 from subspan._device import on_device
 from subspan._grassmann import device
-from subspan._grassmann.common import RETRACTIONS, in_place, one_of, real_number, whole_number
+from subspan._grassmann.common import RETRACTIONS, check_second_moment, in_place, one_of, real_number, whole_number
 from subspan._orth.common import detached, finish, matrices
 
 _TRANSPORTS = {"project": 0, "parallel": 1}
@@ -207,21 +207,19 @@ def adam_step(
     which = one_of(retraction, RETRACTIONS, "retraction")
     parallel = one_of(transport, _TRANSPORTS, "transport") == 1
     rate = _rate(lr, maximize)
-    U, grad, first_moment = _stack(U, grad=grad, first_moment=first_moment)
-    in_place(second_moment, "second_moment")
-    dtype = check_float(second_moment, "second_moment")
-    if dtype != check_float(U, "U"):
-        raise TypeError(f"second_moment must be {check_float(U, 'U')} as U is, got {dtype}")
-    if tuple(second_moment.shape) != tuple(U.shape[:-2]):
-        raise ValueError(
-            f"second_moment must have one entry for each class, shape {tuple(U.shape[:-2])}, "
-            f"got {tuple(second_moment.shape)}"
-        )
     count = whole_number(step, "step", 1)
     try:
         beta1, beta2 = betas
     except (TypeError, ValueError):
         raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from None
+    beta1, beta2 = real_number(beta1, "betas[0]"), real_number(beta2, "betas[1]")
+    eps = real_number(eps, "eps", 0.0)
+    if on_device(U, grad, first_moment, second_moment):
+        pair = (beta1, beta2)
+        return device.adam_step(U, grad, first_moment, second_moment, count, rate, pair, eps, which, parallel)
+    U, grad, first_moment = _stack(U, grad=grad, first_moment=first_moment)
+    in_place(second_moment, "second_moment")
+    check_second_moment(second_moment, check_float(second_moment, "second_moment"), U, check_float(U, "U"))
     _core.grassmann_adam_step(
         detached(U),
         detached(grad),
@@ -229,9 +227,9 @@ def adam_step(
         detached(second_moment)[..., None, None],
         count,
         rate,
-        real_number(beta1, "betas[0]"),
-        real_number(beta2, "betas[1]"),
-        real_number(eps, "eps", 0.0),
+        beta1,
+        beta2,
+        eps,
         which,
         parallel,
         bool(check),

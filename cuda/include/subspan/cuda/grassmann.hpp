@@ -21,6 +21,22 @@ struct SgdOptions {
 };
 void sgd_step(const Context &context, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o);
 
+/// g = the part of grad tangent at u; first = beta1 first + (1 - beta1) g; second (1 x 1 for each point) = beta2 second + (1 - beta2) ‖g‖²; u moves
+/// by -lr times the tangent part of first / (1 - beta1^step), over √(second / (1 - beta2^step)) + eps. In place, float32 or float64; what is
+/// not finite changes nothing, as in sgd_step. Bytes: u twice, grad and first twice read, u and first written. Workspace: a double a point.
+struct AdamOptions {
+    double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+    std::int64_t step = 1; // counts from 1
+    Retraction retraction = Retraction::exp;
+    bool parallel = false;
+};
+void adam_step(const Context &context, const Stack &u, const Stack &grad, const Stack &first, const Stack &second, const AdamOptions &o);
+std::int64_t adam_step_workspace(const Stack &u);
+
+/// out = v, tangent at u, moved in parallel along the geodesic that leaves u with velocity h, to time t. Parts of h and v along u are taken off.
+/// out may be v.
+void transport(const Context &context, const Stack &u, const Stack &h, const Stack &v, double t, const Stack &out);
+
 /// out = the retraction of t·h at u (a part of h along u is taken off); NaN where u is not orthonormal or h is not finite. out may be u
 /// or h. An arc of θ radians loses θ² eps.
 void retract(const Context &context, const Stack &u, const Stack &h, double t, Retraction method, const Stack &out);
