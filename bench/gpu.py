@@ -218,6 +218,29 @@ def riemannian_steps(bench: Bench) -> None:
 
 
 @case
+def riemannian_adam(bench: Bench) -> None:
+    U = torch.linalg.qr(torch.randn(1000, 2048, 8, device=DEVICE))[0].contiguous()
+    G, M, V = 0.01 * torch.randn_like(U), torch.zeros_like(U), torch.zeros(1000, device=DEVICE)
+    W, m, v = U.clone(), torch.zeros_like(U), torch.zeros(1000, 1, 1, device=DEVICE)
+    steps = itertools.count(1)
+
+    def torch_form() -> None:
+        """Adam of the Riemannian gradient, back to the manifold by a QR."""
+        g = G - W @ (W.mT @ G)
+        m.mul_(0.9).add_(g, alpha=0.1)
+        v.mul_(0.999).add_((g * g).sum((-2, -1), keepdim=True), alpha=0.001)
+        step = m - W @ (W.mT @ m)
+        W.copy_(torch.linalg.qr(W - 0.001 * step / (v.sqrt() + 1e-8))[0])
+
+    bench.case(
+        "grassmann.adam_step, 1000 × (2048 × 8), f32",
+        lambda: grassmann.adam_step(U, G, M, V, step=next(steps), lr=0.001),
+        {"batched products and looped QR": (torch_form, None)},
+        bytes_=7 * U.nbytes,
+    )
+
+
+@case
 def streaming(bench: Bench) -> None:
     import cupy
 

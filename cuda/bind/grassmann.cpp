@@ -3,6 +3,7 @@
 #include "subspan/cuda/grassmann.hpp"
 #include "subspan/cuda/grassmann_angles.hpp"
 #include "subspan/cuda/grassmann_logits.hpp"
+#include "subspan/cuda/grassmann_mean.hpp"
 
 #include <optional>
 
@@ -147,6 +148,46 @@ void register_device_grassmann(py::module_ &m) {
             });
         },
         py::arg("call"), py::arg("u"), py::arg("w"), py::arg("out"));
+    m.def(
+        "grassmann_mean_rows",
+        [](const py::tuple &where, const py::object &mean) {
+            const Call call(where);
+            const DeviceArray xm(mean, "mean", call);
+            return cuda::mean_rows(xm.stack(xm.leading()));
+        },
+        py::arg("call"), py::arg("mean"));
+    m.def(
+        "grassmann_mean",
+        [](const py::tuple &where, const py::object &u, const py::object &weights, const py::object &mean, const py::object &direction, const py::object &next,
+           const py::object &trial, const py::object &logs, const py::object &numbers, double tolerance, std::int64_t limit, int rounds) {
+            const Call call(where);
+            const DeviceArray xu(u, "U", call), xw(weights, "weights", call), xm(mean, "mean", call, true), xd(direction, "direction", call, true),
+                xn(next, "next", call, true), xt(trial, "trial", call, true), xl(logs, "logs", call, true), xr(numbers, "numbers", call, true);
+            for (const DeviceArray *x : {&xm, &xd, &xn, &xt, &xl, &xr}) x->contiguous();
+            xr.require_dtype(DType::f64);
+            xw.require_dtype(DType::f64);
+            const auto batch = xm.leading(), points = xu.leading();
+            cuda::MeanIteration it;
+            it.u = xu.stack(points);
+            it.mean_of_each = xm.stack(points);
+            it.mean = xm.stack(batch);
+            it.direction = xd.stack(batch);
+            it.next = xn.stack(batch);
+            it.trial = xt.stack(batch);
+            it.logs = xl.stack(points);
+            it.weights = static_cast<const double *>(xw.contiguous());
+            it.numbers = static_cast<double *>(xr.data());
+            it.tolerance = tolerance;
+            it.limit = limit;
+            if (xw.ndim() != 1 || points.empty() || xw.shape(0) != points[0]) throw ValueError("weights must have one entry for each point");
+            xr.require_shape({cuda::mean_rows(it.mean), it.mean.size()});
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            if (rounds == 0) cuda::mean_begin(memory.context(), it);
+            for (int i = 0; i < rounds; ++i) cuda::mean_iterate(memory.context(), it);
+        },
+        py::arg("call"), py::arg("u"), py::arg("weights"), py::arg("mean"), py::arg("direction"), py::arg("next"), py::arg("trial"), py::arg("logs"),
+        py::arg("numbers"), py::arg("tolerance"), py::arg("limit"), py::arg("rounds"));
     m.def(
         "grassmann_logits",
         [](const py::tuple &where, const py::object &x, const py::object &u, const py::object &out, double scale) {

@@ -229,6 +229,17 @@ void scaled_step(const Session &s, const Stack &u, const Stack &moment, const do
     });
 }
 
+void timed_exp(const Session &s, const Stack &u, const Stack &h, const double *times, const Stack &out) {
+    dispatch_wide(u.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        Arguments<T> a = arguments<T>(u, h, 1.0, retraction, Retraction::exp);
+        a.scales = times;
+        a.out = Matrices<T>(out);
+        a.vectors = a.vectors && in_vectors(out);
+        run(s, a, u.size());
+    });
+}
+
 namespace {
 
 void pure(const Context &context, const Stack &u, const Stack &h, double t, Job job, Retraction method, const Stack &out, const char *name) {

@@ -10,7 +10,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, library_of, output, to_library
-from subspan._device import on_device
+from subspan._device import Place, on_device, on_one_side, same_dtype
 from subspan._grassmann import device
 from subspan._grassmann.common import one_of, same_matrices, whole_number
 from subspan._orth.common import detached, finish, matrices, numpy
@@ -222,7 +222,12 @@ def mean(
     >>> bool(grassmann.distance(middle, U) < 1e-14)
     True
     """
-    U, dtype = matrices(U, "U")
+    there = on_device(U, initial)
+    if there:
+        on_one_side(U=U, initial=initial)
+        dtype: Any = np.dtype(same_dtype({"U": U}))
+    else:
+        U, dtype = matrices(U, "U")
     if len(U.shape) < 3:
         raise ValueError(f"U must have at least 3 dimensions, the first one of points, got shape {tuple(U.shape)}")
     count, *batch, n, k = (int(s) for s in U.shape)
@@ -235,13 +240,21 @@ def mean(
     if weights is not None:
         if np.iscomplexobj(weights):
             raise TypeError("weights must be real")
-        w = np.ascontiguousarray(numpy(as_array(weights, "weights")), dtype=np.float64)
+        host = (
+            Place(weights=weights).host(detached(weights))
+            if on_device(weights)
+            else numpy(as_array(weights, "weights"))
+        )
+        w = np.ascontiguousarray(host, dtype=np.float64)
         if w.shape != (count,):
             raise ValueError(f"weights must have shape ({count},), one for each point, got {w.shape}")
     eps = float(np.finfo(dtype).eps)
     tol = 50 * eps * math.sqrt(max(k, 1)) if tol is None else float(tol)
     if not tol >= 0:
         raise ValueError(f"tol must not be negative, got {tol!r}")
+    if there:
+        found, reports = device.mean(U, w, initial, tol, limit, progress, out)
+        return _mean_result(found, reports, batch, tol, full_output)
     start = None
     if initial is not None:
         start, other = matrices(initial, "initial")
@@ -251,7 +264,12 @@ def mean(
     library = library_of(U)
     result, fresh = output(out, (*batch, n, k), dtype, library)
     reports = _core.grassmann_mean(detached(U), w, start, detached(result), tol, limit, int(bool(check)), progress)
-    found = finish(result, fresh, library)
+    return _mean_result(finish(result, fresh, library), reports, batch, tol, full_output)
+
+
+def _mean_result(
+    found: Array, reports: list[tuple[float, float, int, bool]], batch: list[int], tol: float, full_output: bool
+) -> Array | MeanResult:
     if full_output:
         columns = [np.array([r[i] for r in reports]).reshape(batch) for i in range(4)]
         return MeanResult(found, *(c if c.ndim else c[()] for c in columns))
@@ -262,6 +280,6 @@ def mean(
             f"the gradient norm is {max(r[0] for r in late):.1e}. Points may be too far apart for a unique "
             "mean, or tol below what rounding allows; full_output=True returns these figures instead of this warning",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return found

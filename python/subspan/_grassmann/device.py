@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from subspan._arrays import Array
 from subspan._device import (
@@ -19,6 +22,9 @@ from subspan._device import (
 )
 from subspan._grassmann.common import check_second_moment, in_place
 from subspan._orth.common import detached, finish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def _points(out: Array | None = None, **arrays: Array) -> tuple[Place, str]:
@@ -158,6 +164,62 @@ def log(U: Array, W: Array, out: Array | None) -> Array:
     result = place.output(out, shape, dtype)
     place.module.grassmann_log(place.call(), detached(U), detached(W), detached(result))
     return finish(result, False, place.library)
+
+
+_UNHEARD = 4  # iterations between two looks at how far they are, where nobody wants to hear of each
+
+
+def mean(
+    U: Array,
+    weights: np.ndarray[Any, Any] | None,
+    initial: Array | None,
+    tol: float,
+    limit: int,
+    progress: Callable[[int, int, float, float], object] | None,
+    out: Array | None,
+) -> tuple[Array, list[tuple[float, float, int, bool]]]:
+    """The means, and norm of the gradient, variance, iterations and convergence of each."""
+    place = Place(U=U, initial=initial, out=out)
+    dtype = same_dtype({"U": U} | ({} if initial is None else {"initial": initial}))
+    count, *batch, n, k = (int(x) for x in U.shape)
+    shape = (*batch, n, k)
+    result = place.output(out, shape, dtype)
+    w = np.full(count, 1.0 / count) if weights is None else weights
+    if not (np.isfinite(w).all() and (w >= 0).all()):
+        raise ValueError("weights must be finite and not negative")
+    total = float(w.sum())
+    if not 0 < total < math.inf:
+        raise ValueError("weights must have a positive, finite sum")
+    if initial is not None and tuple(initial.shape) != shape:
+        raise ValueError(f"initial must have the shape of the means, {shape}, got {tuple(initial.shape)}")
+    means = math.prod(batch)
+    if means * n * k == 0:
+        return finish(result, False, place.library), [(0.0, 0.0, 0, True)] * means
+    u = detached(U)
+    points = [place.empty(shape, dtype) for _ in range(4)]
+    with place.inside():
+        points[0][...] = detached(initial) if initial is not None else u[int(w.argmax())]
+    logs = place.empty((count, *shape), dtype)
+    numbers = place.empty((place.module.grassmann_mean_rows(place.call(), points[0]), means), "float64")
+    args = (u, place.from_host(w / total), *points, logs, numbers, tol, limit)
+    place.module.grassmann_mean(place.call(), *args, 0)
+    while True:
+        _, variance, norm, steps, status = place.host(numbers[:5])
+        running = np.flatnonzero(status == 0)
+        if (status == 3).any():
+            raise ValueError("U holds NaN or infinity, or bases that are far from orthonormal")
+        if running.size == 0:
+            break
+        if progress is not None:
+            for j in running:
+                progress(int(j), int(steps[j]), float(norm[j]), float(variance[j]))
+        place.module.grassmann_mean(place.call(), *args, _UNHEARD if progress is None else 1)
+    with place.inside():
+        result[...] = points[0]
+    reports = [
+        (float(a), float(b), int(c), bool(d == 1)) for a, b, c, d in zip(norm, variance, steps, status, strict=True)
+    ]
+    return finish(result, False, place.library), reports
 
 
 def _features(x: Array, U: Array, grad: Array | None = None) -> tuple[Place, str]:
