@@ -8,38 +8,36 @@ namespace subspan::cuda {
 namespace plucker {
 namespace {
 
-constexpr int kPairs = 64; // coordinates of a slice of the gradient
-
 // -- the gradient of z and u: what comes back through W, a slice of coordinates at a time -----------------------------------------------
-constexpr int kFew = 32, kAll = 256; // rows of W at a time
+constexpr int kDeep = 32, kAll = 256; // rows of W at a time; columns of grad that stay
 
-// Deep kAll: a token's row of grad stays in shared memory while all slices pass; kFew: both come in pieces, for each slice anew.
-template <class T, int Tokens, int Deep> struct BackLayout {
-    static constexpr bool resident = Deep == kAll;
-    static constexpr int stages = resident ? 2 : 3;
-    static constexpr int pitch_g = Deep + (kTensor<T> ? 8 : 4), pitch_w = kPairs + (kTensor<T> ? 8 : 4);
-    static constexpr int pitch_p = kPairs + 9; // 9 mod 32: reads by tokens and lanes without conflicts
+// Resident: a token's row of grad stays in shared memory while all slices pass, and two blocks share a multiprocessor, one of which contracts
+// coordinates while the other multiplies. Else rows come in pieces as those of W do, for each slice anew.
+template <class T, int Lanes, int Tokens, bool Resident> struct BackLayout {
+    static constexpr int stages = 3, pairs = Resident ? 128 : 64, columns = Resident ? kAll : kDeep; // coordinates of a slice; columns of grad
+    static constexpr int pad = kTensor<T> ? 8 : 4, pitch_g = columns + pad, pitch_w = pairs + pad;
+    static constexpr int pitch_p = pairs + Lanes; // reads by tokens and lanes without conflicts, as those of z and u
     int pitch;
     int zu, sums, g, w, p, end;
-    SUBSPAN_SHARED_CODE explicit BackLayout(int r) : pitch(r | 1) {
+    SUBSPAN_SHARED_CODE explicit BackLayout(int r) : pitch(divide_up(r, 16) * 16 + Lanes) {
         const auto up = [](unsigned bytes) { return int((bytes + 15u) / 16u * 16u); };
         zu = 0;
         sums = zu + up(unsigned(Tokens) * pitch * unsigned(sizeof(Two<Kept<T>>)));
         p = sums + up(Tokens * unsigned(sizeof(Kept<T>)));
         g = p + up(unsigned(Tokens) * pitch_p * unsigned(sizeof(Kept<T>)));
-        w = g + up(unsigned(resident ? 1 : stages) * Tokens * pitch_g * unsigned(sizeof(T)));
-        end = w + up(unsigned(stages) * Deep * pitch_w * unsigned(sizeof(T)));
+        w = g + up(unsigned(Resident ? 1 : stages) * Tokens * pitch_g * unsigned(sizeof(T)));
+        end = w + up(unsigned(stages) * kDeep * pitch_w * unsigned(sizeof(T)));
     }
 };
 
 /// `kept`: rows of z and u and, in place r of z, of the sum of weights for the gradient of W; kept_pitch of them apart.
-template <class T, int Lanes, int Tokens, int Deep>
-__global__ void __launch_bounds__(Tokens * 4, 1)
+template <class T, int Lanes, int Tokens, bool Resident>
+__global__ void __launch_bounds__(Tokens * 4, (Resident ? 2 : 1))
     back_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Projection<T> w, const Matrices<const T> grad, const bool grad_vectors, Kept<T> *dz_own,
                 Kept<T> *du_own, Two<Kept<T>> *kept, int kept_pitch) {
     using A = Kept<T>;
-    using Layout = BackLayout<T, Tokens, Deep>;
-    constexpr int kThreads = Tokens * 4, kRounds = Lanes / 4;
+    using Layout = BackLayout<T, Lanes, Tokens, Resident>;
+    constexpr int kThreads = Tokens * 4, kRounds = Lanes / 4, kPairs = Layout::pairs, kColumns = Layout::columns;
     SUBSPAN_SHARED(memory);
     const Layout at(a.r);
     auto *zu = reinterpret_cast<Two<A> *>(memory + at.zu);
@@ -57,45 +55,34 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
         else if (i == a.r) v.z = w.bias_always ? A(1) : sums[local];
         kept[int64_t(first) * kept_pitch + e] = v;
     }
-    A z[kRounds][kChunk], u[kRounds][kChunk], dz[kRounds][kChunk], du[kRounds][kChunk];
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round)
-#pragma unroll
-        for (int e = 0; e < kChunk; ++e) {
-            const int local = tid / Lanes + round * (kThreads / Lanes), i = q * kChunk + e;
-            const Two<A> v = i < a.r ? zu[local * at.pitch + i] : Two<A>{A(0), A(0)};
-            z[round][e] = v.z;
-            u[round][e] = v.u;
-            dz[round][e] = du[round][e] = A(0);
-        }
-    const int deep = divide_up(w.d, Deep), slices = divide_up(w.pairs, kPairs);
-    Copies<T, Deep, kPairs, kThreads, Layout::pitch_w, true> copies_w;
+    const int deep = divide_up(w.d, kDeep), slices = divide_up(w.pairs, kPairs);
+    Copies<T, kDeep, kPairs, kThreads, Layout::pitch_w, true> copies_w;
     copies_w.start([&](int i) { return w.w + int64_t(i) * w.row_stride; });
-    Copies<T, Tokens, Deep, kThreads, Layout::pitch_g, false> copies_g;
+    Copies<T, Tokens, kColumns, kThreads, Layout::pitch_g, false> copies_g;
     const T *none = grad.data;
     // Rows of grad, token by token: they may belong to several sequences.
     copies_g.start([&](int i) -> const T * { return first + unsigned(i) < a.tokens ? row_of<const T>(grad, first + unsigned(i), a.count) : nullptr; });
     const auto fetch_grad = [&](T *to, int k0) {
         if (grad_vectors) return copies_g.copy(to, k0, w.d - k0, Tokens, none);
 #pragma unroll 1
-        for (int e = tid; e < Tokens * Deep; e += kThreads) {
-            const int local = e / Deep, k = k0 + e % Deep;
+        for (int e = tid; e < Tokens * kColumns; e += kThreads) {
+            const int local = e / kColumns, k = k0 + e % kColumns;
             T value{};
             if (first + unsigned(local) < a.tokens && k < w.d) value = row_of<const T>(grad, first + unsigned(local), a.count)[int64_t(k) * grad.col_stride];
-            to[local * Layout::pitch_g + e % Deep] = value;
+            to[local * Layout::pitch_g + e % kColumns] = value;
         }
     };
-    if (Layout::resident) fetch_grad(gs, 0); // arrives with the first slice
+    if (Resident) fetch_grad(gs, 0); // arrives with the first slice
     int next_k = 0, next_slice = 0; // what is fetched next
     const auto fetch = [&](int stage) {
         if (next_slice < slices) {
-            const int k0 = next_k * Deep, p0 = next_slice * kPairs;
-            T *to_w = ws + stage * Deep * Layout::pitch_w;
+            const int k0 = next_k * kDeep, p0 = next_slice * kPairs;
+            T *to_w = ws + stage * kDeep * Layout::pitch_w;
             if (w.vectors)
                 copies_w.copy(to_w, int64_t(k0) * w.row_stride + p0, w.pairs - p0, w.d - k0, w.w, w.row_stride);
             else
-                load_block(to_w, Layout::pitch_w, w.w, w.row_stride, w.col_stride, k0, p0, Deep, kPairs, w.d, w.pairs, false, kThreads);
-            if (!Layout::resident) fetch_grad(gs + stage * Tokens * Layout::pitch_g, k0);
+                load_block(to_w, Layout::pitch_w, w.w, w.row_stride, w.col_stride, k0, p0, kDeep, kPairs, w.d, w.pairs, false, kThreads);
+            if (!Resident) fetch_grad(gs + stage * Tokens * Layout::pitch_g, k0);
             if (++next_k == deep) {
                 next_k = 0;
                 ++next_slice;
@@ -104,9 +91,13 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
         commit_copies();
     };
     for (int stage = 0; stage + 1 < Layout::stages; ++stage) fetch(stage);
+    A dz[kRounds][kChunk], du[kRounds][kChunk];
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round)
+#pragma unroll
+        for (int e = 0; e < kChunk; ++e) dz[round][e] = du[round][e] = A(0);
     BlockProduct<T, Tokens, kPairs, false, false> product;
-    Row rows[kRounds]; // the same in all rounds
-    const int depth = Layout::resident ? divide_up(w.d, 16) * 16 : Deep; // rows behind d are zero
+    Row<A> rows[kRounds];
     for (int slice = 0, stage = 0, free = Layout::stages - 1; slice < slices; ++slice) {
         product.clear();
         for (int k = 0; k < deep; ++k) {
@@ -114,7 +105,8 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
             __syncthreads();
             fetch(free);
             free = stage;
-            product.add(gs + (Layout::resident ? 0 : stage) * Tokens * Layout::pitch_g, Layout::pitch_g, ws + stage * Deep * Layout::pitch_w, Layout::pitch_w, depth);
+            product.add(Resident ? gs + k * kDeep : gs + stage * Tokens * Layout::pitch_g, Layout::pitch_g, ws + stage * kDeep * Layout::pitch_w,
+                        Layout::pitch_w, kDeep); // rows of W behind d are zero
             stage = stage == Layout::stages - 1 ? 0 : stage + 1;
         }
         product.each([&](int m, int n, A v) { ps[m * Layout::pitch_p + n] = v; });
@@ -124,28 +116,29 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
         for (int round = 0; round < kRounds; ++round) {
             const int local = tid / Lanes + round * (kThreads / Lanes);
             const A *row = ps + local * Layout::pitch_p;
-            contract<Lanes>(a.r, q, rows[round], p0, p1, zu + local * at.pitch, z[round], u[round], dz[round], du[round],
-                            [&](int p) { return row[p - p0]; });
+            contract<Lanes>(a.r, q, rows[round], p0, p1, zu + local * at.pitch, dz[round], du[round], [&](int p) { return row[p - p0]; });
         }
         // The barrier before the next product also comes before these coordinates are overwritten.
     }
     wait_copies<0>();
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-        const unsigned index = first + unsigned(tid / Lanes + round * (kThreads / Lanes));
-        if (index >= a.tokens) continue;
-#pragma unroll
-        for (int e = 0; e < kChunk; ++e)
-            if (q * kChunk + e < a.r) {
-                dz_own[int64_t(index) * a.r + q * kChunk + e] = dz[round][e];
-                du_own[int64_t(index) * a.r + q * kChunk + e] = du[round][e];
-            }
+        const int local = tid / Lanes + round * (kThreads / Lanes);
+        const unsigned index = first + unsigned(local);
+        contracted<Lanes>(a.r, q, zu + local * at.pitch, dz[round], du[round], [&](int j, A x, A y) {
+            if (index >= a.tokens) return;
+            dz_own[int64_t(index) * a.r + j] = x;
+            du_own[int64_t(index) * a.r + j] = y;
+        });
     }
 }
 
 // -- the gradient of W and b: runs of tokens, a partial sum for each -------------------------------------------------------------------
 // The bias is one coordinate more: the sum of a token's weights, or one.
-template <class T> constexpr int kRun = kTensor<T> ? 64 : 16; // tokens at a time
+constexpr int kRowsLarge = 256, kRowsSmall = 128;
+template <class T, int Rows> constexpr int kRun = kTensor<T> ? (Rows == kRowsLarge ? 64 : 32) : 16; // tokens at a time
+template <int Rows> constexpr int kTall = Rows == kRowsLarge ? 64 : 32; // rows of a warp's tile
+template <int Rows> constexpr int kWeightThreads = Rows / kTall<Rows> * 128;
 template <class T> constexpr int kWide = kTensor<T> ? 128 : 64; // coordinates of a block
 
 template <class T, int Rows> struct WeightLayout {
@@ -154,20 +147,20 @@ template <class T, int Rows> struct WeightLayout {
     SUBSPAN_SHARED_CODE explicit WeightLayout(int kept_pitch) {
         const auto up = [](unsigned bytes) { return int((bytes + 15u) / 16u * 16u); };
         zu = 0;
-        table = 2 * up(unsigned(kRun<T>) * kept_pitch * unsigned(sizeof(Two<Kept<T>>)));
+        table = 2 * up(unsigned(kRun<T, Rows>) * kept_pitch * unsigned(sizeof(Two<Kept<T>>)));
         g = table + up(kWide<T> / 8 * unsigned(sizeof(Begin)));
-        p = g + up(2 * int64_t(kRun<T>) * pitch_g * unsigned(sizeof(T)));
-        end = p + up(unsigned(kRun<T>) * pitch_p * unsigned(sizeof(T)));
+        p = g + up(2 * int64_t(kRun<T, Rows>) * pitch_g * unsigned(sizeof(T)));
+        end = p + up(2 * unsigned(kRun<T, Rows>) * pitch_p * unsigned(sizeof(T)));
     }
 };
 
 template <class T, int Rows>
-__global__ void __launch_bounds__(Rows * 4, 1)
+__global__ void __launch_bounds__(kWeightThreads<Rows>, 1)
     weights_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Projection<T> w, const Matrices<const T> grad, const bool grad_vectors,
                    const Two<Kept<T>> *kept, int kept_pitch, Kept<T> *partial, int run) {
     using A = Kept<T>;
     using Layout = WeightLayout<T, Rows>;
-    constexpr int kThreads = Rows * 4, kTokens = kRun<T>, kCols = kWide<T>;
+    constexpr int kThreads = kWeightThreads<Rows>, kTokens = kRun<T, Rows>, kCols = kWide<T>;
     SUBSPAN_SHARED(memory);
     const Layout at(kept_pitch);
     auto *zu = reinterpret_cast<Two<A> *>(memory + at.zu);
@@ -176,56 +169,78 @@ __global__ void __launch_bounds__(Rows * 4, 1)
     const int tid = int(threadIdx.x), c0 = int(blockIdx.x) * kCols, d0 = int(blockIdx.y) * Rows;
     const unsigned begin = blockIdx.z * unsigned(run), end = least(begin + unsigned(run), a.tokens);
     const int steps = begin < end ? int(divide_up(end - begin, unsigned(kTokens))) : 0;
-    const auto fetch = [&](int step) {
-        if (step < steps) {
-            constexpr int V = 16 / int(sizeof(T)), chunks = Rows / V;
-            const unsigned from = begin + unsigned(step * kTokens);
-            T *to = gs + (step % 2) * kTokens * Layout::pitch_g;
+    const auto fetch_grad = [&](int step) {
+        if (step >= steps) return;
+        constexpr int V = 16 / int(sizeof(T)), chunks = Rows / V;
+        const unsigned from = begin + unsigned(step * kTokens);
+        T *to = gs + (step % 2) * kTokens * Layout::pitch_g;
 #pragma unroll 1
-            for (int c = tid; c < kTokens * chunks; c += kThreads) {
-                const int local = c / chunks, j = (c - local * chunks) * V;
-                const unsigned wanted = from + unsigned(local);
-                const T *row = row_of<const T>(grad, least(wanted, a.tokens - 1), a.count);
-                if (grad_vectors) {
-                    const int filled = wanted < end ? most(0, least(V, w.d - d0 - j)) : 0;
-                    copy_async(to + local * Layout::pitch_g + j, filled > 0 ? row + d0 + j : row, filled * int(sizeof(T)));
-                } else {
-                    for (int e = 0; e < V; ++e) {
-                        T value{};
-                        if (wanted < end && d0 + j + e < w.d) value = row[int64_t(d0 + j + e) * grad.col_stride];
-                        to[local * Layout::pitch_g + j + e] = value;
-                    }
+        for (int c = tid; c < kTokens * chunks; c += kThreads) {
+            const int local = c / chunks, j = (c - local * chunks) * V;
+            const unsigned wanted = from + unsigned(local);
+            const T *row = row_of<const T>(grad, least(wanted, a.tokens - 1), a.count);
+            if (grad_vectors) {
+                const int filled = wanted < end ? most(0, least(V, w.d - d0 - j)) : 0;
+                copy_async(to + local * Layout::pitch_g + j, filled > 0 ? row + d0 + j : row, filled * int(sizeof(T)));
+            } else {
+                for (int e = 0; e < V; ++e) {
+                    T value{};
+                    if (wanted < end && d0 + j + e < w.d) value = row[int64_t(d0 + j + e) * grad.col_stride];
+                    to[local * Layout::pitch_g + j + e] = value;
                 }
             }
-            // Tokens lie one after the other, and a run of them begins at a multiple of 16 bytes.
-            const auto *bytes = reinterpret_cast<const unsigned char *>(kept + int64_t(from) * kept_pitch);
-            const int have = int(least(end - from, unsigned(kTokens))) * kept_pitch * int(sizeof(Two<A>));
-            auto *there = reinterpret_cast<unsigned char *>(zu) + (step % 2) * (at.table / 2);
-#pragma unroll 1
-            for (int e = 16 * tid; e < kTokens * kept_pitch * int(sizeof(Two<A>)); e += 16 * kThreads) {
-                const int filled = most(0, least(16, have - e));
-                copy_async(there + e, filled > 0 ? bytes + e : bytes, filled);
-            }
         }
-        commit_copies();
     };
-    fetch(0);
-    fill_table(table, kCols / 8, c0, w.pairs, a.r);
-    BlockProduct<T, Rows, kCols, true, false> product;
-    product.clear();
-    for (int step = 0; step < steps; ++step) {
-        wait_copies<0>();
-        __syncthreads(); // also: the product of the step before is done with what is overwritten now
-        fetch(step + 1);
+    const auto fetch_tokens = [&](int step) {
+        if (step >= steps) return;
+        // Tokens lie one after the other, and a run of them begins at a multiple of 16 bytes.
+        const unsigned from = begin + unsigned(step * kTokens);
+        const auto *bytes = reinterpret_cast<const unsigned char *>(kept + int64_t(from) * kept_pitch);
+        const int have = int(least(end - from, unsigned(kTokens))) * kept_pitch * int(sizeof(Two<A>));
+        auto *there = reinterpret_cast<unsigned char *>(zu) + (step % 2) * (at.table / 2);
+#pragma unroll 1
+        for (int e = 16 * tid; e < kTokens * kept_pitch * int(sizeof(Two<A>)); e += 16 * kThreads) {
+            const int filled = most(0, least(16, have - e));
+            copy_async(there + e, filled > 0 ? bytes + e : bytes, filled);
+        }
+    };
+    const auto coordinates_of = [&](int step) {
+        if (step >= steps) return;
         const auto *rows = reinterpret_cast<const Two<A> *>(memory + at.zu + (step % 2) * (at.table / 2));
+        T *to = ps + (step % 2) * kTokens * Layout::pitch_p;
         for (int c = tid; c < kTokens * (kCols / 8); c += kThreads) {
             const int local = c % kTokens, p = (c / kTokens) * 8, left = w.pairs - c0 - p;
             const Two<A> *row = rows + local * kept_pitch;
-            coordinates(ps + local * Layout::pitch_p + p, row, table[p / 8], left, a.r);
-            if (left >= 0 && left < 8) ps[local * Layout::pitch_p + p + left] = narrow<T>(row[a.r].z);
+            coordinates(to + local * Layout::pitch_p + p, row, table[p / 8], left, a.r);
+            if (left >= 0 && left < 8) to[local * Layout::pitch_p + p + left] = narrow<T>(row[a.r].z);
         }
-        __syncthreads();
-        product.add(gs + (step % 2) * kTokens * Layout::pitch_g, Layout::pitch_g, ps, Layout::pitch_p, kTokens);
+    };
+    fetch_tokens(0);
+    commit_copies();
+    fetch_tokens(1);
+    fetch_grad(0);
+    commit_copies();
+    fill_table(table, kCols / 8, c0, w.pairs, a.r);
+    BlockProduct<T, Rows, kCols, true, false, kTall<Rows>> product;
+    product.clear();
+    wait_copies<1>();
+    __syncthreads();
+    coordinates_of(0);
+    const bool first_half = tid / 128 % 2 == 0; // a warp of each scheduler
+    for (int step = 0; step < steps; ++step) {
+        wait_copies<0>();
+        __syncthreads(); // also: all are done with what is overwritten now
+        fetch_tokens(step + 2);
+        fetch_grad(step + 1);
+        commit_copies();
+        // One half of the block multiplies while the other makes the next coordinates, and the other way round.
+#pragma unroll 1
+        for (int turn = 0; turn < 2; ++turn) {
+            if ((turn == 0) == first_half)
+                product.add(gs + (step % 2) * kTokens * Layout::pitch_g, Layout::pitch_g, ps + (step % 2) * kTokens * Layout::pitch_p, Layout::pitch_p, kTokens);
+            else
+                coordinates_of(step + 1);
+        }
     }
     wait_copies<0>();
     A *to = partial + int64_t(blockIdx.z) * w.d * (w.pairs + 1);
@@ -239,6 +254,7 @@ __global__ void __launch_bounds__(256) add_kernel(const Kept<T> *partial, int ru
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x, all = int64_t(d) * (pairs + 1);
     if (e >= all) return;
     Kept<T> sum = partial[e];
+#pragma unroll 8
     for (int s = 1; s < runs; ++s) sum += partial[int64_t(s) * all + e];
     const int i = int(unsigned(e) / unsigned(pairs + 1)), j = int(e) - i * (pairs + 1);
     if (j < pairs)
@@ -254,34 +270,37 @@ int64_t run_of(int64_t tokens, int64_t blocks) {
     return divide_up<int64_t>(std::max<int64_t>(divide_up(tokens, wanted), 256), 64) * 64;
 }
 template <class T> int64_t weight_blocks(int64_t d, int64_t pairs, int rows) { return divide_up<int64_t>(pairs + 1, kWide<T>) * divide_up<int64_t>(d, rows); }
-constexpr int kRowsLarge = 256, kRowsSmall = 128;
 int kept_pitch_of(int64_t r) { return int((r + 1) | 1); }
 
 template <class T> int rows_of(const Device &device, int64_t r) {
     return kTensor<T> && WeightLayout<T, kRowsLarge>(kept_pitch_of(r)).end <= device.shared_limit ? kRowsLarge : kRowsSmall;
 }
 
-template <class T, int Tokens>
+template <class T, int Lanes, int Tokens, bool Resident>
+void back_by(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &grad, Kept<T> *dz, Kept<T> *du, Two<Kept<T>> *kept, int kept_pitch) {
+    const Shape shape{dim3(divide_up(a.tokens, unsigned(Tokens))), dim3(Tokens * 4), BackLayout<T, Lanes, Tokens, Resident>(a.r).end};
+    launch<back_kernel<T, Lanes, Tokens, Resident>>(s, "plucker_mix_project_backward", shape, a, p, Matrices<const T>(grad), in_vectors(grad), dz, du, kept, kept_pitch);
+}
+
+template <class T>
 void back(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &grad, Kept<T> *dz, Kept<T> *du, Two<Kept<T>> *kept, int kept_pitch) {
-    const auto run = [&](auto lanes, auto deep) {
-        constexpr int Lanes = decltype(lanes)::value, Deep = decltype(deep)::value;
-        const Shape shape{dim3(divide_up(a.tokens, unsigned(Tokens))), dim3(Tokens * 4), BackLayout<T, Tokens, Deep>(a.r).end};
-        launch<back_kernel<T, Lanes, Tokens, Deep>>(s, "plucker_mix_project_backward", shape, a, p, Matrices<const T>(grad), in_vectors(grad), dz, du, kept,
-                                                    kept_pitch);
-    };
-    constexpr std::integral_constant<int, kFew> few{};
-    if constexpr (Tokens == 128) {
-        const bool fits = p.d > kAll / 2 && p.d <= kAll && BackLayout<T, Tokens, kAll>(a.r).end <= s.device().shared_limit;
-        fits ? run(std::integral_constant<int, 4>{}, std::integral_constant<int, kAll>{}) : run(std::integral_constant<int, 4>{}, few);
-    } else {
-        with_lanes(a.r, [&](auto lanes) { run(lanes, few); });
+    if constexpr (kTensor<T>) {
+        if (a.r <= 4 * kChunk) {
+            // Each block has a kilobyte of its own beside what it asks for.
+            const int64_t limit = s.device().shared_limit;
+            if (p.d > kAll / 2 && p.d <= kAll && 2 * (BackLayout<T, 4, 64, true>(a.r).end + 1024) <= limit + 1024)
+                return back_by<T, 4, 64, true>(s, a, p, grad, dz, du, kept, kept_pitch);
+            // Tokens of eight lanes keep twice as much in registers: half as many of them in a block.
+            if (BackLayout<T, 4, 128, false>(a.r).end <= limit) return back_by<T, 4, 128, false>(s, a, p, grad, dz, du, kept, kept_pitch);
+        }
     }
+    with_lanes(a.r, [&](auto lanes) { back_by<T, decltype(lanes)::value, 64, false>(s, a, p, grad, dz, du, kept, kept_pitch); });
 }
 
 template <class T, int Rows>
 void weights(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &grad, const Two<Kept<T>> *kept, int kept_pitch, Kept<T> *partial,
              int64_t run, int runs) {
-    const Shape shape{dim3(unsigned(divide_up(p.pairs + 1, kWide<T>)), unsigned(divide_up(p.d, Rows)), unsigned(runs)), dim3(Rows * 4),
+    const Shape shape{dim3(unsigned(divide_up(p.pairs + 1, kWide<T>)), unsigned(divide_up(p.d, Rows)), unsigned(runs)), dim3(kWeightThreads<Rows>),
                       WeightLayout<T, Rows>(kept_pitch).end};
     launch<weights_kernel<T, Rows>>(s, "the gradient of W", shape, a, p, Matrices<const T>(grad), in_vectors(grad), kept, kept_pitch, partial, int(run));
 }
@@ -331,11 +350,7 @@ void plucker_mix_project_backward(const Context &context, const Stack &grad, con
         auto *dz_own = work.take<Kept<T>>(tokens * a.r), *du = work.take<Kept<T>>(tokens * a.r);
         auto *kept = work.take<Two<Kept<T>>>(tokens * kept_pitch);
         auto *partial = work.take<Kept<T>>(int64_t(runs) * p.d * (p.pairs + 1));
-        // Tokens of eight lanes keep twice as much in registers: half as many of them in a block.
-        if (kTensor<T> && a.r <= 4 * kChunk && BackLayout<T, 128, kFew>(a.r).end <= s.device().shared_limit)
-            back<T, kTensor<T> ? 128 : 64>(s, a, p, grad, dz_own, du, kept, kept_pitch);
-        else
-            back<T, 64>(s, a, p, grad, dz_own, du, kept, kept_pitch);
+        back<T>(s, a, p, grad, dz_own, du, kept, kept_pitch);
         BiasGradient<T> bias{};
         if (b != nullptr && dweights != nullptr && o.weighting == given && !o.bias_always) bias = {p.b, p.b_stride, p.d, Matrices<const T>(grad)};
         gather_gradients<T>(s, a, dz_own, du, dz, dweights, bias);

@@ -99,17 +99,15 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     const int pitch = a.r | 1, tid = int(threadIdx.x), local = tid / Lanes, q = tid % Lanes, pairs = a.r * (a.r - 1) / 2;
     auto *zu = reinterpret_cast<Two<A> *>(memory);
     const unsigned index = blockIdx.x * kTile + unsigned(local);
-    A z[RC], u[RC], dz[RC], du[RC];
+    A dz[RC], du[RC];
     {
         const Token<T, Lanes> token(a, index);
         typename LagOf<T>::type sum[RC];
         token.gather(sum);
 #pragma unroll
         for (int e = 0; e < RC; ++e) {
-            z[e] = A(token.z.x[e]);
-            u[e] = A(sum[e]);
             dz[e] = du[e] = A(0);
-            if (q * RC + e < a.r) zu[local * pitch + q * RC + e] = {z[e], u[e]};
+            if (q * RC + e < a.r) zu[local * pitch + q * RC + e] = {A(token.z.x[e]), A(sum[e])};
         }
     }
     __syncwarp();
@@ -117,16 +115,13 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     const unsigned sequence = in ? index / a.count : 0u;
     const T *row = grad.at(sequence) + int64_t(in ? index - sequence * a.count : 0u) * grad.row_stride;
     // All lanes of a warp take part in its sums, also those behind the last token.
-    Row at;
-    contract<Lanes>(a.r, q, at, 0, pairs, zu + local * pitch, z, u, dz, du,
-                    [&](int p) { return in ? A(widen(row[p * grad.col_stride])) : A(0); });
-    if (!in) return;
-#pragma unroll
-    for (int e = 0; e < RC; ++e)
-        if (q * RC + e < a.r) {
-            dz_own[int64_t(index) * a.r + q * RC + e] = dz[e];
-            du_own[int64_t(index) * a.r + q * RC + e] = du[e];
-        }
+    Row<A> at;
+    contract<Lanes>(a.r, q, at, 0, pairs, zu + local * pitch, dz, du, [&](int p) { return in ? A(widen(row[p * grad.col_stride])) : A(0); });
+    contracted<Lanes>(a.r, q, zu + local * pitch, dz, du, [&](int j, A x, A y) {
+        if (!in) return;
+        dz_own[int64_t(index) * a.r + j] = x;
+        du_own[int64_t(index) * a.r + j] = y;
+    });
 }
 
 template <class T, int Lanes>

@@ -65,15 +65,26 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
     BlockProduct<T, Tokens, Width, false, true> product;
     product.clear();
     T *stage = ws, *free = ws + 2 * kStage;
-    for (int s = 0; s < slices; ++s) {
+    const auto coordinates_of = [&](int s) {
         T *mine = as + (s % 2) * Tokens * Layout::pitch_a;
         const int local = tid % Tokens;
         for (int c = tid / Tokens; c < slice / 8; c += 4)
             coordinates(mine + local * Layout::pitch_a + 8 * c, zu + local * at.pitch, table[s * (slice / 8) + c], w.pairs - s * slice - 8 * c, a.r);
+    };
+    coordinates_of(0);
+    const bool first_half = tid / 128 % 2 == 0; // a warp of each scheduler
+    for (int s = 0; s < slices; ++s) {
         wait_copies<1>();
         __syncthreads();
         fetch(s + 2, free); // into the stage that the slice before has left
-        product.add(mine, Layout::pitch_a, stage, Layout::pitch_w, slice);
+        // One half of the block multiplies while the other makes the next coordinates, and the other way round.
+#pragma unroll 1
+        for (int turn = 0; turn < 2; ++turn) {
+            if ((turn == 0) == first_half)
+                product.add(as + (s % 2) * Tokens * Layout::pitch_a, Layout::pitch_a, stage, Layout::pitch_w, slice);
+            else if (s + 1 < slices)
+                coordinates_of(s + 1);
+        }
         free = stage;
         stage = stage + kStage < ws + kStages * kStage ? stage + kStage : ws;
     }

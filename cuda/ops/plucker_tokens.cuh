@@ -35,6 +35,7 @@ template <class T> Projection<T> projection_of(const MixInput &in, const Stack &
 
 /// Row `index` of a stack of sequences, counted over all of them.
 template <class T, class M> SUBSPAN_DEVICE T *row_of(const M &stack, unsigned index, unsigned count) {
+    if (stack.line) return stack.data + int64_t(index) * stack.row_stride;
     const unsigned sequence = index / count;
     return stack.at(sequence) + int64_t(index - sequence * count) * stack.row_stride;
 }
@@ -54,8 +55,7 @@ template <class T, int Tokens> SUBSPAN_DEVICE Halo<T> load_halo(const Arguments<
     const int chunks = h.pitch / V;
     for (int c = int(threadIdx.x); c < h.count * chunks; c += kThreads) {
         const int local = c / chunks, j = (c - local * chunks) * V;
-        const unsigned index = unsigned(h.begin + local), sequence = index / a.count;
-        const T *row = a.z.at(sequence) + int64_t(index - sequence * a.count) * a.z.row_stride;
+        const T *row = row_of<const T>(a.z, unsigned(h.begin + local), a.count);
         if (a.vectors && j + V <= a.r) {
             *reinterpret_cast<uint4 *>(to + local * h.pitch + j) = *reinterpret_cast<const uint4 *>(row + j);
         } else {

@@ -5,13 +5,13 @@
 
 namespace subspan::cuda {
 
-/// Sums (M x N) += A (M x depth) B (depth x N), kept in registers. Warps stand M / 32 by 4. ATurned: A is stored depth x M;
+/// Sums (M x N) += A (M x depth) B (depth x N), kept in registers. Warps stand M / Tall by 4, Tall rows of the result each. ATurned: A is stored depth x M;
 /// BTurned: B is stored N x depth. Depth is a multiple of 16 for 16-bit items; leading dimensions of those are 8 mod 64 or so, whole
 /// vectors of 16 bytes without bank conflicts.
-template <class T, int M, int N, bool ATurned, bool BTurned> struct BlockProduct {
+template <class T, int M, int N, bool ATurned, bool BTurned, int Tall = 32> struct BlockProduct {
     using A = Accumulate<T>;
     static constexpr bool tensor = sizeof(T) == 2;
-    static constexpr int WM = 32, WN = N / 4, kThreads = M * 4;
+    static constexpr int WM = Tall, WN = N / 4, kThreads = M / Tall * 128;
     static constexpr int R = tensor ? WM / 16 : WM / 8, C = tensor ? WN / 8 : WN / 4, E = tensor ? 4 : 1;
     static_assert(!tensor || WN % 16 == 0);
     A d[R][C][E];
@@ -31,7 +31,7 @@ template <class T, int M, int N, bool ATurned, bool BTurned> struct BlockProduct
         const int lane = int(threadIdx.x) % 32, m0 = row_of_warp(), n0 = column_of_warp();
         if constexpr (tensor) {
             const int r = lane % 8, q = lane / 8;
-#pragma unroll(R *C >= 16 ? 2 : 1)
+#pragma unroll(R *C >= 8 ? 2 : 1)
             for (int k = 0; k < depth; k += 16) {
                 uint32_t left[R][4];
 #pragma unroll

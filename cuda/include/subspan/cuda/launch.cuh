@@ -125,6 +125,7 @@ template <class T> struct Matrices {
     T *data;
     int64_t rows, cols, row_stride, col_stride;
     int axes;
+    bool line = false; // all rows of all matrices lie row_stride apart
     unsigned shape[kAxes];
     int64_t stride[kAxes];
 
@@ -134,6 +135,13 @@ template <class T> struct Matrices {
         for (int a = 0; a < kAxes; ++a) {
             shape[a] = unsigned(s.shape[a]);
             stride[a] = s.stride[a];
+        }
+        line = true;
+        int64_t step = s.rows * s.row_stride;
+        for (int a = s.axes - 1; a >= 0; --a) {
+            if (s.shape[a] == 1) continue;
+            line = line && s.stride[a] == step;
+            step *= s.shape[a];
         }
         if (s.size() > 0x7fffffff) throw ValueError("a stack of " + std::to_string(s.size()) + " matrices is too large for one call");
     }
