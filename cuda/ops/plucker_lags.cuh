@@ -213,6 +213,24 @@ template <class T, int Lanes> struct Token {
         return sum_of<Lanes>(s);
     }
 
+    /// This lane's chunk of token s of 16 bits, as it is.
+    SUBSPAN_DEVICE void raw(float (&x)[RC], int64_t s) const {
+        const T *row = a.z.at(sequence) + s * a.z.row_stride;
+        const int first = q * RC;
+        if (a.vectors && first + RC <= a.r) {
+            const uint4 v = *reinterpret_cast<const uint4 *>(row + first);
+            const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int p = 0; p < 4; ++p) {
+                x[2 * p] = low_of<T>(word[p]);
+                x[2 * p + 1] = high_of<T>(word[p]);
+            }
+        } else {
+#pragma unroll
+            for (int e = 0; e < RC; ++e) x[e] = first + e < a.r ? widen(row[int64_t(first + e) * a.z.col_stride]) : 0.0f;
+        }
+    }
+
     /// This lane's chunk of token s; zeros unless `wanted`. All lanes of a warp must come here together.
     SUBSPAN_DEVICE void load(Chunk<L> &w, int64_t s, bool wanted) const {
         const T *row = a.z.at(sequence) + (a.ring > 0 ? s % a.ring : s) * a.z.row_stride;
@@ -369,10 +387,9 @@ template <class T, int Lanes> struct Token {
         uint64_t rest = 0; // the offsets that the short way does not take, the same in a warp
         static_assert(kOffsets <= 64);
         {
-            const L inverse = zz > L(0) ? L(1) / zz : L(0);
+            const L inverse = this->inverse();
             L along = L(0);
-            // Whether all offsets count at all tokens of the warp, which is so nearly everywhere.
-            const bool all = !warp_any(a.alpha != nullptr || !in || t < a.back || t >= a.length - a.ahead);
+            const bool all = all_count();
 #pragma unroll 1
             for (int j = 0; j < a.m; ++j) {
                 const bool valid = all || counts(t, j);
@@ -398,10 +415,13 @@ template <class T, int Lanes> struct Token {
         return sum;
     }
 
-  private:
-    // The same for one offset if all tokens of the warp have rows of 16 bits in shared memory and no angle is small: the square of the
-    // rejection is |w|² - (z·w)² / |z|² then, which loses two digits of float at most, and Σ k c is taken off z at the end.
-    SUBSPAN_DEVICE bool near_enough(int j, bool valid, L alpha, L inverse, L (&u)[RC], L &along) const {
+    /// A token of the past and what its rejection is made of, without forming it: y = w - c z, |y|² = |w|² - (z·w)² / |z|².
+    struct Near {
+        float w[RC], c, yy, down; // down: 2^-power of w
+    };
+    /// Fills `n` for offset j if all tokens of the warp have rows of 16 bits in shared memory and no angle is small (two digits of float are lost
+    /// at most); else false, for all of them.
+    SUBSPAN_DEVICE bool near(int j, bool valid, L inverse, Near &n) const {
         if constexpr (sizeof(T) == 2) {
             if (halo.measures == nullptr) return false;
             const int other = int(index) - int(a.offsets[j]) - halo.begin; // valid offsets are shorter than a sequence
@@ -410,23 +430,38 @@ template <class T, int Lanes> struct Token {
             uint4 v{0, 0, 0, 0};
             if (there && q * RC < halo.pitch) v = *reinterpret_cast<const uint4 *>(halo.rows + other * halo.pitch + q * RC);
             const uint32_t word[4] = {v.x, v.y, v.z, v.w};
-            float w[RC], s = 0.0f;
+            float s = 0.0f;
 #pragma unroll
             for (int e = 0; e < RC; ++e) {
-                w[e] = m.down * (e % 2 == 0 ? low_of<T>(word[e / 2]) : high_of<T>(word[e / 2]));
-                s = fma(z.x[e], w[e], s);
+                n.w[e] = m.down * (e % 2 == 0 ? low_of<T>(word[e / 2]) : high_of<T>(word[e / 2]));
+                s = fma(z.x[e], n.w[e], s);
             }
             s = sum_of<Lanes>(s);
-            const float c = s * inverse, yy = fma(-s, c, m.ww);
-            if (warp_any(valid && (!there || !(yy >= 1e-2f * m.ww)))) return false;
-            const float k = yy > 0.0f && alpha != 0.0f ? a.sign * alpha * scale(z.power + 127 - int(float_to_bits(m.down) >> 23), sqrt(zz * yy)).f : 0.0f;
-            along = k == 0.0f ? along : fma(k, c, along);
-#pragma unroll
-            for (int e = 0; e < RC; ++e) u[e] = fma(k, w[e], u[e]);
-            return true;
+            n.c = s * inverse;
+            n.yy = fma(-s, n.c, m.ww);
+            n.down = m.down;
+            return !warp_any(valid && (!there || !(n.yy >= 1e-2f * m.ww)));
         } else {
             return false;
         }
+    }
+    SUBSPAN_DEVICE Scale<L> scale(const Near &n) const { return scale(z.power + 127 - int(float_to_bits(n.down) >> 23), sqrt(zz * n.yy)); }
+    /// Whether all offsets count at all tokens of the warp, which is so nearly everywhere.
+    SUBSPAN_DEVICE bool all_count() const { return !warp_any(a.alpha != nullptr || !in || t < a.back || t >= a.length - a.ahead); }
+    SUBSPAN_DEVICE L inverse() const { return zz > L(0) ? L(1) / zz : L(0); }
+
+  private:
+    // One offset of gather() the short way; Σ k c is taken off z at the end.
+    SUBSPAN_DEVICE bool near_enough(int j, bool valid, L alpha, L inverse, L (&u)[RC], L &along) const {
+        Near n{}; // without a value it spills
+        if (!near(j, valid, inverse, n)) return false;
+        if constexpr (sizeof(T) == 2) {
+            const float k = n.yy > 0.0f && alpha != 0.0f ? a.sign * alpha * scale(n).f : 0.0f;
+            along = k == 0.0f ? along : fma(k, n.c, along);
+#pragma unroll
+            for (int e = 0; e < RC; ++e) u[e] = fma(k, n.w[e], u[e]);
+        }
+        return true;
     }
 };
 
@@ -439,62 +474,6 @@ template <class L> SUBSPAN_DEVICE Flow<L> flow(const Pair<L> &p, L inner) {
     f.y = p.g * inner;
     f.e = p.moves ? p.k * f.y * p.g : L(0);
     return f;
-}
-
-/// Where a walk over the rows of pairs (i, i + 1), (i, i + 2), ... stands: row i begins at coordinate `start`. What dimension i gets of the row so far.
-template <class A> struct Row {
-    int i = 0, start = 0;
-    A z = A(0), u = A(0);
-};
-
-/// Coordinates up to p1, from p0 on, where the walk stands in a row: from their gradient dp(p) those of z and u. The lane holds dimensions q, q + Lanes,
-/// ... of both gradients; all dimensions of z and u are at zu, where a row that has been walked through leaves what its first dimension gets:
-/// no later row looks there. All lanes of a warp come together.
-template <int Lanes, class A, class D>
-SUBSPAN_DEVICE void contract(int r, int q, Row<A> &at, int p0, int p1, Two<A> *zu, A (&dz)[kChunk], A (&du)[kChunk], const D &dp) {
-#pragma unroll 1
-    while (at.i + 1 < r && at.start < p1) {
-        const int i = at.i, base = at.start - i - 1, next = at.start + r - 1 - i;
-        // Dimensions that belong to the row and to the slice.
-        const int low = most(i + 1, p0 - base), high = least(r, p1 - base), begin = low / Lanes, end = divide_up(high, Lanes);
-        const Two<A> f = zu[i];
-#pragma unroll
-        for (int e = 0; e < kChunk; ++e) {
-            if (e < begin) continue; // the same for all lanes, as the end is
-            if (e >= end) break;
-            const int j = q + Lanes * e;
-            const bool in = j >= low && j < high;
-            const A d = in ? dp(base + j) : A(0);
-            const Two<A> g = in ? zu[j] : Two<A>{A(0), A(0)};
-            dz[e] = fma(-d, f.u, dz[e]);
-            du[e] = fma(d, f.z, du[e]);
-            at.z = fma(d, g.u, at.z);
-            at.u = fma(-d, g.z, at.u);
-        }
-        if (next > p1) return; // the next slice goes on in this row
-        const Two<A> row{sum_of<Lanes>(at.z), sum_of<Lanes>(at.u)};
-        __syncwarp(); // all have read what is overwritten
-        if (q == 0) zu[i] = row;
-        at = {i + 1, next};
-    }
-}
-/// After the last coordinate: f(dimension, gradient of z, gradient of u) for those of this lane.
-template <int Lanes, class A, class F> SUBSPAN_DEVICE void contracted(int r, int q, const Two<A> *zu, const A (&dz)[kChunk], const A (&du)[kChunk], const F &f) {
-    __syncwarp();
-#pragma unroll
-    for (int e = 0; e < kChunk; ++e) {
-        const int j = q + Lanes * e;
-        if (j >= r) continue;
-        const Two<A> row = j + 1 < r ? zu[j] : Two<A>{A(0), A(0)};
-        f(j, dz[e] + row.z, du[e] + row.u);
-    }
-}
-
-/// The pair of coordinate p: lexicographic, i < j.
-SUBSPAN_SHARED_CODE void pair_of(int p, int r, int &i, int &j) {
-    i = 0;
-    while (p >= r - 1 - i) p -= r - 1 - i++;
-    j = i + 1 + p;
 }
 
 /// Checks a call; throws ValueError.
@@ -520,17 +499,5 @@ template <class F> void with_lanes(int64_t r, F &&f) {
     else
         f(std::integral_constant<int, 8>{});
 }
-
-/// From what every token has for itself (du, and dz through the wedge; tokens x r, in the units of the scaled tokens) the gradients
-/// of z and the weights: each token gathers what those that look at it send, in the order of the offsets.
-template <class T> struct BiasGradient { // of given weights, through the bias; b null: none
-    const T *b;
-    int64_t stride;
-    int d;
-    Matrices<const T> grad;
-};
-template <class T>
-void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights,
-                      const BiasGradient<T> &bias = {});
 
 } // namespace subspan::cuda::plucker

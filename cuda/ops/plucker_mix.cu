@@ -1,4 +1,5 @@
-#include "plucker_lags.cuh"
+#include "plucker_gather.cuh"
+#include "plucker_pairs.cuh"
 
 #include <algorithm>
 #include <cmath>
@@ -124,107 +125,6 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     });
 }
 
-template <class T, int Lanes>
-__global__ void __launch_bounds__(kThreads, 1)
-    gather_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Kept<T> *dz_own, const Kept<T> *du_own, const Matrices<T> dz, const Matrices<Kept<T>> dweights,
-                  bool with_weights, const BiasGradient<T> bias) {
-    using L = typename LagOf<T>::type;
-    constexpr int RC = kChunk, kTile = kThreads / Lanes;
-    const int tid = int(threadIdx.x), q = tid % Lanes;
-    const unsigned index = blockIdx.x * kTile + unsigned(tid / Lanes);
-    const Token<T, Lanes> token(a, index);
-    L own[RC], du[RC], sum[RC];
-    bool any = false;
-    for (int j = 0; j < a.m; ++j) any = any || token.counts(token.t, j);
-    any = any && token.in;
-    token.chunk_of(dz_own, index, any, own);
-    token.chunk_of(du_own, index, any, du);
-    // A bias goes with the sum of the weights.
-    L along = L(0);
-    if (bias.b != nullptr) {
-        if (any) {
-            const T *row = bias.grad.at(token.sequence) + int64_t(index - token.sequence * a.count) * bias.grad.row_stride;
-            for (int i = q; i < bias.d; i += Lanes)
-                along = fma(L(widen(row[int64_t(i) * bias.grad.col_stride])), L(widen(bias.b[int64_t(i) * bias.stride])), along);
-        }
-        along = sum_of<Lanes>(along);
-    }
-    const L mine = token.mean_at(token.t);
-    L turned = L(0), mean = L(0);
-    Kept<T> *weights_row = nullptr;
-    if (with_weights && token.in) weights_row = dweights.at(token.sequence) + int64_t(index - token.sequence * a.count) * dweights.row_stride;
-    for (int j = 0; j < a.m; ++j) {
-        const bool valid = token.counts(token.t, j);
-        const L alpha = token.weight(token.t, j, mine, valid);
-        Chunk<L> w;
-        token.load(w, token.t - a.offsets[j], valid);
-        const Pair<L> p = token.reject(token.z, token.zz, w, alpha, valid);
-        const Flow<L> f = flow(p, token.dot(w.x, du));
-        turned += valid ? f.e * p.yy : L(0);
-        const L outer = f.e * token.zz;
-#pragma unroll
-        for (int e = 0; e < RC; ++e) own[e] -= valid ? p.c * (p.k * du[e] - outer * w.x[e]) : L(0);
-        const L da = valid ? L(a.sign) * f.y : L(0);
-        if (a.weighting == softmax) mean += alpha != L(0) ? alpha * da : L(0);
-        if (weights_row != nullptr && q == 0) weights_row[j * dweights.col_stride] = Kept<T>(a.weighting == Weighting::mean ? L(0) : (valid ? da + along : L(0)));
-    }
-    if (weights_row != nullptr && q == 0 && a.weighting == softmax)
-        for (int j = 0; j < a.m; ++j) {
-            Kept<T> &d = weights_row[j * dweights.col_stride];
-            const L alpha = token.weight(token.t, j, mine, token.counts(token.t, j));
-            d = alpha != L(0) ? Kept<T>(alpha * (L(d) - mean)) : Kept<T>(0);
-        }
-    const L back = power_of_two<L>(-token.z.power);
-#pragma unroll
-    for (int e = 0; e < RC; ++e) sum[e] = (own[e] - turned * token.z.x[e]) * back;
-    // Those that look at this token.
-    for (int j = 0; j < a.m; ++j) {
-        const int64_t t = token.t + a.offsets[j];
-        const bool valid = token.counts(t, j);
-        const L alpha = token.weight(t, j, token.mean_at(t), valid);
-        Chunk<L> z, w;
-        token.load(z, valid ? t : token.t, valid);
-        const L zz = token.square(z.x);
-        L du_t[RC];
-        token.chunk_of(du_own, int64_t(index) + a.offsets[j], valid, du_t);
-#pragma unroll
-        for (int e = 0; e < RC; ++e) w.x[e] = valid ? token.z.x[e] : L(0);
-        w.power = token.z.power;
-        const Pair<L> p = token.reject(z, zz, w, alpha, valid);
-        const Flow<L> f = flow(p, token.dot(w.x, du_t));
-        const L outer = f.e * zz, by = power_of_two<L>(-p.power);
-#pragma unroll
-        for (int e = 0; e < RC; ++e) sum[e] += valid ? (p.k * du_t[e] - outer * w.x[e]) * by : L(0);
-    }
-    // Rotations are turned back; a lane needs what its partner has.
-    if (a.rope != 0) {
-        SUBSPAN_SHARED(memory);
-        L *rows = reinterpret_cast<L *>(memory) + (tid / Lanes) * (a.r | 1);
-#pragma unroll
-        for (int e = 0; e < RC; ++e)
-            if (q * RC + e < a.r) rows[q * RC + e] = sum[e];
-        __syncwarp();
-        const int half = a.r / 2;
-#pragma unroll
-        for (int e = 0; e < RC; ++e) {
-            const int i = q * RC + e;
-            if (i >= a.r || !token.in) continue;
-            const int pair = a.rope == 1 ? i / 2 : i % half;
-            const bool second = a.rope == 1 ? i % 2 == 1 : i >= half;
-            const int partner = a.rope == 1 ? i ^ 1 : (second ? i - half : i + half);
-            const double *cs = a.turns + 2 * ((token.t - a.turns_from) * half + pair);
-            const double x = double(rows[i]), y = double(rows[partner]);
-            sum[e] = L(second ? x * cs[0] - y * cs[1] : x * cs[0] + y * cs[1]);
-        }
-    }
-    if (!token.in) return;
-    T *row = dz.at(token.sequence) + int64_t(index - token.sequence * a.count) * dz.row_stride;
-    const bool open = token.open(token.t);
-#pragma unroll
-    for (int e = 0; e < RC; ++e)
-        if (q * RC + e < a.r) row[(q * RC + e) * dz.col_stride] = narrow<T>(open ? Kept<T>(sum[e]) : Kept<T>(0));
-}
-
 } // namespace
 
 void check(const MixInput &in, const MixOptions &o) {
@@ -313,27 +213,6 @@ template Arguments<Bf16> prepare<Bf16>(const Session &, const MixInput &, const 
 template Arguments<float> prepare<float>(const Session &, const MixInput &, const MixOptions &, Workspace &);
 template Arguments<double> prepare<double>(const Session &, const MixInput &, const MixOptions &, Workspace &);
 
-template <class T>
-void gather_gradients(const Session &s, const Arguments<T> &a, const Kept<T> *dz_own, const Kept<T> *du, const Stack &dz, const Stack *dweights,
-                      const BiasGradient<T> &bias) {
-    Matrices<Kept<T>> dw{};
-    if (dweights != nullptr) dw = Matrices<Kept<T>>(*dweights);
-    with_lanes(a.r, [&](auto lanes) {
-        constexpr int tile = kThreads / decltype(lanes)::value;
-        const int64_t shared = a.rope != 0 ? int64_t(tile) * (a.r | 1) * int64_t(sizeof(typename LagOf<T>::type)) : 0;
-        launch<gather_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{dim3(divide_up(a.tokens, unsigned(tile))), dim3(kThreads), shared},
-                                                         a, dz_own, du, Matrices<T>(dz), dw, dweights != nullptr, bias);
-    });
-}
-template void gather_gradients<F16>(const Session &, const Arguments<F16> &, const float *, const float *, const Stack &, const Stack *,
-                                    const BiasGradient<F16> &);
-template void gather_gradients<Bf16>(const Session &, const Arguments<Bf16> &, const float *, const float *, const Stack &, const Stack *,
-                                    const BiasGradient<Bf16> &);
-template void gather_gradients<float>(const Session &, const Arguments<float> &, const float *, const float *, const Stack &, const Stack *,
-                                    const BiasGradient<float> &);
-template void gather_gradients<double>(const Session &, const Arguments<double> &, const double *, const double *, const Stack &, const Stack *,
-                                    const BiasGradient<double> &);
-
 } // namespace plucker
 
 using namespace plucker;
@@ -372,7 +251,8 @@ void plucker_mix_backward(const Context &context, const Stack &grad, const MixIn
             launch<mix_gradient_kernel<T, decltype(lanes)::value>>(
                 s, "plucker_mix_backward", Shape{dim3(divide_up(a.tokens, unsigned(tile))), dim3(kThreads), shared}, a, Matrices<const T>(grad), dz_own, du);
         });
-        gather_gradients<T>(s, a, dz_own, du, dz, dweights);
+        auto *sent = sends(a) ? work.take<Sent>(int64_t(a.tokens) * a.m) : nullptr;
+        gather_gradients<T>(s, a, dz_own, du, dz, dweights, sent);
     });
 }
 

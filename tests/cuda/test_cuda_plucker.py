@@ -404,3 +404,40 @@ def test_host_and_device_arrays_mixed(gpu, rng):
     for name, call in calls.items():
         with pytest.raises(TypeError, match=f"z is on the CPU and {name} on CUDA device 0"):
             call()
+
+
+@pytest.mark.parametrize("norm", ["clamp", "soft", None])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=IDS[:2])
+def test_short_and_long_ways_meet(gpu, rng, dtype, norm):
+    """Tokens that are nearly parallel to some of their past, far ones, and others: what one sends the other gathers."""
+    z = rng.standard_normal((2, 150, 8)).astype(np.float32)
+    z[:, 40] = z[:, 38] * 2
+    z[:, 71] = z[:, 70] + 0.01 * rng.standard_normal((2, 8))
+    z[0, 90] = 0
+    z = z.astype(dtype)
+    options = {"norm": norm, "eps": 0.1}
+    offsets = [1, 2, 5, 110]
+    grad = rng.standard_normal((2, 150, 28)).astype(dtype)
+    got = gpu.twice(lambda: plucker.mix_backward(gpu.put(grad), gpu.put(z), offsets, **options))
+    want = plucker.mix_backward(wide(grad), wide(z), offsets, **options)
+    # Nearly parallel tokens have large gradients, compared by themselves.
+    close_by = np.zeros(150, bool)
+    for t in (38, 40, 70, 71):
+        close_by[t] = True
+    for rows in (close_by, ~close_by):
+        assert close(gpu.get(got)[:, rows], want[:, rows], dtype, 60 if rows is close_by else 8)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e18])
+def test_sizes_of_tokens_that_send(gpu, rng, size):
+    z = (size * rng.standard_normal((70, 8))).astype(BF16)
+    grad = rng.standard_normal((70, 28)).astype(BF16)
+    got = wide(gpu.get(plucker.mix_backward(gpu.put(grad), gpu.put(z), [1, 3], eps=0.0)))
+    want = plucker.mix_backward(wide(grad), wide(z), [1, 3], eps=0.0)
+    assert np.abs(got - want).max() <= 8 * eps(BF16) * np.abs(want).max()
+    z[20] = np.nan
+    got = wide(gpu.get(plucker.mix_backward(gpu.put(grad), gpu.put(z), [1, 3], eps=0.0)))
+    touched = [17, 19, 20, 21, 23]
+    assert np.isnan(got[touched]).any(axis=-1).all()
+    rest = np.setdiff1d(np.arange(70), [*range(14, 27)])
+    assert np.abs(got[rest] - want[rest]).max() <= 8 * eps(BF16) * np.abs(want).max()
