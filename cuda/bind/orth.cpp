@@ -122,9 +122,10 @@ void register_device_orth(py::module_ &m) {
                 calls[i].out = xo.stack({});
             }
             require_entries_apart(outs, inputs);
-            const Memory memory(call, 0);
+            const auto o = options(cuda::CoreOptions::scalar, value, alpha, left);
+            const Memory memory(call, cuda::apply_core_group_workspace(calls, o, call.device));
             const py::gil_scoped_release release;
-            cuda::apply_core_group(memory.context(), calls, options(cuda::CoreOptions::scalar, value, alpha, left));
+            cuda::apply_core_group(memory.context(), calls, o);
         },
         py::arg("call"), py::arg("c"), py::arg("v"), py::arg("value"), py::arg("alpha"), py::arg("left"), py::arg("out"));
 }

@@ -241,7 +241,7 @@ template <class T, bool Across> bool fit(Plan<T> &p, int64_t m, int k32, int64_t
 template <class T, bool Across> Plan<T> plan_of(const CoreCall &call, const CoreOptions &o, const Device &device) {
     Plan<T> p{};
     const int64_t m = call.c.rows, k32 = divide_up<int64_t>(call.v.cols, kBlock) * kBlock;
-    const int widest = device.clusters ? 8 : 1;
+    const int widest = device.cluster;
     // Two blocks on a multiprocessor, so that one loads while the other computes; one where that is not to be had.
     const int64_t half = device.shared_limit / 2 - 2048;
     p.mode = Plan<T>::resident;
@@ -324,6 +324,7 @@ template <class T, bool Across, bool Packed> void run(const Session &s, const Co
 template <class T> struct GroupPlan {
     Plan<T> plan{};
     int64_t k32 = 0;
+    bool together = true; // else the widest V and the tallest C do not fit one launch
 };
 template <class T, bool Across> GroupPlan<T> plan_group(const Session &s, const std::vector<CoreCall> &calls, const CoreOptions &o) {
     GroupPlan<T> group;
@@ -333,7 +334,6 @@ template <class T, bool Across> GroupPlan<T> plan_group(const Session &s, const 
     bool x = true, v = true, out = true;
     for (const auto &c : calls) {
         const Plan<T> p = plan_of<T, Across>(c, o, s.device());
-        if (p.mode != Plan<T>::resident) throw ValueError("C " + text(c.c) + " does not fit the shared memory of a cluster; call apply_core for it");
         plan = p;
         x = x && p.vector_x;
         v = v && p.vector_v;
@@ -346,15 +346,18 @@ template <class T, bool Across> GroupPlan<T> plan_group(const Session &s, const 
     int64_t tall = 0;
     for (const auto &c : calls) tall = std::max(tall, c.c.rows);
     // Two blocks on a multiprocessor where the tallest and the widest allow it, as in plan_of.
-    const int widest = s.device().clusters ? 8 : 1;
-    if (!fit<T, Across>(plan, tall, int(k32), s.device().shared_limit / 2 - 2048, widest) && !fit<T, Across>(plan, tall, int(k32), s.device().shared_limit, widest))
-        throw ValueError("the widest V and the tallest C of the group do not fit one launch together");
+    const int widest = s.device().cluster;
+    group.together = fit<T, Across>(plan, tall, int(k32), s.device().shared_limit / 2 - 2048, widest) || fit<T, Across>(plan, tall, int(k32), s.device().shared_limit, widest);
     for (const auto &c : calls) panels += divide_up<int64_t>(c.c.cols, kPanel<T>);
     if (panels * plan.blocks > std::numeric_limits<int>::max()) throw ValueError("the group is too large for one launch");
     return group;
 }
 
 template <class T, bool Across> void run_group(const Session &s, const std::vector<CoreCall> &calls, const CoreOptions &o, const GroupPlan<T> &group) {
+    if (!group.together) {
+        for (const auto &c : calls) run_group<T, Across>(s, {c}, o, plan_group<T, Across>(s, {c}, o));
+        return;
+    }
     const Plan<T> &plan = group.plan;
     const int k32 = int(group.k32);
     for (std::size_t first = 0; first < calls.size(); first += kGroup) {
@@ -444,21 +447,54 @@ void apply_core(const Context &context, const CoreCall &call, const CoreOptions 
     });
 }
 
-void apply_core_group(const Context &context, const std::vector<CoreCall> &calls, const CoreOptions &o) {
-    if (calls.empty()) return;
+namespace {
+
+// Whether a launch of several can take it: else it goes alone, in two passes or through cuBLAS.
+bool joins(const CoreCall &call, const CoreOptions &o, const Device &device) {
+    Stack core, source;
+    const CoreCall t = turned(call, o, core, source);
+    if (too_wide(t, device)) return false;
+    return dispatch(t.c.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        return across(t.c) ? plan_of<T, true>(t, o, device).mode == Plan<T>::resident : plan_of<T, false>(t, o, device).mode == Plan<T>::resident;
+    });
+}
+
+void check_group(const std::vector<CoreCall> &calls, const CoreOptions &o) {
     for (const auto &c : calls) {
         check_call(c, o);
         if (c.c.axes != 0) throw ValueError("matrices of a group have no leading axes");
         if (c.source != nullptr) throw ValueError("a group takes no source");
         if (c.packed != nullptr) throw ValueError("a group takes no 4-bit basis");
-        if (c.v.cols > kCoreWidth) throw ValueError("a basis of a group has at most " + std::to_string(kCoreWidth) + " columns, got " + std::to_string(c.v.cols));
         if (c.c.dtype != calls[0].c.dtype) throw ValueError("matrices of a group must have one dtype");
     }
+}
+
+} // namespace
+
+std::int64_t apply_core_group_workspace(const std::vector<CoreCall> &calls, const CoreOptions &o, int device) {
+    check_group(calls, o);
+    Context context;
+    context.device = device;
+    const Session s(context);
+    int64_t bytes = 0;
+    for (const auto &c : calls)
+        if (!empty(c) && !joins(c, o, s.device())) bytes = std::max(bytes, apply_core_workspace(c, o, device));
+    return bytes;
+}
+
+void apply_core_group(const Context &context, const std::vector<CoreCall> &calls, const CoreOptions &o) {
+    if (calls.empty()) return;
+    check_group(calls, o);
     const Session s(context);
     std::vector<Stack> cores(calls.size());
-    std::vector<CoreCall> rows, columns;
+    std::vector<CoreCall> rows, columns, alone;
     for (std::size_t i = 0; i < calls.size(); ++i) {
         if (empty(calls[i])) continue;
+        if (!joins(calls[i], o, s.device())) {
+            alone.push_back(calls[i]);
+            continue;
+        }
         Stack unused;
         const CoreCall t = turned(calls[i], o, cores[i], unused);
         (across(t.c) ? rows : columns).push_back(t);
@@ -467,6 +503,7 @@ void apply_core_group(const Context &context, const std::vector<CoreCall> &calls
         using T = decltype(tag);
         const auto by_rows = plan_group<T, true>(s, rows, o); // both before the first launch
         const auto by_columns = plan_group<T, false>(s, columns, o);
+        for (const auto &c : alone) apply_core(context, c, o);
         run_group<T, true>(s, rows, o, by_rows);
         run_group<T, false>(s, columns, o, by_columns);
     });

@@ -15,10 +15,20 @@ __global__ void __launch_bounds__(256) scale_kernel(const Accumulate<T> *s, cons
     if (e < all) y[e] = narrow<T>((diagonal != nullptr ? diagonal[(e / cols) * stride] : value) * s[e]);
 }
 
+// All of them before the first product.
+void check_layouts(const CoreCall &call, const CoreOptions &o) {
+    require_blas_layout(operand(call.c), "C");
+    require_blas_layout(operand(call.v), "V");
+    require_blas_layout(operand(call.out), "out");
+    if (call.source != nullptr) require_blas_layout(operand(*call.source), "source");
+    if (o.kind == CoreOptions::full) require_blas_layout(operand(*call.core), "M");
+}
+
 } // namespace
 
 int64_t apply_core_wide_room(const CoreCall &call, const CoreOptions &o, int device) {
     const int64_t all = call.v.cols * call.c.cols;
+    if (call.packed == nullptr) check_layouts(call, o); // of all matrices of a group before the first one changes
     return blas_workspace(device) + dispatch(call.c.dtype, [&](auto tag) -> int64_t {
                using T = decltype(tag);
                return (o.kind == CoreOptions::full ? 2 : 1) * room<Accumulate<T>>(all) + room<T>(all);
@@ -27,12 +37,7 @@ int64_t apply_core_wide_room(const CoreCall &call, const CoreOptions &o, int dev
 
 template <class T> void apply_core_wide(const Session &s, const Context &context, const CoreCall &call, const CoreOptions &o) {
     using A = Accumulate<T>;
-    // All of them before the first product.
-    require_blas_layout(operand(call.c), "C");
-    require_blas_layout(operand(call.v), "V");
-    require_blas_layout(operand(call.out), "out");
-    if (call.source != nullptr) require_blas_layout(operand(*call.source), "source");
-    if (o.kind == CoreOptions::full) require_blas_layout(operand(*call.core), "M");
+    check_layouts(call, o);
     Workspace work(context);
     const Blas blas(s, work);
     const int64_t m = call.c.rows, n = call.c.cols, k = call.v.cols, all = k * n;

@@ -7,6 +7,32 @@ namespace {
 
 #if defined(__CUDACC__)
 __global__ void probe_kernel() {} // what it was compiled for, all of them were
+
+cudaError_t widest_cluster(Device &d) {
+    cudaFuncAttributes attributes{};
+    if (const cudaError_t e = cudaFuncGetAttributes(&attributes, probe_kernel); e != cudaSuccess) return e;
+    if (d.major < 9 || attributes.ptxVersion < 90) return cudaSuccess;
+    if (const cudaError_t e = cudaFuncSetAttribute(probe_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(d.shared_limit)); e != cudaSuccess) return e;
+    for (int width = 8; width > 1; width /= 2) {
+        cudaLaunchAttribute attribute{};
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim.x = unsigned(width);
+        attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+        cudaLaunchConfig_t config{};
+        config.gridDim = dim3(unsigned(width));
+        config.blockDim = dim3(512);
+        config.dynamicSmemBytes = std::size_t(d.shared_limit);
+        config.attrs = &attribute;
+        config.numAttrs = 1;
+        int together = 0;
+        if (const cudaError_t e = cudaOccupancyMaxActiveClusters(&together, probe_kernel, &config); e != cudaSuccess) return e;
+        if (together > 0) {
+            d.cluster = width;
+            break;
+        }
+    }
+    return cudaSuccess;
+}
 #endif
 
 Device devices[kMaxDevices];
@@ -25,17 +51,17 @@ const Device &describe(int index) {
         d.processors = value;
         check(cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "the device's shared memory");
         d.shared_limit = value;
-        d.clusters = d.major >= 9;
 #if defined(__CUDACC__)
-        // Code for an older architecture that the driver has translated knows nothing of clusters.
+        // Code for an older architecture that the driver has translated knows nothing of clusters, and a slice of a device (MIG) may have no
+        // room for eight blocks together.
         int before = 0;
         check(cudaGetDevice(&before), "asking for the current device");
         if (before != index) check(cudaSetDevice(index), "changing the device");
-        cudaFuncAttributes attributes{};
-        const cudaError_t e = cudaFuncGetAttributes(&attributes, probe_kernel);
+        const cudaError_t e = widest_cluster(d);
         if (before != index) cudaSetDevice(before);
         check(e, "looking for kernels that this device can run");
-        d.clusters = d.clusters && attributes.ptxVersion >= 90;
+#else
+        d.cluster = d.major >= 9 ? emulate::settings.cluster : 1;
 #endif
         devices[index] = d;
     };

@@ -151,7 +151,7 @@ int64_t cluster_bytes(int64_t count, int64_t width, int64_t blocks) { return Gro
 
 // 0: they do not fit. A matrix on its own is spread over a cluster; where there are as many as would fill half of the device, they are not.
 int64_t cluster_blocks(const Device &d, int64_t count, int64_t width, int64_t items) {
-    const int64_t top = d.clusters ? 8 : 1;
+    const int64_t top = d.cluster;
     for (int64_t blocks = 1; blocks <= top; blocks *= 2)
         if (cluster_bytes(count, width, blocks) <= d.shared_limit && (count <= 32 || 2 * items >= d.processors || blocks == top)) return blocks;
     return 0;

@@ -112,6 +112,7 @@ void register_emulated(pybind11::module_ &m) {
         settings.major = major;
         settings.shared_limit = shared;
     });
+    e.def("cluster", [](int width) { settings.cluster = width; });
     e.def("fail_next_launch", [](int code) { settings.next_launch = static_cast<cudaError_t>(code); });
     e.def("leave_error", [](int code) { settings.last = static_cast<cudaError_t>(code); });
     e.def("error", [] { return int(settings.last); });

@@ -100,7 +100,7 @@ void run(dim3 grid, dim3 block, std::size_t shared, int cluster, const std::func
 // What tests set: the order of fibers, the device that queries describe, errors to come.
 struct Settings {
     std::uint64_t seed = 1;
-    int devices = 1, major = 9, processors = 4, shared_limit = 232448;
+    int devices = 1, major = 9, processors = 4, shared_limit = 232448, cluster = 8;
     cudaError_t last = cudaSuccess, next_launch = cudaSuccess;
     bool driver = true, capturing = false;
     int device = 0, stream_device = -1;

@@ -166,6 +166,32 @@ def test_without_clusters(emulation, rng):
     assert close(emulation.get(out), reference(C, U, -1.0, 1.0, "left"), np.dtype(np.float32), 2.0)
 
 
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_small_clusters(emulation, rng, width):
+    """As on a slice of a device, where no eight blocks can be placed together."""
+    emulation.control.cluster(width)
+    C, U = rng.standard_normal((5000, 24)).astype(np.float32), basis(rng, 5000, 6, np.float32)
+    out = emulation.twice(lambda: orth.project_out(emulation.put(C), emulation.put(U)))
+    assert close(emulation.get(out), reference(C, U, -1.0, 1.0, "left"), np.dtype(np.float32), 2.0)
+
+
+def test_a_list_of_what_does_not_go_together(emulation, rng):
+    """Too tall for a cluster, too wide for the kernel, and the tallest of some with the widest of others."""
+    emulation.control.cluster(2)
+    shapes = [(64, 32, 4), (9000, 10, 3), (300, 20, 290), (400, 20, 250), (4000, 7, 8)]
+    C = [rng.standard_normal((m, n)).astype(np.float32) for m, n, _ in shapes]
+    U = [basis(rng, m, k, np.float32) for m, _, k in shapes]
+    c, u = [emulation.put(x) for x in C], [emulation.put(x) for x in U]
+    for order in (range(5), range(4, -1, -1)):
+        got = orth.project_out([c[i] for i in order], [u[i] for i in order])
+        for i, x in zip(order, got, strict=True):
+            assert close(emulation.get(x), reference(C[i], U[i], -1.0, 1.0, "left"), np.dtype(np.float32), 24)
+    bad = [*c[:2], emulation.put(np.repeat(np.repeat(C[2], 2, 0), 2, 1))[::2, ::2]]
+    with pytest.raises(ValueError, match="neither rows nor columns"):
+        orth.project_out(bad, u[:3], out=bad)
+    np.testing.assert_array_equal(emulation.get(c[0]), C[0])
+
+
 @pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float64)], ids=["bf16", "f64"])
 def test_stacks_and_broadcasting(gpu, rng, dtype):
     C = rng.standard_normal((3, 2, 24, 40)).astype(dtype)

@@ -144,6 +144,15 @@ def test_cores_of_any_size(emulation, rng, dtype, method):
     assert error(svd, A, 30) <= 1
 
 
+def test_cores_in_small_clusters(emulation, rng):
+    emulation.control.cluster(2)
+    A = (rng.standard_normal((150, 30)) * 0.8 ** np.arange(30) @ rng.standard_normal((30, 160))).astype(np.float32)
+    svd = StreamingSVD(30, oversample=0)
+    for i in range(0, 150, 50):
+        svd.update(emulation.put(A[i : i + 50]))
+    assert error(svd, A, 30) <= 1
+
+
 @pytest.mark.parametrize("kappa", [1e3, 1e8, 1e12])
 def test_streams_of_float64_keep_small_values(gpu, rng, kappa):
     k = 6

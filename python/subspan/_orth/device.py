@@ -276,6 +276,8 @@ def project_out_list(
         if check_dtype(matrix(x, name), name) != dtype:
             raise TypeError(f"{name} must be {dtype} as C[0] is, got {check_dtype(x, name)}")
     results = [place.output(None if out is None else out[i], tuple(c.shape), dtype) for i, c in enumerate(C)]
+    if any(u.shape[-1] > _KERNEL_WIDTH for u in U):
+        need_blas()
     arrays = ([detached(x) for x in group] for group in (C, U, results))
     c, u, targets = arrays
     place.module.apply_core_group(place.call(), c, u, -strength, 1.0, left, targets)

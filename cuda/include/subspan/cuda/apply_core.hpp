@@ -35,7 +35,9 @@ std::int64_t apply_core_workspace(const CoreCall &call, const CoreOptions &o, in
 /// product in two 16-bit parts, so that the result is rounded once. Bit-identical from run to run.
 void apply_core(const Context &context, const CoreCall &call, const CoreOptions &o);
 
-/// The same for matrices of different shapes in one launch (no leading axes, no workspace; each must fit).
+/// The same for matrices of different shapes in one launch (no leading axes). Those that do not fit a cluster, or are too wide for the kernel, go
+/// alone; only they need workspace.
+std::int64_t apply_core_group_workspace(const std::vector<CoreCall> &calls, const CoreOptions &o, int device);
 void apply_core_group(const Context &context, const std::vector<CoreCall> &calls, const CoreOptions &o);
 
 } // namespace subspan::cuda

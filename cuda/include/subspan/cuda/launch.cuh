@@ -19,7 +19,7 @@ void check(cudaError_t e, const char *what);
 /// What kernels are chosen by.
 struct Device {
     int major = 0, processors = 0;
-    bool clusters = false; // the device has them, and the code that runs on it was compiled for them
+    int cluster = 1;          // blocks that can be placed together, each with all shared memory it may have: 8, 4, 2, or 1 where there are no clusters
     int64_t shared_limit = 0; // bytes of shared memory that a block may have
 };
 
