@@ -887,6 +887,8 @@ def test_what_is_refused(rng):
         ([True], TypeError, "whole numbers"),
         ("12", TypeError, "whole numbers"),
         ([2**50], ValueError, "more than any sequence has"),
+        (np.array(0), ValueError, "offsets holds 0"),
+        (np.array(1.5), TypeError, "whole numbers"),
     ):
         with pytest.raises(error, match=text):
             plucker.mix(z, offsets)

@@ -149,6 +149,9 @@ class StreamingSVD:
             raise TypeError(f"oversample must be an int, got {type(oversample).__name__}")
         if oversample is not None and oversample < 0:
             raise ValueError(f"oversample must not be negative, got {oversample}")
+        for name, count in (("rank", rank), ("oversample", oversample or 0)):
+            if count >= 2**62:
+                raise ValueError(f"{name} is {count}, more than any matrix has columns")
         self.rank = int(rank)
         self.oversample = None if oversample is None else int(oversample)
         self.forget = float(forget)
@@ -629,6 +632,9 @@ def truncated_svd(
     for name, value in (("oversample", oversample), ("power_iterations", power_iterations)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    for name, value in (("rank", rank or 0), ("oversample", oversample), ("power_iterations", power_iterations)):
+        if not -(2**62) < value < 2**62:
+            raise ValueError(f"{name} is {value}, beyond what any matrix needs")
     options = (int(rank or 0), energy or 0.0, tol or 0.0, int(oversample), int(power_iterations))
     key = rng_key(rng)
     if is_sparse(A):

@@ -34,7 +34,7 @@ def offset_list(offsets: Any, causal: bool, advice: str = "pass causal=False if 
     """Whole numbers, none of them zero, and none ahead where that was not asked for."""
     if isinstance(offsets, (str, bytes)):
         raise TypeError(f"offsets must be whole numbers, got {offsets!r}")
-    if not isinstance(offsets, Iterable):
+    if not isinstance(offsets, Iterable) or getattr(offsets, "shape", None) == ():
         offsets = [offsets]
     out = []
     for value in offsets:
