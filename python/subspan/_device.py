@@ -123,28 +123,23 @@ def dtype_name(x: Any) -> str:
     return name
 
 
-def quick_call(x: Any) -> Call | None:
-    """What bindings take for an array of CuPy, or a CUDA tensor that autograd does not follow; None for all else."""
-    library = library_of(x)
+def quick_call(x: Any, *others: Any) -> Call | None:
+    """What bindings take for an array of CuPy, or a CUDA tensor that autograd does not follow; None for all else.
+
+    Also None unless the others, of which some may be None, are of its type and autograd does not follow them either.
+    """
+    kind, library = type(x), library_of(x)
     if library == "cupy":
-        device = x.device.id
-    elif library == "torch" and x.is_cuda and not x.requires_grad and not x.is_neg():
-        device = x.get_device()
-    else:
+        for y in others:
+            if type(y) is not kind and y is not None:
+                return None
+        return _context(library, x.device.id)()
+    if library != "torch" or not x.is_cuda or x.requires_grad or x.is_neg():
         return None
-    return _context(library, device)()
-
-
-def alike(x: Any, first: Any) -> bool:
-    """Whether ``x`` is of the type of what :func:`quick_call` took, and autograd does not follow it."""
-    if type(x) is not type(first):
-        return False
-    return library_of(first) == "cupy" or not (x.requires_grad or x.is_neg())
-
-
-def plain(x: Any, first: Any) -> bool:
-    """The same, of one shape."""
-    return alike(x, first) and tuple(x.shape) == tuple(first.shape)
+    for y in others:
+        if y is not None and (type(y) is not kind or y.requires_grad or y.is_neg()):
+            return None
+    return _context(library, x.get_device())()
 
 
 def like(first: Any, shape: tuple[int, ...]) -> Any:

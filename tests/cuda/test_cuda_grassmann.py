@@ -246,6 +246,12 @@ def test_transport_is_an_isometry(gpu, rng, dtype, angle):
     assert np.isnan(gpu.get(grassmann.transport(gpu.put(u), gpu.put(h), gpu.put(v)))).any()
 
 
+def test_transport_of_points_elsewhere(gpu, rng):
+    G = gpu.put(rng.standard_normal((20, 3)))
+    with pytest.raises(TypeError, match="U is on the CPU and H on CUDA device 0"):
+        grassmann.transport(np.eye(20, 3), G, G)
+
+
 def test_transport_broadcasts(gpu, rng):
     U, H = points(rng, 12, 2, (), np.float64), 0.1 * rng.standard_normal((3, 1, 12, 2))
     V = rng.standard_normal((4, 12, 2))

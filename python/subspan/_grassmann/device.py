@@ -16,7 +16,6 @@ from subspan._device import (
     like,
     matrix,
     need_blas,
-    plain,
     quick_call,
     same_dtype,
 )
@@ -42,6 +41,30 @@ def _points(out: Array | None = None, **arrays: Array) -> tuple[Place, str]:
     return place, dtype
 
 
+def quick_sgd_step(
+    U: Array,
+    grad: Array,
+    buffer: Array | None,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    method: int,
+    parallel: bool,
+) -> bool:
+    """:func:`sgd_step` where nothing needs a second look; False, and nothing done, where something does."""
+    call = quick_call(U, grad, buffer)
+    if call is None or grad is None or grad.shape != U.shape or not (buffer is None or buffer.shape == U.shape):
+        return False
+    try:
+        kernels().grassmann_sgd_step(call, U, grad, buffer, lr, momentum, dampening, method, parallel)
+    except (TypeError, ValueError):  # before any launch: the long way says what is wrong in the caller's words
+        return False
+    finish(U, False, "")
+    if buffer is not None:
+        finish(buffer, False, "")
+    return True
+
+
 def sgd_step(
     U: Array,
     grad: Array,
@@ -52,18 +75,6 @@ def sgd_step(
     method: int,
     parallel: bool,
 ) -> Array:
-    given = (U, grad) if buffer is None else (U, grad, buffer)
-    call = quick_call(U)
-    if call is not None and all(plain(x, U) for x in given[1:]):
-        try:
-            kernels().grassmann_sgd_step(call, U, grad, buffer, lr, momentum, dampening, method, parallel)
-        except (TypeError, ValueError):  # before any launch: what follows says what is wrong in the caller's words
-            pass
-        else:
-            for x in given:
-                if x is not grad:
-                    finish(x, False, "")
-            return U
     arrays = {"U": U, "grad": grad} | ({} if buffer is None else {"buffer": buffer})
     for name, x in arrays.items():
         if name != "grad":
@@ -115,8 +126,8 @@ def transport(U: Array, H: Array, V: Array, t: float, out: Array | None) -> Arra
 
 
 def retract(U: Array, H: Array, method: int, t: float, out: Array | None) -> Array:
-    call = quick_call(U)
-    if call is not None and plain(H, U) and (out is None or (plain(out, U) and out.dtype == U.dtype)):
+    call = quick_call(U, H, out)
+    if call is not None and H.shape == U.shape and (out is None or (out.shape == U.shape and out.dtype == U.dtype)):
         result: Any = like(U, tuple(U.shape)) if out is None else out
         try:
             kernels().grassmann_retract(call, U, H, result, t, method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,31 @@ def _stack(U: Array, **others: Array) -> list[Array]:
 def _rate(lr: float, maximize: bool) -> float:
     rate = real_number(lr, "lr", 0.0)
     return -rate if maximize else rate
+
+
+def _check_sgd_settings(
+    lr: float, maximize: bool, momentum: float, dampening: float, retraction: str, transport: str
+) -> tuple[float, float, float, int, bool]:
+    which = one_of(retraction, RETRACTIONS, "retraction")
+    parallel = one_of(transport, _TRANSPORTS, "transport") == 1
+    return (
+        _rate(lr, maximize),
+        real_number(momentum, "momentum", 0.0),
+        real_number(dampening, "dampening"),
+        which,
+        parallel,
+    )
+
+
+_sgd_settings_before = functools.lru_cache(maxsize=256, typed=True)(_check_sgd_settings)
+
+
+def _sgd_settings(*given: Any) -> tuple[float, float, float, int, bool]:
+    """The settings of a step, as the kernels take them; those of an optimiser are checked once."""
+    try:
+        return _sgd_settings_before(*given)
+    except TypeError:  # something that has no hash; or an error, which comes again
+        return _check_sgd_settings(*given)
 
 
 def sgd_step(
@@ -117,17 +143,17 @@ def sgd_step(
     >>> bool(grassmann.distance(U, np.eye(5)[:, :2]) < 1e-12)
     True
     """
-    which = one_of(retraction, RETRACTIONS, "retraction")
-    parallel = one_of(transport, _TRANSPORTS, "transport") == 1
-    rate = _rate(lr, maximize)
-    momentum, dampening = real_number(momentum, "momentum", 0.0), real_number(dampening, "dampening")
+    rate, momentum, dampening, which, parallel = _sgd_settings(lr, maximize, momentum, dampening, retraction, transport)
     if buffer is None:
         if momentum != 0:
             raise ValueError(f"momentum is {momentum} and there is no buffer: pass an array of zeros like U")
         if dampening != 0:
             raise ValueError(f"dampening is {dampening} and there is no buffer: it damps what goes into one")
-    if on_device(U, grad, buffer):
-        return device.sgd_step(U, grad, buffer, rate, momentum, dampening, which, parallel)
+    if type(U) is not np.ndarray or type(grad) is not np.ndarray or on_device(buffer):
+        if device.quick_sgd_step(U, grad, buffer, rate, momentum, dampening, which, parallel):
+            return U
+        if on_device(U, grad, buffer):
+            return device.sgd_step(U, grad, buffer, rate, momentum, dampening, which, parallel)
     if buffer is None:
         U, grad = _stack(U, grad=grad)
     else:

@@ -10,7 +10,6 @@ import numpy as np
 from subspan._arrays import Array
 from subspan._device import (
     Place,
-    alike,
     broadcast_batch,
     check_dtype,
     device_of,
@@ -19,7 +18,6 @@ from subspan._device import (
     matrix,
     need_blas,
     need_solver,
-    plain,
     quick_call,
     same_dtype,
     wide_dtype,
@@ -82,8 +80,8 @@ def require_apart(out: Array, bases: Any) -> None:
 
 def quick(C: Array, V: Array, value: float, alpha: float, side: str, out: Array | None) -> Array | None:
     """The same where nothing needs a second look; None, and nothing done, where something does."""
-    call = quick_call(C)
-    if call is None or not alike(V, C) or not (out is None or plain(out, C)):
+    call = quick_call(C, V, out)
+    if call is None or not (out is None or out.shape == C.shape):
         return None
     if not (side == "left" or side == "right") or not 2 <= len(V.shape) <= len(C.shape) or V.shape[-1] > _KERNEL_WIDTH:
         return None

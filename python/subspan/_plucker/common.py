@@ -117,18 +117,18 @@ def _check(
     return which, numbers
 
 
-_INTEGERS = {int}
-_checked_before = functools.lru_cache(maxsize=256, typed=True)(_check)
+@functools.lru_cache(maxsize=256, typed=True)  # one by one: 1.0 and True have the hash of 1
+def _checked_before(count: int, *given: Any) -> tuple[list[int], Settings]:
+    return _check(given[:count], *given[count:])
 
 
 def checked(offsets: Any, *rest: Any) -> tuple[list[int], Settings]:
     """The offsets and settings of a mixing call, as the kernels take them; a layer's are checked once."""
-    key = tuple(offsets) if type(offsets) in (list, tuple) else (offsets,)
-    if {*map(type, key)} == _INTEGERS:  # 1.0 and True have the hash of 1
-        try:
-            return _checked_before(key, *rest)
-        except TypeError:  # something that has no hash; or an error, which comes again
-            pass
+    try:
+        if type(offsets) in (list, tuple):
+            return _checked_before(len(offsets), *offsets, *rest)
+    except TypeError:  # something that has no hash; or an error, which comes again
+        pass
     return _check(offsets, *rest)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan._arrays import Array
-from subspan._device import Place, alike, check_dtype, kernels, like, quick_call, wide_dtype
+from subspan._device import Place, check_dtype, kernels, like, quick_call, wide_dtype
 from subspan._orth.common import detached, finish
 from subspan._plucker.common import checked
 
@@ -51,16 +51,12 @@ def quick(z: Array, W: Array, b: Array | None, weights: Array | None, out: Array
 
     ``chosen``: offsets, causal, weighting, and the rest as :func:`checked` takes it.
     """
-    call = quick_call(z)
-    if call is None or len(z.shape) < 2:
-        return None
-    if not (
-        alike(W, z) and len(W.shape) == 2 and (b is None or alike(b, z)) and (weights is None or alike(weights, z))
-    ):
+    call = quick_call(z, W, b, weights, out)
+    if call is None or W is None or len(z.shape) < 2 or len(W.shape) != 2:
         return None
     offsets, causal, *rest = chosen
     shape = (*z.shape[:-1], W.shape[0])
-    if out is not None and not (alike(out, z) and tuple(out.shape) == shape and out.dtype == z.dtype):
+    if out is not None and not (out.shape == shape and out.dtype == z.dtype):
         return None
     try:
         which, numbers = checked(offsets, causal, weights is None, *rest, z.shape[-1])
