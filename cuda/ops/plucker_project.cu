@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
     T *as = reinterpret_cast<T *>(memory + at.a), *ws = reinterpret_cast<T *>(memory + at.w);
     const int tid = int(threadIdx.x), d0 = int(blockIdx.y) * Width, slices = divide_up(w.pairs, slice);
     const unsigned first = blockIdx.x * Tokens;
-    Copies<T, Width, slice, kThreads, Layout::pitch_w, true> copies;
+    Copies<T, Width, slice, kThreads, Layout::pitch_w, true, Lanes == 4> copies; // with eight lanes a token it would spill
     const auto begin = [&](int i) { return w.w + int64_t(d0 + i) * w.row_stride; };
     const auto fetch = [&](int s, T *to) {
         if (s < slices) {

@@ -137,8 +137,8 @@ SUBSPAN_DEVICE void load_block(T *to, int pitch, const T *from, int64_t row_stri
 }
 
 /// Asynchronous copies of a Rows x Cols block into shared memory, where addresses are found once and blocks follow each other. Regular: all
-/// rows are `step` items apart, so that one address does.
-template <class T, int Rows, int Cols, int Threads, int Pitch, bool Regular> struct Copies {
+/// rows are `step` items apart, so that one address does. Whole: blocks that lie inside have code of their own, which takes registers.
+template <class T, int Rows, int Cols, int Threads, int Pitch, bool Regular, bool Whole = Regular> struct Copies {
     static constexpr int V = 16 / int(sizeof(T)), chunks = Cols / V, all = Rows * chunks, count = (all + Threads - 1) / Threads;
     static_assert(Threads % chunks == 0);
     const T *from[Regular ? 1 : count];
@@ -157,6 +157,16 @@ template <class T, int Rows, int Cols, int Threads, int Pitch, bool Regular> str
     /// Items from `offset` on, of `cols` columns and `rows` rows at most, zero behind those. `any`: an address that may be read.
     SUBSPAN_DEVICE void copy(T *to, int64_t offset, int cols, int rows, const T *any, int64_t step = 0) const {
         const int i0 = thread / chunks, j = thread % chunks * V;
+        if constexpr (Whole && all % Threads == 0)
+            if (cols >= Cols && rows >= Rows) { // all of it is there
+                const T *begin = from[0] + offset;
+#pragma unroll
+                for (int x = 0; x < count; ++x) {
+                    copy_async(to + (i0 + x * (Threads / chunks)) * Pitch + j, begin, 16);
+                    begin += int64_t(Threads / chunks) * step;
+                }
+                return;
+            }
 #pragma unroll
         for (int x = 0; x < count; ++x) {
             const int i = i0 + x * (Threads / chunks);
