@@ -138,8 +138,9 @@ __global__ void __launch_bounds__(kThreads, (Width > 0 ? kBlocks : 1)) grassmann
         __syncthreads();
     }
     combine<T, K>(point, w);
-    // A long step magnifies what rounding left of the Gram matrix: the result is made orthonormal once more.
-    if ((Width == 0 && a.job == tangent_part) || !(norm > 1.0)) return;
+    // A long step magnifies what rounding left of the Gram matrix, and so does a large part along U that was taken off: the result is made
+    // orthonormal once more.
+    if ((Width == 0 && a.job == tangent_part) || !(norm > 1.0 || t * t * along > 1.0)) return;
     const Point<T, 0> moved = point.moved(blockIdx.x);
     for (int pass = 0; pass < 2; ++pass) {
         products<T, K>(moved, sh, parts, nullptr, 1);
@@ -158,11 +159,14 @@ __global__ void __launch_bounds__(kThreads, (Width > 0 ? kBlocks : 1)) grassmann
 
 // -- host ------------------------------------------------------------------------------------------------------------------------
 
+template <class T, int K> int64_t shared_bytes(bool parallel) {
+    return int64_t(sizeof(Shared<K>)) + coefficient_bytes<T>(K, parallel) + kParts<T, K> * int64_t(sizeof(T));
+}
+
 template <class T> void run(const Session &s, const Arguments<T> &a, int64_t items) {
     const auto go = [&](auto width, auto plain) {
         constexpr int K = decltype(width)::value, Width = decltype(plain)::value ? K : 0;
-        const int64_t shared = int64_t(sizeof(Shared<K>)) + coefficient_bytes<T>(K, a.parallel) + kParts<T, K> * int64_t(sizeof(T));
-        launch<grassmann_kernel<T, K, Width>>(s, "grassmann", Shape{dim3(unsigned(items)), dim3(kThreads), shared}, a);
+        launch<grassmann_kernel<T, K, Width>>(s, "grassmann", Shape{dim3(unsigned(items)), dim3(kThreads), shared_bytes<T, K>(a.parallel)}, a);
     };
     constexpr std::false_type any{};
     if constexpr (sizeof(T) == 4)
@@ -211,6 +215,16 @@ void sgd_step(const Context &context, const Stack &u, const Stack &grad, const S
         a.weight = T(o.weight);
         run(s, a, u.size());
     });
+}
+
+void require_step_fits(const Session &s, const Stack &u, bool parallel) {
+    const int64_t bytes = dispatch_wide(u.dtype, [&](auto tag) {
+        using T = decltype(tag);
+        return u.cols <= 8 ? shared_bytes<T, 8>(parallel) : (u.cols <= 16 ? shared_bytes<T, 16>(parallel) : shared_bytes<T, 32>(parallel));
+    });
+    if (bytes > s.device().shared_limit)
+        throw ValueError("a step of points of " + std::to_string(u.cols) + " columns needs " + std::to_string(bytes) + " bytes of shared memory, and a block of this device has " +
+                         std::to_string(s.device().shared_limit));
 }
 
 void scaled_step(const Session &s, const Stack &u, const Stack &moment, const double *scales, Retraction method, bool parallel) {

@@ -109,6 +109,7 @@ void adam_step(const Context &context, const Stack &u, const Stack &grad, const 
     if (!(o.eps >= 0) || !std::isfinite(o.eps)) throw ValueError("eps must be finite and not negative");
     const Session s(context);
     if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
+    require_step_fits(s, u, o.parallel); // before the moments change
     Workspace work(context);
     double *scales = work.take<double>(u.size());
     dispatch_wide(u.dtype, [&](auto tag) {

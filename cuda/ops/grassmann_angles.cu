@@ -129,7 +129,7 @@ template <class T, int K> class Pair {
     // Sweeps of rounds until one has turned nothing: `round(number, seats)` says by sh_.any that it has, and leaves no barrier to others.
     template <class F> SUBSPAN_DEVICE void sweep(const F &round) {
         const int seats = k_ + k_ % 2;
-        for (int pass = 0; pass < kSweeps; ++pass) {
+        for (int pass = 0;; ++pass) {
             if (tid_ == 0) sh_.any = 0;
             __syncthreads();
             for (int r = 0; r + 1 < seats; ++r) {
@@ -139,6 +139,11 @@ template <class T, int K> class Pair {
             const bool more = sh_.any != 0;
             __syncthreads();
             if (!more) break;
+            if (pass + 1 >= kSweeps) { // ten have been seen; what has not settled is no result
+                if (tid_ < k_) sh_.mt[tid_ * ld] = sqrt(-1.0);
+                __syncthreads();
+                break;
+            }
         }
     }
     // The rows of mt become orthogonal, y turns along: a warp a pair, a lane an entry.

@@ -20,7 +20,7 @@ template <class T, int Lanes, int Tokens, bool Resident> struct BackLayout {
     static constexpr int pitch_p = pairs + Lanes; // reads by tokens and lanes without conflicts, as those of z and u
     int pitch;
     int zu, sums, g, w, p, end;
-    SUBSPAN_SHARED_CODE explicit BackLayout(int r) : pitch(divide_up(r, 16) * 16 + Lanes) {
+    SUBSPAN_SHARED_CODE explicit BackLayout(int r) : pitch(Resident ? divide_up(r, 16) * 16 + Lanes : r | 1) { // odd: smaller, for small devices
         const auto up = [](unsigned bytes) { return int((bytes + 15u) / 16u * 16u); };
         zu = 0;
         sums = zu + up(unsigned(Tokens) * pitch * unsigned(sizeof(Two<Kept<T>>)));

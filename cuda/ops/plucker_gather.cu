@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
             y = f.y;
         }
         if (sent != nullptr && q == 0 && token.in) sent[int64_t(index) * a.m + j] = note;
-        const L da = valid ? L(a.sign) * y : L(0);
+        const L da = valid ? L(Kept<T>(L(a.sign) * y)) : L(0); // as it is stored: what is taken off it later must be the same
         if (a.weighting == softmax) mean += alpha != L(0) ? alpha * da : L(0);
         if (weights_row != nullptr && q == 0) weights_row[j * dweights.col_stride] = Kept<T>(a.weighting == Weighting::mean ? L(0) : (valid ? da + along : L(0)));
     }

@@ -27,6 +27,9 @@ inline void check_points(const Stack &u) {
 
 /// Each point of u moves by scales[i] times the tangent part of its moment, which moves along if `parallel`; where that is NaN all stays.
 void scaled_step(const Session &s, const Stack &u, const Stack &moment, const double *scales, Retraction method, bool parallel);
+/// ValueError where a step needs more shared memory than a block may have.
+void require_step_fits(const Session &s, const Stack &u, bool parallel);
+
 /// out = the geodesic from u along h, at the time times[i] for each point.
 void timed_exp(const Session &s, const Stack &u, const Stack &h, const double *times, const Stack &out);
 

@@ -17,7 +17,8 @@ struct Problem { // rows [X | turns], or those of a factor: the first `inner` co
     double *a;
     int64_t item;
     int count, inner, width;
-    int *flags; // three for each item: whether the sweep has rotated, by the sweep modulo 3
+    int *flags; // four for each item: whether the sweep has rotated, by the sweep modulo 3; whether the last one that was allowed still had to
+    int sweeps; // that are allowed
     double tolerance, settled; // of a cosine; of a squared one: a sweep that meets none above is the last
     const double *marks;       // of a factor: the shift, and the largest square of a row of what it was made from
     SUBSPAN_DEVICE double *row(unsigned i, int r) const { return a + int64_t(i) * item + int64_t(r) * width; }
@@ -30,7 +31,7 @@ struct Problem { // rows [X | turns], or those of a factor: the first `inner` co
 __global__ void __launch_bounds__(256) identity_kernel(const Problem p) {
     const int j = int(blockIdx.x * 256 + threadIdx.x), r = int(blockIdx.y);
     if (j < p.count && p.width > p.inner) p.row(blockIdx.z, r)[p.inner + j] = j == r ? 1.0 : 0.0;
-    if (j < 3 && r == 0) p.flags[3 * int(blockIdx.z) + j] = j == 2 ? 1 : 0; // the sweep before the first has rotated
+    if (j < 4 && r == 0) p.flags[4 * int(blockIdx.z) + j] = j == 2 ? 1 : 0; // the sweep before the first has rotated
 }
 
 // -- small ones: all rows in the shared memory of a cluster -----------------------------------------------------------------------
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
         now[e] = r < p.count && c < p.width ? p.row(item, r)[c] : 0.0;
     }
     __syncthreads();
-    for (int sweep = 0; sweep < kSweeps; ++sweep) {
+    for (int sweep = 0;; ++sweep) {
         if (tid == 0) turned[sweep % 2] = 0;
         __syncthreads();
         bool any = false;
@@ -139,6 +140,10 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
             for (int b = 0; b < blocks; ++b) more |= of_block(turned, unsigned(b))[sweep % 2];
         }
         if (more == 0) break;
+        if (sweep + 1 >= p.sweeps) {
+            if (block == 0 && tid == 0) p.flags[4 * int(item) + 3] = 1;
+            break;
+        }
     }
     for (int e = tid; e < 2 * size * width; e += threads) {
         const int r = global_row(e / width), c = e % width;
@@ -148,6 +153,15 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
 }
 
 int64_t cluster_bytes(int64_t count, int64_t width, int64_t blocks) { return Groups(int(count), int(width), int(blocks)).items() * 8 * (blocks > 1 ? 2 : 1) + 8; }
+
+// Tests allow fewer, to see what becomes of a decomposition that does not settle.
+int allowed_sweeps(int usual) {
+#if defined(__CUDACC__)
+    return usual;
+#else
+    return emulate::settings.sweeps > 0 ? emulate::settings.sweeps : usual;
+#endif
+}
 
 // 0: they do not fit. A matrix on its own is spread over a cluster; where there are as many as would fill half of the device, they are not.
 int64_t cluster_blocks(const Device &d, int64_t count, int64_t width, int64_t items) {
@@ -165,7 +179,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
     SUBSPAN_SHARED(memory);
     constexpr int ld = kPair + 1, lt = kStrip + 1;
     const unsigned item = blockIdx.y;
-    int *flags = p.flags + 3 * int(item);
+    int *flags = p.flags + 4 * int(item);
     const int tid = int(threadIdx.x);
     if (round == 0 && blockIdx.x == 0 && tid == 0) flags[(sweep + 1) % 3] = 0;
     if (flags[(sweep + 2) % 3] == 0) return; // the sweep before has found nothing to do
@@ -224,7 +238,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
         counts = counts || p.counts(xx, yy, xy);
     }
     if (found) any[0] = 1; // any thread's word counts
-    if (counts) flags[sweep % 3] = 1;
+    if (counts) flags[sweep + 1 < p.sweeps ? sweep % 3 : 3] = 1;
     __syncthreads();
     if (any[0] == 0) return;
     // Rotations of the 64 x 64 matrix of products, from both sides; v gathers them.
@@ -330,7 +344,7 @@ __global__ void __launch_bounds__(256, 1) extract_kernel(const Problem p, const 
         top = most(top, norms[i]);
     }
     place = warp_sum(place);
-    bad = warp_sum(bad);
+    bad = warp_sum(bad) + p.flags[4 * int(item) + 3]; // what has not settled is no result
     top = warp_most(top);
     const double square = c.gram ? most(fma(mine, mine, -c.marks[2 * item]), 0.0) : mine * mine; // without the shift
     if (lane == 0) c.left[int64_t(item) * n + j] = bad != 0 ? sqrt(-1.0) : (place < c.kept ? 0.0 : square * c.units[item] * c.units[item]);
@@ -390,7 +404,7 @@ __global__ void __launch_bounds__(256) polish_kernel(const double *e, const doub
 int64_t RowSvd::workspace(int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items) {
     return (gram ? RowFactor::workspace(count, cols, false, items) : room<double>(items * count * (cols + count)) + room<double>(items * kPeaks) + room<double>(items)) +
            room<double>((gram ? 1 : items) * kept * cols) + 2 * room<double>(kept * kept) + room<double>(items * kept * count) + 2 * room<double>(items * kept) +
-           2 * room<double>(items * count) + room<double>(2 * items) + room<int>(3 * items);
+           2 * room<double>(items * count) + room<double>(2 * items) + room<int>(4 * items);
 }
 
 RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items)
@@ -414,7 +428,7 @@ RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool 
     norms_ = work.take<double>(items * count);
     left_ = work.take<double>(items * count);
     after_ = work.take<double>(2 * items);
-    flags_ = work.take<int>(3 * items);
+    flags_ = work.take<int>(4 * items);
 }
 
 void RowSvd::gram(const Session &s, const Blas &blas, int64_t cols, int64_t item) const {
@@ -428,17 +442,18 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
     const bool gram = factor_.has_value();
     if (gram) factor_->run(s);
     constexpr double by_gram = 1e-15, by_rows = 2e-15;
-    const Problem p{a_,     count_ * width_, int(count_), int(gram ? count_ : cols_), int(width_), flags_, gram ? by_gram : by_rows, gram ? kSettled : by_rows * by_rows,
-                    gram ? factor_->marks() : nullptr};
+    const int64_t blocks = cluster_blocks(s.device(), count_, width_, items_);
+    const Problem p{a_,     count_ * width_, int(count_), int(gram ? count_ : cols_), int(width_), flags_, allowed_sweeps(blocks > 0 ? kSweeps : kBlockSweeps),
+                    gram ? by_gram : by_rows, gram ? kSettled : by_rows * by_rows, gram ? factor_->marks() : nullptr};
     const Shape each{dim3(unsigned(divide_up<int64_t>(count_, 256)), gram ? 1u : unsigned(count_), unsigned(items_)), dim3(256)};
     launch<identity_kernel>(s, "rotations of rows", each, p);
-    if (const int64_t blocks = cluster_blocks(s.device(), count_, width_, items_); blocks > 0) {
+    if (blocks > 0) {
         const int64_t warps = std::clamp<int64_t>(Groups(int(count_), int(width_), int(blocks)).size, 1, kMostWarps); // a pair each
         launch<cluster_kernel>(s, "orthogonal rows", Shape{dim3(unsigned(blocks * items_)), dim3(unsigned(32 * warps)), cluster_bytes(count_, width_, blocks), int(blocks)},
                                p, int(blocks));
     } else {
         const int64_t halves = divide_up<int64_t>(count_, kHalf), seats = most<int64_t>(2, halves + halves % 2);
-        for (int sweep = 0; sweep < kBlockSweeps; ++sweep)
+        for (int sweep = 0; sweep < p.sweeps; ++sweep)
             for (int round = 0; round + 1 < int(seats); ++round)
                 launch<block_kernel>(s, "orthogonal rows by blocks", Shape{dim3(unsigned(seats / 2), unsigned(items_)), dim3(kBlockThreads), kBlockBytes}, p,
                                      round, int(seats), sweep, gram ? 1 : 3);

@@ -12,7 +12,8 @@ namespace subspan::cuda {
 /// not have) or on the rows themselves, by rotations that leave relative accuracy whole (Demmel and Veselić, SIAM J. Matrix Anal. 13,
 /// 1992). Of a Gram matrix the rows of its Cholesky factor are rotated: they are singular vectors times singular values then, and take fewer
 /// sweeps (Veselić and Hari, Numer. Math. 56, 1989). Small matrices are rotated in the shared memory of a cluster, all others by blocks of 32
-/// rows in turns; `items` of them in the same launches. Never waits for the device.
+/// rows in turns; `items` of them in the same launches. One that has not settled after 40 sweeps (20 by blocks; 10 have been seen) ends as NaN.
+/// Never waits for the device.
 class RowSvd {
   public:
     RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items = 1);

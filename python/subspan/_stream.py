@@ -158,8 +158,8 @@ class DeviceStream:
                 self.rows -= int(refused)
         if refused:
             raise ValueError(
-                f"{int(refused)} rows held NaN or infinity, or stood in a block with such; those blocks were left out, "
-                "all else was taken in"
+                f"{int(refused)} rows held NaN or infinity, or stood in a block with such, or in one whose "
+                "decomposition did not settle; those blocks were left out, all else was taken in"
             )
         return values, left
 

@@ -106,7 +106,7 @@ def truncated_svd(
     def wanted(problem: Problem, most: int) -> int:
         s = place.host(problem.S).astype(np.float64)
         if np.isnan(s).any():
-            raise ValueError("A holds NaN or infinity")
+            raise ValueError("A holds NaN or infinity, or its decomposition did not settle")
         k, kept = 0, 0.0
         while k < most:
             if (energy and kept >= energy * norm) or (tol and (s[k] < tol * s[0] or s[0] == 0.0)):

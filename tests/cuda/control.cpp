@@ -113,6 +113,7 @@ void register_emulated(pybind11::module_ &m) {
         settings.shared_limit = shared;
     });
     e.def("cluster", [](int width) { settings.cluster = width; });
+    e.def("sweeps", [](int n) { settings.sweeps = n; });
     e.def("fail_next_launch", [](int code) { settings.next_launch = static_cast<cudaError_t>(code); });
     e.def("leave_error", [](int code) { settings.last = static_cast<cudaError_t>(code); });
     e.def("error", [] { return int(settings.last); });

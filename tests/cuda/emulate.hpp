@@ -105,6 +105,7 @@ struct Settings {
     bool driver = true, capturing = false;
     int device = 0, stream_device = -1;
     std::int64_t launches = 0;
+    int sweeps = 0; // of rotations; zero: as on a device
 };
 extern Settings settings;
 

@@ -205,6 +205,8 @@ def test_adam_refuses(gpu, rng):
         grassmann.adam_step(u, g, m, gpu.put(np.zeros(3)), step=1, lr=0.1)
     with pytest.raises(TypeError, match="second_moment is on the CPU"):
         grassmann.adam_step(u, g, m, np.zeros(3, np.float32), step=1, lr=0.1)
+    with pytest.raises(TypeError, match="U is on the CPU and second_moment on CUDA device 0"):
+        grassmann.adam_step(U, 0 * U, 0 * U, v, step=1, lr=0.1)
     with pytest.raises(ValueError, match=r"betas\[0\] must be in \[0, 1\)"):
         grassmann.adam_step(u, g, m, v, step=1, lr=0.1, betas=(1.0, 0.9))
     with pytest.raises(ValueError, match="U overlaps first_moment"):
@@ -213,6 +215,31 @@ def test_adam_refuses(gpu, rng):
         grassmann.adam_step(u, g, m, v, step=1, lr=0.1, retraction="qr", transport="parallel")
     with pytest.raises(ValueError, match="first_moment must have the shape of U"):
         grassmann.adam_step(u, g, m[:1], v, step=1, lr=0.1)
+
+
+def test_adam_that_does_not_fit_changes_nothing(emulation, rng):
+    emulation.control.hardware(8, 101376)
+    U = points(rng, 40, 20, (2,), np.float64)
+    u, m, v = emulation.put(U), emulation.put(0 * U), emulation.put(np.zeros(2))
+    with pytest.raises(ValueError, match="bytes of shared memory"):
+        grassmann.adam_step(u, emulation.put(U), m, v, step=1, lr=0.1, transport="parallel")
+    assert not m.get().any()
+    assert not v.get().any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize("along", [1.0, 100.0, 1e4])
+def test_parts_along_the_point_may_be_large(gpu, rng, dtype, along):
+    U = points(rng, 40, 4, (2,), dtype)
+    H = (along * U + 0.1 * rng.standard_normal(U.shape)).astype(dtype)
+    for method in METHODS:
+        g = wide(gpu.get(grassmann.retract(gpu.put(U), gpu.put(H), method=method, project=True)))
+        defect = np.abs(np.swapaxes(g, -1, -2) @ g - np.eye(4)).max()
+        assert defect <= 20 * eps(dtype)
+    u = gpu.put(U)
+    grassmann.sgd_step(u, gpu.put(H), lr=1.0)
+    g = wide(gpu.get(u))
+    assert np.abs(np.swapaxes(g, -1, -2) @ g - np.eye(4)).max() <= 20 * eps(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)

@@ -91,8 +91,13 @@ def test_what_is_refused(gpu, rng):
         grassmann.mean(gpu.put(U), initial=gpu.put(U))
     with pytest.raises(ValueError, match="U must have at least 3 dimensions"):
         grassmann.mean(gpu.put(U[0]))
+    stacked = gpu.put(np.stack([U] * 2, 1))
+    with pytest.raises(ValueError, match="broadcast view or overlaps itself"):
+        grassmann.mean(stacked, out=gpu.xp.broadcast_to(gpu.put(U[0]), (2, 20, 3)))
+    with pytest.raises(ValueError, match="U or initial holds NaN"):
+        grassmann.mean(gpu.put(U), initial=gpu.put(np.nan * U[0]))
     U[1, 2, 0] = np.nan
-    with pytest.raises(ValueError, match="U holds NaN or infinity"):
+    with pytest.raises(ValueError, match="U or initial holds NaN"):
         grassmann.mean(gpu.put(U))
     assert grassmann.mean(gpu.put(U[:, :0, :0])).shape == (0, 0)
     assert grassmann.mean(gpu.put(np.zeros((3, 0, 5, 2)))).shape == (0, 5, 2)

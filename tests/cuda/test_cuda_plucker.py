@@ -441,3 +441,23 @@ def test_sizes_of_tokens_that_send(gpu, rng, size):
     assert np.isnan(got[touched]).any(axis=-1).all()
     rest = np.setdiff1d(np.arange(70), [*range(14, 27)])
     assert np.abs(got[rest] - want[rest]).max() <= 8 * eps(BF16) * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    ("r", "dtype", "shared"), [(21, np.float64, 166912), (55, np.float32, 101376), (17, np.float64, 166912)]
+)
+def test_sizes_that_fit_small_devices(emulation, rng, r, dtype, shared):
+    emulation.control.hardware(8, shared)
+    z, W = rng.standard_normal((20, r)).astype(dtype), (rng.standard_normal((9, r * (r - 1) // 2)) / r).astype(dtype)
+    grad = rng.standard_normal((20, 9)).astype(dtype)
+    got = plucker.mix_project_backward(emulation.put(grad), emulation.put(z), emulation.put(W), None, [1, 2])
+    want = plucker.mix_project_backward(wide(grad), wide(z), wide(W), None, [1, 2])
+    for x, y in zip(got[:2], want[:2], strict=True):
+        assert close(emulation.get(x), y, np.dtype(dtype), 60)
+
+
+def test_one_offset_has_no_gradient_of_its_logit(gpu, rng):
+    z, grad = rng.standard_normal((33, 6)).astype(np.float32), rng.standard_normal((33, 15)).astype(np.float32)
+    logits = gpu.put(rng.standard_normal((33, 2)).astype(np.float32))
+    _, dlogits = plucker.mix_backward(gpu.put(grad), gpu.put(z), [1, 100], weights=logits, weighting="softmax")
+    assert not gpu.get(dlogits).any()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from references import orthogonality
-from subspan.svd import StreamingSVD
+from subspan.orth import GradientProjector
+from subspan.svd import StreamingSVD, truncated_svd
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -270,3 +271,25 @@ def test_many_short_rows_make_a_value_together(gpu):
     found = gpu.get(stream.singular_values)
     values[: len(found)] = found
     assert np.abs(values - want[:3]).max() <= 100 * EPS
+
+
+@pytest.mark.parametrize(("hardware", "method"), [((9, 232448), "auto"), ((8, 99000), "auto"), ((8, 99000), "robust")])
+def test_what_does_not_settle_is_refused(emulation, rng, hardware, method):
+    """Rotations end at a number of sweeps that has not been seen; whatever is left then is no result."""
+    emulation.control.hardware(*hardware)
+    A = rng.standard_normal((2, 50, 80)).astype(np.float32)
+    svd = StreamingSVD(40, oversample=0, method=method)
+    svd.update(emulation.put(A[0]))
+    before = svd.components.get()
+    emulation.control.sweeps(2)
+    svd.update(emulation.put(A[1]))
+    with pytest.raises(ValueError, match=r"50 rows held NaN or infinity, or .* did not settle"):
+        svd.captured_energy  # noqa: B018
+    np.testing.assert_array_equal(before, svd.components.get())
+    assert svd.rows_seen == 50
+    assert np.isnan(truncated_svd(emulation.put(A[0]), 40, rng=0).S.get()).all()
+    with pytest.raises(ValueError, match="did not settle"):
+        GradientProjector(40).down(emulation.put(A[0]))
+    emulation.control.sweeps(0)
+    svd.update(emulation.put(A[1]))
+    assert svd.rows_seen == 100

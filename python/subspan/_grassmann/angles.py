@@ -238,13 +238,14 @@ def mean(
     limit = whole_number(max_iterations, "max_iterations", 0)
     w = None
     if weights is not None:
-        if np.iscomplexobj(weights):
+        if on_device(weights):
+            if library_of(weights) not in ("cupy", "torch"):
+                raise TypeError("weights on a CUDA device must be of CuPy or PyTorch; they may be on the CPU, too")
+            host = Place(weights=weights).host(detached(weights))
+        else:
+            host = numpy(as_array(weights, "weights"))
+        if np.iscomplexobj(host):
             raise TypeError("weights must be real")
-        host = (
-            Place(weights=weights).host(detached(weights))
-            if on_device(weights)
-            else numpy(as_array(weights, "weights"))
-        )
         w = np.ascontiguousarray(host, dtype=np.float64)
         if w.shape != (count,):
             raise ValueError(f"weights must have shape ({count},), one for each point, got {w.shape}")

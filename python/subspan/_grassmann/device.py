@@ -104,11 +104,11 @@ def adam_step(
 ) -> Array:
     for name, x in {"U": U, "first_moment": first, "second_moment": second}.items():
         in_place(x, name)
+    Place(U=U, grad=grad, first_moment=first, second_moment=second)
     place, dtype = _points(U=U, grad=grad, first_moment=first)
     for name, x in {"grad": grad, "first_moment": first}.items():
         if tuple(x.shape) != tuple(U.shape):
             raise ValueError(f"{name} must have the shape of U, {tuple(U.shape)}, got {tuple(x.shape)}")
-    Place(U=U, second_moment=second)
     check_second_moment(second, check_dtype(second, "second_moment"), U, dtype)
     arrays = (detached(U), detached(grad), detached(first), detached(second)[..., None, None])
     place.module.grassmann_adam_step(place.call(), *arrays, step, lr, *betas, eps, method, parallel)
@@ -210,6 +210,7 @@ def mean(
     points = [place.empty(shape, dtype) for _ in range(4)]
     with place.inside():
         points[0][...] = detached(initial) if initial is not None else u[int(w.argmax())]
+    place.module.require_apart(place.call(), detached(result), points[0], "the means")  # an out that overlaps itself
     logs = place.empty((count, *shape), dtype)
     numbers = place.empty((place.module.grassmann_mean_rows(place.call(), points[0]), means), "float64")
     args = (u, place.from_host(w / total), *points, logs, numbers, tol, limit)
@@ -218,7 +219,7 @@ def mean(
         _, variance, norm, steps, status = place.host(numbers[:5])
         running = np.flatnonzero(status == 0)
         if (status == 3).any():
-            raise ValueError("U holds NaN or infinity, or bases that are far from orthonormal")
+            raise ValueError("U or initial holds NaN or infinity, or bases that are far from orthonormal")
         if running.size == 0:
             break
         if progress is not None:

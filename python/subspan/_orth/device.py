@@ -128,7 +128,8 @@ def householder_qr(A: Array) -> tuple[Array, Array, Array, Array]:
     k = min(int(m), int(n))
     shapes = ((*batch, m, k), (*batch, k), (*batch, k, k), (*batch, k, n))
     V, tau, T, R = (place.empty(tuple(map(int, shape)), dtype) for shape in shapes)
-    if k > _REFLECTIONS or int(m) * int(n) * np.dtype(dtype).itemsize > _SMALL_BLOCK // 2:
+    items = int(n) * (int(m) | 1) + 2 * k + k * (k | 1)  # of the kernel's block
+    if k > _REFLECTIONS or items * np.dtype(dtype).itemsize > _SMALL_BLOCK:
         need_blas()
         need_solver()
     place.module.householder_qr(place.call(), detached(A), V, R, tau, T)

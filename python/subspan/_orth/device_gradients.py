@@ -51,7 +51,8 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
     numbers = _numbers(jobs, firsts)
     for i, (size, _, _) in enumerate(numbers):
         if not np.isfinite(size):
-            raise ValueError(f"{'G' if len(jobs) == 1 else f'gradients[{i}]'} holds NaN or infinity")
+            name = "G" if len(jobs) == 1 else f"gradients[{i}]"
+            raise ValueError(f"{name} holds NaN or infinity, or its decomposition did not settle")
     for (_, problem, _, _), (_, last, _) in zip(jobs, numbers, strict=True):
         if last == 0.0:  # gradients of a lower rank
             problem.complete()
