@@ -12,6 +12,7 @@ python3 -c 'import cupy, torch; assert torch.cuda.is_available(), "PyTorch sees 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
 
 step "build"
+export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python3 -m pip install --quiet --no-build-isolation --no-deps --no-index --target "$site" \

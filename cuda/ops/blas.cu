@@ -96,7 +96,7 @@ Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {
         const std::lock_guard<std::mutex> lock(guard);
         t = table;
     }
-    if (t.gemm == nullptr) throw BackendError("cuBLAS was not found, and this call needs it; install nvidia-cublas, CuPy or PyTorch with CUDA");
+    if (t.gemm == nullptr) throw BackendError("cuBLAS was not found, and this call needs it; install nvidia-cublas, cupy-cuda13x[ctk] or PyTorch with CUDA");
     // One handle for each thread and device: cuBLAS's handles are not for two threads at once.
     thread_local void *handles[kMaxDevices] = {};
     void *&handle = handles[s.index()];

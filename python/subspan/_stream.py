@@ -146,6 +146,17 @@ class DeviceStream:
             setattr(self, name, self.place.from_host(host.astype(wide)))
         return self
 
+    def product(self, a: Any, b: Any) -> Any:
+        """``a b`` as everywhere here, never in tf32, whatever the library's own products are set to."""
+        shape = (int(a.shape[0]), int(b.shape[1]))
+        if 0 in (*shape, int(a.shape[1])):
+            return self.place.zeros(shape, self.dtype)
+        need_blas()
+        result = self.place.empty(shape, self.dtype)
+        a, b = self.place.for_blas(detached(a)), self.place.for_blas(detached(b))
+        self.place.module.matrix_product(self.place.call(), a, b, 1.0, result)
+        return result
+
     # -- results: these wait for the device ----------------------------------------------------------------------------
 
     def host(self) -> tuple[np.ndarray[Any, Any], float]:
@@ -154,7 +165,8 @@ class DeviceStream:
             left, refused = (float(x) for x in self.place.host(self.totals)[:2])
             values = self.place.host(self.values)
             if refused:
-                self.totals[1:2] = 0
+                with self.place.inside():
+                    self.totals[1:2] = 0
                 self.rows -= int(refused)
         if refused:
             raise ValueError(

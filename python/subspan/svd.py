@@ -379,7 +379,9 @@ class StreamingSVD:
     def project(self, X: Array, *, out: Array | None = None) -> Array:
         """Coordinates ``(m, k)`` of rows ``X (m, n)`` in the subspace: ``(X - mean) @ components.T``."""
         if self._there is not None:
-            return self._device_result(self._centred(X) @ self.components.T, out)
+            return self._device_result(
+                self._there.product(self._centred(X), self._there.place.turned(self.components)), out
+            )
         self._require_rows()
         if is_sparse(X):
             dtype = check_float(X, "X")
@@ -402,8 +404,11 @@ class StreamingSVD:
             self._there.check_dtype(Z, "Z")
             if len(Z.shape) != 2 or int(Z.shape[1]) != int(v.shape[0]):
                 raise ValueError(f"Z must have shape (m, {int(v.shape[0])}), got {tuple(Z.shape)}")
-            x = detached(Z) @ v
-            return self._device_result(x if self.mean is None else x + self.mean, out)
+            x = self._there.product(detached(Z), v)
+            if self.mean is not None:
+                with self._there.place.inside():
+                    x += self.mean
+            return self._device_result(x, out)
         self._require_rows()
         Z = as_array(Z, "Z")
         dtype = check_float(Z, "Z")
@@ -419,8 +424,12 @@ class StreamingSVD:
         """
         if self._there is not None:
             x, v = self._centred(X), self.components
-            rest = x - (x @ v.T) @ v
-            return self._device_result((rest * rest).sum(-1), out)
+            along = self._there.product(self._there.product(x, self._there.place.turned(v)), v)
+            with self._there.place.inside():
+                along -= x
+                along *= along
+                squares = along.sum(-1)
+            return self._device_result(squares, out)
         self._require_rows()
         if is_sparse(X):
             r, _ = output(out, (X.shape[0],), check_float(X, "X"), "numpy")
@@ -440,13 +449,19 @@ class StreamingSVD:
         if not on_device(X):
             raise TypeError("X is on the CPU and the stream on a CUDA device; move it first")
         X = self._there.check(X, "X")
-        return X if self.mean is None else X - self.mean
+        if self.mean is None:
+            return X
+        with self._there.place.inside():
+            return X - self.mean
 
     def _device_result(self, x: Array, out: Array | None) -> Array:
         if out is None:
             return x
         assert self._there is not None
-        self._there.place.output(out, tuple(x.shape), self._there.dtype)[...] = x
+        place = self._there.place
+        target = place.output(out, tuple(x.shape), self._there.dtype)
+        with place.inside():
+            target[...] = x
         return out
 
     def _require_rows(self) -> None:

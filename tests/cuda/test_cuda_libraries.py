@@ -71,6 +71,20 @@ def test_sanitizer_clusters_and_cores(torch):
     assert bool(torch.isfinite(svd.components).all())
 
 
+def test_sanitizer_adam_transport_means_and_lists(torch):
+    U = torch.linalg.qr(torch.randn(5, 40, 6, device="cuda"))[0].contiguous()
+    G, M, V = torch.randn_like(U), torch.zeros_like(U), torch.zeros(5, device="cuda")
+    grassmann.adam_step(U, G, M, V, step=1, lr=0.01, transport="parallel")
+    moved = grassmann.transport(U, grassmann.tangent(U, G), grassmann.tangent(U, M))
+    assert bool(torch.isfinite(moved).all())
+    near = grassmann.exp(U[:1].expand(5, 40, 6), 0.1 * grassmann.tangent(U[:1].expand(5, 40, 6).contiguous(), G))
+    assert grassmann.mean(near, full_output=True).converged
+    C = [torch.randn(60, 30, device="cuda"), torch.randn(40, 20, device="cuda")]
+    orth.project_out(C, [torch.eye(60, 4, device="cuda"), torch.eye(40, 7, device="cuda")], out=C)
+    z = torch.randn(2, 70, 8, device="cuda").bfloat16()
+    plucker.mix_backward(torch.randn(2, 70, 28, device="cuda").bfloat16(), z, [1, 3])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_qr_by_cusolver(torch, dtype):
     A = torch.randn(2, 700, 300, device="cuda", dtype=getattr(torch, dtype))

@@ -108,6 +108,11 @@ def check(p: GradientProjector, x: Array, name: str) -> str:
     return dtype
 
 
+def fresh(G: Array, shape: tuple[int, ...]) -> Array:
+    place = Place(G=G)
+    return place.empty(shape, check_dtype(G, "G"))
+
+
 def check_out(out: Array, G: Array, shape: tuple[int, ...]) -> None:
     """Whatever a product would refuse of ``out``, before a basis is refreshed for it."""
     place = Place(G=G, out=out)

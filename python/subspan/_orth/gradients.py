@@ -235,6 +235,8 @@ class GradientProjector:
             self._check_device(g)
             if out is not None:
                 device_gradients.check_out(out, g, shape)
+            else:  # no memory for it is no reason to have a new basis
+                out = device_gradients.fresh(g, shape)
         elif out is not None:  # before anything of the projector changes
             self._check_out(out, shape, g)
         if self.basis is None or (self.interval > 0 and self._since >= self.interval):

@@ -144,17 +144,19 @@ class Ring:
         closed = None if mask is None else self._mask(mask, tuple(map(int, z.shape[:-1])))  # before anything is written
         if closed is not None and self.open is None:
             self.open = self.place.zeros((*self.batch, self.size), "uint8")
-            self.open[...] = 1
+            with self.place.inside():
+                self.open[...] = 1
         one = closed is None or len(closed.shape) == 0 or int(closed.shape[-1]) == 1  # for all tokens
         begin = max(0, length - self.size)
-        while begin < length:
-            slot = (self.count + begin) % self.size
-            some = min(self.size - slot, length - begin)
-            self.tokens[..., slot : slot + some, :] = z[..., begin : begin + some, :]
-            if self.open is not None:
-                now = 1 if closed is None else closed if one else closed[..., begin : begin + some]
-                self.open[..., slot : slot + some] = now
-            begin += some
+        with self.place.inside():
+            while begin < length:
+                slot = (self.count + begin) % self.size
+                some = min(self.size - slot, length - begin)
+                self.tokens[..., slot : slot + some, :] = z[..., begin : begin + some, :]
+                if self.open is not None:
+                    now = 1 if closed is None else closed if one else closed[..., begin : begin + some]
+                    self.open[..., slot : slot + some] = now
+                begin += some
 
     def copy(self) -> Ring:
         new = Ring.__new__(Ring)
