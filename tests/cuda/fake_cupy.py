@@ -74,27 +74,37 @@ class ndarray:  # noqa: N801
     device = property(lambda self: _Device(self._device))
     T = property(lambda self: ndarray(self._host.T, self._device))
 
+    def _work(self):
+        """CuPy's own operations run on the current device, and refuse arrays of another one."""
+        if self._device != cuda.current:
+            raise ValueError(f"the array is on device {self._device} and the current one is {cuda.current}")
+
     def __getitem__(self, key):
         return ndarray(self._host[key], self._device)
 
     def __setitem__(self, key, value):
+        self._work()
         self._host[key] = value._host if isinstance(value, ndarray) else value
 
     def reshape(self, *shape):
         return ndarray(self._host.reshape(*shape), self._device)
 
     def astype(self, dtype):
+        self._work()
         return asarray(self._host.astype(dtype), self._device)
 
     def sum(self, axis=None):
+        self._work()
         return asarray(self._host.sum(axis=axis), self._device)
 
     def __ne__(self, other):
+        self._work()
         return asarray(self._host != other, self._device)
 
     __hash__ = None
 
     def _with(self, other, f):
+        self._work()
         return asarray(f(self._host, other._host if isinstance(other, ndarray) else other), self._device)
 
     def __matmul__(self, other):
@@ -112,12 +122,14 @@ class ndarray:  # noqa: N801
     __rmul__ = __mul__
 
     def __neg__(self):
+        self._work()
         return asarray(-self._host, self._device)
 
     def swapaxes(self, a, b):
         return ndarray(self._host.swapaxes(a, b), self._device)
 
     def copy(self):
+        self._work()
         return asarray(self._host, self._device)
 
     def __float__(self):
@@ -142,7 +154,7 @@ def empty(shape, dtype=np.float64):
     return ndarray(_guarded(math.prod(shape), dtype).reshape(shape), cuda.current)
 
 
-def asarray(x, device: int = 0) -> ndarray:
+def asarray(x, device: int | None = None) -> ndarray:
     x = np.asarray(x)
     with _Device(device):
         out = empty(x.shape, x.dtype)

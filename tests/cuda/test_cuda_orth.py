@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from references import BF16, eps, wide
-from subspan import orth
+from subspan import grassmann, orth, plucker, svd
 
 DTYPES = [np.dtype(np.float16), BF16, np.dtype(np.float32), np.dtype(np.float64)]
 IDS = ["f16", "bf16", "f32", "f64"]
@@ -410,6 +410,41 @@ def test_arrays_on_two_devices(emulation, rng):
     out = orth.project_out(emulation.put(C, 1), emulation.put(U, 1))
     assert out.device.id == 1
     assert close(out.get(), reference(C, U, -1.0, 1.0, "left"), np.dtype(np.float32))
+
+
+def test_a_device_that_is_not_current(emulation, rng):
+    """Results and work are on the arrays' device, and the current one stays what it is."""
+    emulation.control.devices(2, 0)
+    f32 = np.float32
+    put = lambda x: emulation.xp.asarray(np.asarray(x, f32), 1)  # noqa: E731
+    A, C, z = put(rng.standard_normal((20, 4))), put(rng.standard_normal((20, 5))), put(rng.standard_normal((2, 9, 6)))
+    Q, R = orth.householder_qr(A)
+    points, tau = Q.to_array(), put(np.ones(4))
+    stack = put(np.stack([points.get()] * 3))
+    state = plucker.MixState([1, 3], 6)
+    projector = orth.GradientProjector(2)
+    results = [
+        *(R, points, Q.apply(C), Q.apply(C, transpose=True)),
+        *(orth.householder_product(A, tau), *orth.householder_product_backward(points, A, tau)),
+        orth.project(C, A, orthonormal=False),
+        orth.project_out(C, orth.quantize_int4(points)),
+        *orth.project_out([C, A], [points, points]),
+        projector.down(C),
+        projector.up(projector.down(C)),
+        *svd.truncated_svd(C, 2),
+        *(grassmann.log(points, points), grassmann.exp(points, A), grassmann.transport(points, A, A)),
+        *(
+            grassmann.mean(stack),
+            grassmann.distance(points, points),
+            *grassmann.principal_angles(points, points, vectors=True),
+        ),
+        grassmann.adam_step(stack, put(stack.get()), put(0 * stack.get()), put(np.zeros(3)), step=1, lr=0.1),
+        *(plucker.mix(z, [1, 2]), plucker.mix_backward(put(np.ones((2, 9, 15))), z, [1, 2])),
+        *plucker.mix_project_backward(put(np.ones((2, 9, 7))), z, put(np.ones((7, 15))), put(np.ones(7)), [1, 2]),
+        *(state.prefill(z), state.step(put(rng.standard_normal((2, 6)))))[1:],
+    ]
+    assert all(x.device.id == 1 for x in results)
+    assert emulation.xp.cuda.current == 0
 
 
 def test_errors_of_the_device(emulation, rng):

@@ -293,3 +293,20 @@ def test_what_does_not_settle_is_refused(emulation, rng, hardware, method):
     emulation.control.sweeps(0)
     svd.update(emulation.put(A[1]))
     assert svd.rows_seen == 100
+
+
+def test_streams_on_a_device_that_is_not_current(emulation, rng):
+    emulation.control.devices(2, 0)
+    A = rng.standard_normal((60, 20)).astype(np.float32)
+    rows = emulation.xp.asarray(A, 1)
+    svd = StreamingSVD(4, center=True)
+    svd.update(rows)
+    assert emulation.xp.cuda.current == 0
+    want = StreamingSVD(4, center=True)
+    want.update(A)
+    for name in ("project", "residual"):
+        got = getattr(svd, name)(rows)
+        assert got.device.id == 1
+        np.testing.assert_allclose(np.abs(got.get()), np.abs(getattr(want, name)(A)), rtol=1e-3, atol=1e-3)
+    there = svd.reconstruct(svd.project(rows))
+    np.testing.assert_allclose(there.get(), want.reconstruct(want.project(A)), atol=1e-4)

@@ -251,13 +251,17 @@ def _leading_columns(
 
 def factored_apply(V: Array, T: Array, C: Array, side: str, transpose: bool, out: Array | None) -> Array:
     place, _ = _reflections(C=C, V=V)
-    return _apply(place, matrix(C, "C"), V, -T, side, transpose, out)
+    with place.inside():
+        core = -T
+    return _apply(place, matrix(C, "C"), V, core, side, transpose, out)
 
 
 def factored_array(V: Array, T: Array, full: bool) -> Array:
     place, dtype = _reflections(V=V)
     m, k = (int(x) for x in V.shape[-2:])
-    return _leading_columns(place, V, -T, m, m if full else k, tuple(map(int, V.shape[:-2])), dtype)
+    with place.inside():
+        core = -T
+    return _leading_columns(place, V, core, m, m if full else k, tuple(map(int, V.shape[:-2])), dtype)
 
 
 def matrices(x: Array, name: str) -> tuple[Array, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output
-from subspan._device import device_of, on_device
+from subspan._device import Place, device_of, on_device
 from subspan._orth import device
 from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy, on_the_cpu
 from subspan._orth.int4 import Int4Basis
@@ -248,10 +248,18 @@ def project_out(
     if isinstance(C, (list, tuple)) and any(hasattr(c, "shape") for c in C):
         return _project_out_list(C, U, side, float(strength), out, orthonormal, check)
     if side == "both":
-        return _both(C, U, lambda core: -strength * core, 1.0, out, orthonormal, check)
+        return _both(C, U, lambda core: _scaled(core, -strength), 1.0, out, orthonormal, check)
     _check_fit(C, U, side)
     basis, core = _projector(U, orthonormal, check, "U")
-    return _apply_core(C, basis, -strength * core, 1.0, side, out, check, name="U")
+    return _apply_core(C, basis, _scaled(core, -strength), 1.0, side, out, check, name="U")
+
+
+def _scaled(core: Any, factor: float) -> Any:
+    """A core times a number, on its own device."""
+    if not on_device(core):
+        return factor * core
+    with Place(core=core).inside():
+        return factor * core
 
 
 def _project_out_list(
