@@ -173,12 +173,7 @@ template <class T> void run(const Session &s, const Arguments<T> &a, int64_t ite
         if (a.u.cols == 8 && a.vectors && a.u.row_stride == 8 && a.grad.row_stride == 8 && a.has_buffer && a.buffer.row_stride == 8 && !a.parallel &&
             a.job == step_in_place && a.scales == nullptr && a.u.rows < (int64_t(1) << 28))
             return go(std::integral_constant<int, 8>{}, std::true_type{});
-    if (a.u.cols <= 8)
-        go(std::integral_constant<int, 8>{}, any);
-    else if (a.u.cols <= 16)
-        go(std::integral_constant<int, 16>{}, any);
-    else
-        go(std::integral_constant<int, 32>{}, any);
+    with_width(a.u.cols, [&](auto width) { go(width, any); });
 }
 
 template <class T> Arguments<T> arguments(const Stack &u, const Stack &h, double t, Job job, Retraction method) {
@@ -220,7 +215,7 @@ void sgd_step(const Context &context, const Stack &u, const Stack &grad, const S
 void require_step_fits(const Session &s, const Stack &u, bool parallel) {
     const int64_t bytes = dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
-        return u.cols <= 8 ? shared_bytes<T, 8>(parallel) : (u.cols <= 16 ? shared_bytes<T, 16>(parallel) : shared_bytes<T, 32>(parallel));
+        return with_width(u.cols, [&](auto width) { return shared_bytes<T, decltype(width)::value>(parallel); });
     });
     if (bytes > s.device().shared_limit)
         throw ValueError("a step of points of " + std::to_string(u.cols) + " columns needs " + std::to_string(bytes) + " bytes of shared memory, and a block of this device has " +

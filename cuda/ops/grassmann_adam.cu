@@ -84,10 +84,7 @@ __global__ void __launch_bounds__(kThreads, 1) moments_kernel(SUBSPAN_PARAMETER 
     if (tid == 0) *second = T(sum > top ? top : sum);
 #pragma unroll 1
     for (int row = tid / kColumns; row < point.n; row += kStep) {
-        const Four<T> m = averaged(row, tangent(row));
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-            if (j0 + e < k) first[row * o.first.row_stride + int64_t(j0 + e) * o.first.col_stride] = m.x[e];
+        point.put(first, o.first, row, j0, averaged(row, tangent(row)));
     }
 }
 
@@ -121,17 +118,11 @@ void adam_step(const Context &context, const Stack &u, const Stack &grad, const 
         a.job = step_in_place;
         const Moments<T> moments{Matrices<T>(first), Matrices<T>(second), o.beta1, o.beta2, o.eps, -o.lr / (1.0 - std::pow(o.beta1, double(o.step))),
                                  1.0 - std::pow(o.beta2, double(o.step)), scales};
-        const auto go = [&](auto width) {
+        with_width(u.cols, [&](auto width) {
             constexpr int K = decltype(width)::value;
             const int64_t shared = int64_t(sizeof(Shared<K>)) + (K * K + kParts<T, K>) * int64_t(sizeof(T));
             launch<moments_kernel<T, K>>(s, "moments", Shape{dim3(unsigned(u.size())), dim3(kThreads), shared}, a, moments);
-        };
-        if (u.cols <= 8)
-            go(std::integral_constant<int, 8>{});
-        else if (u.cols <= 16)
-            go(std::integral_constant<int, 16>{});
-        else
-            go(std::integral_constant<int, 32>{});
+        });
     });
     scaled_step(s, u, first, scales, o.retraction, o.parallel);
 }

@@ -2,6 +2,7 @@
 
 #include "jacobi.cuh"
 #include "points.cuh"
+#include "small.cuh"
 #include "subspan/cuda/launch.cuh"
 
 #include <cmath>
@@ -33,6 +34,8 @@ template <int K> struct Shared {
 };
 
 template <class T, int K> class Pair {
+    using S = small::Small<K, kThreads>;
+
   public:
     static constexpr int ld = K + 1;
     SUBSPAN_DEVICE Pair(const Arguments<T> &a, Shared<K> &sh)
@@ -40,7 +43,7 @@ template <class T, int K> class Pair {
           lane_(tid_ % 32) {}
 
     SUBSPAN_DEVICE void run() {
-        gram(false, sh_.m);
+        S::template grams<kRows, 1>(n_, [&](int first) { load(first); }, {sh_.u}, {sh_.w}, {sh_.m});
         for (int e = tid_; e < k_ * k_; e += kThreads) {
             const int i = e / k_, j = e % k_;
             sh_.mt[j * ld + i] = sh_.m[i * ld + j];
@@ -50,7 +53,7 @@ template <class T, int K> class Pair {
         rotate_rows();
         lengths();
         if (a_.job == logarithm) return logarithm_of();
-        gram(true, sh_.g);
+        S::template grams<kRows, 1>(n_, [&](int first) { load_residual(first); }, {sh_.r}, {sh_.r}, {sh_.g});
         rotate_close();
         lengths();
         if (tid_ < k_) {
@@ -86,43 +89,15 @@ template <class T, int K> class Pair {
         }
         __syncthreads();
     }
-    // to = UᵀW, or the Gram matrix of (W - U UᵀW) Y. Rows go to groups of threads, whose sums are added in order.
-    SUBSPAN_DEVICE void gram(bool residual, double *to) {
-        constexpr int kGroups = K * K < kThreads ? kThreads / (K * K) : 1, kEach = K * K > kThreads ? K * K / kThreads : 1;
-        const int group = tid_ / (K * K), e0 = tid_ % (K * K < kThreads ? K * K : kThreads);
-        double d[kEach];
-#pragma unroll
-        for (int x = 0; x < kEach; ++x) d[x] = 0.0;
-        for (int first = 0; first < n_; first += kRows) {
-            load(first);
-            const double *left = sh_.u, *right = sh_.w;
-            if (residual) {
-                for (int e = tid_; e < kRows * K; e += kThreads) {
-                    const int r = e / K, j = e % K;
-                    double s = 0;
-                    if (j < k_)
-                        for (int l = 0; l < k_; ++l) s = fma(sh_.w[r * ld + l], sh_.y[j * ld + l], fma(-sh_.u[r * ld + l], sh_.mt[j * ld + l], s));
-                    sh_.r[r * ld + j] = s;
-                }
-                __syncthreads();
-                left = right = sh_.r;
-            }
-            for (int r = kGroups > 1 ? group : 0; r < kRows; r += kGroups)
-#pragma unroll
-                for (int x = 0; x < kEach; ++x) {
-                    const int e = e0 + x * kThreads;
-                    d[x] = fma(left[r * ld + e / K], right[r * ld + e % K], d[x]);
-                }
-        }
-        for (int g = 0; g < kGroups; ++g) {
-            __syncthreads();
-            if (kGroups == 1 || group == g)
-#pragma unroll
-                for (int x = 0; x < kEach; ++x) {
-                    const int e = e0 + x * kThreads;
-                    double *at = to + (e / K) * ld + e % K;
-                    *at = g == 0 ? d[x] : *at + d[x];
-                }
+    // Rows of the residual, (W - U UᵀW) Y.
+    SUBSPAN_DEVICE void load_residual(int first) {
+        load(first);
+        for (int e = tid_; e < kRows * K; e += kThreads) {
+            const int r = e / K, j = e % K;
+            double s = 0;
+            if (j < k_)
+                for (int l = 0; l < k_; ++l) s = fma(sh_.w[r * ld + l], sh_.y[j * ld + l], fma(-sh_.u[r * ld + l], sh_.mt[j * ld + l], s));
+            sh_.r[r * ld + j] = s;
         }
         __syncthreads();
     }
@@ -336,16 +311,10 @@ void run(const Context &context, const Stack &u, const Stack &w, const Stack &ou
         if (q != nullptr) a.q = Matrices<T>(*q);
         a.job = job;
         a.kind = kind;
-        const auto go = [&](auto width) {
+        with_width(u.cols, [&](auto width) {
             constexpr int K = decltype(width)::value;
             launch<angles_kernel<T, K>>(s, "angles between subspaces", Shape{dim3(unsigned(u.size())), dim3(kThreads), int64_t(sizeof(Shared<K>))}, a);
-        };
-        if (u.cols <= 8)
-            go(std::integral_constant<int, 8>{});
-        else if (u.cols <= 16)
-            go(std::integral_constant<int, 16>{});
-        else
-            go(std::integral_constant<int, 32>{});
+        });
     });
 }
 

@@ -10,7 +10,7 @@ namespace subspan::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-enum Row { step_length, variance, gradient_norm, iterations, status, work };
+enum Row { step_length, variance, gradient_norm, iterations, status, next_time, work };
 
 // trial = Σ w_i log_i, an entry a thread, points in their order; and for each block the sums of its squares and of w_i log_i².
 template <class T>
@@ -80,21 +80,15 @@ __global__ void __launch_bounds__(32) decide_kernel(double *numbers, const int64
     mine[step_length * means] = taken ? t : -t;
     mine[iterations * means] = done;
     mine[status * means] = double(int(now));
+    mine[next_time * means] = now == MeanStatus::running ? t : 0.0; // of the geodesic
 }
 
-// What is taken becomes the mean and its direction; what steps are asked for next goes to `times`.
+// What is taken becomes the mean and its direction.
 template <class T> __global__ void __launch_bounds__(kThreads) take_kernel(T *mean, const T *next, T *direction, const T *trial, const double *numbers, const int64_t each, const bool first) {
     const int64_t e = int64_t(blockIdx.y) * kThreads + threadIdx.x, at = int64_t(blockIdx.x) * each + e;
     if (e >= each || !(numbers[blockIdx.x] > 0)) return;
     direction[at] = trial[at];
     if (!first) mean[at] = next[at];
-}
-
-__global__ void __launch_bounds__(kThreads) times_kernel(double *numbers, const int64_t means, double *times) {
-    const int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-    if (j >= means) return;
-    const double t = numbers[j];
-    times[j] = numbers[status * means + j] == 0.0 ? (t < 0 ? -t : t) : 0.0;
 }
 
 int64_t blocks_of(const Stack &mean) { return divide_up<int64_t>(mean.rows * mean.cols, kThreads); }
@@ -130,7 +124,7 @@ void evaluate(const Context &context, const MeanIteration &m, const Stack &at, b
 
 } // namespace
 
-std::int64_t mean_rows(const Stack &mean) { return work + std::max<int64_t>(1, 2 * blocks_of(mean)); }
+std::int64_t mean_rows(const Stack &mean) { return work + 2 * blocks_of(mean); }
 
 void mean_begin(const Context &context, const MeanIteration &m) {
     check(m);
@@ -141,10 +135,7 @@ void mean_iterate(const Context &context, const MeanIteration &m) {
     check(m);
     {
         const Session s(context);
-        double *times = m.numbers + work * m.mean.size(); // free until the next evaluation
-        launch<times_kernel>(s, "a mean's step", Shape{dim3(unsigned(divide_up<int64_t>(m.mean.size(), kThreads))), dim3(kThreads)}, m.numbers, m.mean.size(),
-                             times);
-        timed_exp(s, m.mean, m.direction, times, m.next);
+        timed_exp(s, m.mean, m.direction, m.numbers + next_time * m.mean.size(), m.next);
     }
     Stack there = m.mean_of_each;
     there.data = m.next.data; // of the same layout

@@ -37,8 +37,8 @@ template <class T, int K> class Carried {
         : a_(a), sh_(sh), u_(a.u.at(blockIdx.x)), h_(a.h.at(blockIdx.x)), v_(a.v.at(blockIdx.x)), n_(int(a.u.rows)), k_(int(a.u.cols)), tid_(int(threadIdx.x)) {}
 
     SUBSPAN_DEVICE void run() {
-        grams(false, sh_.u, sh_.h, sh_.mh, sh_.u, sh_.v, sh_.mv);
-        grams(true, sh_.h, sh_.h, sh_.x, sh_.h, sh_.v, sh_.y);
+        S::template grams<kRows, 2>(n_, [&](int first) { load(first, false); }, {sh_.u, sh_.u}, {sh_.h, sh_.v}, {sh_.mh, sh_.mv});
+        S::template grams<kRows, 2>(n_, [&](int first) { load(first, true); }, {sh_.h, sh_.h}, {sh_.h, sh_.v}, {sh_.x, sh_.y});
         const double t = a_.t;
         S::each(k_, [&](int i, int j) { sh_.x[i * ld + j] *= 0.25 * t * t; });
         S::trigonometric(k_, sh_.scratch, sh_.x, sizeof(T) == 4 ? 1e-10 : 1e-19, sh_.c, sh_.s, sh_.a, sh_.b);
@@ -87,36 +87,6 @@ template <class T, int K> class Carried {
         }
         __syncthreads();
     }
-    // to0 = left0ᵀ right0 and to1 = left1ᵀ right1, where these are among the rows in shared memory. Rows go to groups of threads, whose sums are
-    // added in order.
-    SUBSPAN_DEVICE void grams(bool tangent, const double *left0, const double *right0, double *to0, const double *left1, const double *right1, double *to1) {
-        constexpr int kGroups = K * K < kThreads ? kThreads / (K * K) : 1, kEach = K * K > kThreads ? K * K / kThreads : 1;
-        const int group = kGroups > 1 ? tid_ / (K * K) : 0, e0 = kGroups > 1 ? tid_ % (K * K) : tid_;
-        double d0[kEach], d1[kEach];
-#pragma unroll
-        for (int x = 0; x < kEach; ++x) d0[x] = d1[x] = 0.0;
-        for (int first = 0; first < n_; first += kRows) {
-            load(first, tangent);
-            for (int r = group; r < kRows; r += kGroups)
-#pragma unroll
-                for (int x = 0; x < kEach; ++x) {
-                    const int i = r * ld + (e0 + x * kThreads) / K, j = r * ld + (e0 + x * kThreads) % K;
-                    d0[x] = fma(left0[i], right0[j], d0[x]);
-                    d1[x] = fma(left1[i], right1[j], d1[x]);
-                }
-        }
-        for (int g = 0; g < kGroups; ++g) {
-            __syncthreads();
-            if (group == g)
-#pragma unroll
-                for (int x = 0; x < kEach; ++x) {
-                    const int at = (e0 + x * kThreads) / K * ld + (e0 + x * kThreads) % K;
-                    to0[at] = g == 0 ? d0[x] : to0[at] + d0[x];
-                    to1[at] = g == 0 ? d1[x] : to1[at] + d1[x];
-                }
-        }
-        __syncthreads();
-    }
 
     const Arguments<T> &a_;
     Shared<K> &sh_;
@@ -142,16 +112,10 @@ void transport(const Context &context, const Stack &u, const Stack &h, const Sta
     dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
         const Arguments<T> a{Matrices<const T>(u), Matrices<const T>(h), Matrices<const T>(v), Matrices<T>(out), t};
-        const auto go = [&](auto width) {
+        with_width(u.cols, [&](auto width) {
             constexpr int K = decltype(width)::value;
             launch<transport_kernel<T, K>>(s, "transport", Shape{dim3(unsigned(u.size())), dim3(kThreads), int64_t(sizeof(Shared<K>))}, a);
-        };
-        if (u.cols <= 8)
-            go(std::integral_constant<int, 8>{});
-        else if (u.cols <= 16)
-            go(std::integral_constant<int, 16>{});
-        else
-            go(std::integral_constant<int, 32>{});
+        });
     });
 }
 

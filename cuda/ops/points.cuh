@@ -6,6 +6,7 @@
 
 #include <limits>
 #include <string>
+#include <type_traits>
 
 namespace subspan::cuda {
 
@@ -23,6 +24,13 @@ inline void check_points(const Stack &u) {
     if (u.cols > kGrassmannWidth)
         throw ValueError("U has " + std::to_string(u.cols) + " columns; the CUDA kernels take at most " + std::to_string(kGrassmannWidth));
     if (u.rows > std::numeric_limits<int>::max() / 64 || u.size() > std::numeric_limits<int>::max()) throw ValueError("U is too large for one call");
+}
+
+/// f(integral constant): the width that kernels of points of so many columns are compiled for.
+template <class F> decltype(auto) with_width(int64_t cols, F &&f) {
+    if (cols <= 8) return f(std::integral_constant<int, 8>{});
+    if (cols <= 16) return f(std::integral_constant<int, 16>{});
+    return f(std::integral_constant<int, 32>{});
 }
 
 /// Each point of u moves by scales[i] times the tangent part of its moment, which moves along if `parallel`; where that is NaN all stays.

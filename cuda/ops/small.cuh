@@ -27,6 +27,39 @@ template <int K, int Threads> struct Small {
             c[i * ld + j] = s;
         });
     }
+    /// to[c] = Σ left[c] row · right[c] row over `n` rows of k entries that load(first) puts into shared memory, Rows at a time, ld apart, zero behind
+    /// the last one; it ends with a barrier, and begins with one. Rows go to groups of threads, whose sums are added in order.
+    template <int Rows, int Count, class Load>
+    static SUBSPAN_DEVICE void grams(int n, const Load &load, const double *const (&left)[Count], const double *const (&right)[Count], double *const (&to)[Count]) {
+        constexpr int kGroups = K * K < Threads ? Threads / (K * K) : 1, kEach = K * K > Threads ? K * K / Threads : 1;
+        const int tid = int(threadIdx.x), group = kGroups > 1 ? tid / (K * K) : 0, e0 = kGroups > 1 ? tid % (K * K) : tid;
+        double d[Count][kEach];
+#pragma unroll
+        for (int c = 0; c < Count; ++c)
+#pragma unroll
+            for (int x = 0; x < kEach; ++x) d[c][x] = 0.0;
+        for (int first = 0; first < n; first += Rows) {
+            load(first);
+            for (int r = group; r < Rows; r += kGroups)
+#pragma unroll
+                for (int x = 0; x < kEach; ++x) {
+                    const int i = r * ld + (e0 + x * Threads) / K, j = r * ld + (e0 + x * Threads) % K;
+#pragma unroll
+                    for (int c = 0; c < Count; ++c) d[c][x] = fma(left[c][i], right[c][j], d[c][x]);
+                }
+        }
+        for (int g = 0; g < kGroups; ++g) {
+            __syncthreads();
+            if (group == g)
+#pragma unroll
+                for (int x = 0; x < kEach; ++x) {
+                    const int at = (e0 + x * Threads) / K * ld + (e0 + x * Threads) % K;
+#pragma unroll
+                    for (int c = 0; c < Count; ++c) to[c][at] = g == 0 ? d[c][x] : to[c][at] + d[c][x];
+                }
+        }
+        __syncthreads();
+    }
     /// The largest of what f(i, j) gives, NaN where one is; the same for all threads. `scratch` holds 33 doubles.
     template <class F> static SUBSPAN_DEVICE double largest(int k, double *scratch, const F &f) {
         double top = 0;

@@ -190,10 +190,18 @@ def test_adam_without_gradient_or_with_a_large_one(gpu, rng):
     u, first, second = gpu.put(U), gpu.put(0 * U), gpu.put(np.zeros((), np.float32))
     grassmann.adam_step(u, gpu.put(0 * U), first, second, step=1, lr=0.1, eps=0.0)
     assert error(gpu.get(u), wide(U), 20) <= 1
-    G = 1e19 * rng.standard_normal(U.shape).astype(np.float32)
-    with np.errstate(over="ignore"):
-        grassmann.adam_step(u, gpu.put(G), first, second, step=2, lr=0.1, betas=(0.9, 0.0))
-    assert gpu.get(second) == np.finfo(np.float32).max or gpu.get(second) == 0  # GᵀG is beyond float32
+    # Squares whose sum leaves float32, though no column's does: the second moment stops at the largest number.
+    G = rng.standard_normal(U.shape)
+    G *= np.sqrt(6e38) / np.linalg.norm(grassmann.tangent(wide(U), G, check=False))
+    before = gpu.get(u)
+    grassmann.adam_step(u, gpu.put(G.astype(np.float32)), first, second, step=2, lr=0.1, betas=(0.9, 0.0))
+    assert gpu.get(second) == np.finfo(np.float32).max
+    assert (gpu.get(u) != before).any()
+    # Beyond that nothing moves.
+    kept = [gpu.get(x) for x in (u, first, second)]
+    grassmann.adam_step(u, gpu.put((100 * G).astype(np.float32)), first, second, step=3, lr=0.1)
+    for x, was in zip((u, first, second), kept, strict=True):
+        np.testing.assert_array_equal(gpu.get(x), was)
 
 
 def test_adam_refuses(gpu, rng):

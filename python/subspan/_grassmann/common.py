@@ -11,6 +11,8 @@ import numpy as np
 from subspan._arrays import Array, library_of
 from subspan._orth.common import matrices
 
+SgdSettings = tuple[float, float, float, int, bool]
+"""The rate with its sign, momentum, dampening, the retraction, and whether the buffer moves in parallel."""
 RETRACTIONS = {"exp": 0, "cholesky": 1, "polar": 2, "qr": 3, "cayley": 4}
 
 

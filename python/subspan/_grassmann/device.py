@@ -19,7 +19,7 @@ from subspan._device import (
     quick_call,
     same_dtype,
 )
-from subspan._grassmann.common import check_second_moment, in_place
+from subspan._grassmann.common import SgdSettings, check_second_moment, in_place
 from subspan._orth.common import detached, finish
 
 if TYPE_CHECKING:
@@ -41,22 +41,13 @@ def _points(out: Array | None = None, **arrays: Array) -> tuple[Place, str]:
     return place, dtype
 
 
-def quick_sgd_step(
-    U: Array,
-    grad: Array,
-    buffer: Array | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    method: int,
-    parallel: bool,
-) -> bool:
+def quick_sgd_step(U: Array, grad: Array, buffer: Array | None, settings: SgdSettings) -> bool:
     """:func:`sgd_step` where nothing needs a second look; False, and nothing done, where something does."""
     call = quick_call(U, grad, buffer)
     if call is None or grad is None or grad.shape != U.shape or not (buffer is None or buffer.shape == U.shape):
         return False
     try:
-        kernels().grassmann_sgd_step(call, U, grad, buffer, lr, momentum, dampening, method, parallel)
+        kernels().grassmann_sgd_step(call, U, grad, buffer, *settings)
     except (TypeError, ValueError):  # before any launch: the long way says what is wrong in the caller's words
         return False
     finish(U, False, "")
@@ -65,16 +56,7 @@ def quick_sgd_step(
     return True
 
 
-def sgd_step(
-    U: Array,
-    grad: Array,
-    buffer: Array | None,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    method: int,
-    parallel: bool,
-) -> Array:
+def sgd_step(U: Array, grad: Array, buffer: Array | None, settings: SgdSettings) -> Array:
     arrays = {"U": U, "grad": grad} | ({} if buffer is None else {"buffer": buffer})
     for name, x in arrays.items():
         if name != "grad":
@@ -84,7 +66,7 @@ def sgd_step(
         if tuple(x.shape) != tuple(U.shape):
             raise ValueError(f"{name} must have the shape of U, {tuple(U.shape)}, got {tuple(x.shape)}")
     args = (detached(U), detached(grad), None if buffer is None else detached(buffer))
-    place.module.grassmann_sgd_step(place.call(), *args, lr, momentum, dampening, method, parallel)
+    place.module.grassmann_sgd_step(place.call(), *args, *settings)
     if buffer is not None:
         finish(buffer, False, "")
     return finish(U, False, "")

@@ -11,7 +11,15 @@ from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, to_library
 from subspan._device import on_device
 from subspan._grassmann import device
-from subspan._grassmann.common import RETRACTIONS, check_second_moment, in_place, one_of, real_number, whole_number
+from subspan._grassmann.common import (
+    RETRACTIONS,
+    SgdSettings,
+    check_second_moment,
+    in_place,
+    one_of,
+    real_number,
+    whole_number,
+)
 from subspan._orth.common import detached, finish, matrices
 
 _TRANSPORTS = {"project": 0, "parallel": 1}
@@ -44,7 +52,7 @@ def _rate(lr: float, maximize: bool) -> float:
 
 def _check_sgd_settings(
     lr: float, maximize: bool, momentum: float, dampening: float, retraction: str, transport: str
-) -> tuple[float, float, float, int, bool]:
+) -> SgdSettings:
     which = one_of(retraction, RETRACTIONS, "retraction")
     parallel = one_of(transport, _TRANSPORTS, "transport") == 1
     return (
@@ -59,7 +67,7 @@ def _check_sgd_settings(
 _sgd_settings_before = functools.lru_cache(maxsize=256, typed=True)(_check_sgd_settings)
 
 
-def _sgd_settings(*given: Any) -> tuple[float, float, float, int, bool]:
+def _sgd_settings(*given: Any) -> SgdSettings:
     """The settings of a step, as the kernels take them; those of an optimiser are checked once."""
     try:
         return _sgd_settings_before(*given)
@@ -143,17 +151,17 @@ def sgd_step(
     >>> bool(grassmann.distance(U, np.eye(5)[:, :2]) < 1e-12)
     True
     """
-    rate, momentum, dampening, which, parallel = _sgd_settings(lr, maximize, momentum, dampening, retraction, transport)
+    settings = _sgd_settings(lr, maximize, momentum, dampening, retraction, transport)
     if buffer is None:
         if momentum != 0:
             raise ValueError(f"momentum is {momentum} and there is no buffer: pass an array of zeros like U")
         if dampening != 0:
             raise ValueError(f"dampening is {dampening} and there is no buffer: it damps what goes into one")
     if type(U) is not np.ndarray or type(grad) is not np.ndarray or on_device(buffer):
-        if device.quick_sgd_step(U, grad, buffer, rate, momentum, dampening, which, parallel):
+        if device.quick_sgd_step(U, grad, buffer, settings):
             return U
         if on_device(U, grad, buffer):
-            return device.sgd_step(U, grad, buffer, rate, momentum, dampening, which, parallel)
+            return device.sgd_step(U, grad, buffer, settings)
     if buffer is None:
         U, grad = _stack(U, grad=grad)
     else:
@@ -162,11 +170,7 @@ def sgd_step(
         detached(U),
         detached(grad),
         None if buffer is None else detached(buffer),
-        rate,
-        momentum,
-        dampening,
-        which,
-        parallel,
+        *settings,
         bool(check),
     )
     if buffer is not None:

@@ -8,7 +8,7 @@ namespace subspan::cuda {
 enum class MeanStatus { running, converged, stopped, not_finite };
 
 /// What goes from one iteration to the next, all of it in the caller's memory. `numbers` are rows of one double for each mean: the step's
-/// length, variance, norm of the gradient, iterations, and a MeanStatus; then mean_rows - 5 rows of work.
+/// length, variance, norm of the gradient, iterations, and a MeanStatus; the other rows are work.
 struct MeanIteration {
     Stack u;                // points x means: n x k, float32 or float64
     Stack mean_of_each;     // the means, over the same leading axes
