@@ -185,6 +185,7 @@ class Stream {
             d["skip_gram"] = st.skip_gram;
             d["dropped"] = st.dropped;
             d["components"] = hand_over(std::move(st.components), {k, py::ssize_t(st.features)});
+            d["low"] = hand_over(std::move(st.low), {k, py::ssize_t(st.features)});
             d["singular_values"] = hand_over(std::move(st.singular_values), {k});
             if (options_.center) {
                 const auto size = py::ssize_t(st.mean.size());
@@ -215,12 +216,20 @@ class Stream {
             };
             st.singular_values = vector(d["singular_values"], "singular_values");
             if (d.contains("mean")) st.mean = vector(d["mean"], "mean");
-            const auto c = components.matrix<const T>();
-            if (c.rows != std::int64_t(st.singular_values.size()) || c.cols != st.features)
-                throw ValueError("saved state: components do not fit singular_values and features");
-            st.components.resize(std::size_t(c.rows * c.cols));
-            for (std::int64_t i = 0; i < c.rows; ++i)
-                for (std::int64_t j = 0; j < c.cols; ++j) st.components[std::size_t(i * c.cols + j)] = c(i, j);
+            const auto copy = [&](const Array &from, std::vector<T> &to) {
+                const auto c = from.matrix<const T>();
+                if (c.rows != std::int64_t(st.singular_values.size()) || c.cols != st.features)
+                    throw ValueError(std::string("saved state: ") + from.name() + " do not fit singular_values and features");
+                to.resize(std::size_t(c.rows * c.cols));
+                for (std::int64_t i = 0; i < c.rows; ++i)
+                    for (std::int64_t j = 0; j < c.cols; ++j) to[std::size_t(i * c.cols + j)] = c(i, j);
+            };
+            copy(components, st.components);
+            if (d.contains("low")) { // which earlier versions did not save
+                const Array low(d["low"], "low parts");
+                low.require_dtype(components.dtype());
+                copy(low, st.low);
+            }
             stream_ = StreamingSvd<T>(options_, st);
         });
     }

@@ -256,7 +256,7 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
 }
 
 template <class T>
-void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, const Rows<T> &rows, T *work) {
+void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows, T *out, T *work) {
     const CsrView<T> &x = *rows.csr;
     const std::int64_t n = x.cols, b = x.rows, e = rows.extra != nullptr, m = r + b + e;
     // Dense part: V, the mean (weight minus the sum of the block's weights; in two parts where one is rounded) and the extra row.
@@ -279,7 +279,7 @@ void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, con
     if (rows.shift != nullptr) panel.add(MatrixView<const T>(rows.shift, 1, n));
     if (rows.shift_low != nullptr) panel.add(MatrixView<const T>(rows.shift_low, 1, n));
     if (e != 0) panel.add(MatrixView<const T>(rows.extra, 1, n));
-    combine(wd, panel, MatrixView<T>(v, new_rows, n));
+    combine(wd, panel, MatrixView<T>(out, new_rows, n));
     // Sparse part: column j of the result gains sum_p value · wb[row], k contiguous items at a time.
     const Columns<T> columns(x);
     parallel_for((n + kStrip - 1) / kStrip, [&](std::int64_t t) {
@@ -293,7 +293,7 @@ void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, con
                                    work + j * new_rows};
             simd::dispatch<GatherKernel<T>>(&args);
         }
-        const UntransposeArgs<T> args{work, new_rows, n, j0, j1, v};
+        const UntransposeArgs<T> args{work, new_rows, n, j0, j1, out};
         simd::dispatch<AddTransposedKernel<T>>(&args);
     });
 }
@@ -306,7 +306,7 @@ void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, con
     template void transpose_rows<T>(const T *, std::int64_t, std::int64_t, T *);                                       \
     template void csr_times_rows<T>(const CsrView<T> &, const T *, std::int64_t, const T *, MatrixView<T>);            \
     template void sparse_gram<T>(const T *, std::int64_t, const Rows<T> &, const double *, T *, double *);             \
-    template void sparse_combine<T>(const T *, std::int64_t, T *, std::int64_t, const Rows<T> &, T *);
+    template void sparse_combine<T>(const T *, std::int64_t, const T *, std::int64_t, const Rows<T> &, T *, T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -22,9 +22,8 @@ void gather_rows(std::int64_t k, std::int64_t count, const T *values, const std:
 template <class T>
 void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *mean, T *vt, double *g);
 
-/// V (new_rows x n, in place, row stride n) = W [V; B - 1 shiftᵀ; extra] with row-major W, new_rows x (r + b + e).
-/// `work` holds n x new_rows items.
+/// out (new_rows x n) = W [V; B - 1 shiftᵀ; extra] with row-major W, new_rows x (r + b + e). `work` holds n x new_rows items.
 template <class T>
-void sparse_combine(const T *w, std::int64_t new_rows, T *v, std::int64_t r, const Rows<T> &rows, T *work);
+void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows, T *out, T *work);
 
 } // namespace subspan

@@ -186,21 +186,30 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
     }
     const std::int64_t kept = sel.rank;
     T *rot = frame.take<T>(kept * m);
+    double *wide = frame.take<double>(m);
+    auto *partner = frame.take<std::int64_t>(kept);
     std::vector<double> sigma(static_cast<std::size_t>(kept));
     for (std::int64_t i = 0; i < kept; ++i) {
         const double si = std::sqrt(l[i]);
         sigma[std::size_t(i)] = si;
+        double length = 0; // vectors in float are unit to its precision
+        for (std::int64_t j = 0; j < m; ++j) {
+            wide[j] = double(vec[i * m + j]);
+            length += wide[j] * wide[j];
+        }
+        length = std::sqrt(length);
+        for (std::int64_t j = 0; j < m; ++j) wide[j] /= length;
         // <v'_i, v_j> = s'_i W_ij / s_j
-        const double sign = closest_sign(
-            w.r, [&](std::int64_t j) { return double(vec[i * m + j]) / w.scale[std::size_t(j)]; });
-        for (std::int64_t j = 0; j < m; ++j)
-            rot[i * m + j] = T(sign * double(vec[i * m + j]) * w.scale[std::size_t(j)] / si);
+        relative(m, wide, w.scale.data(), si, closest(w.r, [&](std::int64_t j) { return wide[j] / w.scale[std::size_t(j)]; }),
+                 partner + i, rot + i * m);
     }
     if (sparse) {
-        sparse_combine(rot, kept, v.data(), w.r, w.rows, copy.reserve(n * kept));
+        T *delta = frame.take<T>(kept * n);
+        sparse_combine(rot, kept, v.data(), w.r, w.rows, delta, copy.reserve(n * kept));
+        settle(kept, partner, delta);
         route = "sparse";
     } else {
-        combine(rot, panel(w.r, dense), MatrixView<T>(v.data(), kept, n));
+        rotate(kept, partner, rot, panel(w.r, dense));
         route = "gram";
     }
     commit(w, std::move(sigma), w.r == 0, sel.dropped);
@@ -213,34 +222,15 @@ template <class T> void StreamingSvd<T>::Impl::commit(const Work &w, std::vector
     while (!s.empty() && s.back() == 0.0) s.pop_back(); // forgotten until nothing is left
     r = std::int64_t(s.size());
     dropped = std::min(left_out * w.unit * w.unit, std::numeric_limits<double>::max());
-    clean = false;
+    clean = shown.valid = false;
     if (first || opt.exact_blocks) canonical_signs();
 }
 
 template <class T> void StreamingSvd<T>::Impl::commit_nothing(const Work &w) {
     s.clear();
     r = 0;
+    clean = true;
     dropped = w.dropped * w.unit * w.unit;
-}
-
-template <class T> void StreamingSvd<T>::Impl::canonical_signs() {
-    for (std::int64_t i = 0; i < r; ++i) {
-        T *row = v.data() + i * n;
-        constexpr int lanes = 16; // independent chains, so that the search is not one long dependency
-        T most[lanes] = {}, least[lanes] = {};
-        std::int64_t j = 0;
-        for (; j + lanes <= n; j += lanes)
-            for (int q = 0; q < lanes; ++q) {
-                most[q] = row[j + q] > most[q] ? row[j + q] : most[q];
-                least[q] = row[j + q] < least[q] ? row[j + q] : least[q];
-            }
-        for (; j < n; ++j) {
-            most[0] = std::max(most[0], row[j]);
-            least[0] = std::min(least[0], row[j]);
-        }
-        if (-*std::min_element(least, least + lanes) > *std::max_element(most, most + lanes))
-            for (j = 0; j < n; ++j) row[j] = -row[j];
-    }
 }
 
 template <class T> void StreamingSvd<T>::Impl::core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) const {

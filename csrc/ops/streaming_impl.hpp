@@ -28,7 +28,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     StreamingOptions opt;
     std::int64_t n = 0, r = 0, seen = 0;
     std::int64_t keep = 0; // directions kept inside
-    Buffer<T> v;           // keep x n, the first r rows in use
+    Buffer<T> v, low;      // keep x n, the first r rows in use: the basis, and what rounding it to T left out
     std::vector<double> s, mean;
     double weight = 0, dropped = 0;
     bool clean = true;          // v is orthonormal to working precision
@@ -74,6 +74,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         n = columns;
         keep = kept_for(n);
         v.reserve(keep * n);
+        std::fill_n(low.reserve(keep * n), keep * n, T(0));
         if (opt.center) mean.assign(std::size_t(n), 0.0);
     }
 
@@ -100,6 +101,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         weight = o.weight;
         dropped = o.dropped;
         clean = o.clean;
+        shown.valid = false;
         skip_gram = o.skip_gram;
         route = o.route;
     }
@@ -112,14 +114,19 @@ template <class T> struct StreamingSvd<T>::Impl {
         weight = dropped = 0;
         shorten(0);
         v.release();
+        low.release();
+        clean = true;
+        shown.valid = false;
     }
     struct Snapshot {
         Small small;
-        std::vector<T> v;
-        explicit Snapshot(const Impl &o) : small(o.small()), v(o.v.data(), o.v.data() + o.r * o.n) {}
+        std::vector<T> v, low;
+        explicit Snapshot(const Impl &o)
+            : small(o.small()), v(o.v.data(), o.v.data() + o.r * o.n), low(o.low.data(), o.low.data() + o.r * o.n) {}
         void back(Impl &o) const {
             o.restore(small);
             std::copy(v.begin(), v.end(), o.v.data());
+            std::copy(low.begin(), low.end(), o.low.data());
         }
     };
 
@@ -195,18 +202,40 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     bool gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy);
 
-    // The sign of the overlap with the old component that a new one is closest to: signs stay stable along a stream.
-    template <class F> static double closest_sign(std::int64_t count, F &&overlap) {
-        double best = 0, sign = 1;
+    // The old component that a new one is closest to (-1: there is none), and the sign that their overlap gives it: signs
+    // stay stable along a stream.
+    struct Closest {
+        std::int64_t index = -1;
+        double sign = 1;
+    };
+    template <class F> static Closest closest(std::int64_t count, F &&overlap) {
+        Closest out;
+        double best = 0;
         for (std::int64_t j = 0; j < count; ++j) {
             const double o = overlap(j);
             if (std::abs(o) > best) {
                 best = std::abs(o);
-                sign = o < 0 ? -1 : 1;
+                out = {j, o < 0 ? -1.0 : 1.0};
             }
         }
-        return sign;
+        return out;
     }
+
+    // ---- the basis to twice its precision: streaming_basis.cpp ------------------------------------------------------
+
+    // Row i of V' is sign · Σ_j w_j scale_j row_j / sigma, w a unit vector: its coefficients, less one at its partner.
+    static void relative(std::int64_t count, const double *w, const double *scale, double sigma, Closest old,
+                         std::int64_t *partner, T *rot);
+    // The same for coefficients that are known as they are.
+    static void relative(std::int64_t count, const double *coefficients, Closest old, std::int64_t *partner, T *rot) {
+        *partner = old.index >= 0 && old.sign * coefficients[old.index] > 0.5 ? old.index : -1;
+        for (std::int64_t j = 0; j < count; ++j) rot[j] = T(old.sign * coefficients[j] - (j == *partner ? 1.0 : 0.0));
+    }
+    // V' = V[partner] + rot P: P's first r rows are V.
+    void rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const Panel<T> &p);
+    void settle(std::int64_t kept, const std::int64_t *partner, const T *delta);
+    // V' = y (kept x n).
+    void set_basis(std::int64_t kept, const double *y);
 
     void commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out);
     // Nothing but zeros so far.
@@ -227,8 +256,15 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     void householder(Work &w, const Rows<T> &dense);
 
-    // A = Q R by pieces of rows, R stays n x n: the right singular vectors of R are those of A. Work memory a few n².
+    // More rows than columns: the block becomes n x n. Work memory some ten n².
     void tall(Work &w);
+    void tall_gram(Work &w);
+    void tall_qr(Work &w);
+    void tall_commit(const Work &w, std::vector<double> &&sigma, double *y, double left_out);
+    // In units of the largest entry, and once more from the start, where squares leave the range of double; false: no need.
+    bool tall_again(Work &w, double total);
+    // Rows [first, first + count) of [state; block], s_i v_i in double (from v + low) and the block as materialise makes it.
+    void tall_rows(const Work &w, std::int64_t first, std::int64_t count, double *dst) const;
 
     // Rows [first, first + count) of a block and its extra row, as materialise() makes them, in a unit.
     static void part(const Rows<T> &x, std::int64_t first, std::int64_t count, T *dst, double unit);
@@ -237,11 +273,23 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     void fold();
 
+    // What readers see: the state where it is clean, else a copy that was folded. Reading changes nothing that later updates
+    // start from: a fold rounds, and a stream may be read after every update.
+    struct Shown {
+        bool valid = false;
+        Buffer<T> v;
+        std::vector<double> s;
+    } shown;
+    void show();
+    const T *basis() const { return clean ? v.data() : shown.v.data(); }
+    const std::vector<double> &values() const { return clean ? s : shown.s; }
+
     // Components reported: the leading ones, by rank or by energy.
     std::int64_t reported() const {
-        const std::int64_t most = std::min(r, opt.rank);
+        const std::vector<double> &s = values();
+        const std::int64_t most = std::min(std::int64_t(s.size()), opt.rank);
         if (opt.energy <= 0.0) return most;
-        if (r == 0) return 0;
+        if (s.empty()) return 0;
         const double top = s[0]; // in units of the first, so that squares of extreme values stay in range
         double total = dropped / top / top, sum = 0;
         for (const double x : s) total += (x / top) * (x / top);
@@ -253,13 +301,15 @@ template <class T> struct StreamingSvd<T>::Impl {
         return k;
     }
     double captured() const {
+        const std::vector<double> &s = values();
         double e = 0;
-        for (std::int64_t i = 0; i < reported(); ++i) e += s[std::size_t(i)] * s[std::size_t(i)];
+        for (std::int64_t i = 0, k = reported(); i < k; ++i) e += s[std::size_t(i)] * s[std::size_t(i)];
         return e;
     }
     double left_out() const {
+        const std::vector<double> &s = values();
         double e = dropped;
-        for (std::int64_t i = reported(); i < r; ++i) e += s[std::size_t(i)] * s[std::size_t(i)];
+        for (auto i = std::size_t(reported()); i < s.size(); ++i) e += s[i] * s[i];
         return e;
     }
 

@@ -6,6 +6,7 @@
 #include "subspan/panel.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 namespace subspan {
 
@@ -55,21 +56,72 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
         largest_r = std::max(largest_r, g2[(rr + i) * m + rr + i]);
     }
     if (!std::isfinite(norm_r)) return false;
-    // R = L Q for the rows that have a direction of their own; pivoting leaves out what rounding alone made.
+    // R = L Q for the rows that have a direction of their own; pivoting leaves out what rounding alone made. The directions
+    // of a basis of everything are all taken: what R has left then is rounding.
     double *l = frame.take<double>(b * b), left = 0;
     auto *order = frame.take<std::int64_t>(b);
-    const std::int64_t q = pivoted_cholesky(b, gr, 4.0 * eps * largest_r, l, order, &left), mq = rr + q;
+    const double tolerance = 4.0 * eps * largest_r;
+    const std::int64_t q = rr == n ? 0 : pivoted_cholesky(b, gr, tolerance, l, order, &left), mq = rr + q;
+    if (q == 0) std::iota(order, order + b, std::int64_t(0));
     double *lead = frame.take<double>(q * q), *lri = frame.take<double>(q * q);
     for (std::int64_t i = 0; i < q; ++i) std::copy_n(l + i * b, q, lead + i * q);
     invert_lower(q, lead, lri);
+
+    // How much of all this is below working precision. What was left out of R turns the components as well, in proportion
+    // to its length and not to its square; Q is orthonormal to eps ‖R‖² / pivot², which A feels as eps ‖R‖² / pivot.
+    double top = w.scale[0];
+    for (std::int64_t i = 0; i < b; ++i)
+        top = std::max(top, w.scale[std::size_t(rr + i)] * std::sqrt(w.g[(rr + i) * m + rr + i]));
+    const double pivot = q > 0 ? l[(q - 1) * b + q - 1] : 0.0;
+    if (q > 0 && std::sqrt(left * double(b)) > kDrop * eps * top) return false;
+    bool twice = false;
+    if (q > 0 && largest_r > 4.0 * pivot * top) {
+        if (largest_r * 1e3 * eps > pivot * pivot) return false; // a second factorisation would not mend it either
+        twice = true;
+    }
+
+    // Coordinates of the block in V̂ and Q, in the order of the pivots, and c2q, what the rows that Q is made of still have
+    // along V̂.
+    double *along = frame.take<double>(b * rr), *c2q = frame.take<double>(q * rr);
+    for (std::int64_t i = 0; i < b; ++i)
+        for (std::int64_t j = 0; j < rr; ++j) along[i * rr + j] = c1[order[i] * rr + j] + c2[order[i] * rr + j];
+    for (std::int64_t i = 0; i < q; ++i) std::copy_n(c2 + order[i] * rr, rr, c2q + i * rr);
+    Buffer<T> directions;
+    if (twice) { // Q explicitly, and the same once more: Cholesky QR 2, for Q and for what it has along V̂
+        T *form = frame.zeros<T>(q * m);
+        double *t = frame.take<double>(q * rr), *t2 = frame.take<double>(q * rr);
+        gemm<double>(MatrixView<const double>(lri, q, q), MatrixView<const double>(c2q, q, rr), MatrixView<double>(t, q, rr));
+        gemm<double>(MatrixView<const double>(t, q, rr), lmi_v, MatrixView<double>(t2, q, rr));
+        for (std::int64_t i = 0; i < q; ++i) {
+            for (std::int64_t j = 0; j < rr; ++j) form[i * m + j] = T(-t2[i * rr + j]);
+            for (std::int64_t j = 0; j < q; ++j) form[i * m + rr + order[j]] = T(lri[i * q + j]);
+        }
+        directions.reserve(q * n);
+        combine(form, p, MatrixView<T>(directions.data(), q, n));
+        p = Panel<T>(n);
+        p.add(vv).add(MatrixView<const T>(directions.data(), q, n));
+        double *g3 = frame.take<double>(mq * mq), *l2 = frame.take<double>(q * q), *both = frame.take<double>(b * q);
+        gram(p, rr, g3);
+        for (std::int64_t i = 0; i < q; ++i) std::copy_n(g3 + (rr + i) * mq, rr, t + i * rr);
+        gemm<double>(MatrixView<const double>(t, q, rr), lmi_v.transposed(), MatrixView<double>(c2q, q, rr));
+        gram(Panel<double>(rr).add(MatrixView<const double>(c2q, q, rr)), 0, l2);
+        for (std::int64_t i = 0; i < q; ++i)
+            for (std::int64_t j = 0; j <= i; ++j) l2[i * q + j] = g3[(rr + i) * mq + rr + j] - l2[i * q + j];
+        if (cholesky(q, l2, 0.0) > 0) return false;
+        const MatrixView<const double> first(l, b, q, b, 1);
+        gemm<double>(first, MatrixView<const double>(c2q, q, rr), MatrixView<double>(along, b, rr), true);
+        gemm<double>(first, MatrixView<const double>(l2, q, q), MatrixView<double>(both, b, q));
+        for (std::int64_t i = 0; i < b; ++i) std::copy_n(both + i * q, q, l + i * b);
+        invert_lower(q, l2, lri);
+        std::iota(order, order + q, std::int64_t(0)); // rows of Q, no longer of the block
+    }
 
     const std::int64_t kq = std::min(k, mq);
     double *core = frame.zeros<double>(m * mq), *sigma = frame.take<double>(kq), *y = frame.take<double>(kq * mq);
     for (std::int64_t i = 0; i < rr; ++i)
         for (std::int64_t j = 0; j <= i; ++j) core[i * mq + j] = w.scale[std::size_t(i)] * lm[i * rr + j];
     for (std::int64_t i = 0; i < b; ++i) {
-        // Rows in the order of the pivots.
-        for (std::int64_t j = 0; j < rr; ++j) core[(rr + i) * mq + j] = c1[order[i] * rr + j] + c2[order[i] * rr + j];
+        std::copy_n(along + i * rr, rr, core + (rr + i) * mq);
         std::copy_n(l + i * b, q, core + (rr + i) * mq + rr);
     }
     double total = 0;
@@ -81,47 +133,85 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
         commit_nothing(w);
         return true;
     }
-    if (norm_r > kResidualMargin * sigma[sel.rank - 1]) return false;
-    // With room for more components, what was left out of R must be rounding, not a small component.
-    if (sel.rank < k && left * double(b) > kDrop * kDrop * eps * eps * sigma[0]) return false;
+    if (norm_r > kResidualMargin * sigma[sel.rank - 1] && q > 0) return false;
 
     // V' = Y1 V̂ + Y2 L_R^-1 (R - C2' V̂), with V̂ = L_M^-1 V.
-    const std::int64_t kept = sel.rank;
+    const std::int64_t kept = sel.rank, columns = p.rows;
     double *z2 = frame.take<double>(kept * q), *z1 = frame.take<double>(kept * rr), *t1 = frame.take<double>(kept * rr);
-    double *c2q = frame.take<double>(q * rr);
-    for (std::int64_t i = 0; i < q; ++i) std::copy_n(c2 + order[i] * rr, rr, c2q + i * rr);
     const MatrixView<const double> y2(y + rr, kept, q, mq, 1);
     gemm<double>(y2, MatrixView<const double>(lri, q, q), MatrixView<double>(z2, kept, q));
     gemm<double>(MatrixView<const double>(z2, kept, q), MatrixView<const double>(c2q, q, rr),
                  MatrixView<double>(t1, kept, rr));
-    for (std::int64_t i = 0; i < kept; ++i)
-        for (std::int64_t j = 0; j < rr; ++j) t1[i * rr + j] = y[i * mq + j] - t1[i * rr + j];
-    gemm<double>(MatrixView<const double>(t1, kept, rr), lmi_v, MatrixView<double>(z1, kept, rr));
-    T *rot = frame.zeros<T>(kept * m);
+    // Where a component goes on as one of before, all is taken relative to that: y = e_p + η, s' = s_p + δ, and what rounding s'
+    // leaves goes into the length of v'. So an update adds eps times what it changes, not eps times everything.
+    double *ky = frame.take<double>(kept * m);
+    gemm<double>(MatrixView<const double>(y, kept, mq), MatrixView<const double>(core, m, mq).transposed(),
+                 MatrixView<double>(ky, kept, m));
+    auto *partner = frame.take<std::int64_t>(kept);
+    auto *old = frame.take<Closest>(kept);
+    double *longer = frame.zeros<double>(kept); // v' by this
     std::vector<double> out(static_cast<std::size_t>(kept));
     for (std::int64_t i = 0; i < kept; ++i) {
+        double *yi = y + i * mq, *ti = t1 + i * rr;
+        old[i] = closest(rr, [&](std::int64_t j) { return yi[j]; });
+        const std::int64_t pi = partner[i] = old[i].index >= 0 && std::abs(yi[old[i].index]) > 0.5 ? old[i].index : -1;
+        for (std::int64_t j = 0; j < rr; ++j) ti[j] = old[i].sign * (yi[j] - ti[j]);
         out[std::size_t(i)] = std::sqrt(sigma[i]);
-        const double sign = closest_sign(rr, [&](std::int64_t j) { return y[i * mq + j]; });
-        for (std::int64_t j = 0; j < rr; ++j) rot[i * m + j] = T(sign * z1[i * rr + j]);
-        for (std::int64_t j = 0; j < q; ++j) rot[i * m + rr + order[j]] = T(sign * z2[i * q + j]);
+        if (pi < 0) continue;
+        double rest = 0, more = 0, here = 0;
+        for (std::int64_t j = 0; j < mq; ++j)
+            if (j != pi) rest += yi[j] * yi[j];
+        const double eta = -rest / (1.0 + std::sqrt(std::max(0.0, 1.0 - rest)));
+        ti[pi] = eta + (ti[pi] - old[i].sign * yi[pi]);
+        // K y at row p of the state is s_p (1 + here).
+        for (std::int64_t j = 0; j < pi; ++j) here += lm[pi * rr + j] * old[i].sign * yi[j];
+        here += (lm[pi * rr + pi] - 1.0) + lm[pi * rr + pi] * eta;
+        for (std::int64_t j = 0; j < m; ++j)
+            if (j != pi) more += ky[i * m + j] * ky[i * m + j];
+        const double sp = w.scale[std::size_t(pi)];
+        more += sp * sp * here * (2.0 + here);
+        const double delta = more / (sp + std::sqrt(std::max(0.0, sp * sp + more)));
+        double si = sp + delta;
+        if (i > 0) si = std::min(si, out[std::size_t(i) - 1]); // neighbours that rounding swapped
+        out[std::size_t(i)] = si;
+        longer[i] = ((sp - si) + delta) / si;
     }
-    combine(rot, p, MatrixView<T>(v.data(), kept, n));
+    gemm<double>(MatrixView<const double>(t1, kept, rr), lmi_v, MatrixView<double>(z1, kept, rr));
+    T *rot = frame.zeros<T>(kept * columns);
+    for (std::int64_t i = 0; i < kept; ++i) {
+        if (const std::int64_t pi = partner[i]; pi >= 0) { // e_p L_M^-1 - e_p
+            for (std::int64_t j = 0; j < pi; ++j) z1[i * rr + j] += lmi[pi * rr + j];
+            z1[i * rr + pi] += (1.0 - lm[pi * rr + pi]) / lm[pi * rr + pi] + longer[i];
+        }
+        for (std::int64_t j = 0; j < rr; ++j) rot[i * columns + j] = T(z1[i * rr + j]);
+        for (std::int64_t j = 0; j < q; ++j) rot[i * columns + rr + order[j]] = T(old[i].sign * z2[i * q + j]);
+    }
+    rotate(kept, partner, rot, p);
     route = "robust";
     commit(w, std::move(out), false, sel.dropped);
     return true;
 }
 
 template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T> &dense) {
+    // In double, also for rows of float: what each update rounds would add up, and this is the route of few rows and of hard
+    // ones.
     Frame frame;
     const std::int64_t rr = w.r, m = w.m, p = std::min(m, n), k = std::min(keep, p);
     if (n > std::numeric_limits<int>::max()) throw ValueError("rows: more than 2^31 - 1 columns");
-    Buffer<T> a(m * n);
+    Buffer<double> a(m * n);
     for (std::int64_t i = 0; i < rr; ++i)
-        for (std::int64_t j = 0; j < n; ++j) a.data()[i * n + j] = T(w.scale[std::size_t(i)]) * v.data()[i * n + j];
-    materialise(dense, a.data() + rr * n);
+        for (std::int64_t j = 0; j < n; ++j)
+            a.data()[i * n + j] = w.scale[std::size_t(i)] * (double(v.data()[i * n + j]) + double(low.data()[i * n + j]));
+    if constexpr (std::is_same_v<T, double>) {
+        materialise(dense, a.data() + rr * n);
+    } else {
+        Buffer<T> rows(w.b * n);
+        materialise(dense, rows.data());
+        std::copy_n(rows.data(), w.b * n, a.data() + rr * n);
+    }
     int ni = int(n), mi = int(m), pi = int(p), info = 0, lwork = int(64 * m);
-    T *tau = frame.take<T>(p), *work = frame.take<T>(lwork);
-    lapack<T>().geqrf(&ni, &mi, a.data(), &ni, tau, work, &lwork, &info);
+    double *tau = frame.take<double>(p), *work = frame.take<double>(lwork);
+    lapack<double>().geqrf(&ni, &mi, a.data(), &ni, tau, work, &lwork, &info);
     if (info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
     // Aᵀ = Q R: the right singular vectors of A are Q times the left ones of R, hence the rows of (Rᵀ's right
     // vectors) Qᵀ. Rᵀ is m x p.
@@ -129,122 +219,31 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
     double total = 0;
     for (std::int64_t i = 0; i < m; ++i)
         for (std::int64_t j = 0; j <= std::min(i, p - 1); ++j) {
-            rt[i * p + j] = double(a.data()[i * n + j]);
+            rt[i * p + j] = a.data()[i * n + j];
             total += rt[i * p + j] * rt[i * p + j];
         }
     core_svd(m, p, rt, k, sigma, y);
     for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, k, total, w.dropped);
-    lapack<T>().orgqr(&ni, &pi, &pi, a.data(), &ni, tau, work, &lwork, &info);
+    lapack<double>().orgqr(&ni, &pi, &pi, a.data(), &ni, tau, work, &lwork, &info);
     if (info != 0) throw LinAlgError("StreamingSVD: orgqr failed");
     const std::int64_t kept = sel.rank;
-    T *rot = frame.take<T>(kept * p);
     std::vector<double> out(static_cast<std::size_t>(kept));
     for (std::int64_t i = 0; i < kept; ++i) {
         out[std::size_t(i)] = std::sqrt(sigma[i]);
         // <v'_i, v_j> = Y_i · (row j of Rᵀ) / s_j
-        const double sign = closest_sign(rr, [&](std::int64_t j) {
+        const Closest old = closest(rr, [&](std::int64_t j) {
             double o = 0;
             for (std::int64_t q = 0; q <= std::min(j, p - 1); ++q) o += y[i * p + q] * rt[j * p + q];
             return o / w.scale[std::size_t(j)];
         });
-        for (std::int64_t j = 0; j < p; ++j) rot[i * p + j] = T(sign * y[i * p + j]);
+        for (std::int64_t j = 0; j < p; ++j) y[i * p + j] *= old.sign;
     }
-    combine(rot, Panel<T>(n).add(MatrixView<const T>(a.data(), p, n)), MatrixView<T>(v.data(), kept, n));
+    Buffer<double> fresh(kept * n);
+    combine(y, Panel<double>(n).add(MatrixView<const double>(a.data(), p, n)), MatrixView<double>(fresh.data(), kept, n));
+    set_basis(kept, fresh.data());
     route = "householder";
     commit(w, std::move(out), rr == 0, sel.dropped);
-}
-
-template <class T> void StreamingSvd<T>::Impl::tall(Work &w) {
-    Frame frame;
-    const std::int64_t rr = w.r, b = w.b, piece = std::max<std::int64_t>(2 * n, 64), k = std::min(keep, n);
-    const std::int64_t most = n + std::min(piece, rr + b);
-    T *a = frame.take<T>(most * n), *rows = frame.take<T>(piece * n), *tau = frame.take<T>(n);
-    T *work = frame.take<T>(64 * n);
-    int lwork = int(64 * n), info = 0;
-    std::int64_t have = 0; // rows of R so far
-    std::vector<double> factor(std::size_t(n * n), 0.0);
-    double total = 0;
-    for (std::int64_t i0 = 0; i0 < rr + b;) {
-        const std::int64_t take = std::min(piece, i0 < rr ? rr - i0 : rr + b - i0);
-        if (i0 < rr) {
-            for (std::int64_t i = 0; i < take; ++i)
-                for (std::int64_t j = 0; j < n; ++j)
-                    rows[i * n + j] = T(w.scale[std::size_t(i0 + i)]) * v.data()[(i0 + i) * n + j];
-        } else {
-            part(w.rows, i0 - rr, take, rows, w.unit);
-        }
-        const std::int64_t m = have + take;
-        for (std::int64_t j = 0; j < n; ++j) { // column-major, R on top
-            for (std::int64_t i = 0; i < have; ++i) a[j * m + i] = i <= j ? T(factor[std::size_t(i * n + j)]) : T(0);
-            for (std::int64_t i = 0; i < take; ++i) a[j * m + have + i] = rows[i * n + j];
-        }
-        for (std::int64_t i = 0; i < take * n; ++i) total += double(rows[i]) * double(rows[i]);
-        if (!std::isfinite(total)) break;
-        int mi = int(m), ni = int(n);
-        lapack<T>().geqrf(&mi, &ni, a, &mi, tau, work, &lwork, &info);
-        if (info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
-        have = std::min(m, n);
-        for (std::int64_t i = 0; i < have; ++i)
-            for (std::int64_t j = i; j < n; ++j) factor[std::size_t(i * n + j)] = double(a[j * m + i]);
-        i0 += take;
-    }
-    if (w.unit == 1.0 && !(total > 1e-250 && total < 1e250)) {
-        // Out of range, not finite, or all zero: again in units of the largest entry.
-        require_finite(w.rows, "rows");
-        double largest = 0;
-        for (std::int64_t i = 0; i < rr; ++i) largest = std::max(largest, w.scale[std::size_t(i)]);
-        for (std::int64_t i0 = 0; i0 < b; i0 += piece) {
-            const std::int64_t take = std::min(piece, b - i0);
-            part(w.rows, i0, take, rows, 1.0);
-            for (std::int64_t i = 0; i < take * n; ++i) largest = std::max(largest, double(std::abs(rows[i])));
-        }
-        if (largest > 0.0) {
-            if (!std::isfinite(largest)) throw ValueError("rows: centring or weights overflow; scale the data");
-            in_units(w, largest);
-            tall(w);
-            return;
-        }
-    }
-    double *sigma = frame.take<double>(k), *y = frame.take<double>(k * n);
-    core_svd(n, n, factor.data(), k, sigma, y);
-    for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
-    const Selected sel = select(sigma, k, total, w.dropped);
-    std::vector<double> out(static_cast<std::size_t>(sel.rank));
-    std::vector<T> fresh(std::size_t(sel.rank * n));
-    for (std::int64_t i = 0; i < sel.rank; ++i) {
-        out[std::size_t(i)] = std::sqrt(sigma[i]);
-        const double sign = closest_sign(rr, [&](std::int64_t j) {
-            double o = 0;
-            for (std::int64_t q = 0; q < n; ++q) o += y[i * n + q] * double(v.data()[j * n + q]);
-            return o;
-        });
-        for (std::int64_t q = 0; q < n; ++q) fresh[std::size_t(i * n + q)] = T(sign * y[i * n + q]);
-    }
-    std::copy(fresh.begin(), fresh.end(), v.data());
-    route = "tall";
-    commit(w, std::move(out), rr == 0, sel.dropped);
-}
-
-template <class T> void StreamingSvd<T>::Impl::part(const Rows<T> &x, std::int64_t first, std::int64_t count, T *dst, double unit) {
-    Rows<T> p = x;
-    CsrView<T> csr;
-    const std::int64_t b = x.count(), from_block = std::min(count, b - first);
-    if (x.csr != nullptr) {
-        csr = slice_rows(*x.csr, first, from_block);
-        p.csr = &csr;
-    } else {
-        p.dense = x.dense.block_rows(first, from_block);
-    }
-    if (x.weight != nullptr) p.weight = x.weight + first;
-    p.extra = nullptr;
-    materialise(p, dst);
-    if (from_block < count) std::copy_n(x.extra, x.cols(), dst + from_block * x.cols());
-    if (unit != 1.0) {
-        int e = 0;
-        std::frexp(unit, &e);
-        for (std::int64_t i = 0; i < count * x.cols(); ++i) dst[i] = std::ldexp(dst[i], 1 - e);
-    }
 }
 
 template struct StreamingSvd<float>::Impl;

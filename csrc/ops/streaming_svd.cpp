@@ -30,6 +30,10 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
             bad("singular values must be positive and descending");
     for (const T x : st.components)
         if (!std::isfinite(x)) bad("components must be finite");
+    if (!st.low.empty() && st.low.size() != st.components.size()) bad("low parts do not fit the components");
+    for (std::size_t i = 0; i < st.low.size(); ++i)
+        if (!(std::abs(st.low[i]) <= std::numeric_limits<T>::epsilon() * std::abs(st.components[i]) + std::numeric_limits<T>::min()))
+            bad("low parts must be rounding of the components");
     for (const double x : st.mean)
         if (!std::isfinite(x)) bad("the mean must be finite");
     if (st.features == 0) {
@@ -47,6 +51,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     impl_->skip_gram = int(std::clamp<std::int64_t>(st.skip_gram, 0, 8));
     impl_->clean = false; // measured when somebody looks
     std::copy(st.components.begin(), st.components.end(), impl_->v.data());
+    std::copy(st.low.begin(), st.low.end(), impl_->low.data());
 }
 
 template <class T> void StreamingSvd<T>::update(MatrixView<const T> rows) {
@@ -72,27 +77,27 @@ template <class T> double StreamingSvd<T>::weight() const {
     return w;
 }
 template <class T> std::int64_t StreamingSvd<T>::rank() {
-    impl_->fold();
+    impl_->show();
     return impl_->reported();
 }
 template <class T> const double *StreamingSvd<T>::singular_values() {
-    impl_->fold();
-    return impl_->s.data();
+    impl_->show();
+    return impl_->values().data();
 }
 template <class T> const T *StreamingSvd<T>::components() {
-    impl_->fold();
-    return impl_->v.data();
+    impl_->show();
+    return impl_->basis();
 }
 template <class T> const double *StreamingSvd<T>::mean() {
-    impl_->fold();
+    impl_->show();
     return impl_->opt.center && impl_->n > 0 ? impl_->mean.data() : nullptr;
 }
 template <class T> double StreamingSvd<T>::captured_energy() {
-    impl_->fold();
+    impl_->show();
     return impl_->captured();
 }
 template <class T> double StreamingSvd<T>::residual_energy() {
-    impl_->fold();
+    impl_->show();
     return impl_->left_out();
 }
 template <class T> const char *StreamingSvd<T>::last_route() const { return impl_->route; }
@@ -118,37 +123,37 @@ template <class T, class F> void with_rows(MatrixView<T> out, F &&f) {
 } // namespace
 
 template <class T> void StreamingSvd<T>::project(MatrixView<const T> x, MatrixView<T> z) {
-    impl_->fold();
+    impl_->show();
     const std::int64_t n = impl_->n, k = impl_->reported();
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
     const auto shift = as_shift<T>(impl_->mean);
     with_rows(z, [&](MatrixView<T> rows) {
-        gemm<T>(x, MatrixView<const T>(impl_->v.data(), k, n).transposed(), rows, false,
+        gemm<T>(x, MatrixView<const T>(impl_->basis(), k, n).transposed(), rows, false,
                 shift.empty() ? nullptr : shift.data());
     });
 }
 
 template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView<T> z) {
-    impl_->fold();
+    impl_->show();
     check_csr(x, "X");
     const std::int64_t n = impl_->n, k = impl_->reported();
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
     const auto shift = as_shift<T>(impl_->mean);
     with_rows(z, [&](MatrixView<T> rows) {
-        csr_times_rows(x, impl_->v.data(), k, shift.empty() ? nullptr : shift.data(), rows);
+        csr_times_rows(x, impl_->basis(), k, shift.empty() ? nullptr : shift.data(), rows);
     });
 }
 
 template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, MatrixView<T> x) {
-    impl_->fold();
+    impl_->show();
     const std::int64_t n = impl_->n, k = impl_->reported();
     want(z.cols == k, "Z", z.rows, k, z.rows, z.cols);
     want(x.rows == z.rows && x.cols == n, "out", z.rows, n, x.rows, x.cols);
     const auto shift = as_shift<T>(impl_->mean);
     with_rows(x, [&](MatrixView<T> rows) {
-        gemm<T>(z, MatrixView<const T>(impl_->v.data(), k, n), rows);
+        gemm<T>(z, MatrixView<const T>(impl_->basis(), k, n), rows);
         if (!shift.empty())
             parallel_for(rows.rows, [&](std::int64_t i) {
                 T *row = rows.data + i * rows.row_stride;
@@ -158,11 +163,11 @@ template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, Matr
 }
 
 template <class T> void StreamingSvd<T>::residual(MatrixView<const T> x, T *out) {
-    impl_->fold();
+    impl_->show();
     const std::int64_t n = impl_->n, k = impl_->reported(), step = 64;
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     const auto shift = as_shift<T>(impl_->mean);
-    const MatrixView<const T> v(impl_->v.data(), k, n);
+    const MatrixView<const T> v(impl_->basis(), k, n);
     // Blocks of rows, so that work memory is 64 rows however many there are.
     Buffer<T> block(step * n), z(step * std::max<std::int64_t>(k, 1));
     for (std::int64_t i0 = 0; i0 < x.rows; i0 += step) {
@@ -193,7 +198,10 @@ template <class T> StreamingState<T> StreamingSvd<T>::state() {
     st.skip_gram = impl_->skip_gram;
     st.singular_values = impl_->s;
     st.mean = impl_->mean;
-    if (impl_->n > 0) st.components.assign(impl_->v.data(), impl_->v.data() + impl_->r * impl_->n);
+    if (impl_->n > 0) {
+        st.components.assign(impl_->v.data(), impl_->v.data() + impl_->r * impl_->n);
+        st.low.assign(impl_->low.data(), impl_->low.data() + impl_->r * impl_->n);
+    }
     return st;
 }
 

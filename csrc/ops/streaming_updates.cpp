@@ -227,6 +227,24 @@ template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const
     weight = past + weight_b;
 }
 
+template <class T> void StreamingSvd<T>::Impl::show() {
+    flush();
+    if (clean || shown.valid) return;
+    Impl copy(opt);
+    copy.n = n;
+    copy.keep = keep;
+    copy.r = r;
+    copy.s = s;
+    copy.dropped = dropped;
+    copy.clean = false;
+    std::copy_n(v.data(), r * n, copy.v.reserve(r * n));
+    std::copy_n(low.data(), r * n, copy.low.reserve(r * n));
+    copy.fold();
+    shown.v = std::move(copy.v);
+    shown.s = std::move(copy.s);
+    shown.valid = true;
+}
+
 template <class T> void StreamingSvd<T>::Impl::fold() {
     flush();
     if (clean || r == 0) return;
@@ -254,11 +272,10 @@ template <class T> void StreamingSvd<T>::Impl::fold() {
         gemm<double>(MatrixView<const double>(y, r, r), MatrixView<const double>(inverse, r, r),
                      MatrixView<double>(t, r, r));
         T *rot = frame.take<T>(r * r);
-        for (std::int64_t i = 0; i < r; ++i) {
-            const double sign = closest_sign(r, [&](std::int64_t j) { return y[i * r + j]; });
-            for (std::int64_t j = 0; j < r; ++j) rot[i * r + j] = T(sign * t[i * r + j]);
-        }
-        combine(rot, p, MatrixView<T>(v.data(), r, n));
+        auto *partner = frame.take<std::int64_t>(r);
+        for (std::int64_t i = 0; i < r; ++i)
+            relative(r, t + i * r, closest(r, [&](std::int64_t j) { return y[i * r + j]; }), partner + i, rot + i * r);
+        rotate(r, partner, rot, p);
         std::copy_n(sigma, r, s.begin());
     }
     // Four rounds of Cholesky did not get there: Householder does.
@@ -342,14 +359,13 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
         while (kept < r && l[kept] > 16.0 * eps * top) ++kept;
     }
     T *rot = frame.take<T>(kept * r);
+    auto *partner = frame.take<std::int64_t>(kept);
     std::vector<double> out(static_cast<std::size_t>(kept));
     for (std::int64_t i = 0; i < kept; ++i) {
         out[std::size_t(i)] = std::sqrt(l[i]);
-        const double sign = closest_sign(r, [&](std::int64_t j) { return y[i * r + j]; });
-        for (std::int64_t j = 0; j < r; ++j) rot[i * r + j] = T(sign * y[i * r + j]);
+        relative(r, y + i * r, closest(r, [&](std::int64_t j) { return y[i * r + j]; }), partner + i, rot + i * r);
     }
-    if (kept > 0)
-        combine(rot, Panel<T>(n).add(MatrixView<const T>(v.data(), r, n)), MatrixView<T>(v.data(), kept, n));
+    if (kept > 0) rotate(kept, partner, rot, Panel<T>(n).add(MatrixView<const T>(v.data(), r, n)));
     commit(Work{}, std::move(out), false, std::max(0.0, dropped - std::max(0.0, all - along)));
     if (opt.center) std::copy_n(new_mean, n, mean.begin());
     weight = std::max(0.0, new_weight);

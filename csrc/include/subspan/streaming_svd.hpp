@@ -28,6 +28,7 @@ template <class T> struct StreamingState {
     double weight = 0.0, dropped = 0.0; // effective number of rows; squared norm that truncation left out
     std::vector<double> singular_values;
     std::vector<T> components; // singular_values.size() x features, all directions kept inside
+    std::vector<T> low;        // of the same shape, what rounding them to T left out; may be empty
     std::vector<double> mean;  // features when centring, else empty
 };
 
