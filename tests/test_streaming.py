@@ -575,7 +575,7 @@ def broken(value, b=30, at=(7, 11)):
         (np.ones((3, 151), np.float32), ValueError, "150 columns"),
         (np.ones((0, 150), np.float32), ValueError, "empty block"),
         (np.ones((3, 150)), TypeError, "float32"),
-        (np.ones(150, np.float32), ValueError, "2 dimensions"),
+        (np.ones(150, np.float32), ValueError, "columns"),
         (np.ones((3, 150), np.int32), TypeError, "float32 or float64"),
         ("rows", TypeError, "array"),
     ],

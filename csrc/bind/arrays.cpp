@@ -42,29 +42,57 @@ void Array::from_numpy(const py::array &a, bool writable) {
     const std::int64_t item = d.itemsize();
     shape_.reserve(std::size_t(a.ndim()));
     strides_.reserve(std::size_t(a.ndim()));
-    bool misaligned = reinterpret_cast<std::uintptr_t>(a.data()) % std::uintptr_t(item) != 0;
+    bool misaligned = false;
     for (py::ssize_t i = 0; i < a.ndim(); ++i) {
         shape_.push_back(a.shape(i));
-        misaligned = misaligned || a.strides(i) % item != 0;
+        misaligned = misaligned || (a.shape(i) > 1 && a.size() > 0 && a.strides(i) % item != 0);
         strides_.push_back(a.strides(i) / item);
     }
     if (misaligned)
         throw py::value_error(std::string(name_) + " is not aligned to its dtype (a field of a packed record?); copy it first");
     data_ = const_cast<void *>(a.data());
     owner_ = a;
+    settle(item);
+}
+
+// What both ways in have in common: what a shape and a pointer must be, and strides that mean nothing made those of C order
+// (NumPy gives an array without items strides of zero, a slice of one row keeps those of what it was cut from).
+void Array::settle(std::int64_t item) {
+    std::int64_t size = 1;
+    for (const std::int64_t n : shape_) {
+        if (n < 0) throw py::value_error(std::string(name_) + " has a negative shape, " + shape_text());
+        if (n > 0 && size > (std::int64_t(1) << 62) / n)
+            throw py::value_error(std::string(name_) + " has shape " + shape_text() + ", more items than there are numbers for");
+        size *= std::max<std::int64_t>(n, 1);
+    }
+    const bool empty = std::find(shape_.begin(), shape_.end(), 0) != shape_.end();
+    std::int64_t step = 1;
+    for (std::size_t i = shape_.size(); i-- > 0;) {
+        if (empty || shape_[i] <= 1) strides_[i] = step;
+        step *= std::max<std::int64_t>(shape_[i], 1);
+    }
+    if (empty) return;
+    if (data_ == nullptr)
+        throw py::value_error(std::string(name_) + " has no memory (a fake or a functional tensor?)");
+    if (reinterpret_cast<std::uintptr_t>(data_) % std::uintptr_t(item) != 0)
+        throw py::value_error(std::string(name_) + " is not aligned to its dtype (a field of a packed record?); copy it first");
 }
 
 void Array::from_dlpack(py::handle obj, bool writable) {
     if (!py::hasattr(obj, "__dlpack__"))
         throw py::type_error(std::string(name_) + " must be an array (NumPy, PyTorch, JAX, CuPy or anything with "
                                                   "__dlpack__), got " + type_name(obj));
-    if (py::hasattr(obj, "__dlpack_device__")) {
-        const auto device = obj.attr("__dlpack_device__")().cast<py::tuple>();
-        const int type = int(py::int_(device[0]));
+    const auto on_the_cpu = [&](int type) {
         if (type != dlpack::kCPU && type != dlpack::kCUDAHost)
             throw py::type_error(std::string(name_) + " is on a device of DLPack type " + std::to_string(type) +
                                  (type == dlpack::kCUDA ? " (CUDA)" : "") +
                                  "; this operation runs on the CPU and moves no data by itself");
+    };
+    int said = dlpack::kCPU;
+    const bool told = py::hasattr(obj, "__dlpack_device__");
+    if (told) {
+        const auto device = obj.attr("__dlpack_device__")().cast<py::tuple>();
+        on_the_cpu(said = int(py::int_(device[0])));
     }
     py::object capsule;
     try {
@@ -74,13 +102,20 @@ void Array::from_dlpack(py::handle obj, bool writable) {
         capsule = obj.attr("__dlpack__")();
     }
     loan_ = dlpack::Loan(capsule, name_);
+    on_the_cpu(loan_.tensor().device.type);
+    if (told && loan_.tensor().device.type != said)
+        throw py::type_error(std::string(name_) + ": __dlpack_device__ says device type " + std::to_string(said) +
+                             ", and what __dlpack__ gave is on one of type " + std::to_string(loan_.tensor().device.type));
     const auto &dtype = loan_.tensor().dtype;
     const char kinds[] = "iuf?Bcb";
     set_dtype(dtype.code < 7 ? kinds[dtype.code] : '?', dtype.bits);
     if (writable && loan_.read_only()) throw py::value_error(std::string(name_) + " is read-only");
+    if (writable && loan_.is_copy())
+        throw py::value_error(std::string(name_) + ": __dlpack__ gave a copy, and what is written to it would be lost");
     data_ = loan_.data();
     shape_ = loan_.shape();
     strides_ = loan_.strides();
+    settle(dtype.bits / 8);
 }
 
 void Array::require_ndim(int n) const {

@@ -67,6 +67,11 @@ class Array {
     }
     void require_matrices() const;
     void require_rows() const;
+    /// Rows of samples: the array as a matrix, or a vector as one row.
+    template <class T> MatrixView<T> rows() const {
+        if (ndim() == 1) return {static_cast<T *>(data_), 1, shape_[0], shape_[0], strides_[0]};
+        return matrix<T>();
+    }
     /// The array as a contiguous vector; ValueError otherwise.
     template <class T> T *vector(std::int64_t size) const {
         require_ndim(1);
@@ -82,6 +87,7 @@ class Array {
     void from_numpy(const py::array &a, bool writable);
     void from_dlpack(py::handle obj, bool writable);
     void set_dtype(char kind, int bits);
+    void settle(std::int64_t item);
 
     const char *name_;
     DType dtype_ = DType::f32;

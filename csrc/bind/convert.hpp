@@ -2,9 +2,17 @@
 #pragma once
 
 #include "arrays.hpp"
+#include "subspan/errors.hpp"
+#include "subspan/parallel.hpp"
 
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
 #include <optional>
 #include <stdexcept>
+#include <string>
+#include <thread>
 #include <vector>
 
 namespace subspan::bind {
@@ -20,6 +28,64 @@ template <class T> py::array_t<T> hand_over(std::vector<T> &&v, std::vector<py::
     auto *kept = new std::vector<T>(std::move(v));
     const py::capsule free(kept, [](void *p) { delete static_cast<std::vector<T> *>(p); });
     return py::array_t<T>(std::move(shape), kept->data(), free);
+}
+
+/// The same of uninitialised items.
+template <class T> std::unique_ptr<T[]> uninitialised(std::int64_t n) {
+    return std::unique_ptr<T[]>(new T[std::size_t(std::max<std::int64_t>(n, 1))]);
+}
+template <class T> py::array_t<T> hand_over(std::unique_ptr<T[]> &&items, std::vector<py::ssize_t> shape) {
+    T *kept = items.release();
+    const py::capsule free(kept, [](void *p) { delete[] static_cast<T *>(p); });
+    return py::array_t<T>(std::move(shape), kept, free);
+}
+
+/// One call at a time of an object that threads share. Waiting for another thread's call can be interrupted; a call out
+/// of a signal handler that stopped a call of the same thread is an error instead of a deadlock.
+class Turn {
+  public:
+    void lock() {
+        if (owner_.load(std::memory_order_relaxed) == std::this_thread::get_id())
+            throw std::runtime_error("this object is in use by the same thread: a signal handler or a callback cannot call it");
+        while (!mutex_.try_lock_for(std::chrono::milliseconds(50))) poll();
+        owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    }
+    void unlock() {
+        owner_.store(std::thread::id(), std::memory_order_relaxed);
+        mutex_.unlock();
+    }
+    bool try_lock() { // for std::scoped_lock
+        if (!mutex_.try_lock()) return false;
+        owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+        return true;
+    }
+
+  private:
+    std::timed_mutex mutex_;
+    std::atomic<std::thread::id> owner_;
+};
+
+/// What is wrong with the arrays of a compressed sparse matrix of `major` rows (columns) and `minor` columns (rows), of
+/// which `stored` entries are there: no loop may leave them. Whether each row is sorted without duplicates.
+template <class I> bool check_compressed(const I *indptr, const I *indices, std::int64_t major, std::int64_t minor,
+                                         std::int64_t stored, const std::string &name) {
+    if (indptr[0] != 0) throw ValueError(name + ": indptr must begin with 0, got " + std::to_string(indptr[0]));
+    for (std::int64_t i = 0; i < major; ++i)
+        if (indptr[i + 1] < indptr[i])
+            throw ValueError(name + ": indptr must not decrease, but goes from " + std::to_string(indptr[i]) + " to " +
+                             std::to_string(indptr[i + 1]) + " at " + std::to_string(i));
+    if (std::int64_t(indptr[major]) > stored)
+        throw ValueError(name + ": indptr ends at " + std::to_string(indptr[major]) + ", and " + std::to_string(stored) +
+                         " entries are stored");
+    bool canonical = true;
+    for (std::int64_t i = 0; i < major; ++i)
+        for (std::int64_t p = indptr[i]; p < std::int64_t(indptr[i + 1]); ++p) {
+            if (indices[p] < 0 || std::int64_t(indices[p]) >= minor)
+                throw ValueError(name + ": indices hold " + std::to_string(indices[p]) + " at " + std::to_string(p) +
+                                 ", outside of [0, " + std::to_string(minor) + ")");
+            canonical = canonical && (p == std::int64_t(indptr[i]) || indices[p - 1] < indices[p]);
+        }
+    return canonical;
 }
 
 /// The arrays of a scipy.sparse CSR matrix; keeps them alive.
@@ -40,10 +106,12 @@ class Csr {
         data_.require_ndim(1);
         const std::int64_t last = wide_ ? static_cast<const std::int64_t *>(indptr_.data())[rows]
                                         : static_cast<const std::int32_t *>(indptr_.data())[rows];
-        if (last > data_.shape(0) || last > indices_.size())
+        if (last < 0 || last > data_.shape(0) || last > indices_.size())
             throw py::value_error(std::string(name) + ": CSR indptr points past the end of the data");
     }
     DType dtype() const { return data_.dtype(); }
+    /// ValueError where an output shares memory with the values.
+    void require_apart_from(const Array &out) const { require_apart(out, data_); }
     template <class T> CsrView<T> view() const {
         return {data_.vector<T>(data_.shape(0)), indptr_.data(), indices_.data(), rows_, cols_, wide_};
     }

@@ -1,6 +1,7 @@
 #include "convert.hpp"
 #include "lapack_capsules.hpp"
 #include "register.hpp"
+#include "subspan/affine.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/moments.hpp"
 #include "subspan/truncated_svd.hpp"
@@ -144,6 +145,73 @@ void register_decompositions(py::module_ &m) {
             dispatch(a.dtype(), [&](auto t) { column_moments(a.matrix<const decltype(t)>(), pm, ps); });
         },
         py::arg("x"), py::arg("mean"), py::arg("scatter"));
+    m.def(
+        "column_moments_csr",
+        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
+           const py::object &mean, const py::object &scatter) {
+            const Csr x(data, indices, indptr, rows, cols, "X");
+            const Array am(mean, "mean", true), as(scatter, "scatter", true);
+            am.require_dtype(DType::f64);
+            as.require_dtype(DType::f64);
+            am.require_ndim(1);
+            as.require_ndim(1);
+            double *pm = am.vector<double>(cols), *ps = as.vector<double>(cols);
+            const py::gil_scoped_release release;
+            dispatch(x.dtype(), [&](auto t) { column_moments(x.view<decltype(t)>(), pm, ps); });
+        },
+        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("mean"),
+        py::arg("scatter"));
+    m.def(
+        "affine_coordinates",
+        [](const py::object &x, const py::object &mean, const py::object &components, const py::object &out) {
+            const Array a(x, "X"), am(mean, "mean"), v(components, "components"), z(out, "out", true);
+            am.require_dtype(DType::f64);
+            am.require_ndim(1);
+            v.require_dtype(a.dtype());
+            z.require_dtype(a.dtype());
+            v.require_ndim(2);
+            require_apart(z, a);
+            dispatch(a.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto rows = a.matrix<const T>();
+                const auto basis = v.matrix<const T>();
+                const auto into = z.matrix<T>();
+                if (basis.cols != rows.cols || basis.row_stride != basis.cols || basis.col_stride != 1 ||
+                    into.rows != rows.rows || into.cols != basis.rows)
+                    throw ValueError("affine_coordinates: shapes do not fit");
+                const double *shift = am.vector<double>(rows.cols);
+                const py::gil_scoped_release release;
+                affine_coordinates<T>(rows, shift, basis.data, basis.rows, into);
+            });
+        },
+        py::arg("x"), py::arg("mean"), py::arg("components"), py::arg("out"));
+    m.def(
+        "affine_coordinates_csr",
+        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
+           const py::object &mean, const py::object &components, const py::object &out) {
+            const Csr x(data, indices, indptr, rows, cols, "X");
+            const Array am(mean, "mean"), v(components, "components"), z(out, "out", true);
+            am.require_dtype(DType::f64);
+            am.require_ndim(1);
+            v.require_dtype(x.dtype());
+            z.require_dtype(x.dtype());
+            v.require_ndim(2);
+            x.require_apart_from(z);
+            dispatch(x.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto basis = v.matrix<const T>();
+                const auto into = z.matrix<T>();
+                if (basis.cols != cols || basis.row_stride != basis.cols || basis.col_stride != 1 || into.rows != rows ||
+                    into.cols != basis.rows)
+                    throw ValueError("affine_coordinates: shapes do not fit");
+                const double *shift = am.vector<double>(cols);
+                const auto view = x.view<T>();
+                const py::gil_scoped_release release;
+                affine_coordinates<T>(view, shift, basis.data, basis.rows, into);
+            });
+        },
+        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("mean"),
+        py::arg("components"), py::arg("out"));
     m.def(
         "product_svd",
         [](const py::object &a, const py::object &b, std::int64_t rank) {

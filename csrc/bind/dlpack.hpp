@@ -33,7 +33,7 @@ struct Managed { // "dltensor"
     void *context;
     void (*deleter)(Managed *);
 };
-constexpr std::uint64_t kReadOnly = 1;
+constexpr std::uint64_t kReadOnly = 1, kIsCopied = 2;
 struct Version {
     std::uint32_t major, minor;
 };
@@ -64,9 +64,10 @@ class Loan {
         } else {
             throw py::type_error(std::string(name) + ": __dlpack__ did not return a DLPack capsule");
         }
-        if (tensor().dtype.lanes != 1) {
+        if (tensor().dtype.lanes != 1 || tensor().ndim < 0 || (tensor().ndim > 0 && tensor().shape == nullptr)) {
+            const bool vectors = tensor().dtype.lanes != 1;
             give_back(); // the destructor does not run for an object whose constructor throws
-            throw py::type_error(std::string(name) + " has vector elements");
+            throw py::type_error(std::string(name) + (vectors ? " has vector elements" : ": __dlpack__ gave no shape"));
         }
     }
     Loan(Loan &&o) noexcept : plain_(std::exchange(o.plain_, nullptr)), versioned_(std::exchange(o.versioned_, nullptr)) {}
@@ -80,7 +81,10 @@ class Loan {
     explicit operator bool() const { return plain_ != nullptr || versioned_ != nullptr; }
     const Tensor &tensor() const { return versioned_ != nullptr ? versioned_->tensor : plain_->tensor; }
     bool read_only() const { return versioned_ != nullptr && (versioned_->flags & kReadOnly) != 0; }
-    void *data() const { return static_cast<char *>(tensor().data) + tensor().byte_offset; }
+    bool is_copy() const { return versioned_ != nullptr && (versioned_->flags & kIsCopied) != 0; }
+    void *data() const {
+        return tensor().data == nullptr ? nullptr : static_cast<char *>(tensor().data) + tensor().byte_offset;
+    }
     std::vector<std::int64_t> shape() const { return {tensor().shape, tensor().shape + tensor().ndim}; }
     std::vector<std::int64_t> strides() const { // in elements
         const Tensor &t = tensor();

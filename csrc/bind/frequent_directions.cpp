@@ -5,8 +5,6 @@
 #include "register.hpp"
 #include "subspan/errors.hpp"
 
-#include <mutex>
-
 namespace subspan::bind {
 namespace {
 
@@ -18,7 +16,7 @@ template <class T> class Sketch {
     void update(const py::object &rows) {
         const Array a(rows, "rows");
         a.require_dtype(own());
-        const auto view = a.matrix<const T>();
+        const auto view = a.rows<const T>();
         run([&] { fd_.update(view); });
     }
     void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
@@ -34,7 +32,7 @@ template <class T> class Sketch {
             return;
         }
         const py::gil_scoped_release release;
-        const std::scoped_lock lock(mutex_, other.mutex_);
+        const std::scoped_lock lock(turn_, other.turn_);
         fd_.merge(other.fd_);
     }
     void sketch_into(const py::object &out) {
@@ -53,17 +51,35 @@ template <class T> class Sketch {
         });
         return py::make_tuple(fd_.size(), fd_.features(), seen, bound, norm);
     }
-    py::array_t<T> buffer() {
+    // The bound of the sketch as reading shows it.
+    double error_bound() {
+        double bound = 0;
+        run([&] {
+            fd_.settle();
+            bound = fd_.error_bound();
+        });
+        return bound;
+    }
+    // All of it in one turn: (buffer, rows seen, bound, squared norm).
+    py::tuple saved() {
         std::vector<T> v;
-        run([&] { v.assign(fd_.buffer(), fd_.buffer() + fd_.used() * fd_.features()); });
+        std::int64_t seen = 0;
+        double bound = 0, norm = 0;
+        run([&] {
+            v.assign(fd_.buffer(), fd_.buffer() + fd_.used() * fd_.features());
+            seen = fd_.rows_seen();
+            bound = fd_.error_bound();
+            norm = fd_.squared_norm();
+        });
         const auto rows = py::ssize_t(std::int64_t(v.size()) / fd_.features());
-        return hand_over(std::move(v), {rows, py::ssize_t(fd_.features())});
+        return py::make_tuple(hand_over(std::move(v), {rows, py::ssize_t(fd_.features())}), seen, bound, norm);
     }
     void restore(const py::object &buffer, double bound, double norm, std::int64_t seen) {
         const Array a(buffer, "buffer");
         a.require_dtype(own());
         const auto v = a.matrix<const T>();
         if (v.cols != fd_.features()) throw ValueError("saved sketch: the buffer has the wrong number of columns");
+        if (v.rows > 2 * fd_.size()) throw ValueError("saved sketch: the buffer has more rows than twice the size");
         std::vector<T> rows(std::size_t(v.rows * v.cols));
         for (std::int64_t i = 0; i < v.rows; ++i)
             for (std::int64_t j = 0; j < v.cols; ++j) rows[std::size_t(i * v.cols + j)] = v(i, j);
@@ -74,11 +90,11 @@ template <class T> class Sketch {
     static DType own() { return std::is_same_v<T, float> ? DType::f32 : DType::f64; }
     template <class F> void run(F &&f) {
         const py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<Turn> lock(turn_);
         f();
     }
     FrequentDirections<T> fd_;
-    std::mutex mutex_;
+    Turn turn_;
 };
 
 template <class T> void bind_sketch(py::module_ &m, const char *name) {
@@ -90,7 +106,8 @@ template <class T> void bind_sketch(py::module_ &m, const char *name) {
         .def("merge", &Sketch<T>::merge, py::arg("other"))
         .def("sketch_into", &Sketch<T>::sketch_into, py::arg("out"))
         .def("numbers", &Sketch<T>::numbers)
-        .def("buffer", &Sketch<T>::buffer)
+        .def("error_bound", &Sketch<T>::error_bound)
+        .def("saved", &Sketch<T>::saved)
         .def("restore", &Sketch<T>::restore, py::arg("buffer"), py::arg("bound"), py::arg("norm"), py::arg("seen"));
 }
 

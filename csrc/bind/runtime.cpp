@@ -6,6 +6,11 @@
 #include "subspan/parallel.hpp"
 
 namespace subspan::bind {
+namespace {
+
+unsigned long main_thread = 0;
+
+} // namespace
 
 void register_runtime(py::module_ &m) {
     py::register_exception_translator([](std::exception_ptr p) {
@@ -19,8 +24,71 @@ void register_runtime(py::module_ &m) {
             py::set_error(py::module_::import("numpy.linalg").attr("LinAlgError"), e.what());
         } catch (const BackendError &e) {
             PyErr_SetString(PyExc_ImportError, e.what());
+        } catch (const Interrupted &) {
+            PyErr_SetNone(PyExc_KeyboardInterrupt);
         }
     });
+    // Long calls hear signals, in the thread that Python runs their handlers in.
+    main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
+    set_interrupt_hook([] {
+        if (PyThread_get_thread_ident() != main_thread) return;
+        const py::gil_scoped_acquire gil;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    });
+    m.def("poll", &poll); // for tests
+    m.def(
+        "check_compressed",
+        [](const py::array &indptr, const py::array &indices, std::int64_t major, std::int64_t minor, std::int64_t stored,
+           const std::string &name) {
+            const auto flat = [&](const py::array &a, const char *what) {
+                if (a.ndim() != 1 || a.dtype().kind() != 'i' || (a.itemsize() != 4 && a.itemsize() != 8) ||
+                    (a.size() > 1 && a.strides(0) != a.itemsize()))
+                    throw ValueError(name + ": " + what + " must be a contiguous vector of int32 or int64");
+            };
+            flat(indptr, "indptr");
+            flat(indices, "indices");
+            if (indptr.itemsize() != indices.itemsize()) throw ValueError(name + ": indptr and indices must have one dtype");
+            if (major < 0 || indptr.size() != major + 1)
+                throw ValueError(name + ": indptr must have " + std::to_string(major + 1) + " entries, got " +
+                                 std::to_string(indptr.size()));
+            stored = std::min<std::int64_t>(stored, indices.size());
+            const void *p = indptr.data(), *q = indices.data();
+            const bool wide = indptr.itemsize() == 8;
+            const py::gil_scoped_release release;
+            if (wide)
+                return check_compressed(static_cast<const std::int64_t *>(p), static_cast<const std::int64_t *>(q), major, minor,
+                                        stored, name);
+            return check_compressed(static_cast<const std::int32_t *>(p), static_cast<const std::int32_t *>(q), major, minor,
+                                    stored, name);
+        },
+        py::arg("indptr"), py::arg("indices"), py::arg("major"), py::arg("minor"), py::arg("stored"), py::arg("name"));
+    m.def(
+        "require_apart",
+        [](const py::object &out, const py::object &other, const char *name, const char *other_name, bool same) {
+            const Array a(out, name, true), b(other, other_name);
+            require_apart(a, b, same);
+        },
+        py::arg("out"), py::arg("other"), py::arg("name"), py::arg("other_name"), py::arg("same"));
+    m.def(
+        "require_entries_apart",
+        [](const py::list &outs, const py::list &inputs) {
+            std::vector<Array> held;
+            std::vector<std::vector<Array>> others;
+            std::vector<Layout> a;
+            std::vector<std::vector<Layout>> b;
+            for (const auto &x : outs) held.emplace_back(x, "out", true);
+            for (const auto &entry : inputs) {
+                others.emplace_back();
+                for (const auto &x : py::reinterpret_borrow<py::sequence>(entry)) others.back().emplace_back(x, "an argument");
+            }
+            for (const Array &x : held) a.push_back(x.layout());
+            for (const auto &entry : others) {
+                b.emplace_back();
+                for (const Array &x : entry) b.back().push_back(x.layout());
+            }
+            require_entries_apart(a, b);
+        },
+        py::arg("outs"), py::arg("inputs"));
     m.def("isa", [] { return std::string(isa_name(isa())); });
     m.def("isa_available", [] { return std::string(isa_name(isa_available())); });
     m.def("num_threads", &num_threads);

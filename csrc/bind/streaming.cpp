@@ -4,7 +4,7 @@
 #include "subspan/errors.hpp"
 #include "subspan/streaming_svd.hpp"
 
-#include <mutex>
+#include <type_traits>
 #include <variant>
 
 namespace subspan::bind {
@@ -21,16 +21,15 @@ SvdMethod method_of(const std::string &name) {
 class Stream {
   public:
     Stream(std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample,
-           bool exact_blocks) {
+           bool exact_blocks, bool canonical_signs) {
         load_lapack();
-        options_ = {rank, forget, center, energy, oversample, method_of(method), exact_blocks};
+        options_ = {rank, forget, center, energy, oversample, method_of(method), canonical_signs, exact_blocks};
         StreamingSvd<float>{options_}; // checks the options
     }
 
     void update(const py::object &rows) {
         const Array a(rows, "rows");
-        a.require_ndim(2);
-        with(a.dtype(), "rows", [&](auto &s, auto t) { s.update(a.matrix<const decltype(t)>()); });
+        with(a.dtype(), "rows", [&](auto &s, auto t) { s.update(a.rows<const decltype(t)>()); });
     }
     void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
                     std::int64_t cols) {
@@ -42,17 +41,16 @@ class Stream {
     }
     void downdate(const py::object &rows) {
         const Array a(rows, "rows");
-        a.require_ndim(2);
-        with(a.dtype(), "rows", [&](auto &s, auto t) { s.downdate(a.matrix<const decltype(t)>()); });
+        with(a.dtype(), "rows", [&](auto &s, auto t) { s.downdate(a.rows<const decltype(t)>()); });
     }
     void merge(Stream &other) {
         const py::gil_scoped_release release;
         if (&other == this) {
-            const std::lock_guard<std::mutex> lock(mutex_);
+            const std::lock_guard<Turn> lock(turn_);
             visit_self([&](auto &s) { s.merge(s); });
             return;
         }
-        const std::scoped_lock lock(mutex_, other.mutex_);
+        const std::scoped_lock lock(turn_, other.turn_);
         const auto dtype = other.dtype_locked();
         if (!dtype) return;
         require_locked(*dtype, "other");
@@ -71,7 +69,7 @@ class Stream {
 
     std::optional<DType> dtype() const {
         const py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<Turn> lock(turn_);
         return dtype_locked();
     }
     std::optional<DType> dtype_locked() const {
@@ -87,7 +85,7 @@ class Stream {
 
     template <class R, class F> R read(R empty, F &&f) {
         const py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<Turn> lock(turn_);
         R out = empty;
         visit_self([&](auto &s) { out = f(s); });
         return out;
@@ -101,84 +99,130 @@ class Stream {
     double residual_energy() { return read<double>(0.0, [](auto &s) { return s.residual_energy(); }); }
     std::string route() { return read<std::string>("none", [](auto &s) { return std::string(s.last_route()); }); }
 
-    // Copies into arrays that the caller has made.
-    void values_into(const py::object &out) {
-        const Array a(out, "out", true);
-        with_existing(a.dtype(), "out", [&](auto &s, auto t) {
-            const double *from = s.singular_values();
-            auto *to = a.vector<decltype(t)>(s.rank());
-            for (std::int64_t i = 0; i < s.rank(); ++i) to[i] = decltype(t)(from[i]);
+    // Results: sizes and values are read in one turn, as other threads' updates may change both.
+    py::object values() {
+        return fresh([](auto &s, auto t) {
+            using T = decltype(t);
+            const std::int64_t k = s.rank();
+            auto items = uninitialised<T>(k);
+            for (std::int64_t i = 0; i < k; ++i) items[std::size_t(i)] = T(s.singular_values()[i]);
+            return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(k)});
         });
     }
-    void components_into(const py::object &out) {
-        const Array a(out, "out", true);
-        with_existing(a.dtype(), "out", [&](auto &s, auto t) {
-            const auto to = a.matrix<decltype(t)>();
-            const auto *from = s.components();
-            if (to.rows != s.rank() || to.cols != s.features()) throw ValueError("out has the wrong shape");
-            for (std::int64_t i = 0; i < to.rows; ++i)
-                for (std::int64_t j = 0; j < to.cols; ++j) to(i, j) = from[i * to.cols + j];
+    py::object components() {
+        return fresh([](auto &s, auto t) {
+            using T = decltype(t);
+            const std::int64_t k = s.rank(), n = s.features();
+            auto items = uninitialised<T>(k * n);
+            std::copy_n(s.components(), k * n, items.get());
+            return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(k), py::ssize_t(n)});
         });
     }
-    bool mean_into(const py::object &out) {
-        const Array a(out, "out", true);
-        bool any = false;
-        with_existing(a.dtype(), "out", [&](auto &s, auto t) {
+    // In double, whatever the rows were; None without one.
+    py::object mean() {
+        return fresh([](auto &s, auto) {
             const double *from = s.mean();
-            if (from == nullptr) return;
-            any = true;
-            auto *to = a.vector<decltype(t)>(s.features());
-            for (std::int64_t i = 0; i < s.features(); ++i) to[i] = decltype(t)(from[i]);
-        });
-        return any;
-    }
-    void project(const py::object &x, const py::object &out) {
-        const Array a(x, "X"), z(out, "out", true);
-        z.require_dtype(a.dtype());
-        with_existing(a.dtype(), "X", [&](auto &s, auto t) {
-            s.project(a.matrix<const decltype(t)>(), z.matrix<decltype(t)>());
+            const std::int64_t n = from == nullptr ? 0 : s.features();
+            std::unique_ptr<double[]> items;
+            if (from != nullptr) {
+                items = uninitialised<double>(n);
+                std::copy_n(from, n, items.get());
+            }
+            return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(n)});
         });
     }
-    void project_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
-                     std::int64_t cols, const py::object &out) {
+    // Weighted sums of squares of the columns by the sum of weights.
+    py::object column_variances() {
+        const py::object out = fresh([](auto &s, auto) {
+            const double *from = s.column_scatter();
+            if (from == nullptr) throw ValueError("column_variances: the stream was saved by a version that kept none");
+            const std::int64_t n = s.features();
+            auto items = uninitialised<double>(n);
+            for (std::int64_t j = 0; j < n; ++j) items[std::size_t(j)] = from[j] / s.weight();
+            return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(n)});
+        });
+        return out;
+    }
+    // Singular values in double, and the energy that is not theirs.
+    py::tuple energies() {
+        double left = 0;
+        const py::object values = fresh([&](auto &s, auto) {
+            const std::int64_t k = s.rank();
+            auto items = uninitialised<double>(k);
+            std::copy_n(s.singular_values(), k, items.get());
+            left = s.residual_energy();
+            return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(k)});
+        });
+        return py::make_tuple(values.is_none() ? py::object(py::array_t<double>(0)) : values, left);
+    }
+    // Into out where one is given, else into a fresh array. A vector is one row, and gives a result without that axis.
+    py::object project(const py::object &x, const py::object &out) {
+        const Array a(x, "X");
+        return dispatch(a.dtype(), [&](auto t) {
+            using T = decltype(t);
+            const auto rows = a.rows<const T>();
+            return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.rank(); },
+                             [&](auto &s, MatrixView<T> z) { s.project(rows, z); });
+        });
+    }
+    py::object project_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
+                           std::int64_t cols, const py::object &out) {
         const Csr x(data, indices, indptr, rows, cols, "X");
-        const Array z(out, "out", true);
-        z.require_dtype(x.dtype());
-        with_existing(x.dtype(), "X", [&](auto &s, auto t) {
-            const auto view = x.view<decltype(t)>();
-            s.project(view, z.matrix<decltype(t)>());
+        return dispatch(x.dtype(), [&](auto t) {
+            using T = decltype(t);
+            const auto view = x.view<T>();
+            return result<T>(x, out, rows, true, [](auto &s) { return s.rank(); },
+                             [&](auto &s, MatrixView<T> z) { s.project(view, z); });
         });
     }
-    void reconstruct(const py::object &z, const py::object &out) {
-        const Array a(z, "Z"), x(out, "out", true);
-        x.require_dtype(a.dtype());
-        with_existing(a.dtype(), "Z", [&](auto &s, auto t) {
-            s.reconstruct(a.matrix<const decltype(t)>(), x.matrix<decltype(t)>());
+    py::object reconstruct(const py::object &z, const py::object &out) {
+        const Array a(z, "Z");
+        return dispatch(a.dtype(), [&](auto t) {
+            using T = decltype(t);
+            const auto rows = a.rows<const T>();
+            return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.features(); },
+                             [&](auto &s, MatrixView<T> x) { s.reconstruct(rows, x); });
         });
     }
-    void residual(const py::object &x, const py::object &out) {
-        const Array a(x, "X"), r(out, "out", true);
-        r.require_dtype(a.dtype());
-        a.require_ndim(2);
-        with_existing(a.dtype(), "X", [&](auto &s, auto t) {
-            s.residual(a.matrix<const decltype(t)>(), r.vector<decltype(t)>(a.shape(0)));
+    py::object residual(const py::object &x, const py::object &out) {
+        const Array a(x, "X");
+        return dispatch(a.dtype(), [&](auto t) {
+            using T = decltype(t);
+            const auto rows = a.rows<const T>();
+            return result<T>(a, out, rows.rows, a.ndim() > 1, nullptr, [&](auto &s, MatrixView<T> r) { residuals(s, rows, r); });
+        });
+    }
+    py::object residual_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
+                            std::int64_t cols, const py::object &out) {
+        const Csr x(data, indices, indptr, rows, cols, "X");
+        return dispatch(x.dtype(), [&](auto t) {
+            using T = decltype(t);
+            const auto view = x.view<T>();
+            return result<T>(x, out, rows, true, nullptr, [&](auto &s, MatrixView<T> r) { residuals(s, view, r); });
         });
     }
 
+    std::unique_ptr<Stream> copy() const {
+        const py::gil_scoped_release release;
+        const std::lock_guard<Turn> lock(turn_);
+        auto out = std::make_unique<Stream>(options_);
+        out->stream_ = stream_;
+        return out;
+    }
+    explicit Stream(const StreamingOptions &o) : options_(o) {}
+
     py::dict state() {
         py::dict d;
-        const auto type = dtype();
-        d["dtype"] = dtype_name();
-        if (!type) return d;
-        dispatch(*type, [&](auto t) {
-            using T = decltype(t);
-            StreamingState<T> st;
-            {
-                const py::gil_scoped_release release;
-                const std::lock_guard<std::mutex> lock(mutex_);
-                st = std::get<StreamingSvd<T>>(stream_).state();
-            }
+        d["dtype"] = py::none();
+        std::variant<std::monostate, StreamingState<float>, StreamingState<double>> saved;
+        {
+            const py::gil_scoped_release release;
+            const std::lock_guard<Turn> lock(turn_);
+            visit_self([&](auto &s) { saved = s.state(); });
+        }
+        const auto fill = [&](auto &st, const char *dtype) {
             const auto k = py::ssize_t(st.singular_values.size());
+            d["dtype"] = dtype;
             d["features"] = st.features;
             d["rows_seen"] = st.rows_seen;
             d["weight"] = st.weight;
@@ -191,7 +235,11 @@ class Stream {
                 const auto size = py::ssize_t(st.mean.size());
                 d["mean"] = hand_over(std::move(st.mean), {size});
             }
-        });
+            const auto columns = py::ssize_t(st.scatter.size());
+            if (columns > 0) d["scatter"] = hand_over(std::move(st.scatter), {columns});
+        };
+        if (auto *st = std::get_if<StreamingState<float>>(&saved)) fill(*st, "float32");
+        if (auto *st = std::get_if<StreamingState<double>>(&saved)) fill(*st, "float64");
         return d;
     }
     void restore(const py::dict &d) {
@@ -215,7 +263,8 @@ class Stream {
                 return std::vector<double>(p, p + a.shape(0));
             };
             st.singular_values = vector(d["singular_values"], "singular_values");
-            if (d.contains("mean")) st.mean = vector(d["mean"], "mean");
+            if (d.contains("mean") && !d["mean"].is_none()) st.mean = vector(d["mean"], "mean");
+            if (d.contains("scatter") && !d["scatter"].is_none()) st.scatter = vector(d["scatter"], "scatter");
             const auto copy = [&](const Array &from, std::vector<T> &to) {
                 const auto c = from.matrix<const T>();
                 if (c.rows != std::int64_t(st.singular_values.size()) || c.cols != st.features)
@@ -225,7 +274,7 @@ class Stream {
                     for (std::int64_t j = 0; j < c.cols; ++j) to[std::size_t(i * c.cols + j)] = c(i, j);
             };
             copy(components, st.components);
-            if (d.contains("low")) { // which earlier versions did not save
+            if (d.contains("low") && !d["low"].is_none()) { // which earlier versions did not save
                 const Array low(d["low"], "low parts");
                 low.require_dtype(components.dtype());
                 copy(low, st.low);
@@ -248,7 +297,7 @@ class Stream {
     // Runs f(stream, T{}) without the GIL; a first block that fails leaves no dtype behind.
     template <class F> void with(DType d, const char *what, F &&f) {
         const py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<Turn> lock(turn_);
         require_locked(d, what);
         dispatch(d, [&](auto t) {
             using T = decltype(t);
@@ -262,9 +311,67 @@ class Stream {
             }
         });
     }
-    template <class F> void with_existing(DType d, const char *what, F &&f) {
-        if (!dtype()) throw py::value_error("the stream has seen no rows");
-        with(d, what, std::forward<F>(f));
+    // f(stream, T{}) gives items and a shape, in one turn; None before the first rows and where there are no items.
+    template <class F> py::object fresh(F &&f) {
+        py::object out = py::none();
+        const auto run = [&](auto &s, auto t) {
+            auto [items, shape] = f(s, t);
+            const py::gil_scoped_acquire gil;
+            if (items) out = hand_over(std::move(items), std::move(shape));
+        };
+        const py::gil_scoped_release release;
+        const std::lock_guard<Turn> lock(turn_);
+        if (auto *s = std::get_if<StreamingSvd<float>>(&stream_)) run(*s, float{});
+        if (auto *s = std::get_if<StreamingSvd<double>>(&stream_)) run(*s, double{});
+        return out;
+    }
+    template <class S, class X, class T> static void residuals(S &s, const X &x, MatrixView<T> out) {
+        if (out.row_stride == 1 || out.rows <= 1) return s.residual(x, out.data);
+        auto items = uninitialised<T>(out.rows);
+        s.residual(x, items.get());
+        for (std::int64_t i = 0; i < out.rows; ++i) out(i, 0) = items[std::size_t(i)];
+    }
+    static void require_apart_from(const Array &input, const Array &out) { require_apart(out, input); }
+    static void require_apart_from(const Csr &input, const Array &out) { input.require_apart_from(out); }
+    // Rows of width(stream) items, or (width null) one item each, written by f(stream, view).
+    template <class T, class X, class W, class F>
+    py::object result(const X &input, const py::object &out, std::int64_t rows, bool stacked, W &&width, F &&f) {
+        constexpr bool wide = !std::is_same_v<std::decay_t<W>, std::nullptr_t>;
+        std::optional<Array> target;
+        if (!out.is_none()) {
+            target.emplace(out, "out", true);
+            target->require_dtype(input.dtype());
+            require_apart_from(input, *target);
+        }
+        std::unique_ptr<T[]> items;
+        std::vector<py::ssize_t> shape;
+        {
+            const py::gil_scoped_release release;
+            const std::lock_guard<Turn> lock(turn_);
+            if (!dtype_locked()) throw ValueError("the stream has seen no rows");
+            require_locked(input.dtype(), "X");
+            auto &s = std::get<StreamingSvd<T>>(stream_);
+            std::int64_t columns = 1;
+            if constexpr (wide) columns = width(s);
+            std::vector<std::int64_t> want;
+            if (stacked) want.push_back(rows);
+            if (wide) want.push_back(columns);
+            if (!target) {
+                items = uninitialised<T>(rows * columns);
+                f(s, MatrixView<T>(items.get(), rows, columns));
+                shape.assign(want.begin(), want.end());
+            } else {
+                if (target->leading(0) != want)
+                    throw ValueError("out must have shape " + shape_text(want) + ", got " + target->shape_text());
+                MatrixView<T> view(static_cast<T *>(const_cast<void *>(target->data())), rows, columns);
+                const int last = target->ndim() - 1;
+                if (wide) view.col_stride = target->stride(last);
+                if (stacked) view.row_stride = target->stride(0);
+                f(s, view);
+            }
+        }
+        if (target) return out;
+        return hand_over(std::move(items), std::move(shape));
     }
     template <class F> void visit_self(F &&f) {
         if (auto *s = std::get_if<StreamingSvd<float>>(&stream_)) f(*s);
@@ -273,16 +380,16 @@ class Stream {
 
     StreamingOptions options_;
     std::variant<std::monostate, StreamingSvd<float>, StreamingSvd<double>> stream_;
-    mutable std::mutex mutex_;
+    mutable Turn turn_;
 };
 
 } // namespace
 
 void register_streaming(py::module_ &m) {
     py::class_<Stream>(m, "Stream")
-        .def(py::init<std::int64_t, double, bool, double, const std::string &, std::int64_t, bool>(), py::arg("rank"),
+        .def(py::init<std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool>(), py::arg("rank"),
              py::arg("forget"), py::arg("center"), py::arg("energy"), py::arg("method"), py::arg("oversample"),
-             py::arg("exact_blocks"))
+             py::arg("exact_blocks"), py::arg("canonical_signs"))
         .def("update", &Stream::update, py::arg("rows"))
         .def("update_csr", &Stream::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
              py::arg("cols"))
@@ -297,14 +404,19 @@ void register_streaming(py::module_ &m) {
         .def("captured_energy", &Stream::captured)
         .def("residual_energy", &Stream::residual_energy)
         .def("route", &Stream::route)
-        .def("values_into", &Stream::values_into, py::arg("out"))
-        .def("components_into", &Stream::components_into, py::arg("out"))
-        .def("mean_into", &Stream::mean_into, py::arg("out"))
+        .def("values", &Stream::values)
+        .def("components", &Stream::components)
+        .def("mean", &Stream::mean)
+        .def("energies", &Stream::energies)
+        .def("column_variances", &Stream::column_variances)
         .def("project", &Stream::project, py::arg("x"), py::arg("out"))
         .def("project_csr", &Stream::project_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
              py::arg("cols"), py::arg("out"))
         .def("reconstruct", &Stream::reconstruct, py::arg("z"), py::arg("out"))
         .def("residual", &Stream::residual, py::arg("x"), py::arg("out"))
+        .def("residual_csr", &Stream::residual_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
+             py::arg("cols"), py::arg("out"))
+        .def("copy", &Stream::copy)
         .def("state", &Stream::state)
         .def("restore", &Stream::restore, py::arg("state"));
 }

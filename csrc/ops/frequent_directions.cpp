@@ -3,11 +3,14 @@
 #include "rows.hpp"
 #include "sparse.hpp"
 #include "subspan/eigh.hpp"
+#include "subspan/sizes.hpp"
 
 namespace subspan {
 namespace {
 
-// Squares of a whole buffer must stay within T: a shrink in the middle of an update may not fail.
+constexpr std::int64_t kMostRows = std::int64_t(1) << 62;
+
+// Squares of a whole buffer must stay within T: a shrink in the middle of an update must not fail.
 template <class T> void require_range(double squared_norm) {
     if (!(squared_norm < double(std::numeric_limits<T>::max()) / 4))
         throw ValueError("rows: their squared norm overflows the dtype; scale the data");
@@ -25,7 +28,9 @@ template <class T>
 FrequentDirections<T>::FrequentDirections(std::int64_t size, std::int64_t features) : size_(size), n_(features) {
     if (features < 1) throw ValueError("n_features must be at least 1, got " + std::to_string(features));
     if (size < 1) throw ValueError("size must be at least 1, got " + std::to_string(size));
-    rows_.assign(std::size_t(2 * size * features), T(0));
+    // The Gram matrix of the buffer has (2 size)² doubles.
+    if (size > std::int64_t(1) << 28) throw ValueError("size must be at most 2^28, got " + std::to_string(size));
+    rows_.assign(std::size_t(checked_product({2 * size, features}, "a sketch of size rows twice by n_features")), T(0));
 }
 
 template <class T> void FrequentDirections<T>::shrink() {
@@ -54,11 +59,34 @@ template <class T> void FrequentDirections<T>::shrink() {
         for (std::int64_t j = 0; j < m; ++j) rot[i * m + j] = T(f * w[i * m + j]);
         ++kept;
     }
-    combine(rot, Panel<T>(n_).add(MatrixView<const T>(rows_.data(), m, n_)), MatrixView<T>(rows_.data(), kept, n_));
-    std::fill(rows_.begin() + kept * n_, rows_.end(), T(0));
+    // Aside, and then in one step: an interrupt leaves the rows as they were.
+    std::vector<T> fresh(rows_.size(), T(0));
+    combine(rot, Panel<T>(n_).add(MatrixView<const T>(rows_.data(), m, n_)), MatrixView<T>(fresh.data(), kept, n_));
+    rows_.swap(fresh);
     used_ = kept;
     // Directions that were cut off entirely may hold up to max(delta, what rounding hid).
     bound_ += lossless ? std::max(0.0, trace - top) : delta;
+}
+
+// Runs f; where that throws, all is as it was before.
+template <class T> template <class F> void FrequentDirections<T>::attempt(F &&f) {
+    const std::int64_t used = used_, seen = seen_;
+    const double bound = bound_, norm = norm_;
+    std::vector<T> before(rows_.begin(), rows_.begin() + used * n_);
+    try {
+        f();
+    } catch (...) {
+        std::copy(before.begin(), before.end(), rows_.begin());
+        used_ = used;
+        seen_ = seen;
+        bound_ = bound;
+        norm_ = norm;
+        throw;
+    }
+}
+
+template <class T> void FrequentDirections<T>::settle() {
+    if (used_ > size_) shrink();
 }
 
 template <class T> void FrequentDirections<T>::append(MatrixView<const T> rows) {
@@ -78,33 +106,39 @@ template <class T> void FrequentDirections<T>::update(MatrixView<const T> rows) 
     if (rows.cols != n_)
         throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
     if (rows.rows < 1) throw ValueError("rows must hold at least one row, got an empty block");
+    if (rows.rows > kMostRows - seen_) throw ValueError("rows: a sketch counts up to 2^62 rows");
     Rows<T> x;
     x.dense = rows;
     require_finite(x, "rows");
     require_range<T>(norm_ + sum_of_squares(rows));
-    append(rows);
-    seen_ += rows.rows;
+    attempt([&] {
+        append(rows);
+        seen_ += rows.rows;
+    });
 }
 
 template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
     if (rows.cols != n_)
         throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
     if (rows.rows < 1) throw ValueError("rows must hold at least one row, got an empty block");
+    if (rows.rows > kMostRows - seen_) throw ValueError("rows: a sketch counts up to 2^62 rows");
     check_csr(rows, "rows");
     Rows<T> x;
     x.csr = &rows;
     require_finite(x, "rows");
     require_range<T>(norm_ + squares(rows));
     // A block of the buffer's size at a time: memory stays size x n however long the matrix is.
-    Buffer<T> dense(std::min(rows.rows, size_) * n_);
-    for (std::int64_t i = 0; i < rows.rows; i += size_) {
-        const CsrView<T> part = slice_rows(rows, i, std::min(size_, rows.rows - i));
-        Rows<T> block;
-        block.csr = &part;
-        materialise(block, dense.data());
-        append(MatrixView<const T>(dense.data(), part.rows, n_));
-    }
-    seen_ += rows.rows;
+    Buffer<T> dense(checked_product({std::min(rows.rows, size_), n_}, "rows"));
+    attempt([&] {
+        for (std::int64_t i = 0; i < rows.rows; i += size_) {
+            const CsrView<T> part = slice_rows(rows, i, std::min(size_, rows.rows - i));
+            Rows<T> block;
+            block.csr = &part;
+            materialise(block, dense.data());
+            append(MatrixView<const T>(dense.data(), part.rows, n_));
+        }
+        seen_ += rows.rows;
+    });
 }
 
 template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o) {
@@ -114,23 +148,26 @@ template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o
     const std::vector<T> theirs(o.rows_.begin(), o.rows_.begin() + o.used_ * n_);
     const double norm = norm_ + o.norm_, bound = o.bound_;
     const std::int64_t seen = o.seen_, used = o.used_;
-    append(MatrixView<const T>(theirs.data(), used, n_));
-    bound_ += bound;
-    norm_ = norm;
-    seen_ += seen;
+    if (seen > kMostRows - seen_) throw ValueError("merge: a sketch counts up to 2^62 rows");
+    attempt([&] {
+        append(MatrixView<const T>(theirs.data(), used, n_));
+        bound_ += bound;
+        norm_ = norm;
+        seen_ += seen;
+    });
 }
 
 template <class T> void FrequentDirections<T>::sketch(MatrixView<T> out) {
     if (out.rows != size_ || out.cols != n_)
         throw ValueError("out must have shape (" + std::to_string(size_) + ", " + std::to_string(n_) + ")");
-    if (used_ > size_) shrink();
+    settle();
     for (std::int64_t i = 0; i < size_; ++i)
         for (std::int64_t j = 0; j < n_; ++j) out(i, j) = i < used_ ? rows_[std::size_t(i * n_ + j)] : T(0);
 }
 
 template <class T>
 void FrequentDirections<T>::restore(std::int64_t used, const T *rows, double bound, double norm, std::int64_t seen) {
-    if (used < 0 || used > 2 * size_ || !(bound >= 0) || !(norm >= 0) || seen < 0)
+    if (used < 0 || used > 2 * size_ || !(bound >= 0) || !(norm >= 0) || seen < 0 || seen > kMostRows)
         throw ValueError("saved sketch: counts or bounds are out of range");
     std::fill(rows_.begin(), rows_.end(), T(0));
     std::copy_n(rows, used * n_, rows_.begin());

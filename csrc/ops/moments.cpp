@@ -69,6 +69,38 @@ template <class T> struct MeanKernel {
     }
 };
 
+template <class T> struct ScatterArgs {
+    MatrixView<const T> x;
+    std::int64_t begin, end;
+    const double *weights, *mean;
+    double *squares;
+};
+
+template <class T> struct ScatterKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const ScatterArgs<T> *a) {
+        const std::int64_t begin = a->begin, count = a->end - a->begin, cs = a->x.col_stride;
+        double *squares = a->squares + begin;
+        Frame frame;
+        double *mean = frame.zeros<double>(count);
+        if (a->mean != nullptr) std::copy_n(a->mean + begin, count, mean);
+        std::fill_n(squares, count, 0.0);
+        for (std::int64_t i = 0; i < a->x.rows; ++i) {
+            const T *row = a->x.data + i * a->x.row_stride + begin * cs;
+            const double w = a->weights == nullptr ? 1.0 : a->weights[i];
+            if (cs == 1)
+                for (std::int64_t j = 0; j < count; ++j) {
+                    const double d = double(row[j]) - mean[j];
+                    squares[j] += w * d * d;
+                }
+            else
+                for (std::int64_t j = 0; j < count; ++j) {
+                    const double d = double(row[j * cs]) - mean[j];
+                    squares[j] += w * d * d;
+                }
+        }
+    }
+};
+
 template <class T> struct SquaresArgs {
     MatrixView<const T> x;
     double *rows; // one sum a row
@@ -104,16 +136,28 @@ template <class T> void column_means(MatrixView<const T> x, const double *weight
     });
 }
 
+template <class T> void column_scatter(MatrixView<const T> x, const double *weights, const double *mean, double *squares) {
+    const std::int64_t width = 256;
+    parallel_for((x.cols + width - 1) / width, [&](std::int64_t t) {
+        const ScatterArgs<T> args{x, t * width, std::min(x.cols, (t + 1) * width), weights, mean, squares};
+        simd::dispatch<ScatterKernel<T>>(&args);
+    });
+}
+
 template <class T> double sum_of_squares(MatrixView<const T> x) {
     // Along the contiguous direction, whichever it is.
     if (x.col_stride != 1 && x.row_stride == 1) x = x.transposed();
     Frame frame;
-    double *rows = frame.take<double>(x.rows), sum = 0;
-    parallel_for((x.rows + 63) / 64, [&](std::int64_t t) {
-        const SquaresArgs<T> args{x, rows, t * 64, std::min(x.rows, (t + 1) * 64)};
-        simd::dispatch<SquaresKernel<T>>(&args);
-    });
-    for (std::int64_t i = 0; i < x.rows; ++i) sum += rows[i];
+    constexpr std::int64_t strip = 1 << 20; // rows whose sums are kept at a time
+    double *rows = frame.take<double>(std::min(x.rows, strip)), sum = 0;
+    for (std::int64_t first = 0; first < x.rows; first += strip) {
+        const auto part = x.block_rows(first, std::min(strip, x.rows - first));
+        parallel_for((part.rows + 63) / 64, [&](std::int64_t t) {
+            const SquaresArgs<T> args{part, rows, t * 64, std::min(part.rows, (t + 1) * 64)};
+            simd::dispatch<SquaresKernel<T>>(&args);
+        });
+        for (std::int64_t i = 0; i < part.rows; ++i) sum += rows[i];
+    }
     return sum;
 }
 
@@ -129,6 +173,8 @@ template void column_moments<float>(MatrixView<const float>, double *, double *)
 template void column_moments<double>(MatrixView<const double>, double *, double *);
 template void column_means<float>(MatrixView<const float>, const double *, double *);
 template void column_means<double>(MatrixView<const double>, const double *, double *);
+template void column_scatter<float>(MatrixView<const float>, const double *, const double *, double *);
+template void column_scatter<double>(MatrixView<const double>, const double *, const double *, double *);
 template double sum_of_squares<float>(MatrixView<const float>);
 template double sum_of_squares<double>(MatrixView<const double>);
 

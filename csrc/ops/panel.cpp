@@ -56,10 +56,12 @@ template <class T> struct GramKernel {
                 lane += s.rows.rows;
             }
             simd::pad(m, depth, NR, packed);
-            for (std::int64_t j = 0; j < mp; j += NR)
+            for (std::int64_t j = 0; j < mp; j += NR) {
+                poll();
                 for (std::int64_t i = std::max(j, first); i < m; i += MR)
                     micro<T, Bytes, NV>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth,
                                     acc + i * mp + j, mp, pending > 0);
+            }
             if (++pending == kFlush) {
                 flush(acc, mp, first, m, g->sum);
                 pending = 0;
@@ -113,6 +115,7 @@ template <class T> struct CombineKernel {
             }
         for (std::int64_t db = 0; db * kDepth < m; ++db) {
             const std::int64_t depth = std::min(kDepth, m - db * kDepth);
+            poll();
             block<T, Bytes>(depth, g->w + db * kDepth * kp, packed + db * kDepth * padded, g->out.data + g->begin,
                             g->out.row_stride, k, cols, g->accumulate || db > 0);
         }
@@ -121,7 +124,7 @@ template <class T> struct CombineKernel {
 
 template <class T> struct PackAArgs {
     MatrixView<const T> a;
-    const T *shift;
+    const T *shift, *shift_low;
     T *dst;
     int width; // mr or nr
 };
@@ -133,9 +136,11 @@ template <class T> struct PackAKernel {
         const std::int64_t rp = round_up(a.rows, g->width);
         for (std::int64_t c = 0; c < a.cols; c += kDepth) {
             const std::int64_t depth = std::min(kDepth, a.cols - c);
+            poll();
             T *dst = g->dst + c * rp;
             const PackSource<T> src{a.data + c * a.col_stride, a.row_stride, a.col_stride,
-                                    g->shift ? g->shift + c : nullptr, false};
+                                    g->shift ? g->shift + c : nullptr, false,
+                                    g->shift_low ? g->shift_low + c : nullptr};
             simd::pack<T, Bytes>(src, 0, a.rows, depth, g->width, dst);
             simd::pad(a.rows, depth, g->width, dst);
         }
@@ -147,7 +152,7 @@ template <class T> struct PackAKernel {
 template <class T> struct GemmArgs {
     MatrixView<const T> a, b;
     MatrixView<T> c;
-    const T *a_shift;
+    const T *a_shift, *a_shift_low;
     const T *packed;         // the small operand, packed whole
     std::int64_t begin, end; // rows of C when B is packed, columns when A is
     bool accumulate;
@@ -165,7 +170,8 @@ template <class T> struct GemmRowsKernel { // B packed whole
         const auto pack_rows = [&](std::int64_t d, T *to) SUBSPAN_LAMBDA_INLINE {
             const std::int64_t depth = std::min(kDepth, depth_all - d);
             const PackSource<T> src{g->a.data + g->begin * g->a.row_stride + d * g->a.col_stride, g->a.row_stride,
-                                    g->a.col_stride, g->a_shift ? g->a_shift + d : nullptr, false};
+                                    g->a.col_stride, g->a_shift ? g->a_shift + d : nullptr, false,
+                                    g->a_shift_low ? g->a_shift_low + d : nullptr};
             simd::pack<T, Bytes>(src, 0, rows, depth, MR, to);
             simd::pad(rows, depth, MR, to);
         };
@@ -173,6 +179,7 @@ template <class T> struct GemmRowsKernel { // B packed whole
             for (std::int64_t d = 0; d < depth_all; d += kDepth) pack_rows(d, pa + d * rp);
         for (std::int64_t d = 0; d < depth_all; d += kDepth) {
             const std::int64_t depth = std::min(kDepth, depth_all - d);
+            poll();
             if (!in_place) pack_rows(d, pa);
             block<T, Bytes>(depth, in_place ? pa + d * rp : pa, g->packed + d * np,
                             g->c.data + g->begin * g->c.row_stride, g->c.row_stride, rows, n, g->accumulate || d > 0);
@@ -188,6 +195,7 @@ template <class T> struct GemmColsKernel { // A packed whole
         T *pb = frame.take<T>(round_up(cols, NR) * kDepth);
         for (std::int64_t d = 0; d < depth_all; d += kDepth) {
             const std::int64_t depth = std::min(kDepth, depth_all - d);
+            poll();
             const PackSource<T> src{g->b.data + d * g->b.row_stride + g->begin * g->b.col_stride, g->b.col_stride,
                                     g->b.row_stride, nullptr, false};
             simd::pack<T, Bytes>(src, 0, cols, depth, NR, pb);
@@ -252,7 +260,7 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
 template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out, bool accumulate) {
     const std::int64_t k = out.rows, m = p.rows, n = p.cols;
     if (k == 0 || n == 0) return;
-    if (out.col_stride != 1 || out.cols != n) throw ValueError("combine: out needs unit column stride and P's columns");
+    if ((out.col_stride != 1 && n > 1) || out.cols != n) throw ValueError("combine: out needs unit column stride and P's columns");
     if (m == 0) {
         if (!accumulate)
             for (std::int64_t i = 0; i < k; ++i) std::fill_n(out.data + i * out.row_stride, n, T(0));
@@ -261,7 +269,7 @@ template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out
     const auto tile = simd::tile<T>();
     Frame frame;
     T *packed = frame.take<T>(round_up(k, tile.mr) * m);
-    const PackAArgs<T> pa{MatrixView<const T>(w, k, m), nullptr, packed, tile.mr};
+    const PackAArgs<T> pa{MatrixView<const T>(w, k, m), nullptr, nullptr, packed, tile.mr};
     launch<PackAKernel<T>>(&pa);
     const std::int64_t width = 4 * tile.nr;
     for_tasks((n + width - 1) / width, double(n) * double(k) * double(m), [&](std::int64_t t) {
@@ -271,10 +279,11 @@ template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out
 }
 
 template <class T>
-void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate, const T *a_shift) {
+void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate, const T *a_shift,
+          const T *a_shift_low) {
     if (a.cols != b.rows || c.rows != a.rows || c.cols != b.cols) throw ValueError("gemm: shapes do not fit");
     if (c.rows == 0 || c.cols == 0) return;
-    if (c.col_stride != 1) throw ValueError("gemm: C needs unit column stride");
+    if (c.col_stride != 1 && c.cols > 1) throw ValueError("gemm: C needs unit column stride");
     if (a.cols == 0) {
         if (!accumulate)
             for (std::int64_t i = 0; i < c.rows; ++i) std::fill_n(c.data + i * c.row_stride, c.cols, T(0));
@@ -285,20 +294,20 @@ void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool ac
     const double work = double(c.rows) * double(c.cols) * double(a.cols);
     if (c.cols <= c.rows) {
         T *packed = frame.take<T>(round_up(c.cols, tile.nr) * b.rows);
-        const PackAArgs<T> pb{b.transposed(), nullptr, packed, tile.nr};
+        const PackAArgs<T> pb{b.transposed(), nullptr, nullptr, packed, tile.nr};
         launch<PackAKernel<T>>(&pb);
         const std::int64_t height = 128;
         for_tasks((c.rows + height - 1) / height, work, [&](std::int64_t t) {
-            const GemmArgs<T> args{a, b, c, a_shift, packed, t * height, std::min(c.rows, (t + 1) * height), accumulate};
+            const GemmArgs<T> args{a, b, c, a_shift, a_shift_low, packed, t * height, std::min(c.rows, (t + 1) * height), accumulate};
             launch<GemmRowsKernel<T>>(&args);
         });
     } else {
         T *packed = frame.take<T>(round_up(c.rows, tile.mr) * a.cols);
-        const PackAArgs<T> pa{a, a_shift, packed, tile.mr};
+        const PackAArgs<T> pa{a, a_shift, a_shift_low, packed, tile.mr};
         launch<PackAKernel<T>>(&pa);
         const std::int64_t width = 4 * tile.nr;
         for_tasks((c.cols + width - 1) / width, work, [&](std::int64_t t) {
-            const GemmArgs<T> args{a, b, c, a_shift, packed, t * width, std::min(c.cols, (t + 1) * width), accumulate};
+            const GemmArgs<T> args{a, b, c, a_shift, a_shift_low, packed, t * width, std::min(c.cols, (t + 1) * width), accumulate};
             launch<GemmColsKernel<T>>(&args);
         });
     }
@@ -307,7 +316,7 @@ void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool ac
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
     template void gram<T>(const Panel<T> &, std::int64_t, double *);                                                   \
     template void combine<T>(const T *, const Panel<T> &, MatrixView<T>, bool);                                        \
-    template void gemm<T>(MatrixView<const T>, MatrixView<const T>, MatrixView<T>, bool, const T *);
+    template void gemm<T>(MatrixView<const T>, MatrixView<const T>, MatrixView<T>, bool, const T *, const T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -26,11 +27,13 @@
 namespace subspan {
 namespace {
 
+constexpr int kMostThreads = 4096;
+
 int default_threads() {
     if (const char *env = std::getenv("SUBSPAN_NUM_THREADS")) {
         char *end = nullptr;
         const long v = std::strtol(env, &end, 10);
-        if (end != env && *end == '\0' && v >= 1 && v <= 4096) return int(v);
+        if (end != env && *end == '\0' && v >= 1 && v <= kMostThreads) return int(v);
         throw ValueError(std::string("SUBSPAN_NUM_THREADS must be a whole number from 1 to 4096, got '") + env + "'");
     }
 #if defined(__linux__)
@@ -46,30 +49,53 @@ std::atomic<int> &setting() {
     return n;
 }
 
-thread_local bool inside = false;
+constexpr std::chrono::milliseconds kHear(50); // between two looks at the interrupt hook
 
-// GCC 12 moved condition_variable::wait into a newer symbol version of libstdc++ than manylinux_2_34 promises;
-// wait_for is inline, so wheels built there stay compatible.
-template <class P> void wait(std::condition_variable &c, std::unique_lock<std::mutex> &lock, P done) {
-    while (!done()) c.wait_for(lock, std::chrono::hours(1));
-}
+struct Job;
+thread_local bool inside = false;       // of a task: further loops run in this thread
+thread_local const Job *helping = nullptr; // the job of somebody else that this thread works on
+thread_local int shields = 0;
+thread_local std::chrono::steady_clock::time_point heard;
+
+std::atomic<void (*)()> interrupt_hook{nullptr};
 
 struct Job {
     std::int64_t tasks = 0;
     const std::function<void(std::int64_t)> *body = nullptr;
     std::atomic<std::int64_t> next{0};
+    std::atomic<bool> cancelled{false};
     std::mutex error_mutex;
-    std::exception_ptr error;
+    std::exception_ptr error, interrupt;
     std::int64_t failed = 0; // its task
 
+    void cancel() {
+        interrupt = std::current_exception();
+        cancelled.store(true, std::memory_order_relaxed);
+        next.store(tasks, std::memory_order_relaxed);
+    }
     void work() {
         inside = true;
         for (;;) {
+            if (helping == nullptr) {
+                try {
+                    poll();
+                } catch (...) { // before any error of a task: it is not raised a second time
+                    cancel();
+                    break;
+                }
+            }
             const std::int64_t t = next.fetch_add(1, std::memory_order_relaxed);
             if (t >= tasks) break;
             try {
                 (*body)(t);
+            } catch (const Interrupted &) {
+                if (helping == nullptr) cancel();
+                break;
             } catch (...) {
+                if (helping == nullptr && std::current_exception() == polled) {
+                    cancel();
+                    break;
+                }
                 const std::lock_guard<std::mutex> lock(error_mutex);
                 // Tasks are begun in their order: the first one that fails always runs, whatever the threads.
                 if (!error || t < failed) {
@@ -81,7 +107,20 @@ struct Job {
         }
         inside = false;
     }
+    static thread_local std::exception_ptr polled; // what the hook threw in this thread
+    void rethrow() const {
+        if (interrupt) std::rethrow_exception(interrupt);
+        if (error) std::rethrow_exception(error);
+    }
 };
+
+thread_local std::exception_ptr Job::polled;
+
+// GCC 12 moved condition_variable::wait into a newer symbol version of libstdc++ than manylinux_2_34 promises;
+// wait_for is inline, so wheels built there stay compatible.
+template <class P> void wait(std::condition_variable &c, std::unique_lock<std::mutex> &lock, P done) {
+    while (!done()) c.wait_for(lock, std::chrono::hours(1));
+}
 
 class Pool {
   public:
@@ -95,7 +134,7 @@ class Pool {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             job_ = &job;
-            wanted_ = threads - 1;
+            wanted_ = std::min(threads - 1, int(workers_.size()));
             active_ = 0;
             ++generation_;
         }
@@ -103,14 +142,29 @@ class Pool {
         job.work();
         std::unique_lock<std::mutex> lock(mutex_);
         wanted_ = 0; // late wakers no longer join
-        wait(done_, lock, [&] { return active_ == 0; });
+        while (active_ != 0) {
+            done_.wait_for(lock, kHear);
+            if (active_ == 0 || job.cancelled.load(std::memory_order_relaxed)) continue;
+            lock.unlock();
+            inside = true; // a signal handler may call this library
+            try {
+                poll();
+            } catch (...) {
+                job.cancel();
+            }
+            inside = false;
+            lock.lock();
+        }
         job_ = nullptr;
         return true;
     }
 
   private:
     void grow(int n) {
-        while (int(workers_.size()) < n) workers_.emplace_back([this] { loop(); });
+        try {
+            while (int(workers_.size()) < n) workers_.emplace_back([this] { loop(); });
+        } catch (const std::system_error &) { // no more to be had: those that are there do it
+        }
     }
     void loop() {
         std::uint64_t seen = 0;
@@ -123,7 +177,9 @@ class Pool {
             ++active_;
             Job *job = job_;
             lock.unlock();
+            helping = job;
             job->work();
+            helping = nullptr;
             lock.lock();
             if (--active_ == 0) done_.notify_all();
         }
@@ -177,22 +233,50 @@ void reset_work_memory_peak() {
 int num_threads() { return setting().load(std::memory_order_relaxed); }
 
 void set_num_threads(int n) {
-    if (n < 1) throw ValueError("num_threads must be at least 1, got " + std::to_string(n));
+    if (n < 1 || n > kMostThreads)
+        throw ValueError("num_threads must be from 1 to " + std::to_string(kMostThreads) + ", got " + std::to_string(n));
     setting().store(n, std::memory_order_relaxed);
 }
+
+void set_interrupt_hook(void (*hook)()) { interrupt_hook.store(hook, std::memory_order_release); }
+
+void poll() {
+    if (helping != nullptr) {
+        if (helping->cancelled.load(std::memory_order_relaxed)) throw Interrupted();
+        return;
+    }
+    if (shields > 0) return;
+    const auto hook = interrupt_hook.load(std::memory_order_acquire);
+    if (hook == nullptr) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - heard < kHear) return;
+    heard = now;
+    try {
+        hook();
+    } catch (...) {
+        Job::polled = std::current_exception();
+        throw;
+    }
+}
+
+Shielded::Shielded() { ++shields; }
+Shielded::~Shielded() { --shields; }
 
 void parallel_for(std::int64_t tasks, const std::function<void(std::int64_t)> &body) {
     if (tasks <= 0) return;
     const int threads = int(std::min<std::int64_t>(num_threads(), tasks));
     if (threads == 1 || inside) {
-        for (std::int64_t t = 0; t < tasks; ++t) body(t);
+        for (std::int64_t t = 0; t < tasks; ++t) {
+            poll();
+            body(t);
+        }
         return;
     }
     Job job;
     job.tasks = tasks;
     job.body = &body;
     if (!pool().run(job, threads)) job.work();
-    if (job.error) std::rethrow_exception(job.error);
+    job.rethrow();
 }
 
 } // namespace subspan

@@ -117,8 +117,38 @@ template <class T> void weighted_mean(const Rows<T> &r, double *mean) {
     for (std::int64_t j = 0; j < n; ++j) mean[j] /= total;
 }
 
-/// Z = (X - shift) Vᵀ for CSR X: V is transposed once (k·n items of work memory), then a row costs nnz·k.
-template <class T> void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const T *shift, MatrixView<T> z);
+/// sum w² (x - mean)² of each column, in double; a null mean is zero.
+template <class T> void weighted_scatter(const Rows<T> &r, const double *mean, double *squares) {
+    const std::int64_t n = r.cols(), b = r.count();
+    if (r.csr == nullptr) {
+        Frame frame;
+        double *weights = nullptr;
+        if (r.weight != nullptr) {
+            weights = frame.take<double>(b);
+            for (std::int64_t i = 0; i < b; ++i) weights[i] = r.w(i) * r.w(i);
+        }
+        column_scatter(r.dense, weights, mean, squares);
+        return;
+    }
+    double total = 0;
+    std::vector<double> stored(mean == nullptr ? 0 : std::size_t(n), 0.0); // weight of what is there
+    std::fill_n(squares, n, 0.0);
+    for (std::int64_t i = 0; i < b; ++i) {
+        const double w = r.w(i) * r.w(i);
+        total += w;
+        for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p) {
+            const std::int64_t j = r.csr->column(p);
+            const double d = double(r.csr->values[p]) - (mean == nullptr ? 0.0 : mean[j]);
+            squares[j] += w * d * d;
+            if (mean != nullptr) stored[std::size_t(j)] += w;
+        }
+    }
+    for (std::int64_t j = 0; j < n && mean != nullptr; ++j) squares[j] += std::max(0.0, total - stored[std::size_t(j)]) * mean[j] * mean[j];
+}
+
+/// Z = (X - mean) Vᵀ for CSR X: V is transposed once (k·n items of work memory), then a row costs nnz·k. With a mean (null:
+/// none) all is summed in double.
+template <class T> void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const double *mean, MatrixView<T> z);
 
 /// vt (n x k, row-major) = transpose of v (k x n).
 template <class T> void transpose_rows(const T *v, std::int64_t k, std::int64_t n, T *vt);

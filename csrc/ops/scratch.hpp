@@ -30,6 +30,7 @@ template <class T> class Buffer {
     /// At least n items; contents are lost when it grows.
     T *reserve(std::int64_t n) {
         if (n > n_) {
+            if (std::uint64_t(n) > kMost / sizeof(T)) throw std::bad_alloc();
             release();
             p_ = static_cast<T *>(::operator new(std::size_t(n) * sizeof(T), std::align_val_t(64)));
             n_ = n;
@@ -46,6 +47,7 @@ template <class T> class Buffer {
     std::int64_t capacity() const { return n_; }
 
   private:
+    static constexpr std::uint64_t kMost = std::uint64_t(1) << 62; // bytes
     T *p_ = nullptr;
     std::int64_t n_ = 0;
 };
@@ -127,6 +129,7 @@ class Frame {
     Frame &operator=(const Frame &) = delete;
     /// Uninitialised items, valid until the frame ends. Frames of one thread must end in reverse order.
     template <class T> T *take(std::int64_t n) {
+        if (n > (std::int64_t(1) << 62) / std::int64_t(sizeof(T))) throw std::bad_alloc();
         return static_cast<T *>(arena_.take(std::size_t(std::max<std::int64_t>(n, 1)) * sizeof(T)));
     }
     template <class T> T *zeros(std::int64_t n) {

@@ -70,6 +70,55 @@ template <class T> struct GatherKernel { // to += sum_p values[p] · from[index[
     }
 };
 
+template <class T> struct WideArgs {
+    std::int64_t k, count;
+    const T *values;
+    const std::int64_t *index;
+    const T *from;
+    double *to;
+};
+
+template <class T> struct WideKernel { // the same, summed in double
+    template <int Bytes> static SUBSPAN_INLINE void run(const WideArgs<T> *a) {
+        constexpr std::int64_t strip = 32; // columns that stay in registers
+        std::int64_t j = 0;
+        for (; j + strip <= a->k; j += strip) {
+            double y[strip] = {};
+            for (std::int64_t p = 0; p < a->count; ++p) {
+                const T *x = a->from + a->index[p] * a->k + j;
+                const double s = double(a->values[p]);
+                for (std::int64_t l = 0; l < strip; ++l) y[l] += s * double(x[l]);
+            }
+            for (std::int64_t l = 0; l < strip; ++l) a->to[j + l] += y[l];
+        }
+        for (; j < a->k; ++j) {
+            double y = 0;
+            for (std::int64_t p = 0; p < a->count; ++p) y += double(a->values[p]) * double(a->from[a->index[p] * a->k + j]);
+            a->to[j] += y;
+        }
+    }
+};
+
+template <class T> struct RowsTimesArgs {
+    const T *v;
+    std::int64_t n;
+    const double *x;
+    double *out;
+};
+
+template <class T> struct RowsTimesKernel { // one row times a vector of doubles
+    template <int Bytes> static SUBSPAN_INLINE void run(const RowsTimesArgs<T> *a) {
+        constexpr int lanes = 16;
+        double s[lanes] = {}, sum = 0;
+        std::int64_t j = 0;
+        for (; j + lanes <= a->n; j += lanes)
+            for (int l = 0; l < lanes; ++l) s[l] += double(a->v[j + l]) * a->x[j + l];
+        for (; j < a->n; ++j) sum += double(a->v[j]) * a->x[j];
+        for (int l = 0; l < lanes; ++l) sum += s[l];
+        *a->out = sum;
+    }
+};
+
 template <class T> struct UntransposeArgs {
     const T *d; // n x k
     std::int64_t k, n, begin, end;
@@ -140,6 +189,24 @@ template <class T> void check_csr(const CsrView<T> &x, const char *what) {
                              std::to_string(x.cols) + ")");
 }
 
+template <class T> void column_moments(const CsrView<T> &x, double *mean, double *scatter) {
+    const auto rows = double(x.rows);
+    std::vector<double> stored(std::size_t(x.cols), 0.0);
+    std::fill_n(mean, x.cols, 0.0);
+    std::fill_n(scatter, x.cols, 0.0);
+    const std::int64_t first = x.begin(0), last = x.begin(x.rows);
+    for (std::int64_t p = first; p < last; ++p) {
+        mean[x.column(p)] += double(x.values[p]);
+        stored[std::size_t(x.column(p))] += 1.0;
+    }
+    for (std::int64_t j = 0; j < x.cols; ++j) mean[j] /= rows;
+    for (std::int64_t p = first; p < last; ++p) {
+        const double d = double(x.values[p]) - mean[x.column(p)];
+        scatter[x.column(p)] += d * d;
+    }
+    for (std::int64_t j = 0; j < x.cols; ++j) scatter[j] += (rows - stored[std::size_t(j)]) * mean[j] * mean[j];
+}
+
 template <class T>
 void columns_of(const CsrView<T> &x, std::vector<std::int64_t> &by_row, std::vector<std::int64_t> &start,
                 std::vector<std::int64_t> &row, std::vector<T> &value) {
@@ -156,6 +223,19 @@ void gather_rows(std::int64_t k, std::int64_t count, const T *values, const std:
     simd::dispatch<GatherKernel<T>>(&args);
 }
 
+template <class T>
+void gather_rows_wide(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, double *to) {
+    const WideArgs<T> args{k, count, values, index, from, to};
+    simd::dispatch<WideKernel<T>>(&args);
+}
+
+template <class T> void rows_times(const T *v, std::int64_t k, std::int64_t n, const double *x, double *out) {
+    parallel_for(k, [&](std::int64_t i) {
+        const RowsTimesArgs<T> args{v + i * n, n, x, out + i};
+        simd::dispatch<RowsTimesKernel<T>>(&args);
+    });
+}
+
 template <class T> void transpose_rows(const T *v, std::int64_t k, std::int64_t n, T *vt) {
     parallel_for((n + kStrip - 1) / kStrip, [&](std::int64_t t) {
         const TransposeArgs<T> args{v, k, n, t * kStrip, std::min(n, (t + 1) * kStrip), vt};
@@ -164,22 +244,27 @@ template <class T> void transpose_rows(const T *v, std::int64_t k, std::int64_t 
 }
 
 template <class T>
-void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const T *shift, MatrixView<T> z) {
+void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const double *mean, MatrixView<T> z) {
     const std::int64_t n = x.cols;
     Buffer<T> vt(n * k);
     transpose_rows(v, k, n, vt.data());
     std::vector<double> offset(std::size_t(k), 0.0);
-    if (shift != nullptr)
-        for (std::int64_t i = 0; i < k; ++i)
-            for (std::int64_t j = 0; j < n; ++j) offset[std::size_t(i)] += double(shift[j]) * double(v[i * n + j]);
+    if (mean != nullptr) rows_times(v, k, n, mean, offset.data());
     const auto index = wide_columns(x);
     const std::int64_t first = x.begin(0);
     parallel_for(x.rows, [&](std::int64_t i) {
         T *out = z.data + i * z.row_stride;
-        for (std::int64_t c = 0; c < k; ++c) out[c] = T(-offset[std::size_t(c)]);
-        const std::int64_t p = x.begin(i);
-        const AxpyArgs<T> args{k, x.begin(i + 1) - p, x.values + p, index.data() + (p - first), vt.data(), out};
-        simd::dispatch<GatherKernel<T>>(&args);
+        const std::int64_t p = x.begin(i), count = x.begin(i + 1) - p;
+        if (mean == nullptr) {
+            std::fill_n(out, k, T(0));
+            gather_rows(k, count, x.values + p, index.data() + (p - first), vt.data(), out);
+            return;
+        }
+        Frame frame;
+        double *sum = frame.take<double>(k);
+        for (std::int64_t c = 0; c < k; ++c) sum[c] = -offset[std::size_t(c)];
+        gather_rows_wide(k, count, x.values + p, index.data() + (p - first), vt.data(), sum);
+        for (std::int64_t c = 0; c < k; ++c) out[c] = T(sum[c]);
     });
 }
 
@@ -197,16 +282,18 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
     }
     const auto index = wide_columns(x);
     const std::int64_t first = x.begin(0);
-    Buffer<T> c(b * std::max<std::int64_t>(r, 1));
     parallel_for(b, [&](std::int64_t i) {
-        T *out = c.data() + i * r;
-        std::fill_n(out, r, T(0));
-        const std::int64_t p = x.begin(i);
-        const AxpyArgs<T> args{r, x.begin(i + 1) - p, x.values + p, index.data() + (p - first), vt, out};
-        simd::dispatch<GatherKernel<T>>(&args);
+        double *out = g + (r + i) * m;
+        const std::int64_t p = x.begin(i), count = x.begin(i + 1) - p;
+        if (rows.shift != nullptr) { // the mean comes off these sums
+            gather_rows_wide(r, count, x.values + p, index.data() + (p - first), vt, out);
+            return;
+        }
+        Frame frame;
+        T *sum = frame.zeros<T>(r);
+        gather_rows(r, count, x.values + p, index.data() + (p - first), vt, sum);
+        for (std::int64_t j = 0; j < r; ++j) out[j] = double(sum[j]);
     });
-    for (std::int64_t i = 0; i < b; ++i)
-        for (std::int64_t j = 0; j < r; ++j) g[(r + i) * m + j] = double(c.data()[i * r + j]);
     const Columns<T> columns(x);
     for (std::int64_t j = 0; j < n; ++j) {
         const auto p0 = std::size_t(columns.start[std::size_t(j)]), p1 = std::size_t(columns.start[std::size_t(j) + 1]);
@@ -242,8 +329,7 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
         mm += mean[j] * mean[j];
         if (e != 0) me += mean[j] * double(rows.extra[j]);
     }
-    for (std::int64_t i = 0; i < r; ++i)
-        for (std::int64_t j = 0; j < n; ++j) mv[std::size_t(i)] += mean[j] * double(v[i * n + j]);
+    rows_times(v, r, n, mean, mv.data());
     for (std::int64_t i = 0; i < b; ++i)
         for (std::int64_t p = x.begin(i); p < x.begin(i + 1); ++p)
             mb[std::size_t(i)] += double(x.values[p]) * mean[x.column(p)];
@@ -300,11 +386,13 @@ void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t 
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
     template void check_csr<T>(const CsrView<T> &, const char *);                                                      \
+    template void column_moments<T>(const CsrView<T> &, double *, double *);                                           \
+    template void gather_rows_wide<T>(std::int64_t, std::int64_t, const T *, const std::int64_t *, const T *, double *); \
     template void columns_of<T>(const CsrView<T> &, std::vector<std::int64_t> &, std::vector<std::int64_t> &,          \
                                 std::vector<std::int64_t> &, std::vector<T> &);                                        \
     template void gather_rows<T>(std::int64_t, std::int64_t, const T *, const std::int64_t *, const T *, T *);         \
     template void transpose_rows<T>(const T *, std::int64_t, std::int64_t, T *);                                       \
-    template void csr_times_rows<T>(const CsrView<T> &, const T *, std::int64_t, const T *, MatrixView<T>);            \
+    template void csr_times_rows<T>(const CsrView<T> &, const T *, std::int64_t, const double *, MatrixView<T>);           \
     template void sparse_gram<T>(const T *, std::int64_t, const Rows<T> &, const double *, T *, double *);             \
     template void sparse_combine<T>(const T *, std::int64_t, const T *, std::int64_t, const Rows<T> &, T *, T *);
 SUBSPAN_INSTANTIATE(float)

@@ -17,6 +17,13 @@ void columns_of(const CsrView<T> &x, std::vector<std::int64_t> &by_row, std::vec
 template <class T>
 void gather_rows(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, T *to);
 
+/// The same with sums in double.
+template <class T>
+void gather_rows_wide(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, double *to);
+
+/// out (k) = V x of contiguous rows v (k x n), in double.
+template <class T> void rows_times(const T *v, std::int64_t k, std::int64_t n, const double *x, double *out);
+
 /// Lower triangle of the Gram matrix of [V; B - 1 shiftᵀ; extra] (unweighted rows; see Rows) into g, (r + b + e)². Also
 /// leaves Vᵀ (n x r) in `vt`. Cost n r² + 2 nnz r + sum over columns of nnz(column)² flops.
 template <class T>

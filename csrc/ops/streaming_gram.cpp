@@ -71,7 +71,8 @@ template <class T> bool StreamingSvd<T>::Impl::cancels(const Work &w, const doub
     for (std::int64_t j = 0; j < n; ++j) mm += block_mean[j] * block_mean[j];
     const std::int64_t b = w.rows.count();
     for (std::int64_t i = w.r; i < w.r + b; ++i) centred += w.g[i * w.m + i];
-    return mm * double(b) * 2.3e-16 > eps * 4.0 * centred;
+    // Rows minus their mean are added up in T where V is rotated: its rounding is that of the mean, ten times that of the rows.
+    return mm * double(b) > 100.0 * centred;
 }
 
 template <class T> void StreamingSvd<T>::Impl::densify(const Work &w, Rows<T> &dense, Buffer<T> &copy) const {
@@ -223,7 +224,7 @@ template <class T> void StreamingSvd<T>::Impl::commit(const Work &w, std::vector
     r = std::int64_t(s.size());
     dropped = std::min(left_out * w.unit * w.unit, std::numeric_limits<double>::max());
     clean = shown.valid = false;
-    if (first || opt.exact_blocks) canonical_signs();
+    if (first || opt.exact_blocks || opt.canonical_signs) canonical_signs();
 }
 
 template <class T> void StreamingSvd<T>::Impl::commit_nothing(const Work &w) {

@@ -5,6 +5,7 @@
 #include "rows.hpp"
 #include "scratch.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/sizes.hpp"
 #include "subspan/streaming_svd.hpp"
 
 #include <cmath>
@@ -20,6 +21,9 @@ inline constexpr double kSpread = 64.0;
 inline constexpr double kResidualMargin = 1000.0; // the robust route needs ‖R‖² <= 1000 s_k²
 inline constexpr double kDrop = 4.0; // singular values below 4 eps s_1 are rounding
 
+inline constexpr double kDrift = 64.0; // a saved basis is folded: orthonormal to 10 eps √k, and some room
+inline constexpr std::int64_t kMostRows = std::int64_t(1) << 62; // that a stream counts
+
 inline std::string str(std::int64_t x) { return std::to_string(x); }
 
 template <class T> struct StreamingSvd<T>::Impl {
@@ -30,6 +34,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     std::int64_t keep = 0; // directions kept inside
     Buffer<T> v, low;      // keep x n, the first r rows in use: the basis, and what rounding it to T left out
     std::vector<double> s, mean;
+    std::vector<double> scatter; // weighted sums of squares of the columns, about the mean when centring; empty: not known
     double weight = 0, dropped = 0;
     bool clean = true;          // v is orthonormal to working precision
     const char *route = "none";
@@ -71,11 +76,13 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
 
     void start(std::int64_t columns) {
+        keep = kept_for(columns);
+        checked_product({keep, columns}, "rank and the columns of rows");
         n = columns;
-        keep = kept_for(n);
         v.reserve(keep * n);
         std::fill_n(low.reserve(keep * n), keep * n, T(0));
         if (opt.center) mean.assign(std::size_t(n), 0.0);
+        scatter.assign(std::size_t(n), 0.0);
     }
 
     // ---- updates --------------------------------------------------------------------------------------------------
@@ -85,18 +92,19 @@ template <class T> struct StreamingSvd<T>::Impl {
     // What an update changes besides V and the waiting rows.
     struct Small {
         std::int64_t r, seen;
-        std::vector<double> s, mean, waiting_weight;
+        std::vector<double> s, mean, scatter, waiting_weight;
         double weight, dropped;
         bool clean;
         int skip_gram;
         const char *route;
     };
-    Small small() const { return {r, seen, s, mean, waiting_weight, weight, dropped, clean, skip_gram, route}; }
+    Small small() const { return {r, seen, s, mean, scatter, waiting_weight, weight, dropped, clean, skip_gram, route}; }
     void restore(const Small &o) {
         r = o.r;
         seen = o.seen;
         s = o.s;
         mean = o.mean;
+        scatter = o.scatter;
         waiting_weight = o.waiting_weight;
         weight = o.weight;
         dropped = o.dropped;
@@ -111,6 +119,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         n = r = seen = 0;
         s.clear();
         mean.clear();
+        scatter.clear();
         weight = dropped = 0;
         shorten(0);
         v.release();
@@ -171,7 +180,12 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     // Block of rows with weights; the past is multiplied by f first. mean_b and weight_b describe the block when the
     // caller has centred it already (merge); otherwise they are measured here.
-    void absorb(Rows<T> x, double f, const double *mean_b = nullptr, double weight_b = -1, double dropped_b = 0);
+    void absorb(Rows<T> x, double f, const double *mean_b = nullptr, double weight_b = -1, double dropped_b = 0,
+                const std::vector<double> *scatter_b = nullptr);
+    // More rows than can be counted.
+    void require_countable(std::int64_t more) const {
+        if (more > kMostRows - seen) throw ValueError("rows: a stream counts up to 2^62 rows");
+    }
 
     void decompose(Work &w, const double *block_mean);
 

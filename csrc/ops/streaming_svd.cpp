@@ -2,15 +2,29 @@
 #include "subspan/streaming_svd.hpp"
 
 #include "sparse.hpp"
+#include "subspan/sizes.hpp"
 #include "streaming_impl.hpp"
-#include "subspan/panel.hpp"
-#include "subspan/parallel.hpp"
+#include "subspan/affine.hpp"
 
 #include <algorithm>
 
 namespace subspan {
 
 template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o) : impl_(new Impl(o)) {}
+template <class T> StreamingSvd<T>::StreamingSvd(const StreamingSvd &o) : impl_(new Impl(o.impl_->opt)) {
+    const Impl &from = *o.impl_;
+    Impl &to = *impl_;
+    if (from.n == 0) return;
+    to.start(from.n);
+    to.restore(from.small());
+    std::copy_n(from.v.data(), from.r * from.n, to.v.data());
+    std::copy_n(from.low.data(), from.r * from.n, to.low.data());
+    if (from.waiting.data() != nullptr)
+        std::copy_n(from.waiting.data(), from.waiting.capacity(), to.waiting.reserve(from.waiting.capacity()));
+    to.csr_values = from.csr_values;
+    to.csr_indices = from.csr_indices;
+    to.csr_indptr = from.csr_indptr;
+}
 template <class T> StreamingSvd<T>::StreamingSvd(StreamingSvd &&) noexcept = default;
 template <class T> StreamingSvd<T> &StreamingSvd<T>::operator=(StreamingSvd &&) noexcept = default;
 template <class T> StreamingSvd<T>::~StreamingSvd() = default;
@@ -18,7 +32,8 @@ template <class T> StreamingSvd<T>::~StreamingSvd() = default;
 template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, const StreamingState<T> &st) : impl_(new Impl(o)) {
     const auto bad = [](const std::string &what) { throw ValueError("saved state: " + what); };
     const auto r = std::int64_t(st.singular_values.size());
-    if (st.features < 0 || st.rows_seen < 0) bad("negative counts");
+    if (st.features < 0 || st.rows_seen < 0 || st.rows_seen > kMostRows) bad("counts are out of range");
+    if (st.features > 0) checked_product({impl_->kept_for(st.features), st.features}, "saved state: components of features");
     if (st.features > 0 && r > impl_->kept_for(st.features)) bad("more components than rank allows");
     if (std::int64_t(st.components.size()) != r * st.features) bad("components do not fit singular_values and features");
     if (std::int64_t(st.mean.size()) != (o.center ? st.features : 0)) bad("mean does not fit features");
@@ -30,6 +45,18 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
             bad("singular values must be positive and descending");
     for (const T x : st.components)
         if (!std::isfinite(x)) bad("components must be finite");
+    if (!st.scatter.empty() && std::int64_t(st.scatter.size()) != st.features) bad("scatter does not fit features");
+    for (const double x : st.scatter)
+        if (!(x >= 0) || !std::isfinite(x)) bad("the scatter must be finite and not negative");
+    if (r > 0) { // what no stream has kept: see kDrift
+        Frame frame;
+        double *g = frame.take<double>(r * r);
+        gram(Panel<T>(st.features).add(MatrixView<const T>(st.components.data(), r, st.features)), 0, g);
+        for (std::int64_t i = 0; i < r; ++i)
+            for (std::int64_t j = 0; j <= i; ++j)
+                if (!(std::abs(g[i * r + j] - (i == j ? 1.0 : 0.0)) <= kDrift * Impl::eps * std::sqrt(double(r))))
+                    bad("components must be orthonormal");
+    }
     if (!st.low.empty() && st.low.size() != st.components.size()) bad("low parts do not fit the components");
     for (std::size_t i = 0; i < st.low.size(); ++i)
         if (!(std::abs(st.low[i]) <= std::numeric_limits<T>::epsilon() * std::abs(st.components[i]) + std::numeric_limits<T>::min()))
@@ -45,6 +72,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     impl_->r = r;
     impl_->s = st.singular_values;
     impl_->mean = st.mean;
+    impl_->scatter = st.scatter;
     impl_->seen = st.rows_seen;
     impl_->weight = st.weight;
     impl_->dropped = st.dropped;
@@ -92,6 +120,10 @@ template <class T> const double *StreamingSvd<T>::mean() {
     impl_->show();
     return impl_->opt.center && impl_->n > 0 ? impl_->mean.data() : nullptr;
 }
+template <class T> const double *StreamingSvd<T>::column_scatter() {
+    impl_->show();
+    return impl_->scatter.empty() ? nullptr : impl_->scatter.data();
+}
 template <class T> double StreamingSvd<T>::captured_energy() {
     impl_->show();
     return impl_->captured();
@@ -108,84 +140,41 @@ void want(bool ok, const char *name, std::int64_t rows, std::int64_t cols, std::
         throw ValueError(std::string(name) + " must have shape (" + str(rows) + ", " + str(cols) + "), got (" +
                          str(got_rows) + ", " + str(got_cols) + ")");
 }
-template <class T> std::vector<T> as_shift(const std::vector<double> &mean) { return {mean.begin(), mean.end()}; }
-} // namespace
-
-namespace {
-// Products write rows: an out of other strides gets a copy of a contiguous result.
-template <class T, class F> void with_rows(MatrixView<T> out, F &&f) {
-    if (out.col_stride == 1) return f(out);
-    Buffer<T> rows(std::max<std::int64_t>(out.rows * out.cols, 1));
-    f(MatrixView<T>(rows.data(), out.rows, out.cols));
-    for (std::int64_t i = 0; i < out.rows; ++i)
-        for (std::int64_t j = 0; j < out.cols; ++j) out(i, j) = rows.data()[i * out.cols + j];
-}
 } // namespace
 
 template <class T> void StreamingSvd<T>::project(MatrixView<const T> x, MatrixView<T> z) {
-    impl_->show();
-    const std::int64_t n = impl_->n, k = impl_->reported();
+    const std::int64_t k = rank(), n = impl_->n;
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
-    const auto shift = as_shift<T>(impl_->mean);
-    with_rows(z, [&](MatrixView<T> rows) {
-        gemm<T>(x, MatrixView<const T>(impl_->basis(), k, n).transposed(), rows, false,
-                shift.empty() ? nullptr : shift.data());
-    });
+    affine_coordinates(x, mean(), impl_->basis(), k, z);
 }
 
 template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView<T> z) {
-    impl_->show();
     check_csr(x, "X");
-    const std::int64_t n = impl_->n, k = impl_->reported();
+    const std::int64_t k = rank(), n = impl_->n;
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
-    const auto shift = as_shift<T>(impl_->mean);
-    with_rows(z, [&](MatrixView<T> rows) {
-        csr_times_rows(x, impl_->basis(), k, shift.empty() ? nullptr : shift.data(), rows);
-    });
+    affine_coordinates(x, mean(), impl_->basis(), k, z);
 }
 
 template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, MatrixView<T> x) {
-    impl_->show();
-    const std::int64_t n = impl_->n, k = impl_->reported();
+    const std::int64_t k = rank(), n = impl_->n;
     want(z.cols == k, "Z", z.rows, k, z.rows, z.cols);
     want(x.rows == z.rows && x.cols == n, "out", z.rows, n, x.rows, x.cols);
-    const auto shift = as_shift<T>(impl_->mean);
-    with_rows(x, [&](MatrixView<T> rows) {
-        gemm<T>(z, MatrixView<const T>(impl_->basis(), k, n), rows);
-        if (!shift.empty())
-            parallel_for(rows.rows, [&](std::int64_t i) {
-                T *row = rows.data + i * rows.row_stride;
-                for (std::int64_t j = 0; j < n; ++j) row[j] += shift[std::size_t(j)];
-            });
-    });
+    affine_points(z, mean(), impl_->basis(), n, x);
 }
 
 template <class T> void StreamingSvd<T>::residual(MatrixView<const T> x, T *out) {
-    impl_->show();
-    const std::int64_t n = impl_->n, k = impl_->reported(), step = 64;
+    const std::int64_t k = rank(), n = impl_->n;
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
-    const auto shift = as_shift<T>(impl_->mean);
-    const MatrixView<const T> v(impl_->basis(), k, n);
-    // Blocks of rows, so that work memory is 64 rows however many there are.
-    Buffer<T> block(step * n), z(step * std::max<std::int64_t>(k, 1));
-    for (std::int64_t i0 = 0; i0 < x.rows; i0 += step) {
-        const std::int64_t b = std::min(step, x.rows - i0);
-        Rows<T> rows;
-        rows.dense = x.block_rows(i0, b);
-        rows.shift = shift.empty() ? nullptr : shift.data();
-        materialise(rows, block.data());
-        const MatrixView<T> bv(block.data(), b, n), zv(z.data(), b, k);
-        gemm<T>(bv, v.transposed(), zv);
-        for (std::int64_t i = 0; i < b * k; ++i) z.data()[i] = -z.data()[i];
-        if (k > 0) gemm<T>(zv, v, bv, true);
-        parallel_for(b, [&](std::int64_t i) {
-            double s = 0;
-            for (std::int64_t j = 0; j < n; ++j) s += double(bv(i, j)) * double(bv(i, j));
-            out[i0 + i] = T(s);
-        });
-    }
+    affine_residuals(x, mean(), impl_->basis(), k, out);
+}
+
+template <class T> void StreamingSvd<T>::residual(const CsrView<T> &x, T *out) {
+    check_csr(x, "X");
+    const std::int64_t k = rank(), n = impl_->n;
+    want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
+    affine_residuals(x, mean(), impl_->basis(), k, out);
 }
 
 template <class T> StreamingState<T> StreamingSvd<T>::state() {
@@ -198,6 +187,7 @@ template <class T> StreamingState<T> StreamingSvd<T>::state() {
     st.skip_gram = impl_->skip_gram;
     st.singular_values = impl_->s;
     st.mean = impl_->mean;
+    st.scatter = impl_->scatter;
     if (impl_->n > 0) {
         st.components.assign(impl_->v.data(), impl_->v.data() + impl_->r * impl_->n);
         st.low.assign(impl_->low.data(), impl_->low.data() + impl_->r * impl_->n);

@@ -13,11 +13,11 @@ namespace subspan {
 
 template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) const {
     require_finite(x, "rows");
-    if (!opt.center) return;
-    const T limit = std::numeric_limits<T>::max() / 8;
+    // The length of a row, and of as many as are collected, must be a number of T, centred or not.
+    const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(capacity(), 1))) / std::sqrt(T(x.cols()));
     if (x.csr == nullptr && sum_of_squares(x.dense) <= double(limit) * double(limit)) return;
     const auto too_large = [&](T value) {
-        if (std::abs(value) > limit) throw ValueError("rows: entries are too large to be centred; scale the data");
+        if (std::abs(value) > limit) throw ValueError("rows: entries are too large, their sums would overflow; scale the data");
     };
     for (std::int64_t i = 0; i < x.count(); ++i) {
         if (x.csr != nullptr)
@@ -40,21 +40,19 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
     check(x);
     if (x.csr != nullptr) check_csr(*x.csr, "rows");
     const std::int64_t b = x.count();
+    require_countable(b);
     if (n == 0) keep = kept_for(x.cols());
     const std::int64_t cap = capacity();
     if (2 * b <= cap && cap > 0) { // thin: wait
         require_range(x);
         if (pending() + b > cap || (pending() > 0 && pending_csr() != (x.csr != nullptr))) flush();
         const bool fresh = n == 0;
-        if (fresh) start(x.cols());
         const std::int64_t had = pending();
-        if (had + b < cap) {
-            wait(x);
-            return;
-        }
         const Small before = small();
         try {
+            if (fresh) start(x.cols());
             wait(x);
+            if (had + b < cap) return;
             flush();
         } catch (...) { // take the rows out again
             restore(before);
@@ -104,7 +102,8 @@ template <class T> void StreamingSvd<T>::Impl::shorten(std::int64_t count) {
 
 template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, std::int64_t pieces) {
     for (std::int64_t p = 0; p < pieces; ++p) {
-        const std::int64_t b = x.count(), i0 = b * p / pieces, i1 = b * (p + 1) / pieces;
+        const std::int64_t b = x.count(), each = b / pieces, more = b % pieces;
+        const std::int64_t i0 = p * each + std::min(p, more), i1 = i0 + each + (p < more);
         Rows<T> piece;
         CsrView<T> csr;
         if (x.csr != nullptr) {
@@ -146,7 +145,9 @@ template <class T> void StreamingSvd<T>::Impl::append(const Rows<T> &x) {
 
 template <class T> void StreamingSvd<T>::Impl::forget_all(double f) {
     if (f == 1.0) return;
+    shown.valid = false;
     for (double &x : s) x *= f;
+    for (double &x : scatter) x *= f * f;
     for (double &x : waiting_weight) x *= f;
     weight *= f * f;
     dropped *= f * f;
@@ -170,7 +171,8 @@ template <class T> void StreamingSvd<T>::Impl::flush() {
     csr_indptr.clear();
 }
 
-template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, double weight_b, double dropped_b) {
+template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, double weight_b, double dropped_b,
+                                                                      const std::vector<double> *scatter_b) {
     Frame frame;
     const std::int64_t b = x.count();
     const bool given = weight_b >= 0;
@@ -217,9 +219,21 @@ template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const
     for (std::int64_t i = 0; i < r; ++i) w.scale[std::size_t(i)] = s[std::size_t(i)] * f;
     for (std::int64_t i = 0; i < b; ++i) w.scale[std::size_t(r + i)] = x.w(i);
     w.dropped = dropped * f * f + dropped_b;
+    double *squares = nullptr; // of the block's columns, about its mean
+    const bool squared = !scatter.empty() && (!given || scatter_b != nullptr);
+    if (squared) {
+        squares = frame.take<double>(n);
+        if (given)
+            std::copy(scatter_b->begin(), scatter_b->end(), squares);
+        else
+            weighted_scatter(x, block_mean, squares);
+        for (std::int64_t j = 0; j < n && x.extra != nullptr; ++j) squares[j] += double(x.extra[j]) * double(x.extra[j]);
+    }
     decompose(w, block_mean);
 
     // Nothing below can throw.
+    if (!squared) scatter.clear();
+    for (std::size_t j = 0; j < scatter.size(); ++j) scatter[j] = scatter[j] * f * f + squares[j];
     if (opt.center)
         for (std::int64_t j = 0; j < n; ++j)
             if (weight_b > 0)
@@ -367,6 +381,15 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
     }
     if (kept > 0) rotate(kept, partner, rot, Panel<T>(n).add(MatrixView<const T>(v.data(), r, n)));
     commit(Work{}, std::move(out), false, std::max(0.0, dropped - std::max(0.0, all - along)));
+    if (!scatter.empty()) {
+        double *squares = frame.take<double>(n);
+        weighted_scatter(x, block_mean, squares);
+        for (std::int64_t j = 0; j < n; ++j) {
+            const double between = x.extra != nullptr ? double(x.extra[j]) * double(x.extra[j]) : 0.0;
+            double &sum = scatter[std::size_t(j)];
+            sum = new_weight > 1e-9 * weight ? std::max(0.0, sum - squares[j] - between) : 0.0;
+        }
+    }
     if (opt.center) std::copy_n(new_mean, n, mean.begin());
     weight = std::max(0.0, new_weight);
     seen -= b;
@@ -380,6 +403,7 @@ template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
         throw ValueError("rank must be at most the number of columns (" + str(o.n) + "), got " + str(opt.rank));
     if (opt.center != o.opt.center)
         throw ValueError("merge: one stream is centred and the other is not");
+    require_countable(o.seen);
     o.fold();
     flush();
     const bool fresh = n == 0;
@@ -390,7 +414,7 @@ template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
         std::copy_n(v.data(), r * n, same.reserve(std::max<std::int64_t>(r * n, 1)));
         theirs = same.data();
     }
-    const std::vector<double> their_s = o.s, their_mean = o.mean;
+    const std::vector<double> their_s = o.s, their_mean = o.mean, their_scatter = o.scatter;
     const double their_weight = o.weight, their_dropped = o.dropped;
     const std::int64_t their_seen = o.seen;
     Rows<T> x;
@@ -398,7 +422,7 @@ template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
     x.weight = their_s.data();
     if (o.r > 0 || opt.center) {
         try {
-            absorb(x, 1.0, their_mean.data(), their_weight, their_dropped);
+            absorb(x, 1.0, their_mean.data(), their_weight, their_dropped, their_scatter.empty() ? nullptr : &their_scatter);
         } catch (...) {
             if (fresh) clear();
             throw;

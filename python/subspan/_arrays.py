@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from subspan import _core
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,31 +19,60 @@ Array = Any
 
 
 _libraries: dict[type, str] = {}
+_KNOWN = {"numpy": "numpy", "torch": "torch", "cupy": "cupy", "jax": "jax", "jaxlib": "jax"}
 
 
 def library_of(x: Array) -> str:
-    """Top-level package of the array's type: ``"numpy"``, ``"torch"``, ``"jax"``, ..."""
+    """``"numpy"``, ``"torch"``, ``"jax"``, ``"cupy"``: of subclasses, too. Else the top-level package of the array's type."""
     kind = type(x)
     name = _libraries.get(kind)
     if name is None:
-        name = "numpy" if issubclass(kind, np.ndarray) else kind.__module__.partition(".")[0]
-        name = _libraries[kind] = "jax" if name == "jaxlib" else name
+        roots = [base.__module__.partition(".")[0] for base in kind.__mro__]
+        name = next((_KNOWN[root] for root in roots if root in _KNOWN), roots[0])
+        _libraries[kind] = name
     return name
 
 
 def as_array(x: Array, name: str) -> Array:
     """Arrays pass through; lists and tuples of numbers become NumPy arrays."""
+    if type(x) is np.ndarray:
+        return x
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, and masks would be ignored; fill it first, e.g. with x.filled(0)")
-    if library_of(x) == "torch" and hasattr(x, "is_neg") and x.is_neg():
-        return x.resolve_neg()  # a lazy minus sign that DLPack does not carry
-    if isinstance(x, np.ndarray) or hasattr(x, "__dlpack__"):
+    if isinstance(x, type):
+        raise TypeError(f"{name} must be an array, got the class {x.__name__}")
+    library = library_of(x)
+    if library == "torch":
+        layout = getattr(x, "layout", None)
+        if layout is not None and layout is not sys.modules["torch"].strided:
+            raise TypeError(f"{name} is a tensor of layout {layout}; make it dense first, e.g. {name}.to_dense()")
+        if hasattr(x, "is_neg") and x.is_neg():
+            return x.resolve_neg()  # a lazy minus sign that DLPack does not carry
+        return x
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)  # a matrix multiplies, and reduces, in its own way
+    if hasattr(x, "__dlpack__"):
         return x
     if isinstance(x, (list, tuple, int, float)):
-        return np.asarray(x)
+        return _from_list(x, name)
     if hasattr(x, "__array__"):  # a pandas frame, say
         return np.asarray(x)
     raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+
+
+def _from_list(x: Any, name: str) -> Any:
+    if isinstance(x, (list, tuple)):
+        for item in x:
+            if isinstance(item, np.ma.MaskedArray):
+                raise TypeError(f"{name} is a list of masked arrays, and masks would be ignored; fill them first")
+            if getattr(item, "requires_grad", False):
+                raise TypeError(f"{name} is a list of tensors that require grad; stack them to one tensor")
+    try:
+        made = np.asarray(x)
+    except ValueError:
+        raise ValueError(f"{name} is a list of parts of different shapes, which is no array") from None
+    # Numbers that are written down are meant as numbers: those of a list of ints, too.
+    return made.astype(np.float64) if made.dtype.kind in "iu" else made
 
 
 def is_sparse(x: Array) -> bool:
@@ -50,27 +83,93 @@ def is_sparse(x: Array) -> bool:
     return sparse is not None and bool(sparse.issparse(x))
 
 
-def csr_parts(x: Array, name: str) -> tuple[Any, Any, Any, int, int]:
-    """The arrays of a CSR matrix. Other sparse formats are converted, which copies."""
+def _checked_compressed(x: Array, major: int, minor: int, stored: int, name: str) -> tuple[Any, Any, bool]:
+    """``indptr`` and ``indices`` of one dtype, which lead nowhere outside; whether they are sorted without duplicates."""
+    indptr, indices = np.asarray(x.indptr), np.asarray(x.indices)
+    if indptr.dtype != indices.dtype or indptr.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
+        if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+            raise ValueError(f"{name}: indptr and indices must be integers, got {indptr.dtype} and {indices.dtype}")
+        indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
+    indptr, indices = np.ascontiguousarray(indptr), np.ascontiguousarray(indices)
+    return indptr, indices, _core.check_compressed(indptr, indices, major, minor, stored, name)
+
+
+def check_sparse(x: Array, name: str) -> None:
+    """ValueError where the arrays of a sparse matrix lead outside of it: SciPy's own loops do not look."""
     if x.ndim != 2:
         raise ValueError(f"{name} must have 2 dimensions, got shape {x.shape}")
+    m, n = (int(s) for s in x.shape)
+    if x.format in ("csr", "csc"):
+        sizes = (m, n) if x.format == "csr" else (n, m)
+        _checked_compressed(x, *sizes, int(np.asarray(x.data).size), name)
+    elif x.format == "bsr":
+        r, c = (int(s) for s in x.blocksize)
+        _checked_compressed(x, m // r, n // c, int(np.asarray(x.data).shape[0]), name)
+    elif x.format == "coo":
+        for axis, (where, size) in enumerate(zip(x.coords, (m, n), strict=True)):
+            where = np.asarray(where)
+            if where.size != np.asarray(x.data).size or (where.size and not 0 <= where.min() <= where.max() < size):
+                raise ValueError(f"{name}: coordinates along axis {axis} do not fit the data, or leave [0, {size})")
+
+
+def csr_parts(x: Array, name: str, dtype: Any = None) -> tuple[Any, Any, Any, int, int]:
+    """The arrays of a CSR matrix, looked at before anything else sees them. Other sparse formats are converted, which copies.
+
+    ValueError where ``indptr`` or ``indices`` lead outside: SciPy's own loops do not look.
+    """
+    check_sparse(x, name)
+    m, n = (int(s) for s in x.shape)
     csr = x if x.format == "csr" else x.tocsr()
-    if not csr.has_canonical_format:  # duplicate entries of one cell add up
-        csr = csr.copy()
+    data = np.asarray(csr.data)
+    indptr, indices, canonical = _checked_compressed(csr, m, n, int(data.size), name)
+    if dtype is not None and data.dtype != dtype:
+        data = data.astype(dtype)
+    if not canonical:  # entries of one cell add up
+        csr = type(csr)((data, indices, indptr), shape=(m, n), copy=True)
         csr.sum_duplicates()
-    indices, indptr = csr.indices, csr.indptr
-    if indices.dtype != indptr.dtype:
-        indptr = indptr.astype(np.int64)
-        indices = indices.astype(np.int64)
-    return csr.data, indices, indptr, int(csr.shape[0]), int(csr.shape[1])
+        return csr_parts(csr, name)
+    return np.ascontiguousarray(data), indices, indptr, m, n
 
 
-def to_library(x: NDArray[Any], library: str) -> Array:
+def dense_rows(x: Array, name: str) -> Any:
+    """A sparse matrix as a dense array, once its parts have been looked at."""
+    data, indices, indptr, m, n = csr_parts(x, name)
+    sparse = sys.modules["scipy.sparse"]
+    return sparse.csr_array((data, indices, indptr), shape=(m, n)).toarray()
+
+
+def _namespace(library: str, like: Array) -> Any:
+    """What hands a NumPy array over to a library that is not one of those known here, or None."""
+    if like is not None and hasattr(like, "__array_namespace__"):
+        space = like.__array_namespace__()
+        if hasattr(space, "from_dlpack"):
+            return space
+    parents = [library]
+    if like is not None:
+        parts = type(like).__module__.split(".")
+        parents = [".".join(parts[:i]) for i in range(len(parts), 0, -1)]
+    for parent in parents:
+        module = sys.modules.get(parent)
+        if module is not None and hasattr(module, "from_dlpack"):
+            return module
+    return None
+
+
+def check_library(x: Array, name: str) -> None:
+    """Raises, before any work is done, where a result could not be handed to the library of ``x``."""
+    library = library_of(x)
+    if library not in ("numpy", "torch", "jax", "cupy") and _namespace(library, x) is None:
+        raise TypeError(f"{name} is an array of {library!r}, and results cannot be handed to it: it has no from_dlpack")
+
+
+def to_library(x: NDArray[Any], library: str, like: Array = None) -> Array:
     """Hand a fresh NumPy array over to a library, through DLPack, without a copy where the library allows it."""
     if library == "numpy":
         return x
     if library == "torch":
-        return sys.modules["torch"].from_dlpack(x)
+        import torch
+
+        return torch.from_dlpack(x)
     if library == "jax":
         import jax
 
@@ -79,9 +178,8 @@ def to_library(x: NDArray[Any], library: str) -> Array:
         if x.size == 0:
             return jax.numpy.zeros(x.shape, dtype=x.dtype)
         return jax.numpy.from_dlpack(x)
-    # Any other library of the array API standard exposes from_dlpack in its namespace.
-    module = sys.modules.get(library)
-    if module is None or not hasattr(module, "from_dlpack"):
+    module = _namespace(library, like)
+    if module is None:
         raise TypeError(f"results cannot be handed to {library!r}: it has no from_dlpack")
     return module.from_dlpack(x)
 
@@ -103,19 +201,31 @@ def output(out: Array | None, shape: tuple[int, ...], dtype: Any, library: str) 
     """``(array to write into, whether it must be handed over)``. ``out`` must have this shape and dtype."""
     if out is None:
         return np.empty(shape, dtype=dtype), True
-    if isinstance(out, np.ma.MaskedArray):
-        raise TypeError("out is a masked array, and its mask would be ignored")
-    if not hasattr(out, "shape"):
-        raise TypeError(f"out must be an array, got {type(out).__name__}")
-    check_writable(out)
+    check_output(out, dtype)
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
     return out, False
 
 
+def check_output(out: Array, dtype: Any) -> None:
+    """An array that may be written to, of this dtype."""
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out is a masked array, and its mask would be ignored")
+    if not hasattr(out, "shape") or not (isinstance(out, np.ndarray) or hasattr(out, "__dlpack__")):
+        raise TypeError(f"out must be an array, got {type(out).__name__}")
+    check_writable(out)
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if dtype_of(out) != dtype:
+        raise TypeError(f"out must be {np.dtype(dtype)}, got {out.dtype}")
+
+
 def dtype_of(x: Array) -> np.dtype[Any]:
     """NumPy dtype of an array of any library."""
-    name = str(x.dtype).rpartition(".")[2]
+    dtype = x.dtype
+    if isinstance(dtype, np.dtype):
+        return dtype
+    name = str(dtype).rpartition(".")[2]
     try:
         return np.dtype(name)
     except TypeError:
@@ -130,12 +240,95 @@ def check_float(x: Array, name: str) -> np.dtype[Any]:
         raise TypeError(
             f"{name} has dtype {x.dtype}, which is not supported; convert it to float32 or float64"
         ) from None
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)) or not dtype.isnative:
         how = f"{name}.float()" if library_of(x) == "torch" else f"{name}.astype('float32')"
+        if dtype.kind == "c":
+            raise TypeError(f"{name} must be real, got {dtype}")
+        if dtype.names is not None or dtype.kind in "OSUMmV":
+            raise TypeError(f"{name} must be float32 or float64, got {dtype}, which holds no numbers of one kind")
+        if not dtype.isnative:
+            how = f"{name}.astype({name}.dtype.newbyteorder('='))"
         raise TypeError(f"{name} must be float32 or float64, got {dtype}; convert it first, e.g. {how}")
     return dtype
 
 
+_EXACT = {"float32": ("bool", "int8", "uint8", "int16", "uint16"), "float64": ("int32", "uint32")}
+
+
+def as_float(x: Array, name: str, wanted: Any = None) -> Array:
+    """Integers that a float holds exactly, converted: to ``wanted`` where there is one, else to float64 as NumPy does.
+
+    Of up to 16 bits to float32, of up to 32 to float64. Others, and all floats, pass through.
+    """
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or (isinstance(dtype, np.dtype) and dtype.kind == "f"):
+        return x
+    given = str(dtype).rpartition(".")[2]
+    target = "float64" if wanted is None else np.dtype(wanted).name
+    if given not in (*_EXACT["float32"], *(_EXACT["float64"] if target == "float64" else ())):
+        if given in ("int32", "uint32", "int64", "uint64"):
+            raise TypeError(f"{name} is {given}, of which {target} does not hold all numbers; convert it yourself")
+        return x
+    if library_of(x) == "torch":
+        import torch
+
+        return x.to(getattr(torch, target))
+    return x.astype(np.dtype(target))
+
+
 def rng_key(rng: int | np.random.Generator | np.integer[Any] | None) -> int:
     """A 64-bit key for the counter-based generator (SPEC 7)."""
-    return int(np.random.default_rng(rng).integers(0, 2**63, dtype=np.int64))
+    if isinstance(rng, (bool, np.bool_)):
+        raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}")
+    try:
+        generator = np.random.default_rng(rng)
+    except (TypeError, ValueError) as e:
+        raise type(e)(f"rng must be None, an int that is not negative or a numpy.random.Generator, got {rng!r}") from None
+    return int(generator.integers(0, 2**63, dtype=np.int64))
+
+
+def whole_number(value: Any, name: str, least: int, most: int = 2**62) -> int:
+    """An integer of a user's, of Python or NumPy; no bool, no float that happens to be whole."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {_shortly(number)}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {_shortly(most)}, got {_shortly(number)}")
+    return number
+
+
+def _shortly(number: int) -> str:
+    return str(number) if number.bit_length() < 128 else f"a number of {number.bit_length()} bits"
+
+
+def real_number(value: Any, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+    """A finite number of a user's: no text, no bool, no part of a complex one, no tensor that autograd follows."""
+    if isinstance(value, (str, bytes, bool, np.bool_, complex, np.complexfloating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if getattr(value, "requires_grad", False):
+        raise TypeError(f"{name} is a tensor that requires grad, and autograd does not see this function; pass a float")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got a number beyond float64") from None
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number!r}")
+    if number < least:
+        raise ValueError(f"{name} must {'not be negative' if least == 0 else f'be at least {least:g}'}, got {number!r}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most:g}, got {number!r}")
+    return number
+
+
+def truth(value: Any, name: str) -> bool:
+    """A bool of a user's. Text, numbers and arrays are mistakes."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r}")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from sklearn.base import _fit_context
 from sklearn.decomposition import IncrementalPCA as _IncrementalPCA
-from sklearn.utils import gen_batches
+from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from subspan import _core
-from subspan._arrays import is_sparse
+from subspan._arrays import check_sparse, csr_parts, is_sparse
 from subspan._orth.common import on_the_cpu
 from subspan.svd import StreamingSVD
 
@@ -67,12 +67,26 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
         self.explained_variance_ratio_ = None
         self.noise_variance_ = None
         self._stream = None
-        X = validate_data(self, X, accept_sparse=["csr"], dtype=[np.float64, np.float32])
+        X = self._looked_at(X, reset=True)
         n_samples, n_features = X.shape
         self.batch_size_ = 5 * n_features if self.batch_size is None else self.batch_size
         for batch in gen_batches(n_samples, self.batch_size_, min_batch_size=self.n_components or 0):
-            self.partial_fit(X[batch], check_input=False)
+            self.partial_fit(self._converted(X[batch]), check_input=False)
         return self
+
+    def _looked_at(self, X: Any, reset: bool) -> Any:
+        """Shape, names and kind. What is not of a float type, a memory map of bytes say, is converted a batch at a time."""
+        on_the_cpu(X, "X")
+        if is_sparse(X):
+            check_sparse(X, "X")
+        return validate_data(
+            self, X, accept_sparse=["csr"], dtype="numeric", ensure_all_finite=False, ensure_min_samples=1, reset=reset
+        )
+
+    def _converted(self, X: Any) -> Any:
+        return check_array(
+            X, accept_sparse=["csr"], dtype=[np.float64, np.float32], input_name="X", estimator=self, ensure_min_samples=0
+        )
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any = None, check_input: bool = True) -> IncrementalPCA:
@@ -80,7 +94,9 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
         on_the_cpu(X, "X")
         first_pass = not hasattr(self, "components_")
         if check_input:
-            X = validate_data(self, X, accept_sparse=["csr"], dtype=[np.float64, np.float32], reset=first_pass)
+            X = self._converted(self._looked_at(X, reset=first_pass))
+        elif is_sparse(X):
+            check_sparse(X, "X")
         n_samples, n_features = X.shape
         if first_pass:
             self.components_ = None
@@ -104,14 +120,14 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
                 "Try setting n_components to a fixed value."
             )
         if stream is None:
-            stream = StreamingSVD._exact(rank, center=True)
+            stream = StreamingSVD(rank, center=True, exact_blocks=True)
         elif stream.dtype is not None and X.dtype != stream.dtype:
             X = X.astype(stream.dtype)
 
+        stream = stream.copy()  # an interrupt leaves all as it was
         before_dropped = stream.residual_energy
         before_rank = 0 if self.components_ is None else self.components_.shape[0]
         stream.update(X)
-        self._stream = stream
         seen = int(self.n_samples_seen_)
         total = seen + n_samples
         mean, scatter = _moments(X)
@@ -119,37 +135,59 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
             delta = mean - self.mean_
             scatter += self.var_ * seen + delta * delta * (seen * n_samples / total)
             mean = self.mean_ + delta * (n_samples / total)
-        self.mean_ = mean
-        self.var_ = scatter / total
-        self.n_samples_seen_ = np.int64(total)
 
         # As many components as rows allow; directions without energy are completed, as an SVD does.
         kept = min(rank, before_rank + n_samples)
-        self.components_, self.singular_values_ = _completed(stream, kept)
-        self.n_components_ = kept
-        squares = self.singular_values_**2
+        components, values = _completed(stream, kept)
+        squares = values.astype(np.float64) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
-            self.explained_variance_ = squares / (total - 1)
-            self.explained_variance_ratio_ = squares / np.sum(scatter)
+            variance = (squares / (total - 1)).astype(values.dtype)
+            ratio = (squares / np.sum(scatter)).astype(values.dtype)
+        if not (np.isfinite(values).all() and np.isfinite(scatter).all()):
+            raise ValueError("X: variances overflow the dtype although X is finite; scale it")
         stacked = min(n_samples if not seen else before_rank + n_samples + 1, n_features)
-        if kept in (n_samples, n_features) or stacked <= kept or total < 2:
-            self.noise_variance_ = 0.0
-        else:
-            left_out = max(0.0, stream.residual_energy - before_dropped)
-            self.noise_variance_ = left_out / (total - 1) / (stacked - kept)
+        noise = 0.0
+        if not (kept in (n_samples, n_features) or stacked <= kept or total < 2):
+            noise = max(0.0, stream.residual_energy - before_dropped) / (total - 1) / (stacked - kept)
+        self.__dict__.update(
+            _stream=stream,
+            mean_=mean,
+            var_=scatter / total,
+            n_samples_seen_=np.int64(total),
+            components_=components,
+            singular_values_=values,
+            n_components_=kept,
+            explained_variance_=variance,
+            explained_variance_ratio_=ratio,
+            noise_variance_=noise,
+        )
         return self
 
     def transform(self, X: Any) -> Any:
-        """Project ``X (n_samples, n_features)``, dense or sparse, on the components."""
-        on_the_cpu(X, "X")
-        if not is_sparse(X):
-            return super().transform(X)
+        """Project ``X (n_samples, n_features)``, dense or sparse, on the components.
+
+        Rows are centred before they are multiplied, so that a large mean costs no digits.
+        """
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse=["csr"], dtype=[np.float64, np.float32], reset=False)
-        out = np.asarray(X @ self.components_.T) - self.mean_ @ self.components_.T
+        X = self._looked_at(X, reset=False)
+        strip = max(64, 2**22 // max(1, X.shape[1]))
+        parts = [self._coordinates(self._converted(X[i : i + strip])) for i in range(0, max(X.shape[0], 1), strip)]
+        out = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if self.whiten:
             scale = np.sqrt(self.explained_variance_)
             out /= np.maximum(scale, np.finfo(scale.dtype).eps)
+        return out
+
+    def _coordinates(self, X: Any) -> Any:
+        components = np.ascontiguousarray(self.components_)
+        dtype = np.result_type(X.dtype, components.dtype)
+        components = components.astype(dtype, copy=False)
+        mean = np.ascontiguousarray(self.mean_, dtype=np.float64)
+        out = np.empty((X.shape[0], components.shape[0]), dtype)
+        if is_sparse(X):
+            _core.affine_coordinates_csr(*csr_parts(X, "X", dtype), mean, components, out)
+        else:
+            _core.affine_coordinates(X.astype(dtype, copy=False), mean, components, out)
         return out
 
     def __sklearn_tags__(self) -> Any:
@@ -161,11 +199,10 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
 def _moments(X: Any) -> tuple[Any, Any]:
     """Column means and sums of squared deviations, in float64."""
     if is_sparse(X):
-        mean = np.asarray(X.mean(axis=0, dtype=np.float64)).ravel()
-        squares = np.asarray(X.multiply(X).sum(axis=0, dtype=np.float64)).ravel()
-        return mean, np.maximum(squares - X.shape[0] * mean * mean, 0.0)
-    mean = np.empty(X.shape[1])
-    scatter = np.empty(X.shape[1])
+        mean, scatter = np.empty(X.shape[1]), np.empty(X.shape[1])
+        _core.column_moments_csr(*csr_parts(X, "X"), mean, scatter)
+        return mean, scatter
+    mean, scatter = np.empty(X.shape[1]), np.empty(X.shape[1])
     _core.column_moments(X, mean, scatter)
     return mean, scatter
 

@@ -7,6 +7,8 @@ device (docs/cuda.md).
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import os
 import threading
@@ -18,17 +20,23 @@ from subspan import _core, _truncated
 from subspan._arrays import (
     Array,
     as_array,
+    as_float,
     check_float,
+    check_library,
+    check_output,
     csr_parts,
+    dense_rows,
     is_sparse,
     library_of,
-    output,
+    real_number,
     rng_key,
     to_library,
+    truth,
+    whole_number,
 )
 from subspan._device import Place, device_of, on_device, same_dtype
-from subspan._files import read_archive, write_archive
-from subspan._orth.common import detached, on_the_cpu
+from subspan._files import checked_state, read_archive, sealed_state, write_archive
+from subspan._orth.common import detached, finish, on_the_cpu
 from subspan._stream import DeviceStream
 
 __all__ = [
@@ -41,8 +49,39 @@ __all__ = [
     "truncated_svd",
 ]
 
-_FORMAT = "subspan.StreamingSVD/1"
+_FORMAT = "subspan.StreamingSVD/2"
 # Results are handed back to the library that rows came from; a saved stream may name no other module.
+_SKETCH_FORMAT = "subspan.FrequentDirections/2"
+_NEEDED = {
+    "format",
+    "rank",
+    "forget",
+    "center",
+    "energy",
+    "method",
+    "oversample",
+    "wanted_dtype",
+    "exact_blocks",
+    "dtype",
+    "library",
+}
+_MEMBERS = _NEEDED | {
+    "checksum",
+    "signs",
+    "weight",
+    "inner_product",
+    "on_device",
+    "features",
+    "rows_seen",
+    "skip_gram",
+    "dropped",
+    "components",
+    "low",
+    "scatter",
+    "singular_values",
+    "mean",
+    *("device_" + name for name in ("components", "values", "mean", "totals", "rank", "rows", "inner")),
+}
 _FIRST = threading.Lock()  # of the first rows of a stream on a device
 _LIBRARIES = ("numpy", "torch", "jax", "cupy")
 
@@ -53,6 +92,77 @@ class TruncatedSVD(NamedTuple):
     U: Array
     S: Array
     Vh: Array
+
+
+class Rotation(NamedTuple):
+    """How the left singular vectors of a stream change with an update: ``U`` becomes ``vstack([U @ past + shift, new])``.
+
+    ``past (k, k')``, ``new (b, k')`` and ``shift (k',)`` (zero without ``center``) in float64. Columns belong to singular
+    values; those of values near ``eps`` times the first are rounding.
+    """
+
+    past: Any
+    new: Any
+    shift: Any
+
+    def apply(self, U: Array) -> Array:
+        """The left vectors ``(m + b, k')`` after the update, from those before it, ``(m, k)``."""
+        return np.vstack([np.asarray(U) @ self.past + self.shift, self.new])
+
+
+class InnerProduct:
+    """The inner product ``x·W·y`` as a change of coordinates ``x ↦ x F`` with ``W = F Fᵀ``, ``F`` lower triangular."""
+
+    def __init__(self, weight: Any) -> None:
+        on_the_cpu(weight, "weight")
+        if hasattr(weight, "matmat") and not hasattr(weight, "__array__"):
+            raise TypeError("weight is an operator, which gives no factor; pass its matrix, dense or sparse, or its diagonal")
+        given = dense_rows(weight.astype(np.float64), "weight") if is_sparse(weight) else as_array(weight, "weight")
+        self.given = np.array(np.asarray(as_float(given, "weight")), dtype=np.float64)
+        if not np.isfinite(self.given).all():
+            raise ValueError("weight holds NaN or infinity")
+        if self.given.ndim == 1:
+            if not (self.given > 0).all():
+                raise ValueError("weight must be positive")
+            self.factor = np.sqrt(self.given)
+        elif self.given.ndim == 2 and self.given.shape[0] == self.given.shape[1]:
+            if np.abs(self.given - self.given.T).max(initial=0.0) > 1e-12 * np.abs(self.given).max(initial=0.0):
+                raise ValueError("weight must be symmetric")
+            try:
+                self.factor = np.linalg.cholesky(self.given)
+            except np.linalg.LinAlgError:
+                raise ValueError("weight must be positive definite") from None
+        else:
+            raise ValueError(f"weight must have shape (n,) or (n, n), got {self.given.shape}")
+
+    def same_as(self, other: InnerProduct) -> bool:
+        return self.given.shape == other.given.shape and bool((self.given == other.given).all())
+
+    def _check(self, n: int, name: str) -> None:
+        if n != self.factor.shape[0]:
+            raise ValueError(f"{name} must have {self.factor.shape[0]} columns as weight has, got {n}")
+
+    def forward(self, x: Any, name: str) -> Any:
+        """``x F`` in NumPy, in the dtype of x."""
+        x = np.asarray(x) if isinstance(x, np.ndarray) else np.from_dlpack(x)
+        self._check(x.shape[-1], name)
+        f = self.factor.astype(x.dtype)
+        return x * f if f.ndim == 1 else np.ascontiguousarray(x @ f)
+
+    def forward_csr(self, parts: tuple[Any, Any, Any, int, int], name: str) -> tuple[Any, Any, Any, int, int]:
+        data, indices, indptr, m, n = parts
+        self._check(n, name)
+        if self.factor.ndim != 1:
+            raise TypeError(f"{name} is sparse, and weight a matrix, which would fill it; pass dense rows, or a diagonal weight")
+        return data * self.factor.astype(data.dtype)[indices], indices, indptr, m, n
+
+    def backward(self, v: Any) -> Any:
+        """``v F⁻¹``."""
+        if self.factor.ndim == 1:
+            return (v / self.factor).astype(v.dtype)
+        from scipy.linalg import solve_triangular
+
+        return np.ascontiguousarray(solve_triangular(self.factor, v.astype(np.float64).T, lower=True, trans="T").T.astype(v.dtype))
 
 
 class StreamingSVD:
@@ -84,6 +194,16 @@ class StreamingSVD:
         a slowly falling spectrum loses energy that the best rank-k approximation has; more directions lose less. By
         default all directions are kept up to 128 columns, ``2 rank + 64`` below 1024, and
         ``max(rank, min(64, 2 rank + 32))`` above.
+    exact_blocks : bool, default False
+        Decompose the rows of each update as one block, and keep ``rank`` directions: no thin blocks are collected and no
+        tall ones split. As scikit-learn's ``IncrementalPCA``, and what ``update(rotation=True)`` needs.
+    signs : {"stable", "v"}
+        Of components. ``"stable"``: that of the component before it that each is closest to. ``"v"``: after every update
+        the entry of largest magnitude is positive, whatever the past was (always so with ``exact_blocks``).
+    weight : array ``(n,)`` or ``(n, n)``, optional
+        The inner product ``x·W·y`` of rows, a mass matrix for example: its diagonal, or a symmetric positive definite
+        matrix, dense or sparse (whose dense Cholesky factor is kept). ``singular_values`` are those in that inner product,
+        and ``components @ W @ components.T`` is the identity.
 
     Notes
     -----
@@ -127,8 +247,11 @@ class StreamingSVD:
         method: str = "auto",
         dtype: Any = None,
         oversample: int | None = None,
+        exact_blocks: bool = False,
+        signs: str = "stable",
+        weight: Array | None = None,
     ) -> None:
-        self._configure(rank, forget, center, energy, method, dtype, oversample, exact_blocks=False)
+        self._configure(rank, forget, center, energy, method, dtype, oversample, exact_blocks, signs, weight)
 
     def _configure(
         self,
@@ -140,42 +263,42 @@ class StreamingSVD:
         dtype: Any,
         oversample: int | None,
         exact_blocks: bool,
+        signs: str = "stable",
+        weight: Any = None,
     ) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
-            raise TypeError(f"rank must be an int, got {type(rank).__name__}")
-        if energy is not None and not 0.0 < energy < 1.0:
+        self.rank = whole_number(rank, "rank", 1)
+        self.oversample = None if oversample is None else whole_number(oversample, "oversample", 0)
+        self.forget = real_number(forget, "forget")
+        self.center = truth(center, "center")
+        self.energy = None if energy is None else real_number(energy, "energy")
+        if self.energy is not None and not 0.0 < self.energy < 1.0:
             raise ValueError(f"energy must be in (0, 1), got {energy}")
-        if oversample is not None and not isinstance(oversample, (int, np.integer)):
-            raise TypeError(f"oversample must be an int, got {type(oversample).__name__}")
-        if oversample is not None and oversample < 0:
-            raise ValueError(f"oversample must not be negative, got {oversample}")
-        for name, count in (("rank", rank), ("oversample", oversample or 0)):
-            if count >= 2**62:
-                raise ValueError(f"{name} is {count}, more than any matrix has columns")
-        self.rank = int(rank)
-        self.oversample = None if oversample is None else int(oversample)
-        self.forget = float(forget)
-        self.center = bool(center)
-        self.energy = None if energy is None else float(energy)
+        if not isinstance(method, str) or method not in ("auto", "robust", "gram"):
+            raise ValueError(f"method must be 'auto', 'robust' or 'gram', got {method!r}")
+        if not isinstance(signs, str) or signs not in ("stable", "v"):
+            raise ValueError(f"signs must be 'stable' or 'v', got {signs!r}")
         self.method = method
+        self.signs = signs
         self._dtype = None if dtype is None else _float_dtype(dtype)
-        self._exact_blocks = exact_blocks
+        self.exact_blocks = truth(exact_blocks, "exact_blocks")
+        self._inner = None if weight is None else InnerProduct(weight)
         self._library = "numpy"
         self._there: DeviceStream | None = None  # the state, once the first rows came from a CUDA device
         more = -1 if self.oversample is None else self.oversample
-        self._core = _core.Stream(self.rank, self.forget, self.center, self.energy or 0.0, method, more, exact_blocks)
-
-    @classmethod
-    def _exact(cls, rank: int, *, center: bool) -> StreamingSVD:
-        """A stream that takes each block as it is: for scikit-learn's semantics."""
-        self = cls.__new__(cls)
-        self._configure(rank, 1.0, center, None, "auto", None, None, exact_blocks=True)
-        return self
+        self._core = _core.Stream(
+            self.rank, self.forget, self.center, self.energy or 0.0, method, more, self.exact_blocks, signs == "v"
+        )
 
     # -- updates -------------------------------------------------------------------------------------------------------
 
-    def update(self, rows: Array) -> StreamingSVD:
+    def update(self, rows: Array, *, rotation: bool = False) -> Any:
         """Add rows ``(b, n)``, dense in any library or sparse (CSR is taken as it is, other formats are converted).
+
+        A vector ``(n,)`` is one row. Integers that the stream's dtype holds exactly (of up to 16 bits in float32, of up to
+        32 in float64) are converted; a stream that begins with integers is one of float64 unless ``dtype`` says otherwise.
+
+        With ``rotation=True``, which needs ``exact_blocks``, the result is a :class:`Rotation`, which takes the left
+        singular vectors ``U`` of the rows before this update to those after it. Otherwise it is the stream.
 
         Raises
         ------
@@ -184,26 +307,76 @@ class StreamingSVD:
         TypeError
             Not float32 or float64, another dtype or library than the stream's, or an array on another device.
         """
+        if rotation:
+            return self._update_with_rotation(rows)
         if self._there is not None or device_of(rows) is not None:
             self._device_update(rows)
-        elif type(rows) is np.ndarray:
+        elif type(rows) is np.ndarray and rows.dtype.kind == "f" and self._inner is None:
             if self._dtype is not None and rows.dtype != self._dtype:
                 check_float(rows, "rows")
                 raise TypeError(f"rows must be {self._dtype} as the stream is, got {rows.dtype}")
             self._take_library("numpy")
             self._core.update(rows)
         elif is_sparse(rows):
-            self._check_dtype(rows)
+            parts = self._csr(rows, "rows")
             self._take_library("numpy")
-            self._core.update_csr(*csr_parts(rows, "rows"))
+            self._core.update_csr(*parts)
         else:
-            rows = as_array(rows, "rows")
-            self._check_dtype(rows)
-            library = library_of(rows)
+            rows, library = self._dense(rows, "rows")
             self._take_library(library)
-            self._core.update(rows)
-            self._library = library
+            before, self._library = self._library, library
+            try:
+                self._core.update(rows)
+            finally:
+                if self._core.dtype() is None:  # nothing was taken in
+                    self._library = before
         return self
+
+    def _wanted(self) -> np.dtype[Any] | None:
+        return self.dtype
+
+    def _dense(self, x: Array, name: str) -> tuple[Any, str]:
+        """Rows as the kernels take them, and the library that results go to."""
+        x = as_array(x, name)
+        check_library(x, name)
+        library = library_of(x)
+        x = detached(as_float(x, name, self._wanted()))
+        self._check_dtype(x, name)
+        if self._inner is not None:
+            x = self._inner.forward(x, name)
+        return x, library
+
+    def _csr(self, x: Array, name: str) -> tuple[Any, Any, Any, int, int]:
+        data = as_float(x.data, name, self._wanted()) if x.format in ("csr", "csc", "coo") else x.data
+        dtype = getattr(data, "dtype", x.dtype)
+        if dtype.kind == "f":
+            self._check_dtype(data, name)
+        else:
+            check_float(x, name)
+        parts = csr_parts(x, name, dtype)
+        return parts if self._inner is None else self._inner.forward_csr(parts, name)
+
+    def _update_with_rotation(self, rows: Array) -> Rotation:
+        if not self.exact_blocks:
+            raise ValueError("rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, collect")
+        if self._there is not None or device_of(rows) is not None:
+            raise TypeError("rotation=True is not implemented on CUDA devices")
+        dense = dense_rows(rows, "rows") if is_sparse(rows) else rows
+        block, _ = self._dense(dense, "rows")
+        before, after = self._core.state(), None
+        self.update(dense)
+        after = self._core.state()
+        v, s = after["components"].astype(np.float64), after["singular_values"]
+        x = np.atleast_2d(np.asarray(block)).astype(np.float64)
+        mean = after["mean"] if self.center else 0.0
+        new = (x - mean) @ v.T / s
+        k = 0 if before["dtype"] is None else before["singular_values"].size
+        past, shift = np.zeros((k, s.size)), np.zeros(s.size)
+        if before["dtype"] is not None:
+            past = self.forget * before["singular_values"][:, None] * (before["components"].astype(np.float64) @ v.T) / s
+            if self.center:
+                shift = self.forget * (before["mean"] - mean) @ v.T / s
+        return Rotation(past, new, shift)
 
     def _device_update(self, rows: Array) -> None:
         if self._there is None:
@@ -213,6 +386,10 @@ class StreamingSVD:
             if self._dtype is not None and self._dtype != np.dtype(dtype):
                 raise TypeError(f"rows must be {self._dtype} as the stream is, got {dtype}")
             place = Place(rows=rows)
+            if self._inner is not None:
+                raise TypeError("weight is not implemented on CUDA devices")
+            if len(rows.shape) == 1:
+                rows = rows[None]
             if len(rows.shape) != 2:
                 raise ValueError(f"rows must have 2 dimensions, got shape {tuple(rows.shape)}")
             options = (self.rank, self.forget, self.center, self.oversample, self.method, dtype)
@@ -224,6 +401,8 @@ class StreamingSVD:
                     return
         if device_of(rows) is None:
             raise TypeError("rows is on the CPU and the stream on a CUDA device; move it first")
+        if len(rows.shape) == 1:
+            rows = rows[None]
         if library_of(rows) != self._library:
             raise TypeError(
                 f"rows must be {self._library} arrays as the stream's first rows were, got {library_of(rows)}"
@@ -256,12 +435,11 @@ class StreamingSVD:
         they hold more energy outside of the subspace than the stream has left out.
         """
         if self._there is not None:
-            raise TypeError("downdate of a stream on a CUDA device is not there; merge and copy are")
+            raise TypeError("downdate is not implemented on CUDA devices; merge and copy are")
         if is_sparse(rows):
-            rows = rows.toarray()
-        rows = as_array(rows, "rows")
-        self._check_dtype(rows)
-        self._take_library(library_of(rows))
+            rows = dense_rows(rows, "rows")
+        rows, library = self._dense(rows, "rows")
+        self._take_library(library)
         self._core.downdate(rows)
         return self
 
@@ -275,6 +453,10 @@ class StreamingSVD:
         if self._there is not None or other._there is not None:
             self._device_merge(other)
             return self
+        if (self._inner is None) != (other._inner is None) or (
+            self._inner is not None and other._inner is not None and not self._inner.same_as(other._inner)
+        ):
+            raise ValueError("other must have the weight that the stream has")
         fresh = self._core.dtype() is None
         theirs = other._core.dtype()
         if theirs is not None:
@@ -287,10 +469,10 @@ class StreamingSVD:
             self._library = other._library
         return self
 
-    def _check_dtype(self, x: Array) -> None:
-        dtype = check_float(x, "rows")
+    def _check_dtype(self, x: Array, name: str) -> None:
+        dtype = check_float(x, name)
         if self._dtype is not None and dtype != self._dtype:
-            raise TypeError(f"rows must be {self._dtype} as the stream is, got {dtype}")
+            raise TypeError(f"{name} must be {self._dtype} as the stream is, got {dtype}")
 
     def _take_library(self, library: str) -> None:
         if self._library != library and self._core.dtype() is not None:
@@ -301,9 +483,8 @@ class StreamingSVD:
 
     # -- results -------------------------------------------------------------------------------------------------------
 
-    def _result(self, shape: tuple[int, ...]) -> Any:
-        name = self._core.dtype() or (self._dtype or np.dtype(np.float64)).name
-        return np.empty(shape, dtype=name)
+    def _empty(self, *shape: int) -> Any:
+        return np.empty(shape, dtype=self._dtype or np.float64)
 
     @property
     def singular_values(self) -> Array:
@@ -311,20 +492,18 @@ class StreamingSVD:
         if self._there is not None:
             k = self._there.shown(self.rank, self.energy)[0]
             return self._there.place.copied(self._there.place.converted(self._there.values[:k], self._there.dtype))
-        out = self._result((self._core.current_rank(),))
-        if self._core.dtype() is not None:
-            self._core.values_into(out)
-        return to_library(out, self._library)
+        values = self._core.values()
+        return to_library(self._empty(0) if values is None else values, self._library)
 
     @property
     def components(self) -> Array:
         """``(k, n)`` right singular vectors as rows, orthonormal to ``10 eps sqrt(k)``; a fresh array."""
         if self._there is not None:
             return self._there.place.copied(self._there.components[: self._there.shown(self.rank, self.energy)[0]])
-        out = self._result((self._core.current_rank(), self._core.features()))
-        if self._core.dtype() is not None:
-            self._core.components_into(out)
-        return to_library(out, self._library)
+        v = self._core.components()
+        if v is not None and self._inner is not None:
+            v = self._inner.backward(v)
+        return to_library(self._empty(0, 0) if v is None else v, self._library)
 
     @property
     def mean(self) -> Array:
@@ -332,11 +511,45 @@ class StreamingSVD:
         if self._there is not None and self._there.mean is not None:
             self._there.host()  # rows that were refused are told of
             return self._there.place.copied(self._there.place.converted(self._there.mean, self._there.dtype))
-        if not self.center or self._core.dtype() is None:
+        mean = self._core.mean() if self.center else None
+        if mean is None:
             return None
-        out = self._result((self._core.features(),))
-        self._core.mean_into(out)
-        return to_library(out, self._library)
+        if self._inner is not None:
+            mean = self._inner.backward(mean[None])[0]
+        return to_library(mean.astype(self._core.dtype()), self._library)
+
+    @property
+    def explained_variance_ratio(self) -> Array:
+        """``(k,)`` share of each component in the energy (with ``center``: the variance) of all rows; float64."""
+        values, left = self._energies()
+        total = float((values**2).sum()) + left
+        return to_library(values**2 / total if total > 0 else np.zeros(values.shape), self._library)
+
+    @property
+    def explained_variance(self) -> Array:
+        """``(k,)`` variance along each component, ``singular_values² / (rows_seen - 1)``; float64."""
+        values, _ = self._energies()
+        if self.rows_seen < 2:
+            raise ValueError(f"a variance needs at least two rows, and the stream has seen {self.rows_seen}")
+        return to_library(values**2 / (self.rows_seen - 1), self._library)
+
+    def _energies(self) -> tuple[Any, float]:
+        if self._there is not None:
+            k, values, left = self._there.shown(self.rank, self.energy)
+            return values[:k], float((values[k:] ** 2).sum()) + left
+        return self._core.energies()
+
+    @property
+    def column_variances(self) -> Array:
+        """``(n,)`` variance of each column over the rows, divided by their number (by the sum of squared weights with
+        ``forget``), about the mean with ``center`` and about zero without; float64. Exact, whatever ``rank`` is.
+        """  # noqa: D205
+        if self._there is not None:
+            raise TypeError("column_variances is not implemented on CUDA devices")
+        if self._inner is not None:
+            raise TypeError("column_variances of a stream with weight is not implemented")
+        self._require_rows()
+        return to_library(self._core.column_variances(), self._library)
 
     @property
     def rows_seen(self) -> int:
@@ -377,50 +590,78 @@ class StreamingSVD:
         return self._dtype if name is None else np.dtype(name)
 
     def project(self, X: Array, *, out: Array | None = None) -> Array:
-        """Coordinates ``(m, k)`` of rows ``X (m, n)`` in the subspace: ``(X - mean) @ components.T``."""
+        """Coordinates ``(m, k)`` of rows ``X (m, n)`` in the subspace: ``(X - mean) @ components.T``.
+
+        Of one row ``(n,)`` they are ``(k,)``. Rows are centred before they are multiplied, so a large mean costs no digits.
+        ``out`` must share no memory with ``X``. NaN in ``X`` goes through; coordinates that overflow raise ValueError.
+        """
         if self._there is not None:
-            return self._device_result(
-                self._there.product(self._centred(X), self._there.place.turned(self.components)), out
-            )
+            x = self._centred(X)
+            z = self._there.product(x, self._there.place.turned(self.components))
+            return self._device_result(z[0] if len(X.shape) == 1 else z, out)
+        return self._read(X, "X", out, self._core.project, self._core.project_csr)
+
+    def _read(self, X: Array, name: str, out: Array | None, dense: Any, csr: Any) -> Array:
         self._require_rows()
-        if is_sparse(X):
-            dtype = check_float(X, "X")
-            z, fresh = output(out, (X.shape[0], self._core.current_rank()), dtype, "numpy")
-            self._core.project_csr(*csr_parts(X, "X"), z)
-            return z
-        X = as_array(X, "X")
-        dtype = check_float(X, "X")
-        _require_2d(X, "X")
-        z, fresh = output(out, (X.shape[0], self._core.current_rank()), dtype, library_of(X))
-        self._core.project(X, z)
-        return to_library(z, library_of(X)) if fresh else z
+        if out is not None:
+            check_output(out, self.dtype)
+        target = None if out is None else detached(out)
+        if csr is not None and is_sparse(X):
+            result = csr(*self._csr(X, name), target)
+            library, like = "numpy", None
+        else:
+            library, like = library_of(X), X
+            if name == "Z":
+                x = as_array(X, name)
+                check_library(x, name)
+                x = detached(as_float(x, name, self._wanted()))
+                self._check_dtype(x, name)
+            else:
+                x, library = self._dense(X, name)
+            if len(x.shape) not in (1, 2):
+                raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {tuple(x.shape)}")
+            result = dense(x, target)
+        if out is not None:
+            return finish(out, False, "")
+        if isinstance(result, np.ndarray) and result.ndim == 0:
+            return result[()] if library == "numpy" else to_library(result, library, like)
+        return to_library(result, library, like)
 
     def reconstruct(self, Z: Array, *, out: Array | None = None) -> Array:
-        """Rows ``(m, n)`` from coordinates ``Z (m, k)``: ``Z @ components + mean``."""
+        """Rows ``(m, n)`` from coordinates ``Z (m, k)``: ``Z @ components + mean``; from ``(k,)`` one row ``(n,)``.
+
+        ``out`` must share no memory with ``Z``.
+        """
         if self._there is not None:
             if not on_device(Z):
                 raise TypeError("Z is on the CPU and the stream on a CUDA device; move it first")
             v = self.components
             self._there.check_dtype(Z, "Z")
-            if len(Z.shape) != 2 or int(Z.shape[1]) != int(v.shape[0]):
+            one = len(Z.shape) == 1
+            rows = Z[None] if one else Z
+            if len(rows.shape) != 2 or int(rows.shape[1]) != int(v.shape[0]):
                 raise ValueError(f"Z must have shape (m, {int(v.shape[0])}), got {tuple(Z.shape)}")
-            x = self._there.product(detached(Z), v)
+            x = self._there.product(detached(rows), v)
             if self.mean is not None:
                 with self._there.place.inside():
                     x += self.mean
-            return self._device_result(x, out)
-        self._require_rows()
-        Z = as_array(Z, "Z")
-        dtype = check_float(Z, "Z")
-        _require_2d(Z, "Z")
-        x, fresh = output(out, (Z.shape[0], self._core.features()), dtype, library_of(Z))
-        self._core.reconstruct(Z, x)
-        return to_library(x, library_of(Z)) if fresh else x
+            return self._device_result(x[0] if one else x, out)
+        if self._inner is not None:
+            self._require_rows()
+            x = self._inner.backward(np.atleast_2d(self._read(Z, "Z", None, self._core.reconstruct, None)))
+            x = x[0] if len(Z.shape) == 1 else x
+            if out is None:
+                return to_library(x, library_of(Z))
+            check_output(out, self.dtype)
+            out[...] = x
+            return out
+        return self._read(Z, "Z", out, self._core.reconstruct, None)
 
     def residual(self, X: Array, *, out: Array | None = None) -> Array:
-        """Squared distances ``(m,)`` of rows ``X (m, n)`` to the (affine) subspace.
+        """Squared distances ``(m,)`` of rows ``X (m, n)`` to the (affine) subspace; of one row ``(n,)`` a scalar.
 
-        By explicit subtraction of the projection, so that tiny residuals keep their digits.
+        By explicit subtraction of the projection, so that tiny residuals keep their digits. ``out`` must share no memory
+        with ``X``. NaN in ``X`` goes through; squares that overflow raise ValueError.
         """
         if self._there is not None:
             x, v = self._centred(X), self.components
@@ -429,30 +670,23 @@ class StreamingSVD:
                 along -= x
                 along *= along
                 squares = along.sum(-1)
-            return self._device_result(squares, out)
-        self._require_rows()
-        if is_sparse(X):
-            r, _ = output(out, (X.shape[0],), check_float(X, "X"), "numpy")
-            rows = X.tocsr()
-            for i in range(0, X.shape[0], 256):  # residuals are dense: a strip at a time
-                self._core.residual(rows[i : i + 256].toarray(), r[i : i + 256])
-            return r
-        X = as_array(X, "X")
-        dtype = check_float(X, "X")
-        _require_2d(X, "X")
-        r, fresh = output(out, (X.shape[0],), dtype, library_of(X))
-        self._core.residual(X, r)
-        return to_library(r, library_of(X)) if fresh else r
+            return self._device_result(squares[0] if len(X.shape) == 1 else squares, out)
+        return self._read(X, "X", out, self._core.residual, self._core.residual_csr)
 
     def _centred(self, X: Array) -> Array:
         assert self._there is not None
         if not on_device(X):
             raise TypeError("X is on the CPU and the stream on a CUDA device; move it first")
-        X = self._there.check(X, "X")
-        if self.mean is None:
+        X = self._there.check(X[None] if len(X.shape) == 1 else X, "X")
+        mean = self._there.mean
+        if mean is None:
             return X
-        with self._there.place.inside():
-            return X - self.mean
+        self._there.host()
+        place = self._there.place
+        with place.inside():  # what rounding the mean to the dtype leaves out comes off, too
+            high = place.converted(mean, self._there.dtype)
+            low = place.converted(mean - place.converted(high, "float64"), self._there.dtype)
+            return (X - high) - low
 
     def _device_result(self, x: Array, out: Array | None) -> Array:
         if out is None:
@@ -471,6 +705,9 @@ class StreamingSVD:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        return sealed_state(self._state())
+
+    def _state(self) -> dict[str, Any]:
         state: dict[str, Any]
         state = self._core.state() if self._there is None else {"dtype": self._there.dtype, **self._there.saved()}
         state.update(
@@ -482,15 +719,18 @@ class StreamingSVD:
             method=self.method,
             oversample=self.oversample,
             wanted_dtype=None if self._dtype is None else self._dtype.name,
-            exact_blocks=self._exact_blocks,
+            exact_blocks=self.exact_blocks,
+            signs=self.signs,
+            inner_product=None if self._inner is None else self._inner.given,
             library=self._library,
             on_device=self._there is not None,
         )
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if state.get("format") != _FORMAT:
-            raise ValueError(f"not a state of StreamingSVD: format is {state.get('format')!r}, wanted {_FORMAT!r}")
+        self._restore(checked_state(state, "StreamingSVD", _FORMAT, _NEEDED))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self._configure(
             state["rank"],
             state["forget"],
@@ -499,26 +739,25 @@ class StreamingSVD:
             state["method"],
             state["wanted_dtype"],
             state["oversample"],
-            state["exact_blocks"],
+            bool(state["exact_blocks"]),
+            state.get("signs") or "stable",
+            state.get("inner_product"),
         )
-        if state["library"] not in _LIBRARIES:
-            raise ValueError(f"library is {state['library']!r}, wanted one of {', '.join(_LIBRARIES)}")
-        if state["library"] != "numpy":
-            __import__(state["library"])
+        library = _known_library(state["library"])
         if state.get("on_device", False):  # files of earlier versions have no such entry
-            self._there = DeviceStream.restored(state["library"], state, self.forget, self.method, self.center)
+            self._there = DeviceStream.restored(library, state, self.forget, self.method, self.center)
         else:
             self._core.restore(state)
-        self._library = state["library"]
+        self._library = library
 
     def copy(self) -> StreamingSVD:
         """An independent copy."""
         new = StreamingSVD.__new__(StreamingSVD)
+        new.__dict__.update(self.__dict__)
         if self._there is not None:
-            new.__dict__.update(self.__dict__)
             new._there = self._there.copy()
         else:
-            new.__setstate__(self.__getstate__())
+            new._core = self._core.copy()
         return new
 
     __copy__ = copy
@@ -526,19 +765,19 @@ class StreamingSVD:
     def __deepcopy__(self, memo: dict[int, Any]) -> StreamingSVD:
         return self.copy()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str] | bytes) -> None:
         """Write the stream to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
         write_archive(path, self.__getstate__())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> StreamingSVD:
+    def load(cls, path: str | os.PathLike[str] | bytes) -> StreamingSVD:
         """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
-        state = read_archive(path, "StreamingSVD", {"format", "rank", "dtype", "library"})
+        state = read_archive(path, "StreamingSVD", _NEEDED, _MEMBERS)
         self = cls.__new__(cls)
         try:
             self.__setstate__(state)
         except Exception as e:  # whatever a wrong member makes the pieces below raise
-            raise ValueError(f"{os.fspath(path)}: damaged StreamingSVD file ({e})") from e
+            raise ValueError(f"{os.fsdecode(path)}: damaged StreamingSVD file ({e})") from e
         return self
 
     def __repr__(self) -> str:
@@ -565,17 +804,21 @@ class StreamingSVD:
         )
 
 
+def _known_library(name: Any) -> str:
+    """A saved library, imported: results go to it."""
+    if name not in _LIBRARIES:
+        raise ValueError(f"library is {name!r}, wanted one of {', '.join(_LIBRARIES)}")
+    if name != "numpy":
+        importlib.import_module(name)
+    return str(name)
+
+
 def _float_dtype(dtype: Any) -> np.dtype[Any]:
     name = str(dtype).rpartition(".")[2] if not isinstance(dtype, (type, np.dtype)) else dtype
     d = np.dtype(name)
     if d not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"dtype must be float32 or float64, got {d}")
     return d
-
-
-def _require_2d(x: Array, name: str) -> None:
-    if len(x.shape) != 2:
-        raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(x.shape)}")
 
 
 def _triplet(parts: tuple[Any, Any, Any], library: str) -> TruncatedSVD:
@@ -745,14 +988,13 @@ class FrequentDirections:
     """
 
     def __init__(self, size: int, n_features: int) -> None:
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
-        if n_features < 1:
-            raise ValueError(f"n_features must be at least 1, got {n_features}")
-        self.size = int(size)
-        self.n_features = int(n_features)
+        self.size = whole_number(size, "size", 1, 2**28)
+        self.n_features = whole_number(n_features, "n_features", 1)
+        if self.size * self.n_features > 2**57:
+            raise ValueError(f"a sketch of size {self.size} by n_features {self.n_features} is more than memory can hold")
         self._core: Any = None
         self._library = "numpy"
+        self._turn = threading.Lock()  # of the first rows
 
     def _make(self, dtype: np.dtype[Any]) -> Any:
         kind = _core.SketchF32 if dtype == np.float32 else _core.SketchF64
@@ -762,20 +1004,37 @@ class FrequentDirections:
             raise TypeError(f"rows must have the dtype of the sketch, got {dtype}")
         return self._core
 
+    def _wanted(self) -> Any:
+        return None if self._core is None else np.float32 if isinstance(self._core, _core.SketchF32) else np.float64
+
     def update(self, rows: Array) -> FrequentDirections:
-        """Add rows ``(b, n)``, dense or sparse."""
+        """Add rows ``(b, n)``, dense or sparse; a vector ``(n,)`` is one row.
+
+        Integers that the dtype holds exactly are converted, as in :meth:`StreamingSVD.update`.
+        """
+        library = "numpy"
+        parts: Any = None
         if is_sparse(rows):
-            core = self._make(check_float(rows, "rows"))
-            core.update_csr(*csr_parts(rows, "rows"))
+            parts = csr_parts(rows, "rows")
+            data = as_float(parts[0], "rows", self._wanted())
+            dtype = check_float(data, "rows")
+            parts = (data, *parts[1:])
         else:
             rows = as_array(rows, "rows")
-            core = self._make(check_float(rows, "rows"))
-            if self._core is not None and library_of(rows) != self._library:
-                raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library_of(rows)}")
-            core.update(rows)
+            check_library(rows, "rows")
+            library = library_of(rows)
+            rows = detached(as_float(rows, "rows", self._wanted()))
+            dtype = check_float(rows, "rows")
+        if self._core is not None and library != self._library:
+            raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library}")
+        with self._turn if self._core is None else contextlib.nullcontext():
+            core = self._make(dtype)
+            if parts is None:
+                core.update(rows)
+            else:
+                core.update_csr(*parts)
             if self._core is None:
-                self._library = library_of(rows)
-        self._core = core
+                self._core, self._library = core, library
         return self
 
     def merge(self, other: FrequentDirections) -> FrequentDirections:
@@ -808,8 +1067,7 @@ class FrequentDirections:
         """Upper bound of ``‖AᵀA - BᵀB‖₂`` for the sketch as it is now."""
         if self._core is None:
             return 0.0
-        _ = self.sketch  # the shrink that reading the sketch may need belongs to the bound
-        return float(self._core.numbers()[3])
+        return float(self._core.error_bound())  # with the shrink that reading the sketch may need
 
     @property
     def rows_seen(self) -> int:
@@ -822,18 +1080,26 @@ class FrequentDirections:
         return 0.0 if self._core is None else float(self._core.numbers()[4])
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"size": self.size, "n_features": self.n_features, "library": self._library}
+        state: dict[str, Any] = {
+            "format": _SKETCH_FORMAT,
+            "size": self.size,
+            "n_features": self.n_features,
+            "library": self._library,
+        }
         if self._core is not None:
-            _, _, seen, bound, norm = self._core.numbers()
-            state.update(buffer=self._core.buffer(), bound=bound, norm=norm, seen=seen)
-        return state
+            buffer, seen, bound, norm = self._core.saved()
+            state.update(buffer=buffer, bound=bound, norm=norm, seen=seen)
+        return sealed_state(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state, dict) and "format" not in state:  # of the first version, which had none
+            state = {**state, "format": "subspan.FrequentDirections/1"}
+        state = checked_state(state, "FrequentDirections", _SKETCH_FORMAT, {"size", "n_features", "library"})
         self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
-        self._library = state["library"]
+        self._library = _known_library(state["library"])
         if "buffer" in state:
-            core = self._make(state["buffer"].dtype)
-            core.restore(state["buffer"], state["bound"], state["norm"], state["seen"])
+            core = self._make(check_float(state["buffer"], "buffer"))
+            core.restore(state["buffer"], float(state["bound"]), float(state["norm"]), whole_number(state["seen"], "seen", 0))
             self._core = core
 
     def __repr__(self) -> str:

@@ -24,4 +24,10 @@ class BackendError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+/// A call was ended from outside, by the interrupt hook.
+class Interrupted : public std::runtime_error {
+  public:
+    Interrupted() : std::runtime_error("interrupted") {}
+};
+
 } // namespace subspan

@@ -21,6 +21,8 @@ template <class T> class FrequentDirections {
     void merge(const FrequentDirections &other);
     /// At most size() rows; fills size() x features() with zeros below them.
     void sketch(MatrixView<T> out);
+    /// Shrinks to size() rows, as sketch() does.
+    void settle();
     /// Bound of ‖AᵀA - BᵀB‖₂ that the shrinks so far guarantee; BᵀB never exceeds AᵀA.
     double error_bound() const { return bound_; }
 
@@ -35,6 +37,7 @@ template <class T> class FrequentDirections {
   private:
     void append(MatrixView<const T> rows);
     void shrink();
+    template <class F> void attempt(F &&f);
 
     std::int64_t size_, n_, used_ = 0, seen_ = 0;
     double bound_ = 0, norm_ = 0;

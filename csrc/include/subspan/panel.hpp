@@ -41,9 +41,9 @@ template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out
 
 /// C = A B (accumulate: C += A B); C must have unit column stride. Keeps a packed copy of the smaller operand. C may be A
 /// where it has at least as many rows as columns.
-/// `a_shift`, when given, is subtracted from every row of A as it is read (a mean).
+/// `a_shift`, when given, is subtracted from every row of A as it is read (a mean), then `a_shift_low` (its low part).
 template <class T>
 void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate = false,
-          const T *a_shift = nullptr);
+          const T *a_shift = nullptr, const T *a_shift_low = nullptr);
 
 } // namespace subspan

@@ -18,6 +18,7 @@ struct StreamingOptions {
     double energy = 0.0;    // in (0, 1): report as few components as hold this share of the energy; 0: `rank`
     std::int64_t oversample = -1; // further directions kept inside, so that less is lost on the way; -1: see below
     SvdMethod method = SvdMethod::automatic;
+    bool canonical_signs = false; // after each update the entry of largest magnitude of each component is positive
     bool exact_blocks = false; // decompose each update as one block: no buffering of thin ones, no splitting of tall ones
 };
 
@@ -30,6 +31,7 @@ template <class T> struct StreamingState {
     std::vector<T> components; // singular_values.size() x features, all directions kept inside
     std::vector<T> low;        // of the same shape, what rounding them to T left out; may be empty
     std::vector<double> mean;  // features when centring, else empty
+    std::vector<double> scatter; // features; see column_scatter(). May be empty: not known
 };
 
 /// Directions kept inside: rank + oversample; by default all where n <= 128, 2 rank + 64 where n < 1024, else
@@ -48,7 +50,9 @@ template <class T> class StreamingSvd {
   public:
     explicit StreamingSvd(const StreamingOptions &options);
     StreamingSvd(const StreamingOptions &options, const StreamingState<T> &state);
+    StreamingSvd(const StreamingSvd &);
     StreamingSvd(StreamingSvd &&) noexcept;
+    StreamingSvd &operator=(const StreamingSvd &o) { return *this = StreamingSvd(o); }
     StreamingSvd &operator=(StreamingSvd &&) noexcept;
     ~StreamingSvd();
 
@@ -70,6 +74,8 @@ template <class T> class StreamingSvd {
     const double *singular_values(); // rank()
     const T *components();           // rank() x features()
     const double *mean();            // features(), null without centring
+    const double *column_scatter();  // features(): weighted sums of squares of each column, about the mean when centring;
+                                     // null where the stream was restored from a state without
     double captured_energy();        // sum of the squared singular values
     double residual_energy();        // squared norm of what truncation left out
     const char *last_route() const;  // "gram", "sparse", "robust", "householder", "tall" or "none"
@@ -81,6 +87,7 @@ template <class T> class StreamingSvd {
     void reconstruct(MatrixView<const T> z, MatrixView<T> x);
     /// Squared distances of the rows to the subspace, by explicit subtraction: accurate also when they are tiny.
     void residual(MatrixView<const T> x, T *out);
+    void residual(const CsrView<T> &x, T *out);
 
     StreamingState<T> state();
 

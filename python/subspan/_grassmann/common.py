@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
 import numpy as np
 
-from subspan._arrays import Array, library_of
+from subspan._arrays import Array, library_of, real_number, whole_number
 from subspan._orth.common import matrices
 
 SgdSettings = tuple[float, float, float, int, bool]
@@ -48,28 +46,6 @@ def one_of(value: str, allowed: dict[str, int], name: str) -> int:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return allowed[value]
-
-
-def whole_number(value: Any, name: str, least: int) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if not least <= number < 2**63:
-        raise ValueError(f"{name} must be at least {least} and below 2**63, got {number}")
-    return number
-
-
-def real_number(value: Any, name: str, least: float = -math.inf) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (math.isfinite(number) and number >= least):
-        raise ValueError(f"{name} must be finite{'' if least < 0 else ' and not negative'}, got {number!r}")
-    return number
 
 
 def in_place(x: Array, name: str) -> Array:

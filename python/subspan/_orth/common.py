@@ -47,13 +47,11 @@ def on_the_cpu(x: Any, name: str) -> None:
 
 
 def numpy(x: Array) -> np.ndarray[Any, Any]:
-    """A view in NumPy, without a copy."""
+    """A view in NumPy, without a copy. A tensor whose history would be lost is an error, as in :func:`detached`."""
     if isinstance(x, np.ndarray):
-        return x
+        return np.asarray(x)
     on_the_cpu(x, "an array")
-    if hasattr(x, "detach"):
-        x = x.detach()
-    return np.from_dlpack(x)
+    return np.from_dlpack(detached(x))
 
 
 def broadcast(c: Array, *others: tuple[Array, int]) -> tuple[Array, tuple[int, ...]]:
@@ -73,11 +71,14 @@ def detached(x: Array) -> Array:
     """Tensors without their history. What autograd would have to record is an error instead of a wrong gradient."""
     if library_of(x) != "torch":
         return x
-    if x.requires_grad and sys.modules["torch"].is_grad_enabled():
+    torch = sys.modules["torch"]
+    if x.requires_grad and torch.is_grad_enabled():
         raise TypeError(
             "a tensor requires grad, and autograd does not see this function; call it under torch.no_grad(), pass "
             "x.detach(), or wrap it and its *_backward in a torch.autograd.Function"
         )
+    if torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        raise TypeError("a tensor carries a tangent, and forward-mode autograd does not see this function; pass the primal")
     return x.detach().resolve_neg()  # a lazy minus sign is not in the memory that is handed over
 
 
@@ -94,7 +95,8 @@ def check_basis(U: Array, name: str, *, advice: str = "") -> None:
     if defect > bound:
         raise ValueError(
             f"the columns of {name} are not orthonormal: ||({name}ᵀ{name} - I) z|| / ||z|| is {defect:.1e}, more than "
-            f"{bound:.1e}; {advice}orthonormalize {name}, or pass check=False"
+            f"{bound:.1e}; {advice}orthonormalize {name} (subspan.orth.range_basis where columns may depend on each other: "
+            "orthonormalize completes those, and the span grows), or pass check=False"
         )
 
 

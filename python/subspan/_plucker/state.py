@@ -11,14 +11,15 @@ import numpy as np
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output
 from subspan._device import Place, check_dtype, dtype_name, on_device
-from subspan._files import read_archive, write_archive
+from subspan._files import checked_state, read_archive, sealed_state, write_archive
 from subspan._grassmann.common import whole_number
 from subspan._orth.common import detached, finish, numpy
 from subspan._plucker.common import mask_array, numbers_for, offset_list, settings
 from subspan._plucker.device import Ring
 
-_FORMAT = "subspan.plucker.MixState/1"
+_FORMAT = "subspan.plucker.MixState/2"
 _OPTIONS = ("norm", "eps", "weighting", "order", "bias", "rope", "rope_base", "rope_start")
+_NEEDED = {"format", "offsets", "r", "W", "b", "weights", "listed", "batch", "started", "tokens", "counts", "position", *_OPTIONS}
 
 
 class MixState:
@@ -196,7 +197,7 @@ class MixState:
         try:
             rows = self._row_weights(weights, dtype, batch)
             self._step(detached(z_t), rows, valid, result, batch, dtype)
-        except Exception:
+        except BaseException:  # an interrupt, too
             if new:
                 self._forget()
             raise
@@ -228,7 +229,7 @@ class MixState:
         self._begin(dtype, shape[:-2], "z")
         try:
             self._core.prefill(detached(z), valid)
-        except Exception:
+        except BaseException:  # an interrupt, too
             if new:
                 self._forget()
             raise
@@ -285,7 +286,7 @@ class MixState:
             result = place.output(out, (*shape[:-1], self._width), str(self._dtype))
             rows = None if w is None else detached(w)
             self._core.step(detached(z), rows, mask, self._W, self._b, self._settings, detached(result))
-        except Exception:
+        except BaseException:  # an interrupt, too
             if new:
                 self._forget()
             raise
@@ -301,7 +302,7 @@ class MixState:
         self._device_begin(z, shape[:-2], "z", mask=mask)
         try:
             self._core.put(detached(z), mask)
-        except Exception:
+        except BaseException:  # an interrupt, too
             if new:
                 self._forget()
             raise
@@ -320,6 +321,9 @@ class MixState:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
+        return sealed_state(self._state())
+
+    def _state(self) -> dict[str, Any]:
         if isinstance(self._core, Ring) or any(on_device(x) for x in (self._W, self._b, self._weights)):
             raise TypeError("a state on a CUDA device is not saved; copy() keeps one, and its tokens can be fed again")
         tokens, counts, position = (None, None, 0) if self._core is None else self._core.past()
@@ -340,8 +344,9 @@ class MixState:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if state.get("format") != _FORMAT:
-            raise ValueError(f"not a state of MixState: format is {state.get('format')!r}, wanted {_FORMAT!r}")
+        self._restore(checked_state(state, "MixState", _FORMAT, _NEEDED))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.__init__(  # type: ignore[misc]
             np.asarray(state["offsets"]).tolist(),
             int(state["r"]),
@@ -372,7 +377,7 @@ class MixState:
             new.__dict__.update(self.__dict__)
             new._core = None if self._core is None else self._core.copy()
         else:
-            new.__setstate__(self.__getstate__())
+            new._restore(self._state())
         return new
 
     __copy__ = copy
@@ -380,21 +385,19 @@ class MixState:
     def __deepcopy__(self, memo: dict[int, Any]) -> MixState:
         return self.copy()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str] | bytes) -> None:
         """Write the state to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
         write_archive(path, self.__getstate__())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> MixState:
+    def load(cls, path: str | os.PathLike[str] | bytes) -> MixState:
         """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
-        state = read_archive(
-            path, "MixState", {"format", "offsets", "r", "listed", "started", "tokens", "counts", "position", *_OPTIONS}
-        )
+        state = read_archive(path, "MixState", _NEEDED, _NEEDED | {"checksum"})
         self = cls.__new__(cls)
         try:
             self.__setstate__(state)
         except Exception as e:  # whatever a wrong member makes the pieces below raise
-            raise ValueError(f"{os.fspath(path)}: damaged MixState file ({e})") from e
+            raise ValueError(f"{os.fsdecode(path)}: damaged MixState file ({e})") from e
         return self
 
     def __repr__(self) -> str:
