@@ -175,9 +175,9 @@ def test_rng_is_reproducible_and_independent_of_threads(rng):
     [
         (lambda: truncated_svd(np.eye(3)), "one of rank, energy and tol"),
         (lambda: truncated_svd(np.eye(3), 4), r"rank must be in \[1, 3\], got 4"),
-        (lambda: truncated_svd(np.eye(3), 0), "rank must be a positive int"),
-        (lambda: truncated_svd(np.eye(3), 2**70), "rank is 11805"),
-        (lambda: StreamingSVD(2**70), "rank is 11805"),
+        (lambda: truncated_svd(np.eye(3), 0), "rank must be at least 1"),
+        (lambda: truncated_svd(np.eye(3), 2**70), "rank must be at most .* got 11805"),
+        (lambda: StreamingSVD(2**70), "rank must be at most .* got 11805"),
         (lambda: truncated_svd(np.eye(3), 1, oversample=-1), "oversample"),
         (lambda: truncated_svd(np.eye(3), 1, power_iterations=-1), "power_iterations"),
         (lambda: truncated_svd(np.full((3, 3), np.nan), 1), "A must be finite, got NaN in row 0, column 0"),

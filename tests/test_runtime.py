@@ -59,8 +59,9 @@ def test_bit_identical_for_any_number_of_threads(rng, threads, dtype, method, ce
 def test_set_num_threads(threads):
     threads(3)
     assert subspan.get_num_threads() == 3
-    with pytest.raises(ValueError, match="at least 1"):
-        threads(0)
+    for number in (0, 4097, 2**31 - 1):
+        with pytest.raises(ValueError, match="from 1 to 4096"):
+            threads(number)
 
 
 def test_one_stream_from_many_threads(rng):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from references import EPS, orthogonality, orthonormal, subspace_distance
+from subspan._files import sealed_state, write_archive
 from subspan.svd import StreamingSVD
 
 DTYPES = [np.float32, np.float64]
@@ -575,7 +576,8 @@ def broken(value, b=30, at=(7, 11)):
         (np.ones((3, 151), np.float32), ValueError, "150 columns"),
         (np.ones((0, 150), np.float32), ValueError, "empty block"),
         (np.ones((3, 150)), TypeError, "float32"),
-        (np.ones(150, np.float32), ValueError, "columns"),
+        (np.ones(151, np.float32), ValueError, "columns"),
+        (np.ones((2, 3, 150), np.float32), ValueError, "dimensions"),
         (np.ones((3, 150), np.int32), TypeError, "float32 or float64"),
         ("rows", TypeError, "array"),
     ],
@@ -831,6 +833,10 @@ def test_damaged_files(tmp_path, rng):
     with np.load(path) as f:
         state = {k: f[k] for k in f.files}
     np.savez(path, **{**state, "library": "this"})
+    with pytest.raises(ValueError, match="checksum"):
+        StreamingSVD.load(path)
+    whole = {k: (None if v.ndim == 0 and v.item() == "" else v.item() if v.ndim == 0 else v) for k, v in state.items()}
+    write_archive(path, sealed_state({**whole, "library": "this"}))
     with pytest.raises(ValueError, match="library"):
         StreamingSVD.load(path)
     with pytest.raises(FileNotFoundError):

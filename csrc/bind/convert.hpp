@@ -4,6 +4,7 @@
 #include "arrays.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
+#include "subspan/orthonormalize.hpp"
 
 #include <atomic>
 #include <chrono>
@@ -110,6 +111,13 @@ class Csr {
             throw py::value_error(std::string(name) + ": CSR indptr points past the end of the data");
     }
     DType dtype() const { return data_.dtype(); }
+    bool all_finite() const {
+        return dispatch(data_.dtype(), [&](auto t) {
+            using T = decltype(t);
+            const T *p = data_.vector<const T>(data_.shape(0));
+            return subspan::all_finite<T>(StackView<const T>(MatrixView<const T>(p, 1, data_.shape(0))));
+        });
+    }
     /// ValueError where an output shares memory with the values.
     void require_apart_from(const Array &out) const { require_apart(out, data_); }
     template <class T> CsrView<T> view() const {

@@ -6,11 +6,16 @@
 #include "subspan/moments.hpp"
 #include "subspan/truncated_svd.hpp"
 
+#include <cmath>
+
 namespace subspan::bind {
 namespace {
 
 template <class T> py::tuple pack(TruncatedSvd<T> &&d) {
     const auto m = py::ssize_t(d.m), n = py::ssize_t(d.n), k = py::ssize_t(d.k);
+    for (const T s : d.s)
+        if (!std::isfinite(s))
+            throw ValueError("the singular values overflow the dtype although the input is finite; scale it");
     py::object u = py::none();
     if (!d.u.empty() || m > 0) u = hand_over(std::move(d.u), {m, k});
     auto s = hand_over(std::move(d.s), {k});

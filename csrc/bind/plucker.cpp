@@ -16,8 +16,8 @@ namespace {
 
 using Shape = std::vector<std::int64_t>;
 
-// norm, eps, weighting, past_first, bias_always, rope, rope_base, rope_start: as the Python side normalised them.
-using Settings = std::tuple<int, double, int, bool, bool, int, double, std::int64_t>;
+// norm, eps, weighting, past_first, bias_always, rope, rope_base, rope_start (one, or one for each sequence): as the Python side normalised them.
+using Settings = std::tuple<int, double, int, bool, bool, int, double, std::vector<std::int64_t>>;
 
 MixOptions options(const std::vector<std::int64_t> &offsets, const Settings &s) {
     MixOptions o;
@@ -29,7 +29,11 @@ MixOptions options(const std::vector<std::int64_t> &offsets, const Settings &s) 
     o.bias_always = std::get<4>(s);
     o.rope = static_cast<Rope>(std::get<5>(s));
     o.rope_base = std::get<6>(s);
-    o.rope_start = std::get<7>(s);
+    const auto &starts = std::get<7>(s);
+    if (starts.size() == 1)
+        o.rope_start = starts[0];
+    else
+        o.rope_starts = starts;
     return o;
 }
 

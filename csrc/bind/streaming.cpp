@@ -2,8 +2,10 @@
 #include "lapack_capsules.hpp"
 #include "register.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/orthonormalize.hpp"
 #include "subspan/streaming_svd.hpp"
 
+#include <cmath>
 #include <type_traits>
 #include <variant>
 
@@ -95,8 +97,12 @@ class Stream {
     std::int64_t buffered() { return read<std::int64_t>(0, [](auto &s) { return s.buffered(); }); }
     std::int64_t current_rank() { return read<std::int64_t>(0, [](auto &s) { return s.rank(); }); }
     double weight() { return read<double>(0.0, [](auto &s) { return s.weight(); }); }
-    double captured() { return read<double>(0.0, [](auto &s) { return s.captured_energy(); }); }
-    double residual_energy() { return read<double>(0.0, [](auto &s) { return s.residual_energy(); }); }
+    static double representable(double energy) {
+        if (!std::isfinite(energy)) throw ValueError("the energy overflows float64; scale the data");
+        return energy;
+    }
+    double captured() { return representable(read<double>(0.0, [](auto &s) { return s.captured_energy(); })); }
+    double residual_energy() { return representable(read<double>(0.0, [](auto &s) { return s.residual_energy(); })); }
     std::string route() { return read<std::string>("none", [](auto &s) { return std::string(s.last_route()); }); }
 
     // Results: sizes and values are read in one turn, as other threads' updates may change both.
@@ -105,7 +111,11 @@ class Stream {
             using T = decltype(t);
             const std::int64_t k = s.rank();
             auto items = uninitialised<T>(k);
-            for (std::int64_t i = 0; i < k; ++i) items[std::size_t(i)] = T(s.singular_values()[i]);
+            for (std::int64_t i = 0; i < k; ++i) {
+                items[std::size_t(i)] = T(s.singular_values()[i]);
+                if (!std::isfinite(items[std::size_t(i)]))
+                    throw ValueError("the singular values overflow the dtype; scale the data");
+            }
             return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(k)});
         });
     }
@@ -138,7 +148,11 @@ class Stream {
             if (from == nullptr) throw ValueError("column_variances: the stream was saved by a version that kept none");
             const std::int64_t n = s.features();
             auto items = uninitialised<double>(n);
-            for (std::int64_t j = 0; j < n; ++j) items[std::size_t(j)] = from[j] / s.weight();
+            for (std::int64_t j = 0; j < n; ++j) {
+                items[std::size_t(j)] = from[j] / s.weight();
+                if (!std::isfinite(items[std::size_t(j)]))
+                    throw ValueError("column_variances: squares of column " + std::to_string(j) + " overflow; scale the data");
+            }
             return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(n)});
         });
         return out;
@@ -333,6 +347,16 @@ class Stream {
     }
     static void require_apart_from(const Array &input, const Array &out) { require_apart(out, input); }
     static void require_apart_from(const Csr &input, const Array &out) { input.require_apart_from(out); }
+    // NaN and infinity go through; those that finite input gave are an error.
+    template <class T, class X> static void require_no_overflow(MatrixView<const T> out, const X &input) {
+        if (subspan::all_finite<T>(StackView<const T>(out))) return;
+        if constexpr (std::is_same_v<X, Csr>) {
+            if (!input.all_finite()) return;
+        } else {
+            if (!subspan::all_finite<T>(StackView<const T>(input.template rows<const T>()))) return;
+        }
+        throw ValueError("the result overflows the dtype although X is finite; scale the data");
+    }
     // Rows of width(stream) items, or (width null) one item each, written by f(stream, view).
     template <class T, class X, class W, class F>
     py::object result(const X &input, const py::object &out, std::int64_t rows, bool stacked, W &&width, F &&f) {
@@ -358,7 +382,9 @@ class Stream {
             if (wide) want.push_back(columns);
             if (!target) {
                 items = uninitialised<T>(rows * columns);
-                f(s, MatrixView<T>(items.get(), rows, columns));
+                const MatrixView<T> view(items.get(), rows, columns);
+                f(s, view);
+                require_no_overflow(MatrixView<const T>(view), input);
                 shape.assign(want.begin(), want.end());
             } else {
                 if (target->leading(0) != want)
@@ -368,6 +394,7 @@ class Stream {
                 if (wide) view.col_stride = target->stride(last);
                 if (stacked) view.row_stride = target->stride(0);
                 f(s, view);
+                require_no_overflow(MatrixView<const T>(view), input);
             }
         }
         if (target) return out;

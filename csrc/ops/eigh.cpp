@@ -97,6 +97,7 @@ template <class T> struct PanelKernel {
         const std::int64_t n = p->n, ld = p->ld;
         T *x = p->x, *s = p->s, *t = p->t;
         for (std::int64_t i = 0; i < p->count; ++i) {
+            poll();
             const std::int64_t c = p->first + i, j0 = c / kLine<T> * kLine<T>;
             std::copy(p->a + c * ld + j0, p->a + (c + 1) * ld, x + j0);
             for (std::int64_t q = 0; q < i; ++q) {

@@ -29,7 +29,10 @@ std::vector<int> first_subset(int64_t k);
 class Ranks {
   public:
     /// Subsets of at most `most` elements of {0, ..., n - 1}.
-    Ranks(int64_t n, int64_t most) : n_(n), width_(most + 1), c_(std::size_t((n + 1) * (most + 1)), 0) {
+    Ranks(int64_t n, int64_t most) : n_(n), width_(most + 1) {
+        if (n < 0 || n > std::int64_t(1) << 31 || most < 0 || (n + 1) > kTerms / (most + 1))
+            throw ValueError("C(i, j) up to n=" + std::to_string(n) + ", k=" + std::to_string(most) + " take more than 2 GiB");
+        c_.assign(std::size_t((n + 1) * (most + 1)), 0);
         for (int64_t i = 0; i <= n; ++i)
             for (int64_t j = 0; j <= std::min(i, most); ++j) c_[std::size_t(i * width_ + j)] = binomial(i, j);
     }

@@ -5,11 +5,14 @@
 #include "subspan/blas.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/panel.hpp"
+#include "subspan/parallel.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <string>
+#include <vector>
 
 namespace subspan {
 namespace {
@@ -21,6 +24,7 @@ struct CholeskyKernel {
         *dropped = 0;
         for (std::int64_t i = 0; i < n; ++i) start[i] = a[i * n + i];
         for (std::int64_t i = 0; i < n; ++i) {
+            poll();
             double *ri = a + i * n;
             for (std::int64_t j = 0; j <= i; ++j) {
                 const double *rj = a + j * n;
@@ -58,6 +62,7 @@ struct PivotedKernel {
             rest[i] = a[i * n + i];
         }
         for (std::int64_t j = 0; j < n; ++j) {
+            poll();
             const std::int64_t q = std::max_element(rest + j, rest + n) - rest;
             *p->left = std::max(rest[q], 0.0);
             if (!(rest[q] > p->tolerance)) {
@@ -93,6 +98,7 @@ struct InvertKernel {
         constexpr int W = V::lanes;
         std::fill_n(inv, n * n, 0.0);
         for (std::int64_t i = 0; i < n; ++i) {
+            poll();
             const double pivot = l[i * n + i];
             if (pivot == 0.0) continue;
             double *row = inv + i * n;
@@ -111,23 +117,37 @@ struct InvertKernel {
     }
 };
 
-// Householder QR of the transposed rows through LAPACK: xᵀ = Q R, so x = Rᵀ Qᵀ.
+// Householder QR of the transposed rows through LAPACK: xᵀ = Q R, so x = Rᵀ Qᵀ. On a copy, which an interrupt leaves behind.
 template <class T> void householder_rows(MatrixView<T> x, double *lower) {
     const std::int64_t l = x.rows, n = x.cols;
-    int ni = int(n), li = int(l), lda = int(x.row_stride), info = 0, lwork = int(64 * l);
-    if (n > std::numeric_limits<int>::max() || x.row_stride > std::numeric_limits<int>::max())
+    if (n > std::numeric_limits<int>::max() || 64 * l > std::numeric_limits<int>::max())
         throw ValueError("Householder QR: more than 2^31 - 1 columns, which LP64 LAPACK cannot address");
-    Frame frame;
-    T *tau = frame.take<T>(l), *work = frame.take<T>(lwork);
-    lapack<T>().geqrf(&ni, &li, x.data, &lda, tau, work, &lwork, &info);
-    if (info != 0) throw LinAlgError("Householder QR: geqrf failed");
+    struct Job {
+        std::vector<T> x, tau, work;
+        int info = 0;
+    };
+    const auto job = std::make_shared<Job>();
+    job->x.resize(std::size_t(l * n));
+    job->tau.resize(std::size_t(l));
+    job->work.resize(std::size_t(64 * l));
+    for (std::int64_t i = 0; i < l; ++i) std::copy_n(x.data + i * x.row_stride, n, job->x.data() + i * n);
+    const double flops = 2.0 * double(l) * double(l) * double(n);
+    run_stoppable(flops, [job, l, n] {
+        int ni = int(n), li = int(l), lwork = int(64 * l);
+        lapack<T>().geqrf(&ni, &li, job->x.data(), &ni, job->tau.data(), job->work.data(), &lwork, &job->info);
+    });
+    if (job->info != 0) throw LinAlgError("Householder QR: geqrf failed");
     if (lower != nullptr)
         for (std::int64_t i = 0; i < l; ++i) {
             std::fill_n(lower + i * l, l, 0.0);
-            for (std::int64_t j = 0; j <= i; ++j) lower[i * l + j] = double(x(i, j));
+            for (std::int64_t j = 0; j <= i; ++j) lower[i * l + j] = double(job->x[std::size_t(i * n + j)]);
         }
-    lapack<T>().orgqr(&ni, &li, &li, x.data, &lda, tau, work, &lwork, &info);
-    if (info != 0) throw LinAlgError("Householder QR: orgqr failed");
+    run_stoppable(flops, [job, l, n] {
+        int ni = int(n), li = int(l), lwork = int(64 * l);
+        lapack<T>().orgqr(&ni, &li, &li, job->x.data(), &ni, job->tau.data(), job->work.data(), &lwork, &job->info);
+    });
+    if (job->info != 0) throw LinAlgError("Householder QR: orgqr failed");
+    for (std::int64_t i = 0; i < l; ++i) std::copy_n(job->x.data() + i * n, n, x.data + i * x.row_stride);
 }
 
 } // namespace
@@ -205,24 +225,36 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
     // Row-major a is column-major aᵀ = V S Uᵀ: LAPACK's left vectors are our right ones.
     const std::int64_t p = std::min(m, n);
     if (p == 0) return;
-    Frame frame;
-    double *copy = frame.take<double>(m * n), *left = frame.take<double>(n * p), *right = frame.take<double>(p * m);
-    std::copy_n(a, m * n, copy);
-    for (std::int64_t i = 0; i < m * n; ++i)
-        if (!std::isfinite(copy[i])) throw LinAlgError("SVD of the core: the matrix holds NaN or infinity");
-    char job = u == nullptr && vt == nullptr ? 'N' : 'S';
-    int rows = int(n), cols = int(m), pi = int(p), info = 0;
-    if (p > 20000) throw ValueError("SVD of the core: " + std::to_string(p) + " rows are beyond LP64 LAPACK's work space");
+    if (p > 20000 || std::max(m, n) > (std::int64_t(1) << 24))
+        throw ValueError("SVD of the core: " + std::to_string(m) + " x " + std::to_string(n) + " is beyond LP64 LAPACK's work space");
+    struct Job {
+        std::vector<double> a, s, left, right, work;
+        std::vector<int> iwork;
+        int info = 0;
+    };
     const std::int64_t need = 4 * p * p + 7 * p + std::max(m, n) + 64 * (m + n);
-    int lwork = int(need);
-    double *work = frame.take<double>(need);
-    int *iwork = frame.take<int>(8 * p);
-    lapack<double>().gesdd(&job, &rows, &cols, copy, &rows, s, left, &rows, right, &pi, work, &lwork, iwork, &info);
-    if (info != 0) throw LinAlgError("SVD of the core: gesdd did not converge");
+    const auto job = std::make_shared<Job>();
+    job->a.assign(a, a + m * n);
+    for (const double x : job->a)
+        if (!std::isfinite(x)) throw LinAlgError("SVD of the core: the matrix holds NaN or infinity");
+    job->s.resize(std::size_t(p));
+    job->left.resize(std::size_t(n * p));
+    job->right.resize(std::size_t(p * m));
+    job->work.resize(std::size_t(need));
+    job->iwork.resize(std::size_t(8 * p));
+    const bool vectors = u != nullptr || vt != nullptr;
+    run_stoppable(22.0 * double(p) * double(p) * double(p), [job, vectors, m, n, p, need] {
+        char kind = vectors ? 'S' : 'N';
+        int rows = int(n), cols = int(m), pi = int(p), lwork = int(need);
+        lapack<double>().gesdd(&kind, &rows, &cols, job->a.data(), &rows, job->s.data(), job->left.data(), &rows,
+                               job->right.data(), &pi, job->work.data(), &lwork, job->iwork.data(), &job->info);
+    });
+    if (job->info != 0) throw LinAlgError("SVD of the core: gesdd did not converge");
+    std::copy(job->s.begin(), job->s.end(), s);
     if (vt != nullptr)
-        for (std::int64_t i = 0; i < p; ++i) std::copy_n(left + i * n, n, vt + i * n);
+        for (std::int64_t i = 0; i < p; ++i) std::copy_n(job->left.data() + i * n, n, vt + i * n);
     if (u != nullptr) // right is p x m column-major, column i holds row i of u
-        std::copy_n(right, m * p, u);
+        std::copy(job->right.begin(), job->right.end(), u);
 }
 
 template void lq_rows<float>(MatrixView<float>, double *);

@@ -259,6 +259,76 @@ void poll() {
     }
 }
 
+namespace {
+
+// Those that were left alone; a process waits for them before it takes down what they use.
+struct Away {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int count = 0;
+};
+Away &away() {
+    static auto *all = new Away;
+    static const int registered = std::atexit([] {
+        std::unique_lock<std::mutex> lock(all->mutex);
+        wait(all->changed, lock, [] { return all->count == 0; });
+    });
+    (void)registered;
+    return *all;
+}
+
+} // namespace
+
+void run_stoppable(double flops, std::function<void()> job) {
+    constexpr double few = 2e9; // a fifth of a second or so
+    if (flops < few || shields > 0 || helping != nullptr || interrupt_hook.load(std::memory_order_acquire) == nullptr) return job();
+    struct Shared {
+        std::mutex mutex;
+        std::condition_variable changed;
+        bool done = false;
+        std::exception_ptr error;
+    };
+    const auto shared = std::make_shared<Shared>();
+    Away &all = away();
+    const auto body = [job, shared, &all] {
+        try {
+            job();
+        } catch (...) {
+            shared->error = std::current_exception();
+        }
+        {
+            const std::lock_guard<std::mutex> lock(shared->mutex);
+            shared->done = true;
+        }
+        shared->changed.notify_all();
+        const std::lock_guard<std::mutex> lock(all.mutex);
+        --all.count;
+        all.changed.notify_all();
+    };
+    {
+        const std::lock_guard<std::mutex> lock(all.mutex);
+        ++all.count;
+    }
+    try {
+        std::thread(body).detach();
+    } catch (const std::system_error &) { // no thread to be had
+        {
+            const std::lock_guard<std::mutex> lock(all.mutex);
+            --all.count;
+        }
+        return job();
+    }
+    std::unique_lock<std::mutex> lock(shared->mutex);
+    while (!shared->done) {
+        shared->changed.wait_for(lock, kHear);
+        if (shared->done) break;
+        lock.unlock();
+        poll();
+        lock.lock();
+    }
+    if (shared->error) std::rethrow_exception(shared->error);
+}
+
 Shielded::Shielded() { ++shields; }
 Shielded::~Shielded() { --shields; }
 

@@ -21,21 +21,21 @@ constexpr double kSmall = 1e-2;
 constexpr double kLong = 1e150;
 
 // x - c z rounded once. Without a fused instruction (x86-64 of the first generation) by Dekker's exact product: the
-// rejection of a token from its exact multiple must vanish.
+// rejection of a token from its exact multiple must vanish, however the compiler was told to treat products.
 template <int Bytes>
 SUBSPAN_INLINE typename Vec<double, Bytes>::type residual(typename Vec<double, Bytes>::type x, typename Vec<double, Bytes>::type c,
                                                           typename Vec<double, Bytes>::type z) {
-#if (defined(__x86_64__) || defined(__i386__) || defined(_M_X64)) && !defined(__FMA__)
-    if constexpr (Bytes == 16) {
+#ifdef SUBSPAN_VECTOR_EXT
+    if constexpr (!simd::has_fma<Bytes>) {
         constexpr double split = 134217729.0; // 2^27 + 1
-        const auto tc = split * c, tz = split * z;
+        const auto tc = SUBSPAN_ROUNDED(split * c), tz = SUBSPAN_ROUNDED(split * z);
         const auto ch = tc - (tc - c), zh = tz - (tz - z);
-        const auto cl = c - ch, zl = z - zh, p = c * z;
-        const auto e = ((ch * zh - p) + ch * zl + cl * zh) + cl * zl;
+        const auto cl = c - ch, zl = z - zh, p = SUBSPAN_ROUNDED(c * z);
+        const auto e = ((SUBSPAN_ROUNDED(ch * zh) - p) + SUBSPAN_ROUNDED(ch * zl) + SUBSPAN_ROUNDED(cl * zh)) + SUBSPAN_ROUNDED(cl * zl);
         return (x - p) - e;
     }
 #endif
-    return x - c * z;
+    return simd::fused<double, Bytes>(-c, z, x);
 }
 
 // Whether a clamp leaves the length n alone; `scaled` is the same length before its powers of two came back. Without an eps
@@ -98,6 +98,7 @@ struct LagKernel {
             for (int x = 0; x < N; ++x) buffer[1][x] = std::abs(buffer[1][x] - 1) < 4e-16 ? 1.0 : buffer[1][x];
             for (int q = 0; q < G; ++q) c1[q] = V::load(buffer[1] + q * W);
             for (int64_t i = 0; i < r; ++i)
+#pragma GCC unroll 4
                 for (int q = 0; q < G; ++q) {
                     const type x = V::load(z + i * ld + q * W);
                     const type y = residual<Bytes>(V::load(w + i * ld + q * W), c1[q], x);
@@ -123,6 +124,7 @@ struct LagKernel {
                     s[q] = type{};
                 }
                 for (int64_t i = 0; i < r; ++i)
+#pragma GCC unroll 4
                     for (int q = 0; q < G; ++q) {
                         const type y = residual<Bytes>(V::load(kept + i * kTokens + q * W), c2[q], V::load(z + i * ld + q * W));
                         V::store(kept + i * kTokens + q * W, y);

@@ -33,7 +33,7 @@ template <class T> bool plucker_mix(const MixInput<T> &in, const MixOptions &o, 
         Frame frame;
         Tile<T> tile(frame, plan, false);
         T *row = frame.take<T>(plan.length);
-        plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
+        plucker::Sequence<T>(in, plan.options, piece.sequence).load(tile, piece);
         tile.rows();
         const auto to = out[piece.sequence].block_rows(piece.first, piece.count);
         for (int64_t t = 0; t < piece.count; ++t) {
@@ -70,7 +70,7 @@ bool plucker_mix_backward(const StackView<const T> &grad, const MixInput<T> &in,
             T *dp = frame.take<T>(plan.coordinates * kTokens);
             if (piece.count < kTokens) std::fill_n(dp, plan.coordinates * kTokens, T(0)); // lanes that no token fills
             double *da = frame.take<double>(plan.m * kTokens);
-            plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
+            plucker::Sequence<T>(in, plan.options, piece.sequence).load(tile, piece);
             plucker::tokens_to_lanes<T, T>(grad[piece.sequence], piece.first, piece.count, dp, kTokens);
             for (int64_t t = 0; t < piece.count; ++t) {
                 if (tile.active(t)) continue;

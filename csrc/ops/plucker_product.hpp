@@ -70,9 +70,9 @@ template <class T> struct RowsKernel {
         constexpr int NV = simd::Shape<Bytes>::nv, W = Vec<T, Bytes>::lanes;
         typename Vec<T, Bytes>::type bad{};
         const int64_t blocks = (depth + kDepth - 1) / kDepth;
-        // Through memory, so that no compiler fuses this product with a later sum: rows of any tile round alike.
+        // Rounded, so that no compiler fuses this product with a later sum: rows of any tile round alike.
         for (int64_t i = 0; i < rows->rows && rows->b != nullptr; ++i)
-            for (int64_t j = 0; j < cols; ++j) rows->out[i * rows->ldo + j] = rows->by[i] * rows->b[j];
+            for (int64_t j = 0; j < cols; ++j) rows->out[i * rows->ldo + j] = SUBSPAN_ROUNDED(rows->by[i] * rows->b[j]);
         for (int64_t k = 0; k < blocks; ++k) {
             const int64_t first = depth * k / blocks, some = depth * (k + 1) / blocks - first;
             const bool add = k > 0 || rows->b != nullptr;

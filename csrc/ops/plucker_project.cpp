@@ -111,7 +111,7 @@ bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *
         const auto &piece = pieces[std::size_t(p)];
         Frame frame;
         Tile<T> tile(frame, plan, false);
-        plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
+        plucker::Sequence<T>(in, plan.options, piece.sequence).load(tile, piece);
         if (!plucker::project_tile(tile, projection, b, out[piece.sequence].block_rows(piece.first, piece.count))) finite = false;
     });
     return finite || !all_finite(in) || !all_finite(w) || (b != nullptr && !all_finite(b, d));
@@ -160,7 +160,7 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             const auto g = grad[piece.sequence];
             Frame frame;
             Tile<T> tile(frame, plan, true);
-            plucker::Sequence<T>(in, piece.sequence).load(tile, piece);
+            plucker::Sequence<T>(in, plan.options, piece.sequence).load(tile, piece);
             tile.rows();
             tile.coordinates_of_all(coordinates + place * plan.length, plan.length);
             for (int64_t t = 0; t < piece.count; ++t) {

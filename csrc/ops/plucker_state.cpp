@@ -3,6 +3,7 @@
 #include "plucker_product.hpp"
 #include "plucker_tile.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/sizes.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
@@ -21,7 +22,9 @@ using std::int64_t;
 
 template <class T> struct PluckerMixState<T>::Parts {
     Parts(const MixOptions &o, int64_t r, int64_t count) : options(o), plan(options, r, int64_t(o.offsets.size())), batch(count) {
-        if (batch < 0) throw ValueError("batch must not be negative");
+        checked_product({batch, r}, "a token of every sequence");
+        if (!options.rope_starts.empty() && int64_t(options.rope_starts.size()) != batch)
+            throw ValueError("rope_start must have one position, or one for each sequence");
         for (const auto d : options.offsets) {
             if (d < 0) throw ValueError("decoding has no tokens ahead: offsets must look back");
             slots = std::max(slots, d + 1);
@@ -50,7 +53,12 @@ template <class T> struct PluckerMixState<T>::Parts {
                 to[i * batch + b] = double(x);
             }
         }
-        plan.rotation.turn(to, batch, batch, options.rope_start + position, 0, false);
+        if (options.rope_starts.empty()) {
+            plan.rotation.turn(to, batch, batch, options.rope_start + position, 0, false);
+        } else {
+            for (int64_t b = 0; b < batch; ++b)
+                plan.rotation.turn(to + b, batch, 1, options.rope_starts[std::size_t(b)] + position, 0, false);
+        }
         plucker::scale_columns(to, r, batch, batch, power.data() + s * batch);
     }
 
@@ -71,6 +79,35 @@ template <class T> struct PluckerMixState<T>::Parts {
     std::optional<Projection<T>> projection;
     std::vector<T> bias;
     int64_t width = 0;
+};
+
+// Slots of the ring as they were before they were written to.
+template <class T> struct PluckerMixState<T>::Kept {
+    std::vector<int64_t> slots;
+    std::vector<double> window, power;
+    std::vector<unsigned char> counts;
+    std::vector<T> tokens;
+    int64_t position;
+    explicit Kept(const Parts &p) : position(p.position) {}
+    void add(const Parts &p, int64_t slot) {
+        const int64_t size = p.per_slot();
+        if (int64_t(p.counts.size()) < (slot + 1) * p.batch) return; // not there yet
+        slots.push_back(slot);
+        window.insert(window.end(), p.window.begin() + slot * size, p.window.begin() + (slot + 1) * size);
+        tokens.insert(tokens.end(), p.tokens.begin() + slot * size, p.tokens.begin() + (slot + 1) * size);
+        power.insert(power.end(), p.power.begin() + slot * p.batch, p.power.begin() + (slot + 1) * p.batch);
+        counts.insert(counts.end(), p.counts.begin() + slot * p.batch, p.counts.begin() + (slot + 1) * p.batch);
+    }
+    void back(Parts &p) const {
+        const int64_t size = p.per_slot();
+        for (std::size_t i = 0; i < slots.size(); ++i) {
+            std::copy_n(window.begin() + int64_t(i) * size, size, p.window.begin() + slots[i] * size);
+            std::copy_n(tokens.begin() + int64_t(i) * size, size, p.tokens.begin() + slots[i] * size);
+            std::copy_n(power.begin() + int64_t(i) * p.batch, p.batch, p.power.begin() + slots[i] * p.batch);
+            std::copy_n(counts.begin() + int64_t(i) * p.batch, p.batch, p.counts.begin() + slots[i] * p.batch);
+        }
+        p.position = position;
+    }
 };
 
 // Tokens that count must be finite: a masked one may hold anything.
@@ -103,6 +140,7 @@ void PluckerMixState<T>::step(MatrixView<const T> z, const MatrixView<const T> *
                               MatrixView<T> out) {
     Parts &p = *p_;
     const Plan &plan = p.plan;
+    if (p.position >= plucker::kFar) throw ValueError("z_t: a state takes in up to 2^40 tokens");
     if (z.rows != p.batch || z.cols != plan.r || out.rows != p.batch || out.cols != p.width) throw ValueError("z and out do not fit");
     if (weights == nullptr && p.options.weighting != MixWeights::mean) throw ValueError("weights are missing");
     if (weights != nullptr && (weights->rows != p.batch || weights->cols != plan.m)) throw ValueError("z and weights do not fit");
@@ -164,17 +202,26 @@ template <class T> void PluckerMixState<T>::prefill(const StackView<const T> &z,
         require_finite(z[b], mask != nullptr ? &m : nullptr, true);
     }
     const int64_t length = z.rows(), first = std::max<int64_t>(0, length - p.slots);
+    if (length > plucker::kFar - p.position) throw ValueError("z: a state takes in up to 2^40 tokens");
     std::vector<T> token(std::size_t(p.batch * p.plan.r)), counts(std::size_t(p.batch), T(1));
-    p.position += first;
-    for (int64_t t = first; t < length; ++t) {
-        for (int64_t b = 0; b < p.batch; ++b) {
-            const auto sequence = z[b];
-            for (int64_t i = 0; i < p.plan.r; ++i) token[std::size_t(b * p.plan.r + i)] = sequence(t, i);
-            if (mask != nullptr) counts[std::size_t(b)] = (*mask)[b](0, t);
+    Kept before(p); // an interrupt leaves the state as it was
+    try {
+        p.position += first;
+        for (int64_t t = first; t < length; ++t) {
+            poll();
+            for (int64_t b = 0; b < p.batch; ++b) {
+                const auto sequence = z[b];
+                for (int64_t i = 0; i < p.plan.r; ++i) token[std::size_t(b * p.plan.r + i)] = sequence(t, i);
+                if (mask != nullptr) counts[std::size_t(b)] = (*mask)[b](0, t);
+            }
+            const MatrixView<const T> row(counts.data(), 1, p.batch);
+            before.add(p, p.slot(p.position));
+            p.put({token.data(), p.batch, p.plan.r}, &row);
+            ++p.position;
         }
-        const MatrixView<const T> row(counts.data(), 1, p.batch);
-        p.put({token.data(), p.batch, p.plan.r}, &row);
-        ++p.position;
+    } catch (...) {
+        before.back(p);
+        throw;
     }
 }
 

@@ -106,23 +106,25 @@ template <class T> Tile<T>::Tile(Frame &frame, const Plan &p, bool keep, bool wi
 }
 
 template <class T>
-void Tile<T>::load(MatrixView<const T> from, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t begin, int64_t n) {
+void Tile<T>::load(MatrixView<const T> from, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t begin, int64_t n,
+                   int64_t position) {
     first = begin;
+    start = position;
     count = n;
     const int64_t length = from.rows, columns = plan.columns;
     const auto open = [&](int64_t t) { return mask == nullptr || (*mask)(0, t) != T(0); };
     for (const auto &s : plan.segments) {
-        const int64_t start = begin - s.reach;
-        const int64_t a = std::clamp<int64_t>(-start, 0, s.width), b = std::clamp<int64_t>(length - start, a, s.width);
+        const int64_t reach = begin - s.reach;
+        const int64_t a = std::clamp<int64_t>(-reach, 0, s.width), b = std::clamp<int64_t>(length - reach, a, s.width);
         double *to = window + s.at;
         for (int64_t i = 0; i < plan.r; ++i) {
             std::fill_n(to + i * columns, a, 0.0);
             std::fill_n(to + i * columns + b, round_up(s.width, 8) - b, 0.0);
         }
-        tokens_to_lanes<T, double>(from, start + a, b - a, to + a, columns);
-        plan.rotation.turn(to + a, columns, b - a, plan.options.rope_start + start + a, 1, false);
+        tokens_to_lanes<T, double>(from, reach + a, b - a, to + a, columns);
+        plan.rotation.turn(to + a, columns, b - a, position + reach + a, 1, false);
         for (int64_t c = a; c < b; ++c)
-            if (!open(start + c))
+            if (!open(reach + c))
                 for (int64_t i = 0; i < plan.r; ++i) to[i * columns + c] = 0;
     }
     scale_columns(window, plan.r, columns, columns, power);
@@ -249,7 +251,7 @@ template <class T> void Tile<T>::backward(const T *dp, int64_t ld, double *into,
     for (int64_t i = 0; i < plan.r; ++i)
         for (int64_t c = 0; c < plan.columns; ++c) into[i * plan.columns + c] *= inverse[c];
     for (const auto &s : plan.segments)
-        plan.rotation.turn(into + s.at, plan.columns, s.width, plan.options.rope_start + first - s.reach, 1, true);
+        plan.rotation.turn(into + s.at, plan.columns, s.width, start + first - s.reach, 1, true);
 }
 
 void weights_backward(const Plan &plan, const unsigned char *valid, const double *alpha, const double *da, int64_t count,

@@ -70,8 +70,9 @@ template <class T> class Tile {
     Tile(Frame &frame, const Plan &plan, bool keep, bool with_window = true);
 
     /// Tokens [first, first + count) of one sequence, count <= kTokens: window, weights, z and u.
+    /// `start` is the position of the sequence's first token.
     void load(MatrixView<const T> z, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t first,
-              int64_t count);
+              int64_t count, int64_t start);
     /// The same from columns that are already there (decoding); validity and weights were set by the caller.
     void combine(const Lags &lags, int64_t count);
     /// Weights of the tokens from `valid` (m x kTokens) and rows of numbers: see MixWeights.
@@ -89,7 +90,7 @@ template <class T> class Tile {
     void backward(const T *dp, int64_t ld, double *into, double *da);
 
     const Plan &plan;
-    int64_t first = 0, count = 0;
+    int64_t first = 0, count = 0, start = 0;
     double *window, *power; // r x columns; one power of two a column
     unsigned char *valid;   // m x kTokens
     double *alpha;          // m x kTokens
@@ -123,15 +124,17 @@ template <class T> void check(const MixInput<T> &in, const Plan &plan, const Sta
 
 /// One sequence of the input.
 template <class T> struct Sequence {
-    Sequence(const MixInput<T> &in, int64_t s) : z(in.z[s]), has_weights(in.weights != nullptr), has_mask(in.mask != nullptr) {
+    Sequence(const MixInput<T> &in, const MixOptions &o, int64_t s)
+        : z(in.z[s]), has_weights(in.weights != nullptr), has_mask(in.mask != nullptr), start(o.start_of(s)) {
         if (has_weights) weights = (*in.weights)[s];
         if (has_mask) mask = (*in.mask)[s];
     }
     void load(Tile<T> &tile, const Piece &piece) const {
-        tile.load(z, has_weights ? &weights : nullptr, has_mask ? &mask : nullptr, piece.first, piece.count);
+        tile.load(z, has_weights ? &weights : nullptr, has_mask ? &mask : nullptr, piece.first, piece.count, start);
     }
     MatrixView<const T> z, weights, mask;
     bool has_weights, has_mask;
+    int64_t start;
 };
 
 /// Takes a power of two out of every column, so that its largest entry lies in [1, 2).

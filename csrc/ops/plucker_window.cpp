@@ -125,6 +125,7 @@ void add_windows(const Plan &plan, const StackView<T> &dz, const Piece *pieces, 
 }
 
 template <class T> void set_zero(const StackView<T> &x) {
+    if (x.rows() == 0 || x.cols() == 0) return;
     for (int64_t s = 0; s < x.size(); ++s) {
         const auto m = x[s];
         for (int64_t i = 0; i < m.rows; ++i) {
@@ -139,6 +140,7 @@ template <class T> void set_zero(const StackView<T> &x) {
 
 std::vector<Piece> pieces_of(int64_t sequences, int64_t length) {
     std::vector<Piece> out;
+    if (length == 0) return out;
     for (int64_t s = 0; s < sequences; ++s)
         for (int64_t t = 0, n = 0; t < length; t += n) {
             // The last four thirds of a tile as two of two thirds: a third alone costs a register tile half its rate.
@@ -152,7 +154,7 @@ std::vector<Piece> pieces_of(int64_t sequences, int64_t length) {
 // -- positions ---------------------------------------------------------------------------------------------------------
 
 Rotation::Rotation(Rope kind, int64_t r, double base) : kind_(kind), half_(r / 2) {
-    if (!on()) return;
+    if (!on() || r > 65536) return; // the plan refuses it
     for (int64_t i = 0; i < half_; ++i) {
         frequency_.push_back(std::pow(base, -2.0 * double(i) / double(r)));
         for (int s = 0; s < 64; ++s) {
@@ -198,7 +200,9 @@ Plan::Plan(const MixOptions &o, int64_t rank, int64_t weights_columns)
         if (d == 0) throw ValueError("an offset of zero pairs a token with itself: its wedge is zero");
         if (std::max(d, -std::max<int64_t>(d, -kFar)) >= kFar) throw ValueError("an offset is longer than any sequence");
     }
-    if (std::max(o.rope_start, -std::max<int64_t>(o.rope_start, -kFar)) >= kFar) throw ValueError("rope_start is out of range");
+    const auto near = [](int64_t start) { return std::max(start, -std::max<int64_t>(start, -kFar)) < kFar; };
+    if (!near(o.rope_start) || !std::all_of(o.rope_starts.begin(), o.rope_starts.end(), near))
+        throw ValueError("rope_start is out of range");
     if (!(o.eps >= 0 && o.eps < 1e100)) throw ValueError("eps must be from 0 to 1e100");
     if (o.weighting != MixWeights::mean && weights_columns != m) throw ValueError("weights must have one entry for each offset");
     if (rotation.on() && r % 2 != 0) throw ValueError("rope needs an even number of dimensions");
@@ -228,6 +232,8 @@ Plan::Plan(const MixOptions &o, int64_t rank, int64_t weights_columns)
 
 template <class T> void check(const MixInput<T> &in, const Plan &plan, const StackView<double> *dweights) {
     const auto same = [&](const auto &x, int64_t rows, int64_t cols) { return x.rows() == rows && x.cols() == cols && x.size() == in.z.size(); };
+    if (!plan.options.rope_starts.empty() && int64_t(plan.options.rope_starts.size()) != in.z.size())
+        throw ValueError("rope_start must have one position, or one for each sequence");
     if (in.z.cols() != plan.r) throw ValueError("z has tokens of another number of dimensions");
     if (in.weights == nullptr && plan.options.weighting != MixWeights::mean) throw ValueError("weights are missing");
     if (in.weights != nullptr && !same(*in.weights, in.z.rows(), plan.m)) throw ValueError("z and weights do not fit");

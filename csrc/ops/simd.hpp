@@ -9,6 +9,7 @@
 #include "subspan/isa.hpp"
 
 #include <cstdint>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -91,7 +92,11 @@ template <class T, int Bytes> struct Vec {
         }
         friend type operator+(type a, const type &b) { return a += b; }
         friend type operator-(type a, const type &b) { return a -= b; }
-        friend type operator-(type a, const type &b) { return a -= b; }
+        friend type operator-(const type &a) {
+            type r;
+            for (int i = 0; i < lanes; ++i) r.v[i] = -a.v[i];
+            return r;
+        }
         T operator[](int i) const { return v[i]; }
     };
     static SUBSPAN_INLINE type load(const T *p) {
@@ -110,16 +115,59 @@ template <class T, int Bytes> struct Vec {
 #endif
 };
 
+#ifdef __FAST_MATH__
+#error "subspan relies on IEEE arithmetic: sums in the order that they are written, NaN, infinity"
+#endif
+
+// a b + c, rounded once whatever the compiler was told of contraction. Where the target has no such instruction (has_fma)
+// this is a call of the C library for each lane.
+#if defined(__FMA__) || defined(__aarch64__) || !(defined(__x86_64__) || defined(__i386__) || defined(_M_X64) || defined(_M_IX86))
+#define SUBSPAN_BASELINE_FMA 1
+#else
+#define SUBSPAN_BASELINE_FMA 0
+#endif
+template <int Bytes> inline constexpr bool has_fma = Bytes > 16 || SUBSPAN_BASELINE_FMA;
+
+template <class T, int Bytes>
+SUBSPAN_INLINE typename Vec<T, Bytes>::type fused(typename Vec<T, Bytes>::type a, typename Vec<T, Bytes>::type b,
+                                                  typename Vec<T, Bytes>::type c) {
+    typename Vec<T, Bytes>::type r{};
+    // Lane by lane: GCC makes one vector instruction of it from -O2 on.
+#pragma GCC unroll 16
+    for (int l = 0; l < Vec<T, Bytes>::lanes; ++l) {
+#ifdef SUBSPAN_VECTOR_EXT
+        if constexpr (sizeof(T) == 8)
+            r[l] = __builtin_fma(a[l], b[l], c[l]);
+        else
+            r[l] = __builtin_fmaf(a[l], b[l], c[l]);
+#else
+        r.v[l] = std::fma(a.v[l], b.v[l], c.v[l]);
+#endif
+    }
+    return r;
+}
+
 // A product that is rounded before it is added: equal products then cancel exactly, which they do not when one of them goes
 // into a fused multiply-add.
-#if defined(SUBSPAN_VECTOR_EXT) && defined(__has_builtin)
+#ifdef SUBSPAN_VECTOR_EXT
+template <class T> SUBSPAN_INLINE T rounded(T product) {
+#if defined(__has_builtin)
 #if __has_builtin(__builtin_assoc_barrier)
-#define SUBSPAN_ROUNDED(x) __builtin_assoc_barrier(x)
+    return __builtin_assoc_barrier(product);
+#define SUBSPAN_HAS_BARRIER
 #endif
 #endif
-#ifndef SUBSPAN_ROUNDED
-#define SUBSPAN_ROUNDED(x) (x)
+#ifndef SUBSPAN_HAS_BARRIER
+    asm("" : "+m"(product)); // through memory: no compiler sees where it comes from
+    return product;
 #endif
+}
+#else
+template <class T> SUBSPAN_INLINE T rounded(T product) { // MSVC does not contract without /fp:contract
+    return product;
+}
+#endif
+#define SUBSPAN_ROUNDED(x) ::subspan::simd::rounded(x)
 
 SUBSPAN_INLINE void prefetch([[maybe_unused]] const void *p) {
 #ifdef SUBSPAN_VECTOR_EXT

@@ -71,30 +71,28 @@ template <class T>
 void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partner, const T *delta) {
     bool in_place = true;
     for (std::int64_t i = 0; i < kept; ++i) in_place = in_place && partner[i] == i;
+    // Rows that change places go into new buffers; either way nothing can fail or be interrupted half-way.
+    Buffer<T> high, lower, nothing;
+    if (!in_place) {
+        high.reserve(keep * n);
+        std::fill_n(lower.reserve(keep * n), keep * n, T(0));
+        std::fill_n(nothing.reserve(std::min(n, kStripWidth)), std::min(n, kStripWidth), T(0));
+    }
+    T *to = in_place ? v.data() : high.data(), *to_low = in_place ? low.data() : lower.data();
+    const Shielded whole;
     parallel_for((n + kStripWidth - 1) / kStripWidth, [&](std::int64_t t) {
         const std::int64_t first = t * kStripWidth, count = std::min(n - first, kStripWidth);
-        Frame frame;
-        const T *high = v.data() + first, *lower = low.data() + first;
-        std::int64_t stride = n;
-        const T *nothing = nullptr;
-        if (!in_place) { // rows change places: from a copy
-            T *copy = frame.take<T>(2 * r * count);
-            for (std::int64_t i = 0; i < r; ++i) {
-                std::copy_n(high + i * n, count, copy + i * count);
-                std::copy_n(lower + i * n, count, copy + (r + i) * count);
-            }
-            high = copy;
-            lower = copy + r * count;
-            stride = count;
-            nothing = frame.zeros<T>(count);
-        }
         for (std::int64_t i = 0; i < kept; ++i) {
             const std::int64_t p = partner[i];
-            const SettleArgs<T> args{p < 0 ? nothing : high + p * stride, p < 0 ? nothing : lower + p * stride,
-                                     delta + i * n + first, v.data() + i * n + first, low.data() + i * n + first, count};
+            const SettleArgs<T> args{p < 0 ? nothing.data() : v.data() + p * n + first,
+                                     p < 0 ? nothing.data() : low.data() + p * n + first,
+                                     delta + i * n + first, to + i * n + first, to_low + i * n + first, count};
             simd::dispatch<SettleKernel<T>>(&args);
         }
     });
+    if (in_place) return;
+    std::swap(v, high);
+    std::swap(low, lower);
 }
 
 template <class T>

@@ -185,6 +185,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
                sel.rank < keep) {
         return false;
     }
+    require_representable(w, l, sel.rank);
     const std::int64_t kept = sel.rank;
     T *rot = frame.take<T>(kept * m);
     double *wide = frame.take<double>(m);

@@ -251,6 +251,12 @@ template <class T> struct StreamingSvd<T>::Impl {
     // V' = y (kept x n).
     void set_basis(std::int64_t kept, const double *y);
 
+    // Squares of singular values, in the unit of w: what T cannot hold is an error before anything has changed.
+    static void require_representable(const Work &w, const double *squares, std::int64_t count) {
+        if (count > 0 && !(std::sqrt(squares[0]) * w.unit <= double(std::numeric_limits<T>::max())))
+            throw ValueError("rows: the singular values overflow the dtype although the rows are finite; scale the data");
+    }
+
     void commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out);
     // Nothing but zeros so far.
     void commit_nothing(const Work &w);

@@ -4,8 +4,10 @@
 #include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/panel.hpp"
+#include "subspan/parallel.hpp"
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 
 namespace subspan {
@@ -135,6 +137,7 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     }
     if (norm_r > kResidualMargin * sigma[sel.rank - 1] && q > 0) return false;
 
+    require_representable(w, sigma, sel.rank);
     // V' = Y1 V̂ + Y2 L_R^-1 (R - C2' V̂), with V̂ = L_M^-1 V.
     const std::int64_t kept = sel.rank, columns = p.rows;
     double *z2 = frame.take<double>(kept * q), *z1 = frame.take<double>(kept * rr), *t1 = frame.take<double>(kept * rr);
@@ -192,6 +195,14 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     return true;
 }
 
+namespace {
+struct Job {
+    Buffer<double> a, work, tau;
+    int info = 0;
+    Job(Buffer<double> &&rows, std::int64_t lwork, std::int64_t p) : a(std::move(rows)), work(lwork), tau(p) {}
+};
+} // namespace
+
 template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T> &dense) {
     // In double, also for rows of float: what each update rounds would add up, and this is the route of few rows and of hard
     // ones.
@@ -209,38 +220,44 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
         materialise(dense, rows.data());
         std::copy_n(rows.data(), w.b * n, a.data() + rr * n);
     }
-    int ni = int(n), mi = int(m), pi = int(p), info = 0, lwork = int(64 * m);
-    double *tau = frame.take<double>(p), *work = frame.take<double>(lwork);
-    lapack<double>().geqrf(&ni, &mi, a.data(), &ni, tau, work, &lwork, &info);
-    if (info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
+    // A = L Q by LAPACK, on memory that an interrupt leaves behind.
+    const auto job = std::make_shared<Job>(std::move(a), 64 * m, p);
+    const double flops = 2.0 * double(m) * double(p) * double(n);
+    run_stoppable(flops, [job, n = this->n, m] {
+        int ni = int(n), mi = int(m), lwork = int(64 * m);
+        lapack<double>().geqrf(&ni, &mi, job->a.data(), &ni, job->tau.data(), job->work.data(), &lwork, &job->info);
+    });
+    if (job->info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
     // Aᵀ = Q R: the right singular vectors of A are Q times the left ones of R, hence the rows of (Rᵀ's right
     // vectors) Qᵀ. Rᵀ is m x p.
     double *rt = frame.zeros<double>(m * p), *sigma = frame.take<double>(k), *y = frame.take<double>(k * p);
     double total = 0;
     for (std::int64_t i = 0; i < m; ++i)
         for (std::int64_t j = 0; j <= std::min(i, p - 1); ++j) {
-            rt[i * p + j] = a.data()[i * n + j];
+            rt[i * p + j] = job->a.data()[i * n + j];
             total += rt[i * p + j] * rt[i * p + j];
         }
     core_svd(m, p, rt, k, sigma, y);
     for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, k, total, w.dropped);
-    lapack<double>().orgqr(&ni, &pi, &pi, a.data(), &ni, tau, work, &lwork, &info);
-    if (info != 0) throw LinAlgError("StreamingSVD: orgqr failed");
+    run_stoppable(flops, [job, n = this->n, m, p] {
+        int ni = int(n), pi = int(p), lwork = int(64 * m);
+        lapack<double>().orgqr(&ni, &pi, &pi, job->a.data(), &ni, job->tau.data(), job->work.data(), &lwork, &job->info);
+    });
+    if (job->info != 0) throw LinAlgError("StreamingSVD: orgqr failed");
     const std::int64_t kept = sel.rank;
+    require_representable(w, sigma, kept);
     std::vector<double> out(static_cast<std::size_t>(kept));
+    double *overlap = frame.take<double>(kept * rr); // <v'_i, v_j> = Y_i · (row j of Rᵀ) / s_j
+    gemm<double>(MatrixView<const double>(y, kept, p), MatrixView<const double>(rt, rr, p).transposed(),
+                 MatrixView<double>(overlap, kept, rr));
     for (std::int64_t i = 0; i < kept; ++i) {
         out[std::size_t(i)] = std::sqrt(sigma[i]);
-        // <v'_i, v_j> = Y_i · (row j of Rᵀ) / s_j
-        const Closest old = closest(rr, [&](std::int64_t j) {
-            double o = 0;
-            for (std::int64_t q = 0; q <= std::min(j, p - 1); ++q) o += y[i * p + q] * rt[j * p + q];
-            return o / w.scale[std::size_t(j)];
-        });
+        const Closest old = closest(rr, [&](std::int64_t j) { return overlap[i * rr + j] / w.scale[std::size_t(j)]; });
         for (std::int64_t j = 0; j < p; ++j) y[i * p + j] *= old.sign;
     }
     Buffer<double> fresh(kept * n);
-    combine(y, Panel<double>(n).add(MatrixView<const double>(a.data(), p, n)), MatrixView<double>(fresh.data(), kept, n));
+    combine(y, Panel<double>(n).add(MatrixView<const double>(job->a.data(), p, n)), MatrixView<double>(fresh.data(), kept, n));
     set_basis(kept, fresh.data());
     route = "householder";
     commit(w, std::move(out), rr == 0, sel.dropped);

@@ -47,7 +47,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
         if (!std::isfinite(x)) bad("components must be finite");
     if (!st.scatter.empty() && std::int64_t(st.scatter.size()) != st.features) bad("scatter does not fit features");
     for (const double x : st.scatter)
-        if (!(x >= 0) || !std::isfinite(x)) bad("the scatter must be finite and not negative");
+        if (!(x >= 0)) bad("the scatter must not be negative");
     if (r > 0) { // what no stream has kept: see kDrift
         Frame frame;
         double *g = frame.take<double>(r * r);

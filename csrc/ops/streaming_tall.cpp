@@ -11,6 +11,7 @@
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
+#include <memory>
 
 namespace subspan {
 namespace {
@@ -22,20 +23,23 @@ constexpr std::int64_t kParts = 16;  // at most, of rows; depends on the shape a
 // Upper triangular R (n x n, row-major, zeros below) of the QR factors of rows (m x n, row-major).
 class Triangle {
   public:
-    explicit Triangle(std::int64_t n) : n_(n), work_(64 * n), tau_(n) {}
+    explicit Triangle(std::int64_t n) : n_(n) {}
     std::vector<double> of(const double *rows, std::int64_t m, const double *more = nullptr, std::int64_t m2 = 0) {
-        const std::int64_t all = m + m2;
-        double *a = columns_.reserve(all * n_);
-        for (std::int64_t j = 0; j < n_; ++j) {
-            for (std::int64_t i = 0; i < m; ++i) a[j * all + i] = rows[i * n_ + j];
-            for (std::int64_t i = 0; i < m2; ++i) a[j * all + m + i] = more[i * n_ + j];
+        const std::int64_t all = m + m2, n = n_;
+        if (job_ == nullptr || std::int64_t(job_->a.size()) < all * n) job_ = std::make_shared<Job>(all, n);
+        double *a = job_->a.data();
+        for (std::int64_t j = 0; j < n; ++j) {
+            for (std::int64_t i = 0; i < m; ++i) a[j * all + i] = rows[i * n + j];
+            for (std::int64_t i = 0; i < m2; ++i) a[j * all + m + i] = more[i * n + j];
         }
-        int mi = int(all), ni = int(n_), lwork = int(64 * n_), info = 0;
-        lapack<double>().geqrf(&mi, &ni, a, &mi, tau_.data(), work_.data(), &lwork, &info);
-        if (info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
-        std::vector<double> r(std::size_t(n_ * n_), 0.0);
-        for (std::int64_t i = 0; i < std::min(all, n_); ++i)
-            for (std::int64_t j = i; j < n_; ++j) r[std::size_t(i * n_ + j)] = a[j * all + i];
+        run_stoppable(2.0 * double(all) * double(n) * double(n), [job = job_, all, n] {
+            int mi = int(all), ni = int(n), lwork = int(64 * n);
+            lapack<double>().geqrf(&mi, &ni, job->a.data(), &mi, job->tau.data(), job->work.data(), &lwork, &job->info);
+        });
+        if (job_->info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
+        std::vector<double> r(std::size_t(n * n), 0.0);
+        for (std::int64_t i = 0; i < std::min(all, n); ++i)
+            for (std::int64_t j = i; j < n; ++j) r[std::size_t(i * n + j)] = a[j * all + i];
         return r;
     }
     std::vector<double> merged(const std::vector<double> &a, const std::vector<double> &b) {
@@ -43,8 +47,13 @@ class Triangle {
     }
 
   private:
+    struct Job { // what an interrupt leaves behind
+        std::vector<double> a, work, tau;
+        int info = 0;
+        Job(std::int64_t all, std::int64_t n) : a(std::size_t(all * n)), work(std::size_t(64 * n)), tau(std::size_t(n)) {}
+    };
     std::int64_t n_;
-    Buffer<double> columns_, work_, tau_;
+    std::shared_ptr<Job> job_;
 };
 
 } // namespace
@@ -144,6 +153,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_gram(Work &w) {
     }
     eigh_top<double>(n, k, h, sigma, y);
     const Selected sel = select(sigma, k, total, w.dropped);
+    require_representable(w, sigma, sel.rank);
     std::vector<double> out(static_cast<std::size_t>(sel.rank));
     for (std::int64_t i = 0; i < sel.rank; ++i) out[std::size_t(i)] = std::sqrt(sigma[i]);
     tall_commit(w, std::move(out), y, sel.dropped);
@@ -151,13 +161,14 @@ template <class T> void StreamingSvd<T>::Impl::tall_gram(Work &w) {
 
 template <class T>
 void StreamingSvd<T>::Impl::tall_commit(const Work &w, std::vector<double> &&sigma, double *y, double left_out) {
+    Frame frame;
     const auto kept = std::int64_t(sigma.size());
+    T *rounded = frame.take<T>(kept * n), *overlap = frame.take<T>(kept * w.r);
+    std::transform(y, y + kept * n, rounded, [](double x) { return T(x); });
+    gemm<T>(MatrixView<const T>(rounded, kept, n), MatrixView<const T>(v.data(), w.r, n).transposed(),
+            MatrixView<T>(overlap, kept, w.r));
     for (std::int64_t i = 0; i < kept; ++i) {
-        const Closest old = closest(w.r, [&](std::int64_t j) {
-            double o = 0;
-            for (std::int64_t q = 0; q < n; ++q) o += y[i * n + q] * double(v.data()[j * n + q]);
-            return o;
-        });
+        const Closest old = closest(w.r, [&](std::int64_t j) { return double(overlap[i * w.r + j]); });
         for (std::int64_t q = 0; q < n; ++q) y[i * n + q] *= old.sign;
     }
     set_basis(kept, y);
@@ -207,6 +218,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
         if (sel.rank == k && sigma[k - 1] * kSpread * kSpread >= sigma[0]) {
             // U = A Yᵀ / s, and V' = Uᵀ A / s: rows of A are s_j v_j and those of the factor.
             gemm<double>(MatrixView<const double>(y, k, n), a.transposed(), MatrixView<double>(u, k, m));
+            require_representable(w, sigma, k);
             T *rot = frame.take<T>(k * m);
             auto *partner = frame.take<std::int64_t>(k);
             std::vector<double> out(static_cast<std::size_t>(k)), scale(w.scale.begin(), w.scale.begin() + w.r);
@@ -253,6 +265,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
     core_svd(n, n, factor.data(), k, sigma, y);
     for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, k, total, w.dropped);
+    require_representable(w, sigma, sel.rank);
     std::vector<double> out(static_cast<std::size_t>(sel.rank));
     for (std::int64_t i = 0; i < sel.rank; ++i) out[std::size_t(i)] = std::sqrt(sigma[i]);
     tall_commit(w, std::move(out), y, sel.dropped);

@@ -17,7 +17,7 @@ template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) c
     const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(capacity(), 1))) / std::sqrt(T(x.cols()));
     if (x.csr == nullptr && sum_of_squares(x.dense) <= double(limit) * double(limit)) return;
     const auto too_large = [&](T value) {
-        if (std::abs(value) > limit) throw ValueError("rows: entries are too large, their sums would overflow; scale the data");
+        if (std::abs(value) > limit) throw ValueError("rows: entries are too large to be " + std::string(opt.center ? "centred" : "added up") + "; scale the data");
     };
     for (std::int64_t i = 0; i < x.count(); ++i) {
         if (x.csr != nullptr)

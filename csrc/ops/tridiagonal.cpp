@@ -189,6 +189,7 @@ struct RootsKernel {
         const std::int64_t K = q->K;
         const double *d = q->d;
         for (std::int64_t j = begin; j < end; ++j) {
+            poll();
             std::int64_t origin = j;
             double mu = 0;
             if (!secular_root<Bytes>(*q, j, origin, mu)) {
@@ -209,6 +210,7 @@ struct ProductsKernel {
         const double *d = q->d;
         double *prod = q->prod;
         for (std::int64_t j = 0; j < q->K; ++j) {
+            poll();
             const double dj = d[j];
             const double *row = q->diff + j * q->K;
             for (std::int64_t i = begin; i < std::min(end, j); ++i) prod[i] *= row[i] / (d[i] - dj);
@@ -400,6 +402,7 @@ class Solver {
         std::vector<double> v(K);
         std::int64_t row = 0;
         for (auto it = all.end() - keep; it != all.end(); ++it) {
+            poll();
             if (!it->is_live) continue;
             const VectorArgs args{K, zhat.data(), diff_all + it->index * K, columns.data(), v.data(), coef + row * K};
             simd::dispatch<VectorKernel>(&args);

@@ -1,5 +1,7 @@
 #include "subspan/truncated_svd.hpp"
 
+#include "subspan/sizes.hpp"
+
 #include "rows.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/rng.hpp"
@@ -93,6 +95,7 @@ TruncatedSvd<T> iterate(LinearOperator<T> &a, const TruncatedOptions &o, std::in
                         std::vector<double> &all) {
     const std::int64_t m = a.rows(), n = a.cols();
     TruncatedSvd<T> out;
+    checked_product({l, std::max(m, n)}, "A with rank + oversample vectors");
     Buffer<T> x(l * n), y(l * m);
     const std::int64_t given = std::min(l, initial.rows);
     for (std::int64_t i = 0; i < given; ++i)
@@ -224,6 +227,8 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
         for (std::int64_t j = 0; j < n; ++j)
             if (!std::isfinite(initial(i, j))) throw ValueError("initial must be finite, got NaN or infinity in row " + std::to_string(i));
     const bool adaptive = o.rank == 0;
+    if (std::min(full, o.rank + std::min(o.oversample, full)) > 20000)
+        throw ValueError("rank + oversample must be at most 20000 on the CPU, got " + std::to_string(o.rank + o.oversample));
     if (adaptive && o.energy <= 0.0 && o.tol <= 0.0) throw ValueError("one of rank, energy and tol must be given");
     const double norm = o.energy > 0.0 ? a.squared_norm() : 0.0;
     if (o.energy > 0.0 && norm < 0.0)
@@ -345,6 +350,12 @@ TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const 
     Rows<T> check;
     check.dense = MatrixView<const T>(x.data(), q, n);
     require_finite(check, "S · Vh");
+    for (const auto &[u, name] : {std::pair(ua, "a.U"), std::pair(ub, "b.U")}) {
+        if (!with_u) break;
+        Rows<T> left;
+        left.dense = u;
+        require_finite(left, name);
+    }
     const std::int64_t c = q <= n ? q : n;
     std::vector<double> core(std::size_t(q * c)), s(std::size_t(std::min(q, c))), u(std::size_t(q * std::min(q, c))),
         vt(std::size_t(std::min(q, c) * c));

@@ -21,7 +21,7 @@ cuda::MixOptions options_of(const Offsets &offsets, const py::tuple &t) {
     o.bias_always = t[4].cast<bool>();
     o.rope = t[5].cast<int>();
     o.rope_base = t[6].cast<double>();
-    o.rope_start = t[7].cast<std::int64_t>();
+    o.rope_start = py::cast<std::int64_t>(py::tuple(t[7])[0]);
     return o;
 }
 

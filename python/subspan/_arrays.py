@@ -243,8 +243,8 @@ def check_float(x: Array, name: str) -> np.dtype[Any]:
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)) or not dtype.isnative:
         how = f"{name}.float()" if library_of(x) == "torch" else f"{name}.astype('float32')"
         if dtype.kind == "c":
-            raise TypeError(f"{name} must be real, got {dtype}")
-        if dtype.names is not None or dtype.kind in "OSUMmV":
+            raise TypeError(f"{name} must be float32 or float64, got {dtype}: only real arrays are taken")
+        if dtype.names is not None or dtype.kind in "OSUMm":
             raise TypeError(f"{name} must be float32 or float64, got {dtype}, which holds no numbers of one kind")
         if not dtype.isnative:
             how = f"{name}.astype({name}.dtype.newbyteorder('='))"
@@ -252,7 +252,7 @@ def check_float(x: Array, name: str) -> np.dtype[Any]:
     return dtype
 
 
-_EXACT = {"float32": ("bool", "int8", "uint8", "int16", "uint16"), "float64": ("int32", "uint32")}
+_EXACT = {"float32": ("int8", "uint8", "int16", "uint16"), "float64": ("int32", "uint32")}
 
 
 def as_float(x: Array, name: str, wanted: Any = None) -> Array:
@@ -267,7 +267,10 @@ def as_float(x: Array, name: str, wanted: Any = None) -> Array:
     target = "float64" if wanted is None else np.dtype(wanted).name
     if given not in (*_EXACT["float32"], *(_EXACT["float64"] if target == "float64" else ())):
         if given in ("int32", "uint32", "int64", "uint64"):
-            raise TypeError(f"{name} is {given}, of which {target} does not hold all numbers; convert it yourself")
+            raise TypeError(
+                f"{name} must be float32 or float64, got {given}, and {target} does not hold all of its numbers; "
+                f"convert it first, e.g. {name}.astype('float64')"
+            )
         return x
     if library_of(x) == "torch":
         import torch
@@ -306,7 +309,7 @@ def _shortly(number: int) -> str:
     return str(number) if number.bit_length() < 128 else f"a number of {number.bit_length()} bits"
 
 
-def real_number(value: Any, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+def real_number(value: Any, name: str, least: float = -math.inf) -> float:
     """A finite number of a user's: no text, no bool, no part of a complex one, no tensor that autograd follows."""
     if isinstance(value, (str, bytes, bool, np.bool_, complex, np.complexfloating)):
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -318,12 +321,8 @@ def real_number(value: Any, name: str, least: float = -math.inf, most: float = m
         raise ValueError(f"{name} must be finite, got a number beyond float64") from None
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {number!r}")
-    if number < least:
-        raise ValueError(f"{name} must {'not be negative' if least == 0 else f'be at least {least:g}'}, got {number!r}")
-    if number > most:
-        raise ValueError(f"{name} must be at most {most:g}, got {number!r}")
+    if not (math.isfinite(number) and number >= least):
+        raise ValueError(f"{name} must be finite{'' if least < 0 else ' and not negative'}, got {number!r}")
     return number
 
 

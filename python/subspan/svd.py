@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import math
 import os
+import sys
 import threading
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from subspan._arrays import (
     check_output,
     csr_parts,
     dense_rows,
+    dtype_of,
     is_sparse,
     library_of,
     real_number,
@@ -821,9 +823,9 @@ def _float_dtype(dtype: Any) -> np.dtype[Any]:
     return d
 
 
-def _triplet(parts: tuple[Any, Any, Any], library: str) -> TruncatedSVD:
+def _triplet(parts: tuple[Any, Any, Any], library: str, like: Array = None) -> TruncatedSVD:
     u, s, vh = parts
-    return TruncatedSVD(*(None if x is None else to_library(x, library) for x in (u, s, vh)))
+    return TruncatedSVD(*(None if x is None else to_library(x, library, like) for x in (u, s, vh)))
 
 
 def truncated_svd(
@@ -833,9 +835,11 @@ def truncated_svd(
     energy: float | None = None,
     tol: float | None = None,
     oversample: int = 10,
-    power_iterations: int = 2,
+    power_iterations: int | str = 2,
     initial: Array | None = None,
     rng: int | np.random.Generator | None = None,
+    signs: str = "v",
+    weight: Array | None = None,
 ) -> TruncatedSVD:
     """Leading singular triplets of a matrix by randomized subspace iteration.
 
@@ -853,16 +857,30 @@ def truncated_svd(
     tol : float, optional
         Leave out singular values below ``tol`` times the first.
     oversample, power_iterations : int
-        ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them.
+        ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them. ``power_iterations="auto"`` is
+        scikit-learn's choice: 7 where ``rank`` is below a tenth of the smaller side, else 4. scikit-learn's ``n_iter``
+        counts the same iterations, so who comes from ``TruncatedSVD(n_iter=5)`` takes ``power_iterations=5``.
     initial : array ``(j, n)``, optional
         A warm start, ``Vh`` of a nearby matrix: with one, ``power_iterations=0`` or 1 is often enough.
     rng : None, int or numpy.random.Generator
         Draws the key of a counter-based generator: the same for any number of threads.
+    signs : {"v", "u"}
+        Which entry of largest magnitude is positive: that of each row of ``Vh``, or that of each column of ``U`` (as
+        scikit-learn's ``svd_flip`` by default).
+    weight : array ``(n,)`` or ``(n, n)``, optional
+        The inner product ``x·W·y`` of rows, as in :class:`StreamingSVD`: ``Vh @ W @ Vh.T`` is the identity, and ``A`` is
+        near ``U @ diag(S) @ Vh``.
 
     Returns
     -------
     TruncatedSVD
-        ``U (m, k)``, ``S (k,)``, ``Vh (k, n)``. The largest entry of each row of ``Vh`` is positive.
+        ``U (m, k)``, ``S (k,)``, ``Vh (k, n)``. Of integers, which are converted where float64 holds them all (up to 32
+        bits), they are float64.
+
+    Raises
+    ------
+    ValueError
+        NaN or infinity in ``A``, sizes that do not fit, or singular values that overflow the dtype.
 
     Notes
     -----
@@ -881,43 +899,134 @@ def truncated_svd(
     """
     if rank is None and energy is None and tol is None:
         raise ValueError("one of rank, energy and tol must be given")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, (int, np.integer)) or rank < 1):
-        raise ValueError(f"rank must be a positive int, got {rank!r}")
+    rank = None if rank is None else whole_number(rank, "rank", 1)
+    energy = None if energy is None else real_number(energy, "energy")
+    tol = None if tol is None else real_number(tol, "tol")
     if energy is not None and not 0.0 < energy < 1.0:
         raise ValueError(f"energy must be in (0, 1), got {energy}")
     if tol is not None and not 0.0 < tol < 1.0:
         raise ValueError(f"tol must be in (0, 1), got {tol}")
-    for name, value in (("oversample", oversample), ("power_iterations", power_iterations)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    for name, value in (("rank", rank or 0), ("oversample", oversample), ("power_iterations", power_iterations)):
-        if not -(2**62) < value < 2**62:
-            raise ValueError(f"{name} is {value}, beyond what any matrix needs")
-    options = (int(rank or 0), energy or 0.0, tol or 0.0, int(oversample), int(power_iterations))
+    if not isinstance(signs, str) or signs not in ("v", "u"):
+        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
+    oversample = whole_number(oversample, "oversample", 0)
+    if weight is not None:
+        return _weighted(A, rank, weight, energy, tol, oversample, power_iterations, initial, rng, signs)
+    if isinstance(power_iterations, str):
+        if power_iterations != "auto":
+            raise ValueError(f"power_iterations must be an int or 'auto', got {power_iterations!r}")
+        power_iterations = 7 if rank is not None and rank < 0.1 * min(int(x) for x in A.shape) else 4
+    power_iterations = whole_number(power_iterations, "power_iterations", 0, 2**20)
+    options = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
     key = rng_key(rng)
+    if initial is not None:
+        initial = as_array(initial, "initial")
+    start = initial if initial is None or on_device(initial) else detached(initial)
     if is_sparse(A):
-        check_float(A, "A")
-        return _triplet(_core.truncated_svd_csr(*csr_parts(A, "A"), *options, initial, key), "numpy")
-    if hasattr(A, "matmat") and hasattr(A, "rmatmat"):
-        dtype = np.dtype(getattr(A, "dtype", None) or np.float64)
-        if dtype.kind == "c":
-            raise TypeError("A must be real, got a complex operator")
-        m, n = (int(x) for x in A.shape)
-        single = dtype == np.float32
-        parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, initial, key)
-        return _triplet(parts, "numpy")
+        parts = csr_parts(A, "A")
+        data = as_float(parts[0], "A")
+        check_float(data, "A")
+        found = _triplet(_core.truncated_svd_csr(data, *parts[1:], *options, start, key), "numpy")
+    elif hasattr(A, "matmat") and hasattr(A, "rmatmat"):
+        m, n, single = _operator(A)
+        parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, start, key)
+        found = _triplet(parts, "numpy")
+    elif on_device(A, initial):
+        found = TruncatedSVD(*_truncated.truncated_svd(A, *options, initial, key))
+        if signs == "u":
+            raise TypeError("signs='u' is not implemented on CUDA devices")
+    else:
+        A = as_array(A, "A")
+        check_library(A, "A")
+        x = detached(as_float(A, "A"))
+        check_float(x, "A")
+        found = _triplet(_core.truncated_svd(x, *options, start, key), library_of(A), A)
+    return _with_signs(found, signs)
+
+
+def _operator(A: Any) -> tuple[int, int, bool]:
+    """Shape of an operator, and whether it is of float32."""
+    shape = getattr(A, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise TypeError(f"A is an operator, and its shape must be a pair, got {shape!r}")
+    m, n = whole_number(shape[0], "A.shape[0]", 0, 2**58), whole_number(shape[1], "A.shape[1]", 0, 2**58)
+    for f, name in ((A.matmat, "matmat"), (A.rmatmat, "rmatmat")):
+        if not callable(f):
+            raise TypeError(f"A.{name} must be callable, got {type(f).__name__}")
+    given = getattr(A, "dtype", None)
+    try:
+        dtype = np.dtype(np.float64 if given is None else str(given).rpartition(".")[2])
+    except TypeError:
+        raise TypeError(f"A is an operator of dtype {given!r}, wanted float32 or float64") from None
+    if dtype.kind == "c":
+        raise TypeError("A must be real, got a complex operator")
+    return m, n, dtype == np.float32
+
+
+def _with_signs(found: TruncatedSVD, signs: str) -> TruncatedSVD:
+    """The largest entry of each column of U positive, where that was asked for; that of rows of Vh is already."""
+    if signs == "v" or found.U is None:
+        return found
+    u, vh = (np.asarray(x) if library_of(x) == "numpy" else np.from_dlpack(x) for x in (found.U, found.Vh))
+    if u.shape[0] == 0:
+        return found
+    flip = np.where(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])] < 0, -1, 1).astype(u.dtype)
+    library = library_of(found.U)
+    return TruncatedSVD(to_library(u * flip, library, found.U), found.S, to_library(vh * flip[:, None], library, found.Vh))
+
+
+def _weighted(
+    A: Array,
+    rank: int | None,
+    weight: Any,
+    energy: float | None,
+    tol: float | None,
+    oversample: int,
+    power_iterations: Any,
+    initial: Any,
+    rng: Any,
+    signs: str,
+) -> TruncatedSVD:
+    """The decomposition in the inner product ``x·W·y`` of rows: that of ``A F`` with ``W = F Fᵀ``."""
+    inner = InnerProduct(weight)
     if on_device(A, initial):
-        return TruncatedSVD(*_truncated.truncated_svd(A, *options, initial, key))
-    A = as_array(A, "A")
-    check_float(A, "A")
-    return _triplet(_core.truncated_svd(A, *options, initial, key), library_of(A))
+        raise TypeError("weight is not implemented on CUDA devices")
+    if hasattr(A, "matmat") and not is_sparse(A) and not hasattr(A, "__dlpack__"):
+        raise TypeError("A is an operator; put the factor of weight into it")
+    x: Any
+    library, like = "numpy", None
+    if is_sparse(A):
+        parts = inner.forward_csr(csr_parts(A, "A"), "A")
+        x = sys.modules["scipy.sparse"].csr_array(parts[:3], shape=parts[3:])
+    else:
+        A = as_array(A, "A")
+        check_library(A, "A")
+        library, like = library_of(A), A
+        x = detached(as_float(A, "A"))
+        check_float(x, "A")
+        x = inner.forward(x, "A")
+    start = None if initial is None else inner.forward(detached(as_array(initial, "initial")), "initial")
+    found = truncated_svd(
+        x,
+        rank,
+        energy=energy,
+        tol=tol,
+        oversample=oversample,
+        power_iterations=power_iterations,
+        initial=start,
+        rng=rng,
+    )
+    vh = inner.backward(found.Vh)
+    flip = np.where(vh[np.arange(vh.shape[0]), np.abs(vh).argmax(axis=1)] < 0, -1, 1).astype(vh.dtype)
+    found = _with_signs(TruncatedSVD(found.U * flip, found.S, vh * flip[:, None]), signs)
+    return TruncatedSVD(*(to_library(x, library, like) for x in found))
 
 
-def product_svd(A: Array, B: Array, rank: int | None = None) -> TruncatedSVD:
+def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v") -> TruncatedSVD:
     """SVD of ``A @ B`` from factors ``A (m, p)`` and ``B (p, n)``.
 
     With ``p <= min(m, n)`` the product is never formed: ``2 p² (m + n)`` flops and a ``p × p`` core, against
-    ``2 m n p`` and an ``m × n`` SVD. At most ``min(m, p, n)`` triplets exist; ``rank`` keeps fewer.
+    ``2 m n p`` and an ``m × n`` SVD. At most ``min(m, p, n)`` triplets exist; ``rank`` keeps fewer. ``signs`` as in
+    :func:`truncated_svd`. Integers are converted as there.
 
     Examples
     --------
@@ -928,14 +1037,17 @@ def product_svd(A: Array, B: Array, rank: int | None = None) -> TruncatedSVD:
     200.0
     """
     A, B = as_array(A, "A"), as_array(B, "B")
-    check_float(A, "A")
-    check_float(B, "B")
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank must be a positive int, got {rank!r}")
-    return _triplet(_core.product_svd(A, B, int(rank or 0)), library_of(A))
+    check_library(A, "A")
+    rank = 0 if rank is None else whole_number(rank, "rank", 1)
+    if not isinstance(signs, str) or signs not in ("v", "u"):
+        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
+    a, b = detached(as_float(A, "A")), detached(as_float(B, "B"))
+    if check_float(b, "B") != check_float(a, "A"):
+        raise TypeError(f"B must be {a.dtype} as A is, got {b.dtype}")
+    return _with_signs(_triplet(_core.product_svd(a, b, rank), library_of(A), A), signs)
 
 
-def merge_svd(a: Any, b: Any, rank: int) -> TruncatedSVD:
+def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
     """Truncated SVD of the stacked matrix ``[A; B]`` from truncated SVDs of ``A`` and ``B``.
 
     Parameters
@@ -944,18 +1056,51 @@ def merge_svd(a: Any, b: Any, rank: int) -> TruncatedSVD:
         ``U`` may be None in both: then it is None in the result.
     rank : int
         At most ``min(ka + kb, n)``.
+    forget : float, default 1.0
+        ``a``, the past, is multiplied by this factor in (0, 1], as :class:`StreamingSVD` does at an update.
+    signs : {"v", "u"}
+        As in :func:`truncated_svd`.
 
     Notes
     -----
     ``2 n (ka + kb)²`` flops and a core of size ``ka + kb``. Exact for exact input; in a tree of merges the truncations
     add up, in any order, to at most the sum of what each left out.
     """
-    ua, sa, va = a
-    ub, sb, vb = b
+    rank = whole_number(rank, "rank", 1)
+    forget = real_number(forget, "forget")
+    if not 0.0 < forget <= 1.0:
+        raise ValueError(f"forget must be in (0, 1], got {forget}")
+    if not isinstance(signs, str) or signs not in ("v", "u"):
+        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
+    given: list[list[Any]] = []
+    for x, name in ((a, "a"), (b, "b")):
+        try:
+            u, s, vh = x
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a triple (U, S, Vh), got {type(x).__name__}") from None
+        if s is None or vh is None:
+            raise TypeError(f"{name}: only U may be None")
+        part = [None if u is None else as_array(u, f"{name}.U"), as_array(s, f"{name}.S"), as_array(vh, f"{name}.Vh")]
+        for y, field in zip(part, ("U", "S", "Vh"), strict=True):
+            if y is not None:
+                on_the_cpu(y, f"{name}.{field}")
+        given.append([None if y is None else detached(as_float(y, name)) for y in part])
+    (ua, sa, va), (ub, sb, vb) = given
     if (ua is None) != (ub is None):
         raise ValueError("U must be given in both decompositions or in neither")
-    check_float(va, "a.Vh")
-    return _triplet(_core.merge_svd(ua, sa, va, ub, sb, vb, int(rank)), library_of(va))
+    dtype = check_float(va, "a.Vh")
+    for y, name in ((ua, "a.U"), (sa, "a.S"), (ub, "b.U"), (sb, "b.S"), (vb, "b.Vh")):
+        if y is not None and check_float(y, name) != dtype:
+            raise TypeError(f"{name} must be {dtype} as a.Vh is, got {y.dtype}")
+    values = []
+    for s, name in ((sa, "a.S"), (sb, "b.S")):
+        if len(s.shape) != 1:
+            raise ValueError(f"{name} must have 1 dimension, got shape {tuple(s.shape)}")
+        values.append(np.ascontiguousarray(s if isinstance(s, np.ndarray) else np.from_dlpack(s)))
+    values[0] = values[0] * dtype.type(forget)
+    like = a[2]
+    library = library_of(like) if not isinstance(like, (list, tuple)) else "numpy"
+    return _with_signs(_triplet(_core.merge_svd(ua, values[0], va, ub, values[1], vb, rank), library, like), signs)
 
 
 class FrequentDirections:
@@ -1143,7 +1288,13 @@ def choose_rank(
     2
     """
     on_the_cpu(singular_values, "singular_values")
-    s = np.asarray(singular_values, dtype=np.float64)
+    values = as_array(singular_values, "singular_values")
+    if dtype_of(values).kind not in "fiu":
+        raise TypeError(f"singular_values must be real numbers, got {values.dtype}")
+    values = detached(values)
+    if library_of(values) == "torch":
+        values = values.double()  # NumPy does not know all of its dtypes
+    s = np.asarray(values, dtype=np.float64)
     if s.ndim != 1:
         raise ValueError(f"singular_values must have 1 dimension, got shape {s.shape}")
     if not np.all(np.isfinite(s)) or np.any(s < 0):
@@ -1153,25 +1304,36 @@ def choose_rank(
     given = [x is not None for x in (energy, threshold, rule)]
     if sum(given) != 1:
         raise ValueError("exactly one of energy, threshold and rule must be given")
-    if s.size == 0 or s[0] == 0.0:
-        return 0
+    if rule is None and not (shape is None and noise is None):
+        raise ValueError("shape and noise belong to a rule")
+    empty = s.size == 0 or s[0] == 0.0
     if energy is not None:
+        energy = real_number(energy, "energy")
         if not 0.0 < energy <= 1.0:
             raise ValueError(f"energy must be in (0, 1], got {energy}")
+        if empty:
+            return 0
         total = np.cumsum((s / s[0]) ** 2)
         # The last sum is the whole by definition: rounding must not ask for one value more.
         return int(min(np.searchsorted(total, energy * total[-1]) + 1, s.size))
     if threshold is not None:
+        threshold = real_number(threshold, "threshold")
         if not 0.0 <= threshold < 1.0:
             raise ValueError(f"threshold must be in [0, 1), got {threshold}")
-        return int(np.count_nonzero(s > threshold * s[0]))
-    if rule not in ("gavish-donoho", "marchenko-pastur"):
+        return 0 if empty else int(np.count_nonzero(s > threshold * s[0]))
+    if not isinstance(rule, str) or rule not in ("gavish-donoho", "marchenko-pastur"):
         raise ValueError(f"rule must be 'gavish-donoho' or 'marchenko-pastur', got {rule!r}")
     if shape is None:
         raise ValueError(f"rule {rule!r} needs shape")
-    m, n = (int(x) for x in shape)
-    if min(m, n) < 1 or s.size > min(m, n):
-        raise ValueError(f"shape {shape} does not fit {s.size} singular values")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise ValueError(f"shape must be a pair (m, n), got {shape!r}")
+    m, n = (whole_number(x, f"shape[{i}]", 1) for i, x in enumerate(shape))
+    if s.size > min(m, n):
+        raise ValueError(f"shape {(m, n)} does not fit {s.size} singular values")
+    if noise is not None:
+        noise = real_number(noise, "noise", 0.0)
+    if empty:
+        return 0
     beta = min(m, n) / max(m, n)
     root = math.sqrt(max(m, n))
     if noise is None:
@@ -1181,8 +1343,6 @@ def choose_rank(
                 "give noise"
             )
         noise = float(np.median(s)) / (root * math.sqrt(_marchenko_pastur_median(beta)))
-    elif not noise >= 0.0:
-        raise ValueError(f"noise must not be negative, got {noise}")
     if rule == "gavish-donoho":
         cut = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta * beta + 14 * beta + 1)))
     else:

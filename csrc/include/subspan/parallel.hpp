@@ -33,6 +33,10 @@ class Shielded {
     Shielded &operator=(const Shielded &) = delete;
 };
 
+/// Runs something that cannot be stopped, a LAPACK routine, in a thread of its own while this one listens. An interrupt
+/// leaves it alone to its end, so `job` must own all that it works on. `flops` decides whether that is worth a thread.
+void run_stoppable(double flops, std::function<void()> job);
+
 /// The most bytes of work memory that calls of all threads together have held since the last reset.
 std::int64_t work_memory_peak();
 void reset_work_memory_peak();

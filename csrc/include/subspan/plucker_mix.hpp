@@ -22,6 +22,10 @@ struct MixOptions {
     Rope rope = Rope::none;
     double rope_base = 1e4;
     std::int64_t rope_start = 0; // position of the first token
+    std::vector<std::int64_t> rope_starts; // of each sequence, in C order of the leading axes, instead; empty: one for all
+    std::int64_t start_of(std::int64_t sequence) const {
+        return rope_starts.empty() ? rope_start : rope_starts[std::size_t(sequence)];
+    }
 };
 
 /// What is mixed: z (T x r for each sequence), weights (T x m, any stride may be zero) and a mask (1 x T, zero: the token

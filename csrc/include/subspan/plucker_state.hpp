@@ -42,6 +42,7 @@ template <class T> class PluckerMixState {
 
   private:
     struct Parts;
+    struct Kept;
     std::unique_ptr<Parts> p_;
 };
 

@@ -12,7 +12,8 @@ from subspan import _core
 from subspan._arrays import Array, as_array, library_of, output, to_library
 from subspan._device import Place, on_device, on_one_side, same_dtype
 from subspan._grassmann import device
-from subspan._grassmann.common import one_of, same_matrices, whole_number
+from subspan._arrays import whole_number
+from subspan._grassmann.common import one_of, same_matrices
 from subspan._orth.common import detached, finish, matrices, numpy
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, library_of, output, to_library
+from subspan._arrays import Array, library_of, output, real_number, to_library, whole_number
 from subspan._device import on_device
 from subspan._grassmann import device
-from subspan._grassmann.common import RETRACTIONS, one_of, real_number, same_matrices, whole_number
+from subspan._grassmann.common import RETRACTIONS, one_of, same_matrices
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._orth.spaces import random_orthogonal
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subspan._arrays import Array, as_array, check_float, library_of, to_library
+from subspan._arrays import Array, as_array, check_float, is_sparse, library_of, real_number, to_library, whole_number
 from subspan._device import Place, check_dtype, on_device
-from subspan._grassmann.common import one_of, real_number
-from subspan._orth.common import detached, numpy
+from subspan._grassmann.common import one_of
+from subspan._orth.common import detached, numpy, on_the_cpu
 
 NORMS: dict[str | None, int] = {None: 0, "clamp": 1, "soft": 2}
 WEIGHTINGS = {"mean": 0, "given": 1, "softmax": 2}
@@ -21,7 +21,8 @@ ORDERS = {"current-first": False, "past-first": True}
 BIASES = {"weighted": False, "always": True}
 ROPES: dict[str | None, int] = {None: 0, "interleaved": 1, "half": 2}
 
-Settings = tuple[int, float, int, bool, bool, int, float, int]
+Settings = tuple[int, float, int, bool, bool, int, float, tuple[int, ...]]
+"""The last entry: the position of the first token, one for all sequences or one for each."""
 
 
 def choice(value: Any, allowed: dict[Any, Any], name: str) -> Any:
@@ -32,12 +33,14 @@ def choice(value: Any, allowed: dict[Any, Any], name: str) -> Any:
 
 def offset_list(offsets: Any, causal: bool, advice: str = "pass causal=False if that is meant") -> list[int]:
     """Whole numbers, none of them zero, and none ahead where that was not asked for."""
-    if isinstance(offsets, (str, bytes)):
+    if isinstance(offsets, (str, bytes, dict, set)):
         raise TypeError(f"offsets must be whole numbers, got {offsets!r}")
     if not isinstance(offsets, Iterable) or getattr(offsets, "shape", None) == ():
         offsets = [offsets]
-    out = []
+    out: list[int] = []
     for value in offsets:
+        if len(out) == 65536:
+            raise ValueError("offsets holds more than 65536 numbers")
         if isinstance(value, (bool, np.bool_)):
             raise TypeError(f"offsets must be whole numbers, got {value!r}")
         try:
@@ -66,7 +69,7 @@ def settings(
     bias: str,
     rope: str | None,
     rope_base: float,
-    rope_start: int,
+    rope_start: Any,
     r: int,
 ) -> Settings:
     """What the kernels take, checked."""
@@ -79,12 +82,7 @@ def settings(
         raise ValueError(f"rope_base must be positive, got {rope_base!r}")
     if kind and r % 2:
         raise ValueError(f"rope turns pairs of dimensions, and z has an odd number of them, {r}")
-    try:
-        start = operator.index(rope_start)
-    except TypeError:
-        raise TypeError(f"rope_start must be an integer, got {rope_start!r}") from None
-    if abs(start) >= 2**40:
-        raise ValueError(f"rope_start must be below 2**40, got {start}")
+    start = whole_number(rope_start, "rope_start", -(2**40) + 1, 2**40 - 1)
     return (
         choice(norm, NORMS, "norm"),
         small,
@@ -93,8 +91,31 @@ def settings(
         choice(bias, BIASES, "bias"),
         kind,
         base,
-        start,
+        (start,),
     )
+
+
+def first_positions(rope_start: Any, batch: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The position of each sequence's first token, in C order of ``batch``; None where one number is meant for all."""
+    if isinstance(rope_start, (int, np.integer)) and not isinstance(rope_start, (bool, np.bool_)):
+        return None
+    x = as_array(rope_start, "rope_start") if not isinstance(rope_start, (list, tuple)) else np.asarray(rope_start)
+    on_the_cpu(x, "rope_start")
+    values = np.asarray(numpy(x))
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"rope_start must be an integer, or an array of them, one for each sequence, got {values.dtype}")
+    if values.size and not -(2**40) < int(values.min()) <= int(values.max()) < 2**40:
+        raise ValueError("rope_start must be below 2**40 in magnitude")
+    try:
+        values = np.broadcast_to(values, batch)
+    except ValueError:
+        raise ValueError(f"rope_start, shape {values.shape}, does not broadcast to the sequences, {batch}") from None
+    return tuple(values.ravel().tolist())
+
+
+def with_positions(numbers: Settings, starts: tuple[int, ...] | None) -> Settings:
+    """Settings with a position for each sequence."""
+    return numbers if starts is None else (*numbers[:7], starts)  # type: ignore[return-value]
 
 
 def _check(
@@ -188,7 +209,7 @@ def sequences(
     causal: bool,
     rope: str | None,
     rope_base: float,
-    rope_start: int,
+    rope_start: Any,
     bias: str = "weighted",
 ) -> Sequences:
     there = on_device(z, weights, mask)
@@ -200,10 +221,17 @@ def sequences(
     r = int(z.shape[-1])
     if r < 2:
         raise ValueError(f"z has tokens of {r} dimensions, and a plane needs at least 2")
-    which, numbers = checked(
-        offsets, causal, weights is None, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r
-    )
+    if r > 65536:
+        raise ValueError(f"z has tokens of {r} dimensions, and at most 65536 are taken: their pairs are more than 2³¹")
     shape = tuple(z.shape[:-1])
+    starts = first_positions(rope_start, shape[:-1])
+    if starts is not None and there:
+        raise TypeError("rope_start with a position for each sequence is not implemented on CUDA devices")
+    start = rope_start if starts is None else 0
+    which, numbers = checked(
+        offsets, causal, weights is None, weighting, norm, eps, order, bias, rope, rope_base, start, r
+    )
+    numbers = with_positions(numbers, starts)
     if there:
         return on_a_device(z, weights, mask, which, numbers, dtype)
     w = None
@@ -251,12 +279,19 @@ def on_a_device(z: Array, weights: Any, mask: Any, which: list[int], numbers: Se
 def numbers_for(x: Array, name: str, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """A view in NumPy; lists have no dtype of their own and take this one."""
     if isinstance(x, (list, tuple, float)):
-        return np.asarray(x, dtype)
+        made = np.asarray(x)
+        if made.dtype.kind not in "fiu":
+            raise TypeError(f"{name} must be numbers, got {made.dtype}")
+        return made.astype(dtype)
     return numpy(detached(as_array(x, name)))
 
 
 def mask_array(mask: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """A boolean mask as ones and zeros of the dtype, broadcast."""
+    if isinstance(mask, np.ma.MaskedArray):
+        raise TypeError("mask is a masked array, and its own mask would be ignored")
+    if is_sparse(mask) or isinstance(mask, (dict, str)):
+        raise TypeError(f"mask must be a boolean or integer array, got {type(mask).__name__}")
     valid = np.asarray(numpy(mask) if library_of(mask) in ("torch", "jax") else mask)
     if valid.dtype.kind not in "biu":
         raise TypeError(f"mask must be boolean or integer, not zero where a token counts, got {valid.dtype}")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, output, to_library
-from subspan._grassmann.common import whole_number
+from subspan._arrays import Array, as_array, check_float, library_of, output, to_library, whole_number
+
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._plucker.common import summed_to
 
@@ -29,17 +29,29 @@ def _same_dtype(x: Array, name: str, dtype: np.dtype[Any], first: str) -> None:
         raise TypeError(f"{name} must be {dtype} as {first} is, got {check_float(x, name)}")
 
 
-def _grades(n: Any, k: Any) -> tuple[int, int, int]:
+_MOST = 2**31  # numbers of an array here, and dimensions of a space
+
+
+def _comb(n: int, k: int, what: str = "") -> int:
+    """C(n, k), found out to be too much before it is computed: it passes 2³¹ after 34 factors."""
+    count, few = 1, min(k, n - k)
+    for i in range(1, few + 1):
+        count = count * (n - few + i) // i
+        if count > _MOST:
+            raise ValueError(f"{what or f'n={n}, k={k}'}: C({n}, {k}) is more than 2³¹, and no array here is as long")
+    return count if few >= 0 else 0
+
+
+def _grades(n: Any, k: Any, least: int = 1) -> tuple[int, int, int]:
     """n, k and C(n, k)."""
-    n, k = whole_number(n, "n", 1), whole_number(k, "k", 1)
+    n, k = whole_number(n, "n", 1, _MOST), whole_number(k, "k", least, _MOST)
     if k > n:
         raise ValueError(f"k must be at most n, got k={k} and n={n}")
-    return n, k, math.comb(n, k)
+    return n, k, _comb(n, k)
 
 
-def _countable(n: int, k: int, name: str, shape: tuple[int, ...]) -> None:
-    if math.comb(n, k) > 2**31:
-        raise ValueError(f"{name}, shape {shape}, has C({n}, {k}) = {math.comb(n, k):.1e} minors, more than 2³¹")
+def _countable(n: int, k: int, name: str, shape: tuple[int, ...]) -> int:
+    return _comb(n, k, f"{name}, shape {shape}")
 
 
 def _finite(good: bool, what: str) -> None:
@@ -87,9 +99,8 @@ def coordinates(A: Array, *, out: Array | None = None) -> Array:
     if not 1 <= k <= n:
         raise ValueError(f"A must have from 1 to {n} columns of {n} entries, got shape {tuple(A.shape)}")
     library = library_of(A)
-    _countable(n, k, "A", tuple(A.shape))
-    result, fresh = output(out, (*A.shape[:-2], math.comb(n, k)), dtype, library)
-    _finite(_core.plucker_coordinates(detached(A), result), "a minor")
+    result, fresh = output(out, (*A.shape[:-2], _countable(n, k, "A", tuple(A.shape))), dtype, library)
+    _finite(_core.plucker_coordinates(detached(A), detached(result)), "a minor")
     return finish(result, fresh, library)
 
 
@@ -123,8 +134,8 @@ def coordinates_backward(grad: Array, A: Array) -> Array:
         raise ValueError(f"A must have from 1 to {n} columns of {n} entries, got shape {tuple(A.shape)}")
     grad = as_array(grad, "grad")
     _same_dtype(grad, "grad", dtype, "A")
-    if tuple(grad.shape) != (*A.shape[:-2], math.comb(n, k)):
-        raise ValueError(f"grad must have shape {(*A.shape[:-2], math.comb(n, k))}, got {tuple(grad.shape)}")
+    if tuple(grad.shape) != (*A.shape[:-2], _comb(n, k)):
+        raise ValueError(f"grad must have shape {(*A.shape[:-2], _comb(n, k))}, got {tuple(grad.shape)}")
     dA = np.empty(tuple(A.shape), dtype)
     _finite(_core.plucker_coordinates_backward(detached(grad), detached(A), dA), "the gradient of A")
     return to_library(dA, library_of(A))
@@ -138,17 +149,16 @@ def _wedge_arguments(z: Array, w: Array, n: Any, grades: Any) -> tuple[Any, ...]
         k, m = grades
     except (TypeError, ValueError):
         raise TypeError(f"grades must be a pair of integers, got {grades!r}") from None
-    k, m = whole_number(k, "grades[0]", 0), whole_number(m, "grades[1]", 0)
+    k, m = whole_number(k, "grades[0]", 0, _MOST), whole_number(m, "grades[1]", 0, _MOST)
     if n is None:
         if 1 not in (k, m):
             raise ValueError(f"n is needed for grades {(k, m)}: neither of them is a vector, whose length is n")
         n = int((z if k == 1 else w).shape[-1])
-    n = whole_number(n, "n", 1)
+    n = whole_number(n, "n", 1, _MOST)
     for x, name, grade in ((z, "z", k), (w, "w", m)):
-        if x.shape[-1] != math.comb(n, grade):
-            raise ValueError(
-                f"{name} must have C({n}, {grade}) = {math.comb(n, grade)} entries, got shape {tuple(x.shape)}"
-            )
+        count = _comb(n, grade, f"n={n}, grades={(k, m)}")
+        if x.shape[-1] != count:
+            raise ValueError(f"{name} must have C({n}, {grade}) = {count} entries, got shape {tuple(x.shape)}")
     try:
         batch = np.broadcast_shapes(tuple(z.shape[:-1]), tuple(w.shape[:-1]))
     except ValueError:
@@ -195,8 +205,8 @@ def wedge(
     """
     z, w, dtype, n, k, m, batch = _wedge_arguments(z, w, n, grades)
     library = library_of(z)
-    result, fresh = output(out, (*batch, math.comb(n, k + m)), dtype, library)
-    _finite(_core.wedge(detached(z), detached(w), result, n, k, m), "the wedge")
+    result, fresh = output(out, (*batch, _comb(n, k + m)), dtype, library)
+    _finite(_core.wedge(detached(z), detached(w), detached(result), n, k, m), "the wedge")
     return finish(result, fresh, library)
 
 
@@ -235,8 +245,8 @@ def wedge_backward(
     z, w, dtype, n, k, m, batch = _wedge_arguments(z, w, n, grades)
     grad = as_array(grad, "grad")
     _same_dtype(grad, "grad", dtype, "z")
-    if tuple(grad.shape) != (*batch, math.comb(n, k + m)):
-        raise ValueError(f"grad must have shape {(*batch, math.comb(n, k + m))}, got {tuple(grad.shape)}")
+    if tuple(grad.shape) != (*batch, _comb(n, k + m)):
+        raise ValueError(f"grad must have shape {(*batch, _comb(n, k + m))}, got {tuple(grad.shape)}")
     dz, dw = np.zeros((*batch, z.shape[-1]), dtype), np.zeros((*batch, w.shape[-1]), dtype)
     if k + m <= n:
         _finite(_core.wedge_backward(detached(grad), detached(z), detached(w), dz, dw, n, k, m), "a gradient")
@@ -279,10 +289,10 @@ def relations(p: Array, n: int, k: int, *, out: Array | None = None) -> Array:
     n, k, length = _grades(n, k)
     p, dtype = _vectors(p, "p", length)
     library = library_of(p)
-    shape = (*p.shape[:-1], math.comb(n, k - 1), math.comb(n, k + 1))
+    shape = (*p.shape[:-1], _comb(n, k - 1), _comb(n, k + 1))
     result, fresh = output(out, shape, dtype, library)
     if math.prod(shape[-2:]) > 0:
-        _finite(_core.plucker_relations(detached(p), result, n, k), "a relation")
+        _finite(_core.plucker_relations(detached(p), detached(result), n, k), "a relation")
     return finish(result, fresh, library)
 
 
@@ -321,7 +331,7 @@ def relations_backward(grad: Array, p: Array, n: int, k: int) -> Array:
     p, dtype = _vectors(p, "p", length)
     grad = as_array(grad, "grad")
     _same_dtype(grad, "grad", dtype, "p")
-    shape = (*p.shape[:-1], math.comb(n, k - 1), math.comb(n, k + 1))
+    shape = (*p.shape[:-1], _comb(n, k - 1), _comb(n, k + 1))
     if tuple(grad.shape) != shape:
         raise ValueError(f"grad must have shape {shape}, got {tuple(grad.shape)}")
     dp = np.zeros(tuple(p.shape), dtype)
@@ -373,7 +383,7 @@ def basis(p: Array, n: int, k: int, *, check: bool = True, out: Array | None = N
     library = library_of(p)
     plain = detached(p)
     result, fresh = output(out, (*p.shape[:-1], n, k), dtype, library)
-    _named(_core.plucker_basis(plain, result, n, k), tuple(p.shape[:-1]))
+    _named(_core.plucker_basis(plain, detached(result), n, k), tuple(p.shape[:-1]))
     if check:
         values = numpy(plain).astype(np.float64)
         unit = np.empty(tuple(p.shape), np.float64)
@@ -468,10 +478,8 @@ def complement_signs(n: int, k: int) -> np.ndarray[Any, Any]:
     >>> plucker.complement_signs(4, 2)
     array([ 1., -1.,  1.,  1., -1.,  1.])
     """
-    n, k = whole_number(n, "n", 1), whole_number(k, "k", 0)
-    if k > n:
-        raise ValueError(f"k must be at most n, got k={k} and n={n}")
-    out = np.empty(math.comb(n, k), np.float64)
+    n, k, length = _grades(n, k, 0)
+    out = np.empty(length, np.float64)
     _core.complement_signs(n, k, out)
     return out
 
@@ -502,7 +510,7 @@ def hodge(p: Array, n: int, k: int) -> Array:
     >>> plucker.hodge(plucker.wedge(np.array([1.0, 0, 0]), np.array([0, 1.0, 0])), 3, 2)  # the cross product
     array([0., 0., 1.])
     """
-    n, k = whole_number(n, "n", 1), whole_number(k, "k", 0)
-    p, dtype = _vectors(p, "p", math.comb(n, k))
+    n, k, length = _grades(n, k, 0)
+    p, dtype = _vectors(p, "p", length)
     dual = complement_signs(n, k).astype(dtype) * numpy(detached(p)) + dtype.type(0)  # no negative zeros
     return to_library(np.ascontiguousarray(dual[..., ::-1]), library_of(p))

@@ -10,7 +10,7 @@ import numpy as np
 from subspan import _core
 from subspan._arrays import Array, output, to_library
 from subspan._device import on_one_side
-from subspan._orth.common import finish
+from subspan._orth.common import detached, finish
 from subspan._plucker import device
 from subspan._plucker.common import Sequences, chosen, gradient, overflow, projection, sequences, weights_gradient
 
@@ -28,7 +28,7 @@ def mix(
     causal: bool = True,
     rope: str | None = None,
     rope_base: float = 10000.0,
-    rope_start: int = 0,
+    rope_start: Any = 0,
     out: Array | None = None,
 ) -> Array:
     """Plücker coordinates of each token with its past, summed over offsets.
@@ -52,9 +52,12 @@ def mix(
         offsets that apply; a logit of minus infinity leaves one out.
     mask : boolean or integer array, broadcast to (..., T), optional
         False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
-        coordinates are zero.
+        coordinates are zero. It keeps its place: offsets and rotary positions count it (see ``rope_start``).
     norm : {"clamp", "soft", None}, default "clamp"
-        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length.
+        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with ``eps=1e-8``
+        is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of ``1/n`` (of ``1/eps``
+        at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the first layer of every
+        character model has, differ by rounding alone: gradients of 1e11 with the published norm, of 1e2 with this one.
     eps : float, default 1e-8
         With 0 the wedge of parallel tokens counts as zero.
     order : {"current-first", "past-first"}
@@ -65,8 +68,9 @@ def mix(
         Rotate ``z`` by its position first, in the pairs ``(2i, 2i + 1)`` or ``(i, i + r/2)``.
     rope_base : float, default 10000
         Pair ``i`` turns by ``position · base^(-2i/r)``.
-    rope_start : int, default 0
-        Position of the first token.
+    rope_start : int or integer array, broadcast to (...), default 0
+        Position of the first token: one for all sequences, or one for each. Positions count along ``T``, masked tokens
+        included: a batch that is padded on the left by ``pad`` tokens takes ``rope_start=-pad``.
     out : array (..., T, C(r, 2)), optional
         Must share no memory with the arguments.
 
@@ -103,7 +107,7 @@ def mix(
         return device.mix(s, out)
     on_one_side(z=z, out=out)
     result, fresh = output(out, (*s.shape, math.comb(s.r, 2)), s.dtype, s.library)
-    if not _core.plucker_mix(s.z, s.weights, s.mask, result, s.offsets, s.settings):
+    if not _core.plucker_mix(s.z, s.weights, s.mask, detached(result), s.offsets, s.settings):
         raise ValueError(overflow("the wedge of two tokens", norm))
     return finish(result, fresh, s.library)
 
@@ -126,7 +130,7 @@ def mix_backward(
     causal: bool = True,
     rope: str | None = None,
     rope_base: float = 10000.0,
-    rope_start: int = 0,
+    rope_start: Any = 0,
 ) -> Array | tuple[Array, Array]:
     """Gradients of ``sum(grad * mix(z, offsets, ...))``, in closed form.
 
@@ -193,7 +197,7 @@ def mix_project(
     causal: bool = True,
     rope: str | None = None,
     rope_base: float = 10000.0,
-    rope_start: int = 0,
+    rope_start: Any = 0,
     out: Array | None = None,
 ) -> Array:
     """:func:`mix`, projected: ``mix(z, ...) @ W.T`` and a bias, without storing the coordinates.
@@ -216,9 +220,12 @@ def mix_project(
         offsets that apply; a logit of minus infinity leaves one out.
     mask : boolean or integer array, broadcast to (..., T), optional
         False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
-        coordinates are zero.
+        coordinates are zero. It keeps its place: offsets and rotary positions count it (see ``rope_start``).
     norm : {"clamp", "soft", None}, default "clamp"
-        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length.
+        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with ``eps=1e-8``
+        is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of ``1/n`` (of ``1/eps``
+        at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the first layer of every
+        character model has, differ by rounding alone: gradients of 1e11 with the published norm, of 1e2 with this one.
     eps : float, default 1e-8
         With 0 the wedge of parallel tokens counts as zero.
     order : {"current-first", "past-first"}
@@ -232,8 +239,9 @@ def mix_project(
         Rotate ``z`` by its position first, in the pairs ``(2i, 2i + 1)`` or ``(i, i + r/2)``.
     rope_base : float, default 10000
         Pair ``i`` turns by ``position · base^(-2i/r)``.
-    rope_start : int, default 0
-        Position of the first token.
+    rope_start : int or integer array, broadcast to (...), default 0
+        Position of the first token: one for all sequences, or one for each. Positions count along ``T``, masked tokens
+        included: a batch that is padded on the left by ``pad`` tokens takes ``rope_start=-pad``.
     out : array (..., T, d), optional
         Must share no memory with the arguments.
 
@@ -275,7 +283,7 @@ def mix_project(
     on_one_side(z=z, W=W, b=b, out=out)
     matrix, vector = projection(W, b, s)
     result, fresh = output(out, (*s.shape, int(matrix.shape[0])), s.dtype, s.library)
-    if not _core.plucker_mix_project(s.z, s.weights, s.mask, matrix, vector, result, s.offsets, s.settings):
+    if not _core.plucker_mix_project(s.z, s.weights, s.mask, matrix, vector, detached(result), s.offsets, s.settings):
         raise ValueError(overflow("the projection of the mixed coordinates", norm))
     return finish(result, fresh, s.library)
 
@@ -297,7 +305,7 @@ def mix_project_backward(
     causal: bool = True,
     rope: str | None = None,
     rope_base: float = 10000.0,
-    rope_start: int = 0,
+    rope_start: Any = 0,
 ) -> tuple[Array, ...]:
     """Gradients of ``sum(grad * mix_project(z, W, b, offsets, ...))``.
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, output
+from subspan._arrays import Array, as_array, check_float, library_of, output, whole_number
 from subspan._device import Place, check_dtype, dtype_name, on_device
 from subspan._files import checked_state, read_archive, sealed_state, write_archive
-from subspan._grassmann.common import whole_number
+
 from subspan._orth.common import detached, finish, numpy
-from subspan._plucker.common import mask_array, numbers_for, offset_list, settings
+from subspan._plucker.common import first_positions, mask_array, numbers_for, offset_list, settings, with_positions
 from subspan._plucker.device import Ring
 
 _FORMAT = "subspan.plucker.MixState/2"
@@ -38,7 +38,7 @@ class MixState:
         With it :meth:`step` gives the projection, as :func:`mix_project`. Copied and packed once.
     b : array (d,), optional
     weights, weighting, norm, eps, order, bias, rope, rope_base, rope_start
-        As for :func:`mix_project`; ``weights`` has shape ``(m,)`` here, :meth:`step` takes others for a token.
+        As for :func:`mix_project`, ``rope_start`` being the position of the first token of the state; ``weights`` has shape ``(m,)`` here, :meth:`step` takes others for a token.
 
     Notes
     -----
@@ -73,7 +73,7 @@ class MixState:
         bias: str = "weighted",
         rope: str | None = None,
         rope_base: float = 10000.0,
-        rope_start: int = 0,
+        rope_start: Any = 0,
     ) -> None:
         self.offsets = offset_list(offsets, True, "decoding has no tokens ahead")
         self.r = whole_number(r, "r", 2)
@@ -92,7 +92,8 @@ class MixState:
             "rope_base": rope_base,
             "rope_start": rope_start,
         }
-        self._settings = settings(**self._options, r=self.r)
+        self._per_sequence = first_positions(rope_start, np.shape(rope_start)) is not None
+        self._settings = settings(**{**self._options, "rope_start": 0 if self._per_sequence else rope_start}, r=self.r)
         if weights is not None and weighting == "mean":
             raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
         self._weights = _own(weights, "weights")
@@ -142,7 +143,9 @@ class MixState:
         if self._dtype is not None and dtype != self._dtype:
             raise TypeError(f"{name} must be {self._dtype} as W is, got {dtype}")
         make = _core.MixStateF32 if dtype == np.float32 else _core.MixStateF64
-        self._core = make(self.r, math.prod(batch), self._W, self._b, self.offsets, self._settings)
+        starts = first_positions(self._options["rope_start"], batch)
+        chosen = with_positions(self._settings, starts)
+        self._core = make(self.r, math.prod(batch), self._W, self._b, self.offsets, chosen)
         self._dtype, self._batch = dtype, batch
         if self._weights is not None and self._listed:
             self._weights = self._weights.astype(dtype)
@@ -192,11 +195,16 @@ class MixState:
         valid = None if mask is None else mask_array(mask, batch, dtype).reshape(1, -1)
         library = library_of(z_t)
         result, fresh = output(out, (*batch, self._width), dtype, library)
+        plain = detached(z_t)
+        if not fresh:
+            _core.require_apart(detached(result), plain, "out", "z_t", False)
         new = self._core is None
         self._begin(dtype, batch, "z_t")
         try:
             rows = self._row_weights(weights, dtype, batch)
-            self._step(detached(z_t), rows, valid, result, batch, dtype)
+            if rows is not None and not fresh:
+                _core.require_apart(detached(result), rows, "out", "weights", False)
+            self._step(plain, rows, valid, detached(result), batch, dtype)
         except BaseException:  # an interrupt, too
             if new:
                 self._forget()
@@ -248,6 +256,8 @@ class MixState:
         return there
 
     def _device_begin(self, z: Array, batch: tuple[int, ...], name: str, **others: Any) -> Place:
+        if self._per_sequence:
+            raise TypeError("rope_start with a position for each sequence is not implemented on CUDA devices")
         place = Place(**{name: z}, W=self._W, **others)
         dtype = check_dtype(z, name)
         known = None if self._W is None and self._core is None else str(self._dtype)
