@@ -23,7 +23,7 @@ void register_apply_core(py::module_ &m) {
             xc.require_matrices();
             const auto batch = xc.leading();
             require_apart(xo, xc, true);
-            if (xv.dense() != nullptr) require_apart(xo, *xv.dense());
+            xv.require_apart_from(xo);
             if (xm) require_apart(xo, *xm);
             if (xs) require_apart(xo, *xs);
             dispatch(xc.dtype(), [&](auto t) {
@@ -64,7 +64,7 @@ void register_apply_core(py::module_ &m) {
                 const Basis<T> basis = xv.get<T>(batch, view);
                 const StackView<T> vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                for (std::int64_t i = 0; i < vo.size(); ++i)
+                for (std::int64_t i = 0; i < (vo.empty() ? 0 : vo.size()); ++i)
                     worst = std::max(worst, subspan::gram_core<T>(basis, i, vo[i]));
             });
             return worst;
@@ -113,6 +113,7 @@ void register_apply_core(py::module_ &m) {
             xo.require_dtype(xu.dtype());
             const auto batch = xx.leading();
             require_apart(xo, xx);
+            xu.require_apart_from(xo);
             dispatch(xu.dtype(), [&](auto t) {
                 using T = decltype(t);
                 const auto view = xu.view<T>();

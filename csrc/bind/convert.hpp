@@ -4,10 +4,12 @@
 #include "arrays.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
+#include "subspan/sizes.hpp"
 #include "subspan/orthonormalize.hpp"
 
 #include <atomic>
 #include <chrono>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +41,78 @@ template <class T> py::array_t<T> hand_over(std::unique_ptr<T[]> &&items, std::v
     T *kept = items.release();
     const py::capsule free(kept, [](void *p) { delete[] static_cast<T *>(p); });
     return py::array_t<T>(std::move(shape), kept, free);
+}
+
+/// A contiguous stack of the shape of another one, and its memory.
+template <class T> struct Aside {
+    std::unique_ptr<T[]> items;
+    StackView<T> stack;
+    explicit Aside(const StackView<T> &like) {
+        const std::int64_t size = like.rows() * like.cols();
+        items = uninitialised<T>(checked_product({like.size(), size}, "a copy of out"));
+        std::vector<std::int64_t> strides(like.shape.size());
+        std::int64_t step = size;
+        for (std::size_t a = like.shape.size(); a-- > 0;) {
+            strides[a] = step;
+            step *= like.shape[a];
+        }
+        stack = StackView<T>(MatrixView<T>(items.get(), like.rows(), like.cols()), like.shape, strides);
+    }
+};
+
+template <class T> void copy_stack(const StackView<T> &from, const StackView<T> &to) {
+    if (to.rows() == 0 || to.cols() == 0) return;
+    parallel_for(to.size() * to.rows(), [&](std::int64_t t) {
+        const auto source = from[t / to.rows()], target = to[t / to.rows()];
+        const std::int64_t r = t % to.rows();
+        for (std::int64_t c = 0; c < to.cols(); ++c) target(r, c) = source(r, c);
+    });
+}
+
+/// Whether a call of so many flops on so many items may go without hearing an interrupt.
+inline bool is_soon(double flops, double bytes) { return flops / 1.5e10 / double(num_threads()) + bytes / 8e9 < 0.6; }
+
+/// Runs f(out) where `out` may be one of f's inputs, so that an interrupt leaves it as it was: what is over soon is not
+/// interrupted, what is not goes aside and is copied.
+template <class T, class F> void whole(const StackView<T> &out, bool in_place, double flops, F &&f) {
+    if (!in_place) return f(out);
+    if (is_soon(flops, double(out.size()) * double(out.rows()) * double(out.cols()) * 2.0 * sizeof(T))) {
+        const Shielded shielded;
+        return f(out);
+    }
+    const Aside<T> aside(out);
+    f(aside.stack);
+    const Shielded shielded;
+    copy_stack(aside.stack, out);
+}
+
+/// The same for arrays that f changes: f(stacks).
+template <class T, class F> void whole_step(std::vector<StackView<T>> stacks, double flops, F &&f) {
+    double bytes = 0;
+    for (const auto &x : stacks) bytes += double(x.size()) * double(x.rows()) * double(x.cols()) * 2.0 * sizeof(T);
+    if (is_soon(flops, bytes)) {
+        const Shielded shielded;
+        return f(stacks);
+    }
+    std::vector<Aside<T>> copies;
+    std::vector<StackView<T>> moved;
+    for (const auto &x : stacks) {
+        copies.emplace_back(x);
+        moved.push_back(copies.back().stack);
+        copy_stack(x, moved.back());
+    }
+    f(moved);
+    const Shielded shielded;
+    for (std::size_t i = 0; i < stacks.size(); ++i) copy_stack(moved[i], stacks[i]);
+}
+
+/// The rule of all functions: NaN and infinity of the input are refused or go through, what finite input gives is finite, or
+/// a ValueError. Inputs are looked at only where the result is not finite.
+template <class T> void require_no_overflow(const StackView<T> &out, const char *what, std::initializer_list<StackView<const T>> inputs) {
+    if (subspan::all_finite<T>(StackView<const T>(out))) return;
+    for (const auto &x : inputs)
+        if (x.first.data != nullptr && !subspan::all_finite<T>(x)) return;
+    throw ValueError(std::string(what) + " overflows the dtype although the input is finite; scale what goes in");
 }
 
 /// One call at a time of an object that threads share. Waiting for another thread's call can be interrupted; a call out

@@ -14,6 +14,13 @@
 namespace subspan::bind {
 namespace {
 
+// f(out) of a map whose output may be `input`; about `factor` n k² flops a matrix.
+template <class T, class F> void in_place_map(const StackView<T> &out, const StackView<const T> &input, double factor, F &&f) {
+    const double k = double(out.cols()), flops = factor * double(out.size()) * double(out.rows()) * k * k;
+    whole<T>(out, out.first.data == input.first.data, flops, f);
+}
+
+
 using Shape = std::vector<std::int64_t>;
 
 void same_dtype(const Array &first, std::initializer_list<const Array *> others) {
@@ -56,7 +63,8 @@ void register_maps(py::module_ &m) {
                 const auto vu = xu.stack<const T>(batch), vg = xg.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::tangent<T>(vu, vg, vo, static_cast<Checks>(checks));
+                in_place_map<T>(vo, vg, 6.0, [&](const StackView<T> &to) { subspan::tangent<T>(vu, vg, to, static_cast<Checks>(checks)); });
+                require_no_overflow<T>(vo, "the tangent part", {vu, vg});
             });
         },
         py::arg("u"), py::arg("g"), py::arg("out"), py::arg("checks"));
@@ -75,7 +83,10 @@ void register_maps(py::module_ &m) {
                 const auto vu = xu.stack<const T>(batch), vh = xh.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::retract<T>(vu, vh, t, static_cast<Retraction>(method), vo, static_cast<Checks>(checks));
+                in_place_map<T>(vo, vo.first.data == vu.first.data ? vu : vh, 10.0, [&](const StackView<T> &to) {
+                    subspan::retract<T>(vu, vh, t, static_cast<Retraction>(method), to, static_cast<Checks>(checks));
+                });
+                require_no_overflow<T>(vo, "the point", {vu, vh});
             });
         },
         py::arg("u"), py::arg("h"), py::arg("out"), py::arg("t"), py::arg("method"), py::arg("checks"));
@@ -95,7 +106,10 @@ void register_maps(py::module_ &m) {
                 const auto vu = xu.stack<const T>(batch), vh = xh.stack<const T>(batch), vv = xv.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::parallel_transport<T>(vu, vh, vv, t, vo, static_cast<Checks>(checks));
+                in_place_map<T>(vo, vv, 15.0, [&](const StackView<T> &to) {
+                    subspan::parallel_transport<T>(vu, vh, vv, t, to, static_cast<Checks>(checks));
+                });
+                require_no_overflow<T>(vo, "the transported tangent", {vu, vh, vv});
             });
         },
         py::arg("u"), py::arg("h"), py::arg("v"), py::arg("out"), py::arg("t"), py::arg("checks"));
@@ -113,7 +127,10 @@ void register_maps(py::module_ &m) {
                 const auto vu = xu.stack<const T>(batch), vw = xw.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::grassmann_log<T>(vu, vw, vo, static_cast<Checks>(checks));
+                in_place_map<T>(vo, vw, 12.0, [&](const StackView<T> &to) {
+                    subspan::grassmann_log<T>(vu, vw, to, static_cast<Checks>(checks));
+                });
+                require_no_overflow<T>(vo, "the logarithm", {vu, vw});
             });
         },
         py::arg("u"), py::arg("w"), py::arg("out"), py::arg("checks"));
@@ -260,7 +277,13 @@ void register_steps(py::module_ &m) {
                 StackView<T> vb;
                 if (xb) vb = xb->stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::sgd_step<T>(vu, vg, xb ? &vb : nullptr, momentum, dampening, step_options(lr, retraction, parallel, check));
+                std::vector<StackView<T>> changed{vu};
+                if (xb) changed.push_back(vb);
+                whole_step<T>(changed, 8.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()),
+                              [&](const std::vector<StackView<T>> &x) {
+                                  subspan::sgd_step<T>(x[0], vg, xb ? &x[1] : nullptr, momentum, dampening,
+                                                       step_options(lr, retraction, parallel, check));
+                              });
             });
         },
         py::arg("u"), py::arg("grad"), py::arg("buffer"), py::arg("lr"), py::arg("momentum"), py::arg("dampening"),
@@ -285,7 +308,11 @@ void register_steps(py::module_ &m) {
                 const auto vu = xu.stack<T>(batch), vm = xm.stack<T>(batch), vv = xv.stack<T>(batch);
                 const auto vg = xg.stack<const T>(batch);
                 const py::gil_scoped_release release;
-                subspan::adam_step<T>(vu, vg, vm, vv, step, beta1, beta2, eps, step_options(lr, retraction, parallel, check));
+                whole_step<T>({vu, vm, vv}, 17.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()),
+                              [&](const std::vector<StackView<T>> &x) {
+                                  subspan::adam_step<T>(x[0], vg, x[1], x[2], step, beta1, beta2, eps,
+                                                        step_options(lr, retraction, parallel, check));
+                              });
             });
         },
         py::arg("u"), py::arg("grad"), py::arg("first"), py::arg("second"), py::arg("step"), py::arg("lr"), py::arg("beta1"),

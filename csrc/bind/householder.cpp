@@ -71,12 +71,17 @@ void register_householder(py::module_ &m) {
             const auto batch = xc.leading();
             require_apart(xo, xc, true);
             require_apart(xo, xv);
+            require_apart(xo, xt);
             dispatch(xc.dtype(), [&](auto s) {
                 using T = decltype(s);
                 const auto vv = xv.stack<const T>(batch), vt = xt.stack<const T>(batch), vc = xc.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::factored_apply<T>(vv, vt, vc, side_of(left), transpose, vo, check);
+                const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(vv.cols());
+                whole<T>(vo, vo.first.data == vc.first.data, flops, [&](const StackView<T> &to) {
+                    subspan::factored_apply<T>(vv, vt, vc, side_of(left), transpose, to, check);
+                });
+                if (check) require_no_overflow<T>(vo, "Q C", {});
             });
         },
         py::arg("v"), py::arg("t"), py::arg("c"), py::arg("left"), py::arg("transpose"), py::arg("out"), py::arg("check"));
@@ -116,7 +121,11 @@ void register_householder(py::module_ &m) {
                 const auto vc = xc.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::householder_apply<T>(r.h, vc, side_of(left), transpose, vo, check);
+                const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(r.h.v.cols());
+                whole<T>(vo, vo.first.data == vc.first.data, flops, [&](const StackView<T> &to) {
+                    subspan::householder_apply<T>(r.h, vc, side_of(left), transpose, to, check);
+                });
+                if (check) require_no_overflow<T>(vo, "H C", {});
             });
         },
         py::arg("v"), py::arg("tau"), py::arg("c"), py::arg("left"), py::arg("transpose"), py::arg("out"), py::arg("check"));
@@ -143,6 +152,10 @@ void register_householder(py::module_ &m) {
                 const py::gil_scoped_release release;
                 subspan::householder_apply_backward<T>(r.h, vc, vg, side_of(left), transpose, vdv,
                                                        xdtau ? &vdtau : nullptr, vdc, check);
+                if (!check) return;
+                require_no_overflow<T>(vdv, "the gradient of V", {});
+                require_no_overflow<T>(vdc, "the gradient of C", {});
+                if (xdtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
             });
         },
         py::arg("v"), py::arg("tau"), py::arg("c"), py::arg("grad"), py::arg("left"), py::arg("transpose"),
@@ -160,6 +173,7 @@ void register_householder(py::module_ &m) {
                 const auto vq = xq.stack<T>(batch);
                 const py::gil_scoped_release release;
                 subspan::householder_product<T>(r.h, vq, check);
+                if (check) require_no_overflow<T>(vq, "the product of the reflections", {});
             });
         },
         py::arg("v"), py::arg("tau"), py::arg("q"), py::arg("check"));
@@ -183,6 +197,9 @@ void register_householder(py::module_ &m) {
                 if (xdtau) vdtau = xdtau->row_stack<T>(batch);
                 const py::gil_scoped_release release;
                 subspan::householder_product_backward<T>(r.h, vg, vdv, xdtau ? &vdtau : nullptr, check);
+                if (!check) return;
+                require_no_overflow<T>(vdv, "the gradient of V", {});
+                if (xdtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
             });
         },
         py::arg("v"), py::arg("tau"), py::arg("grad"), py::arg("dv"), py::arg("dtau"), py::arg("check"));

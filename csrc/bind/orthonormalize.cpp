@@ -22,7 +22,10 @@ void register_orthonormalize(py::module_ &m) {
                 if (vo.first.col_stride != 1 && vo.cols() > 1 && vo.rows() > 0 && vo.size() > 0)
                     throw py::value_error("out must have contiguous rows");
                 const py::gil_scoped_release release;
-                subspan::orthonormalize<T>(va, vo, static_cast<Orthonormalization>(method), complete);
+                const double n = double(va.cols()), flops = double(va.size()) * n * n * (12.0 * double(va.rows()) + 40.0 * n);
+                whole<T>(vo, vo.first.data == va.first.data, flops, [&](const StackView<T> &to) {
+                    subspan::orthonormalize<T>(va, to, static_cast<Orthonormalization>(method), complete);
+                });
             });
         },
         py::arg("a"), py::arg("out"), py::arg("method"), py::arg("complete"));
@@ -64,7 +67,8 @@ void register_orthonormalize(py::module_ &m) {
                 const auto vx = xx.stack<const T>(batch);
                 const auto vo = xo.stack<T>(batch);
                 const py::gil_scoped_release release;
-                subspan::hadamard<T>(vx, vo, static_cast<T>(scale), transpose, check);
+                whole<T>(vo, vo.first.data == vx.first.data, 0.0,
+                         [&](const StackView<T> &to) { subspan::hadamard<T>(vx, to, static_cast<T>(scale), transpose, check); });
             });
         },
         py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("transpose"), py::arg("check"));

@@ -8,6 +8,7 @@
 #include "micro.hpp"
 #include "pack.hpp"
 #include "scan.hpp"
+#include "subspan/sizes.hpp"
 #include "scratch.hpp"
 #include "stacks.hpp"
 #include "subspan/errors.hpp"
@@ -34,6 +35,7 @@ constexpr int64_t kPackedRows = 64;   // rows of a block where they are packed
 constexpr int64_t kDot = 32;          // up to this k the right form works on dot products along the rows
 constexpr int64_t kFlushRows = 1024;  // terms added up before a partial sum goes to the total
 constexpr int64_t kDepth = 128;       // columns of a packed chunk in the right form
+constexpr double kShielded = 0.6; // seconds that are not interrupted
 constexpr int64_t kDeep = 256;        // beyond this k rows of V are packed in larger blocks, and depth is cut
 constexpr int64_t kAhead = 768;       // bytes of prefetch along a row
 constexpr int64_t kStripItems = 1 << 20; // of W in a strip: 4 MiB in float32
@@ -55,6 +57,7 @@ template <class T> struct Piece {
     T *w;               // tiles of NR columns (rows): kp x NR each
     bool read, write, check;
     bool finite = true; // W; only looked at with check
+    T top = 0;          // its largest magnitude, likewise
 };
 
 // ---- pieces of both forms ------------------------------------------------------------------------------------------
@@ -173,7 +176,13 @@ SUBSPAN_INLINE void update_any(int64_t depth, const T *a, int64_t sa, const T *b
         update_edge<T, Bytes, 1>(depth, a, sa, b, c, ldc, out, ldo, alpha, r, n);
 }
 
-template <class T> bool finite_items(const T *w, int64_t n) { return all_finite<T>(MatrixView<const T>(w, 1, n)); }
+// Notes the largest magnitude of W, and whether it is finite.
+template <class T> bool finite_items(Piece<T> *p, const T *w, int64_t n) {
+    const T top = max_abs<T>(MatrixView<const T>(w, 1, n));
+    if (!std::isfinite(top)) return false;
+    p->top = std::max(p->top, top);
+    return true;
+}
 
 // W <- M W, tile by tile.
 template <class T, int Bytes> SUBSPAN_INLINE void core_step(const Item<T> &it, T *w, int64_t tiles) {
@@ -247,6 +256,7 @@ template <class T> struct LeftKernel {
         Totals<T> totals(frame, p->w, tiles * kp * NR, m > kFlushRows);
         const MatrixView<const T> x = differs ? it.x : it.c;
         for (int64_t r = 0; r < m; r += block) {
+            poll();
             const int64_t depth = std::min(block, m - r);
             pack_v<T, Bytes>(it, r, depth, false, MR, va, unpacked);
             for (int64_t t = 0; t < tiles; ++t) {
@@ -273,7 +283,7 @@ template <class T> struct LeftKernel {
             if ((r + block) % kFlushRows == 0) totals.flush();
         }
         totals.finish();
-        p->finite = !p->check || finite_items(p->w, tiles * kp * NR);
+        p->finite = !p->check || finite_items(p, p->w, tiles * kp * NR);
     }
     template <int Bytes, int NV>
     static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
@@ -307,6 +317,7 @@ template <class T> struct LeftKernel {
         Frame frame;
         T *va = frame.take<T>(block * k), *unpacked = it.packed != nullptr ? frame.take<T>(block * k) : nullptr;
         for (int64_t r = 0; r < m; r += block) {
+            poll();
             const int64_t rows = std::min(block, m - r);
             pack_v<T, Bytes>(it, r, rows, true, MR, va, unpacked);
             for (int64_t t = 0; t < tiles; ++t) {
@@ -355,6 +366,7 @@ template <class T> struct RightKernel {
         // A block of rows is read and written while it is in the cache, unless the caller wants all of it read first.
         const int64_t block = p->read && p->write && dots ? NR : step;
         for (int64_t r = p->begin; r < p->end; r += block) {
+            poll();
             const int64_t rows = std::min(block, p->end - r), tiles = (rows + NR - 1) / NR;
             T *w = p->w + (r - p->begin) * kp;
             if (p->read) {
@@ -362,7 +374,7 @@ template <class T> struct RightKernel {
                     read_dots<Bytes>(it, r, rows, vt, w);
                 else
                     read_packed<Bytes>(it, r, rows, w);
-                if (p->check && !finite_items(w, tiles * kp * NR)) {
+                if (p->check && !finite_items(p, w, tiles * kp * NR)) {
                     p->finite = false;
                     return;
                 }
@@ -477,6 +489,7 @@ template <class T> struct RightKernel {
         std::fill_n(w, tiles * kp * NR, T(0));
         Totals<T> totals(frame, w, tiles * kp * NR, n > 4 * kFlushRows);
         for (int64_t d = 0; d < n; d += kDepth) {
+            poll();
             const int64_t depth = std::min(kDepth, n - d);
             pack_v<T, Bytes>(it, d, depth, false, MR, va, unpacked);
             for (int64_t t = 0; t < tiles; ++t) {
@@ -504,6 +517,7 @@ template <class T> struct RightKernel {
         Frame frame;
         T *vt = frame.take<T>(NR * k), *unpacked = it.packed != nullptr ? frame.take<T>(NR * k) : nullptr;
         for (int64_t j = 0; j < n; j += NR) {
+            poll();
             pack_v<T, Bytes>(it, j, std::min<int64_t>(NR, n - j), true, NR, vt, unpacked);
             for (int64_t d = 0; d < k; d += deep)
                 for (int64_t i = 0; i < rows; i += MR) {
@@ -555,6 +569,7 @@ template <class T> void run_piece(Side side, Piece<T> *p) {
     Piece<T> q{&local, 0, count, p->w, p->read, p->write, p->check};
     launch(side, &q);
     p->finite = q.finite;
+    p->top = q.top;
     if (p->write && p->finite) copy<T>(c, cut(it.out));
 }
 
@@ -645,10 +660,40 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     if (strided) width = std::min(width, side == Side::left ? 2 * nr : nr);
     const int64_t pieces = (along + width - 1) / width, tasks = items * pieces, w_items = width * kp;
 
+    // Whether the result may leave the range of T though C, V and W are finite: never where what is added is below the last
+    // digit of the largest number, and C is not enlarged.
+    double bound = 0, factor = std::abs(double(m.scalar));
+    if (check) {
+        double largest_v = 0;
+        if (v.packed != nullptr) {
+            const int64_t groups = (v.rows() * k + v.packed->group - 1) / v.packed->group;
+            for (int64_t g = 0; g < groups; ++g)
+                largest_v = std::max(largest_v, std::abs(double(v.packed->scale[g])) * (15.0 + std::abs(double(v.packed->zero[g]))));
+        } else {
+            for (int64_t i = 0; i < (one_basis ? 1 : items); ++i)
+                largest_v = std::max(largest_v, double(max_abs<T>(one_basis ? v.dense.first : v.dense[i])));
+        }
+        if (m.kind != Kind::scalar) {
+            factor = 0;
+            for (int64_t i = 0; i < (shared(m.matrix) ? 1 : items); ++i)
+                factor = std::max(factor, double(max_abs<T>(shared(m.matrix) ? m.matrix.first : m.matrix[i])));
+            if (m.kind == Kind::full) factor *= double(k);
+        }
+        bound = double(k) * largest_v * factor;
+    }
+    constexpr double most = double(std::numeric_limits<T>::max()), eps = std::numeric_limits<T>::epsilon();
+    std::atomic<T> top{T(0)};
+    const auto risky = [&] {
+        const double added = bound * double(top.load());
+        return !(std::abs(double(alpha)) <= 1.0 ? added <= most * eps / 4 : false) && !(alpha == T(0) && added <= most / 2);
+    };
     std::atomic<bool> good{true};
     const auto for_tasks = [&](const std::function<void(int64_t)> &body) {
         if (threads > 1) return parallel_for(tasks, body);
-        for (int64_t t = 0; t < tasks; ++t) body(t);
+        for (int64_t t = 0; t < tasks; ++t) {
+            poll();
+            body(t);
+        }
     };
     const auto run = [&](int64_t t, T *w, bool read, bool write) {
         const Item<T> it = item(t / pieces);
@@ -656,33 +701,64 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
         Piece<T> p{&it, begin, std::min(along, begin + width), w, read, write, check};
         run_piece(side, &p);
         if (!p.finite) good.store(false, std::memory_order_relaxed);
+        for (T now = top.load(std::memory_order_relaxed); now < p.top && !top.compare_exchange_weak(now, p.top);) {}
     };
     const auto fused = [&](int64_t t) {
         if (!good.load(std::memory_order_relaxed)) return;
         Frame frame;
         run(t, frame.take<T>(w_items), true, true);
     };
-    if (!(check && in_place)) {
+    const auto overflows = [&] { // what was written, of what is finite
+        if (!check || !risky()) return false;
+        for (int64_t i = 0; i < items; ++i)
+            if (!all_finite<T>(out[i])) return true;
+        return false;
+    };
+    if (!in_place) {
         for_tasks(fused);
-    } else if (tasks == 1) {
-        Frame frame;
-        T *w = frame.take<T>(w_items);
-        run(0, w, true, false);
-        if (good) run(0, w, false, true);
+        if (good && !overflows()) return;
     } else {
+        // All of C is read before any of it is written, so that what is refused, and what is interrupted, leaves it whole.
+        // What takes long to write, or may overflow, is written aside and copied.
         Frame frame;
         T *w = frame.take<T>(tasks * w_items);
         for_tasks([&](int64_t t) { run(t, w + t * w_items, true, false); });
-        if (good) for_tasks([&](int64_t t) { run(t, w + t * w_items, false, true); });
+        const double seconds = work / 2 / 1.5e10 / threads + double(items) * double(c.rows()) * double(c.cols()) * 2 * sizeof(T) / 8e9;
+        if (good && !(check && risky()) && seconds < kShielded) {
+            const Shielded whole;
+            for_tasks([&](int64_t t) { run(t, w + t * w_items, false, true); });
+            return;
+        }
+        if (good) {
+            const int64_t size = c.rows() * c.cols();
+            Buffer<T> aside(checked_product({items, size}, "C"));
+            const StackView<T> target = out;
+            // Contiguous, in the order of the items and the layout that kernels take.
+            std::vector<int64_t> strides(out.shape.size());
+            int64_t step = size;
+            for (std::size_t a = out.shape.size(); a-- > 0;) {
+                strides[a] = step;
+                step *= out.shape[a];
+            }
+            out = StackView<T>(MatrixView<T>(aside.data(), c.rows(), c.cols()), out.shape, strides);
+            for_tasks([&](int64_t t) { run(t, w + t * w_items, false, true); });
+            if (!overflows()) {
+                const Shielded whole;
+                parallel_for(items * c.rows(), [&](int64_t t) {
+                    const auto from = out[t / c.rows()], to = target[t / c.rows()];
+                    copy<T>(MatrixView<const T>(from.block_rows(t % c.rows(), 1)), to.block_rows(t % c.rows(), 1));
+                });
+                return;
+            }
+        }
     }
-    if (good) return;
     // The slow way round, to name the culprit.
     for (int64_t i = 0; i < items; ++i) {
         if (!all_finite<T>(c[i])) throw ValueError("C holds NaN or infinity");
         if (source != nullptr && !all_finite<T>(x[i])) throw ValueError("source holds NaN or infinity");
         if (v.packed == nullptr && !all_finite<T>(one_basis ? v.dense.first : v.dense[i])) throw ValueError("V holds NaN or infinity");
     }
-    throw ValueError("the products of V and C overflow; scale them");
+    throw ValueError("the result overflows the dtype although the input is finite (products of V and C overflow); scale them");
 }
 
 template void apply_core<float>(const StackView<const float> &, const Basis<float> &, const Core<float> &, float, Side,

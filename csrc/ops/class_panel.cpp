@@ -1,4 +1,5 @@
 #include "class_panel.hpp"
+#include "subspan/parallel.hpp"
 
 #include "micro.hpp"
 #include "pack.hpp"
@@ -380,6 +381,7 @@ template <class T> void ClassPanel<T>::gram(const MatrixView<const T> *operands,
     double *low = sizeof(T) == 4 ? nullptr : g_ + items;
     std::fill_n(g_, (low != nullptr ? 2 : 1) * items, 0.0);
     for (int64_t r = 0; r < n_; r += block_) {
+        poll();
         const int64_t rows = std::min(block_, n_ - r);
         pack(operands, r, rows);
         const GramArgs<T> args{rows, k_, width_, ld_, z_, wanted, g_, low, &ahead_, r, n_};
@@ -432,6 +434,7 @@ template <class T>
 void ClassPanel<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
     const Range range = coefficients(w, w_);
     for (int64_t r = 0; r < n_; r += block_) {
+        poll();
         const int64_t rows = std::min(block_, n_ - r);
         if (!whole_) pack(operands, r, rows);
         combine(r, rows, w_, range, out.block_rows(r, rows), accumulate);
@@ -444,6 +447,7 @@ void ClassPanel<T>::apply2(const MatrixView<const T> *operands, const double *co
     T *second = w_ + width_ * kp_;
     const Range range = coefficients(w, w_), range2 = coefficients(w2, second);
     for (int64_t r = 0; r < n_; r += block_) {
+        poll();
         const int64_t rows = std::min(block_, n_ - r);
         if (!whole_) pack(operands, r, rows);
         combine(r, rows, w_, range, out.block_rows(r, rows), false);

@@ -10,6 +10,7 @@ bool wedge(const StackView<const T> &a, const StackView<const T> &b, int64_t n, 
     check_row(a, length_of(n, k), out.size());
     check_row(b, length_of(n, l), out.size());
     check_row(out, table.rows, out.size());
+    if (out.empty()) return true;
     return blocks(out.size(), [&](int64_t first, int64_t count) {
         Frame frame;
         double *xa = work(frame, a.cols()), *xb = work(frame, b.cols()), *xo = work(frame, table.rows);

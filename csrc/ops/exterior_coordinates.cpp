@@ -37,6 +37,7 @@ class Complement {
             const double length = std::sqrt(x[j] * x[j] + below), diagonal = x[j] > 0 ? -length : length;
             x[j] -= diagonal; // the reflector is left below the factor
             tau[std::size_t(j)] = 2 / (x[j] * x[j] + below);
+            poll();
             for (int64_t c = j + 1; c < k; ++c) reflect(x, tau[std::size_t(j)], j, a + c * n);
             r[j * k + j] = diagonal;
             sign = -sign;
@@ -48,8 +49,10 @@ class Complement {
                 else if (i > j)
                     r[i * k + j] = 0;
         }
-        for (int64_t j = k - 1; j >= 0; --j)
+        for (int64_t j = k - 1; j >= 0; --j) {
+            poll();
             for (int64_t c = 0; c < n && tau[std::size_t(j)] != 0; ++c) reflect(a + j * n, tau[std::size_t(j)], j, q + c * n);
+        }
         return sign;
     }
     int64_t n, k, rest, length;

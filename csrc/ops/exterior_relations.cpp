@@ -18,6 +18,7 @@ struct Contraction {
         std::vector<int> s = first_subset(k - 1), with(static_cast<std::size_t>(k));
         if (few > 0)
             do {
+                poll();
                 for (int j = 0; j < int(n); ++j) {
                     const auto at = std::lower_bound(s.begin(), s.end(), j);
                     if (at != s.end() && *at == j) {
@@ -36,6 +37,7 @@ struct Contraction {
         std::vector<int> j = first_subset(k + 1);
         if (many > 0)
             do {
+                if (element.size() % 65536 < std::size_t(k + 1)) poll();
                 for (int64_t t = 0; t <= k; ++t) {
                     std::copy(j.begin(), j.begin() + t, with.begin());
                     std::copy(j.begin() + t + 1, j.end(), with.begin() + t);
@@ -178,6 +180,7 @@ template <class T> bool plucker_relations(const StackView<const T> &p, int64_t n
         const bool finite = load<T>(p, first, count, x);
         bool good = true;
         for (int64_t i = 0; i < c.few; ++i) {
+            poll();
             simd::dispatch<RelationKernel, const Contraction *, int64_t, const double *, double *, double *>(&c, i, x, row, nullptr);
             for (int64_t l = 0; l < count; ++l) {
                 const auto to = out[first + l];
@@ -205,6 +208,7 @@ bool plucker_relations_backward(const StackView<const T> &grad, const StackView<
         bool finite = load<T>(p, first, count, x);
         std::fill_n(dx, p.cols() * kItems, 0.0);
         for (int64_t i = 0; i < c.few; ++i) {
+            poll();
             for (int64_t l = 0; l < kItems; ++l)
                 for (int64_t j = 0; j < c.many; ++j) {
                     row[j * kItems + l] = l < count ? double(grad[first + l](i, j)) : 0.0;

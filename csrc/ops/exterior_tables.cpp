@@ -16,6 +16,7 @@ struct ProductKernel {
         constexpr int W = V::lanes, G = int(kItems) / W;
         const Term *term = t->terms.data();
         for (int64_t i = 0; i < t->rows; ++i) {
+            if (i % 4096 == 0) poll();
             typename V::type s[G];
             for (int q = 0; q < G; ++q) s[q] = add ? V::load(out + i * kItems + q * W) : typename V::type{};
             for (int64_t p = 0; p < t->per; ++p, ++term)
@@ -106,6 +107,7 @@ Table::Table(int64_t n, int64_t k, int64_t l)
     const Ranks rank(n, std::max(k, l));
     std::vector<int> whole = first_subset(k + l), left(static_cast<std::size_t>(k)), right(static_cast<std::size_t>(l));
     do {
+        poll();
         std::vector<int> where = first_subset(k);
         do {
             int inversions = 0;
@@ -163,11 +165,13 @@ void complement_signs(int64_t n, int64_t k, double *out) {
     if (k < 0 || k > n) throw ValueError("k must be from 0 to n");
     exterior::length_of(n, k);
     std::vector<int> s = exterior::first_subset(k);
-    do {
+    for (int64_t count = 0;; ++count) {
+        if (count % 65536 == 0) poll();
         int64_t inversions = 0; // element i of s jumps over the s_i - i elements that the complement has below it
         for (int64_t i = 0; i < k; ++i) inversions += s[std::size_t(i)] - i;
         *out++ = inversions % 2 ? -1.0 : 1.0;
-    } while (exterior::advance(s, n));
+        if (!exterior::advance(s, n)) return;
+    }
 }
 
 } // namespace subspan

@@ -242,7 +242,8 @@ template <class T> void require_orthonormal(int64_t k, const double *e, const ch
     const std::string which = "matrix " + std::to_string(item) + " of " + name;
     if (!std::isfinite(off)) throw ValueError(which + " holds NaN or infinity, or numbers whose squares overflow");
     throw ValueError("the columns of " + which + " are not orthonormal: max|" + name + "ᵀ" + name + " - I| is " + number(off) +
-                     ", more than " + number(bound) + "; use subspan.orth.orthonormalize, or pass check=False");
+                     ", more than " + number(bound) + "; use subspan.orth.orthonormalize (subspan.orth.range_basis where columns may depend on each other: orthonormalize "
+                     "completes those, and the span grows), or pass check=False");
 }
 
 template <class T> void require_tangent(int64_t k, const double *m, const double *h, double t, const char *name, int64_t item) {

@@ -203,7 +203,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
     if (x.rows == 0 || x.cols == 0 || classes == 0 || u.cols() == 0) {
         for (int64_t b = 0; b < dx.rows; ++b)
             for (int64_t p = 0; p < dx.cols; ++p) dx(b, p) = T(0);
-        for (int64_t c = 0; c < classes; ++c) {
+        for (int64_t c = 0; c < (du.empty() ? 0 : classes); ++c) {
             const auto d = du[c];
             for (int64_t p = 0; p < d.rows; ++p)
                 for (int64_t j = 0; j < d.cols; ++j) d(p, j) = T(0);

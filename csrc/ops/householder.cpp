@@ -20,10 +20,11 @@ namespace {
 
 using std::int64_t;
 
-template <class T> void require_finite(bool check, const StackView<const T> &s, const char *name) {
+template <class T> void require_finite(bool check, const StackView<const T> &stack, const char *name) {
     if (!check) return;
+    const StackView<const T> s = distinct(stack);
     for (int64_t i = 0; i < s.size(); ++i)
-        if (first_of_its_kind(s, i) && !all_finite<T>(s[i])) throw ValueError(std::string(name) + " holds NaN or infinity");
+        if (!all_finite<T>(s[i])) throw ValueError(std::string(name) + " holds NaN or infinity");
 }
 
 // Lengths of the columns, safe from overflow and underflow.
@@ -253,6 +254,12 @@ void householder_apply_backward(const Reflections<T> &h, const StackView<const T
     // Y = C - V T VᵀC for the left form; the right form is the left one of the transposes with T transposed.
     const bool plain = (side == Side::left) != transpose;
     // Everything that shares one V is summed before it goes back to V, so groups are what runs in parallel.
+    if (dv.empty()) {
+        for (int64_t i = 0; i < (dc.empty() ? 0 : items); ++i)
+            for (int64_t p = 0; p < dc.rows(); ++p)
+                for (int64_t q = 0; q < dc.cols(); ++q) dc[i](p, q) = grad[i](p, q);
+        return;
+    }
     std::vector<int64_t> leaders;
     for (int64_t i = 0; i < items; ++i)
         if (first_of_its_kind(dv, i)) leaders.push_back(i);
@@ -316,6 +323,7 @@ template <class T> void householder_product(const Reflections<T> &h, const Stack
     if (q.rows() != m || q.cols() != cols) throw ValueError("householder_product: Q must be m x min(m, k)");
     require_finite(check, h.v, "V");
     if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
+    if (q.empty()) return;
     for_items(q.size(), [&](int64_t item) {
         Frame frame;
         const Prepared<T> p(frame, h, item);
@@ -337,6 +345,7 @@ void householder_product_backward(const Reflections<T> &h, const StackView<const
     require_finite(check, h.v, "V");
     if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
     require_finite(check, grad, "grad");
+    if (dv.empty()) return;
     for_items(grad.size(), [&](int64_t item) {
         Frame frame;
         const Prepared<T> p(frame, h, item);

@@ -510,10 +510,12 @@ void householder_qr(const StackView<const T> &a, const StackView<T> &v, const St
         for (int64_t p = 0; p < ri.rows; ++p)
             for (int64_t q = p; q < ri.cols; ++q) ri(p, q) /= scale;
     };
+    if (a.empty()) return; // V, R, T and tau have no entries
     const auto bad = [&] { good.store(false, std::memory_order_relaxed); };
     const auto some = [&](int64_t begin, int64_t end) {
         if (!small) {
             for (int64_t i = begin; i < end; ++i) {
+                poll();
                 const auto ri = r[i];
                 T scale = T(1);
                 if (!load(a[i], v[i], ri, scale)) return bad();
@@ -564,7 +566,7 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
         throw ValueError("Q is " + std::to_string(m) + " x " + std::to_string(m) + " and C has " +
                          std::to_string(side == Side::left ? c.rows() : c.cols()) +
                          (side == Side::left ? " rows" : " columns"));
-    if (items == 0) return;
+    if (c.empty()) return;
     if (side == Side::right && !c.shape.empty() && shared(v) && shared(t)) { // one Q on the rows of all matrices
         auto cs = c;
         auto os = out;

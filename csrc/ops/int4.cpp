@@ -102,6 +102,7 @@ void quantize_int4(MatrixView<const T> a, int64_t group, std::uint8_t *codes, T 
     std::fill_n(codes, (n + 1) / 2, std::uint8_t(0));
     const auto at = [&](int64_t i) { return a(i / a.cols, i % a.cols); };
     for (int64_t g = 0; g * group < n; ++g) {
+        poll();
         const int64_t end = std::min(n, (g + 1) * group);
         T low = at(g * group), high = low;
         for (int64_t i = g * group; i < end; ++i) {

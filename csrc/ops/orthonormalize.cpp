@@ -1,6 +1,7 @@
 #include "subspan/orthonormalize.hpp"
 
 #include "scan.hpp"
+#include "stacks.hpp"
 #include "scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/factor.hpp"
@@ -278,6 +279,7 @@ template <class T> void random_orthogonal(std::uint64_t key, const StackView<T> 
         const int64_t nb = std::min(k, kReflectionBlock);
         T *x = frame.take<T>(int64_t(blocks) * 4);
         for (std::uint64_t b = 0; b < blocks; ++b) {
+            if (b % 65536 == 0) poll();
             double z[4];
             rng.normal4(std::uint64_t(i) * blocks + b, z);
             for (int j = 0; j < 4; ++j) x[b * 4 + std::uint64_t(j)] = T(z[j]);
@@ -287,16 +289,19 @@ template <class T> void random_orthogonal(std::uint64_t key, const StackView<T> 
         householder_qr<T>(StackView<const T>(MatrixView<const T>(x, n, k)), v, r, tau, t);
         const auto qi = q[i];
         factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), qi);
-        for (int64_t j = 0; j < k; ++j)
-            if (r(j, j) < T(0))
-                for (int64_t p = 0; p < n; ++p) qi(p, j) = -qi(p, j);
+        for (int64_t p = 0; p < n; ++p) {
+            poll();
+            for (int64_t j = 0; j < k; ++j)
+                if (r(j, j) < T(0)) qi(p, j) = -qi(p, j);
+        }
     };
     if (n == 0 || k == 0) return;
     if (items == 1) return run(0);
     parallel_for(items, run);
 }
 
-template <class T> double orthonormality_defect(const StackView<const T> &u) {
+template <class T> double orthonormality_defect(const StackView<const T> &stack) {
+    const StackView<const T> u = distinct(stack);
     const int64_t n = u.rows(), k = u.cols(), items = u.size();
     double worst = 0;
     if (k == 0) return 0;
@@ -309,6 +314,7 @@ template <class T> double orthonormality_defect(const StackView<const T> &u) {
         z[j] = x[0] < 0 ? -1.0 : 1.0;
     }
     for (int64_t i = 0; i < items; ++i) {
+        poll();
         const auto ui = u[i];
         std::fill_n(r, 2 * k, 0.0);
         if (ui.row_stride == 1 && ui.col_stride != 1) { // columns are contiguous
@@ -349,9 +355,12 @@ template <class T> double orthonormality_defect(const StackView<const T> &u) {
     return worst;
 }
 
-template <class T> bool all_finite(const StackView<const T> &x) {
-    for (int64_t i = 0; i < x.size(); ++i)
+template <class T> bool all_finite(const StackView<const T> &stack) {
+    const StackView<const T> x = distinct(stack);
+    for (int64_t i = 0; i < x.size(); ++i) {
+        poll();
         if (!all_finite<T>(x[i])) return false;
+    }
     return true;
 }
 

@@ -55,6 +55,7 @@ struct Job;
 thread_local bool inside = false;       // of a task: further loops run in this thread
 thread_local const Job *helping = nullptr; // the job of somebody else that this thread works on
 thread_local int shields = 0;
+thread_local bool stopped = false; // the hook threw, and nobody has caught that yet
 thread_local std::chrono::steady_clock::time_point heard;
 
 std::atomic<void (*)()> interrupt_hook{nullptr};
@@ -75,6 +76,7 @@ struct Job {
     }
     void work() {
         inside = true;
+        stopped = false;
         for (;;) {
             if (helping == nullptr) {
                 try {
@@ -92,7 +94,7 @@ struct Job {
                 if (helping == nullptr) cancel();
                 break;
             } catch (...) {
-                if (helping == nullptr && std::current_exception() == polled) {
+                if (helping == nullptr && stopped) { // by a poll of the task: not an error of its own
                     cancel();
                     break;
                 }
@@ -107,14 +109,11 @@ struct Job {
         }
         inside = false;
     }
-    static thread_local std::exception_ptr polled; // what the hook threw in this thread
     void rethrow() const {
         if (interrupt) std::rethrow_exception(interrupt);
         if (error) std::rethrow_exception(error);
     }
 };
-
-thread_local std::exception_ptr Job::polled;
 
 // GCC 12 moved condition_variable::wait into a newer symbol version of libstdc++ than manylinux_2_34 promises;
 // wait_for is inline, so wheels built there stay compatible.
@@ -254,7 +253,7 @@ void poll() {
     try {
         hook();
     } catch (...) {
-        Job::polled = std::current_exception();
+        stopped = true;
         throw;
     }
 }

@@ -1,4 +1,5 @@
 #include "small.hpp"
+#include "subspan/parallel.hpp"
 
 #include "micro.hpp"
 #include "scratch.hpp"
@@ -12,11 +13,14 @@
 namespace subspan::small {
 namespace {
 
+constexpr int64_t kLong = 64; // orders whose loops listen to interrupts: smaller ones are over before
+
 struct MultiplyTN {
     template <int Bytes> static SUBSPAN_INLINE void run(int64_t k, const double *a, const double *b, double *c) {
         constexpr int MR = simd::Shape<Bytes>::mr, W = simd::Vec<double, Bytes>::lanes;
         const int64_t ld = order(k);
         for (int64_t i = 0; i < ld; i += MR) {
+            if (k > kLong) poll();
             int64_t j = 0;
             for (; j + 2 * W <= ld; j += 2 * W) simd::micro<double, Bytes, 2>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
             for (; j < ld; j += W) simd::micro<double, Bytes, 1>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
@@ -38,6 +42,7 @@ struct InverseCholesky {
     template <int Bytes> static SUBSPAN_INLINE void run(int64_t k, double *r, double *out) {
         const int64_t ld = order(k);
         for (int64_t i = 0; i < k; ++i) { // rows of R, from rows of I + x
+            if (k > kLong) poll();
             double *row = r + i * ld;
             add<Bytes>(ld, 0, i, [&](int64_t p) SUBSPAN_LAMBDA_INLINE { return -r[p * ld + i]; }, r, row);
             const double inverse = 1.0 / std::sqrt(row[i]);
@@ -45,6 +50,7 @@ struct InverseCholesky {
         }
         std::fill_n(out, ld * ld, 0.0);
         for (int64_t i = k; i-- > 0;) { // R X = I from the last row on
+            if (k > kLong) poll();
             double *row = out + i * ld;
             row[i] = 1.0;
             add<Bytes>(ld, i + 1, k, [&](int64_t p) SUBSPAN_LAMBDA_INLINE { return -r[i * ld + p]; }, out, row);
@@ -77,6 +83,7 @@ struct Jacobi {
             for (int64_t i = 0; i < k; ++i) squares[i] = simd::dot<double, Bytes>(g + i * ld, g + i * ld, ld);
             std::iota(seat, seat + seats, int64_t(0));
             for (int64_t round = 0; round + 1 < seats; ++round) {
+                if (k > kLong) poll();
                 for (int64_t pair = 0; pair < seats / 2; ++pair) {
                     int64_t p = seat[pair], q = seat[seats - 1 - pair];
                     if (p > q) std::swap(p, q);

@@ -28,6 +28,22 @@ template <class T> bool merge_axes(StackView<T> &s) {
     return true;
 }
 
+/// The different matrices of a stack: without the axes along which it is broadcast, one of none where it is empty.
+template <class T> StackView<T> distinct(const StackView<T> &s) {
+    StackView<T> out(s.first);
+    if (s.empty()) {
+        out.shape = {0};
+        out.strides = {0};
+        return out;
+    }
+    for (std::size_t a = 0; a < s.shape.size(); ++a) {
+        if (s.strides[a] == 0) continue;
+        out.shape.push_back(s.shape[a]);
+        out.strides.push_back(s.strides[a]);
+    }
+    return out;
+}
+
 /// Matrices of a stack with zero strides are distinct where their index along such axes is zero.
 template <class T> bool first_of_its_kind(const StackView<T> &s, std::int64_t item) {
     for (std::size_t a = s.shape.size(); a-- > 0;) {

@@ -48,6 +48,12 @@ template <class T> struct StackView {
 
     std::int64_t rows() const { return first.rows; }
     std::int64_t cols() const { return first.cols; }
+    bool empty() const {
+        if (first.rows == 0 || first.cols == 0) return true;
+        for (const auto s : shape)
+            if (s == 0) return true;
+        return false;
+    }
     std::int64_t size() const {
         std::int64_t n = 1;
         for (const auto s : shape) n *= s;

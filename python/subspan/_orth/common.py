@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, to_library
+from subspan._arrays import Array, as_array, check_float, check_library, library_of, to_library
 from subspan._device import device_of
 
 
@@ -18,8 +18,23 @@ def matrices(x: Array, name: str) -> tuple[Array, np.dtype[Any]]:
     on_the_cpu(x, name)
     dtype = check_float(x, name)
     if len(x.shape) < 2:
-        raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}")
+        hint = f"; one column is {name}[:, None]" if len(x.shape) == 1 else ""
+        raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}{hint}")
+    check_library(x, name)
     return x, dtype
+
+
+def same_dtype(dtype: Any, other: Any, name: str, first: str) -> None:
+    """Dtypes that differ are named before anything is said of values."""
+    if other != dtype:
+        raise TypeError(f"{name} must be {dtype} as {first} is, got {other}")
+
+
+def convolution_hint(shape: tuple[int, ...], name: str) -> str:
+    """What to say to who passes the gradient of a convolution where a matrix was meant."""
+    if len(shape) < 4:
+        return ""
+    return f"; a convolution's weight of shape {shape} is a matrix as {name}.flatten(1), shape ({shape[0]}, {math.prod(shape[1:])})"
 
 
 def is_left(side: str) -> bool:
@@ -28,10 +43,10 @@ def is_left(side: str) -> bool:
     return side == "left"
 
 
-def finish(x: Any, fresh: bool, library: str) -> Array:
+def finish(x: Any, fresh: bool, library: str, like: Array = None) -> Array:
     """The result in the caller's library; autograd is told of tensors that were written to."""
     if fresh:
-        return to_library(x, library)
+        return to_library(x, library, like)
     if library_of(x) == "torch":
         sys.modules["torch"].autograd.graph.increment_version(x)
     return x
@@ -90,6 +105,8 @@ def check_basis(U: Array, name: str, *, advice: str = "") -> None:
         raise ValueError(f"{name} has {k} columns of {n} entries: so many cannot be orthonormal")
     defect = _core.orthonormality_defect(detached(U))
     if math.isnan(defect) or math.isinf(defect):
+        if _core.all_finite(detached(U)):
+            raise ValueError(f"the columns of {name} are not orthonormal: their squares overflow; orthonormalize {name}")
         raise ValueError(f"{name} holds NaN or infinity")
     bound = 64 * float(np.finfo(dtype).eps) * math.sqrt(max(k, 1))
     if defect > bound:

@@ -8,10 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, output
+from subspan._arrays import Array, as_array, check_float, check_output, library_of, output, real_number, truth
 from subspan._device import Place, device_of, on_device
 from subspan._orth import device
-from subspan._orth.common import broadcast, check_basis, detached, finish, is_left, matrices, numpy, on_the_cpu
+from subspan._orth.common import (
+    broadcast,
+    check_basis,
+    convolution_hint,
+    detached,
+    finish,
+    is_left,
+    matrices,
+    numpy,
+    on_the_cpu,
+    same_dtype,
+)
 from subspan._orth.int4 import Int4Basis
 from subspan._orth.spaces import padded_span
 
@@ -91,21 +102,30 @@ def _apply_core(
     C, dtype = matrices(C, "C")
     left = is_left(side)
     library = library_of(C)
+    check = truth(check, "check")
+    alpha = real_number(alpha, "alpha")
     core, scalar = None, 1.0
     if isinstance(M, (int, float, np.integer, np.floating)):
-        scalar = float(M)
+        scalar = real_number(M, "M")
     else:
         core = as_array(M, "M")
         if len(core.shape) == 0:
-            scalar, core = float(core), None
+            scalar, core = real_number(core, "M"), None
+        else:
+            check_float(core, "M")
     others: list[tuple[Array, int]] = []
     basis: Any
     if isinstance(V, Int4Basis):
         basis = V._parts()
     else:
         basis, other = matrices(V, name)
-        if other != dtype:
-            raise TypeError(f"{name} must be {dtype} as C is, got {other}")
+        same_dtype(dtype, other, name, "C")
+        want = C.shape[-2] if left else C.shape[-1]
+        if basis.shape[-2] != want:
+            hint = convolution_hint(tuple(C.shape), "C")
+            raise ValueError(
+                f"{name} must have {want} rows to act on C {tuple(C.shape)} from the {side}, got {basis.shape[-2]}{hint}"
+            )
         others.append((basis, 2))
         basis = detached(basis)
     if core is not None and len(core.shape) > 2:
@@ -123,7 +143,7 @@ def _apply_core(
         check,
         None if source is None else detached(source),
     )
-    return finish(result, fresh, library)
+    return finish(result, fresh, library, C)
 
 
 def _projector(U: Array, orthonormal: bool | None, check: bool, name: str) -> tuple[Array, Array]:
@@ -241,10 +261,7 @@ def project_out(
         result = device.quick(C, U, -strength, 1.0, side, out)
         if result is not None:
             return result
-    if isinstance(strength, bool) or not isinstance(strength, (int, float, np.integer, np.floating)):
-        raise TypeError(f"strength must be a number, got {type(strength).__name__}")
-    if not math.isfinite(strength):
-        raise ValueError(f"strength must be finite, got {strength}")
+    strength = real_number(strength, "strength")
     if isinstance(C, (list, tuple)) and any(hasattr(c, "shape") for c in C):
         return _project_out_list(C, U, side, float(strength), out, orthonormal, check)
     if side == "both":
@@ -271,6 +288,8 @@ def _project_out_list(
             continue
         if not isinstance(x, (list, tuple)) or len(x) != len(C):
             raise ValueError(f"C is a list of {len(C)} matrices, so {name} must be one too: lists of one length")
+    if not on_device(*C, *U):
+        return _project_out_each(list(C), list(U), side, strength, out, orthonormal, check)
     if on_device(*C, *U) and orthonormal is not False and not any(isinstance(u, Int4Basis) for u in U):
         return device.project_out_list(list(C), list(U), strength, side, None if out is None else list(out))
     return [
@@ -287,16 +306,44 @@ def _project_out_list(
     ]
 
 
+def _project_out_each(
+    C: list[Any], U: list[Any], side: str, strength: float, out: Any, orthonormal: bool | None, check: bool
+) -> list[Array]:
+    """One by one, once all of them have been looked at: an entry that is refused leaves the others as they were."""
+    if side == "both":
+        raise ValueError("a list of matrices takes side='left' or 'right'")
+    bases = []
+    for i, (c, u) in enumerate(zip(C, U, strict=True)):
+        _check_fit(c, u, side)
+        bases.append(_projector(u, orthonormal, check, f"U[{i}]"))
+        if check and not _core.all_finite(detached(as_array(c, f"C[{i}]"))):
+            raise ValueError(f"C[{i}] holds NaN or infinity")
+    if out is not None:
+        inputs = []
+        for i, (c, u) in enumerate(zip(C, U, strict=True)):
+            check_output(out[i], matrices(c, f"C[{i}]")[1])
+            u_arrays = (u.scale, u.zero) if isinstance(u, Int4Basis) else (u,)
+            inputs.append(tuple(detached(as_array(x, "C")) for x in (c, *u_arrays)))
+        _core.require_entries_apart([detached(x) for x in out], inputs)
+    return [
+        _apply_core(c, basis, _scaled(core, -strength), 1.0, side, None if out is None else out[i], check, name=f"U[{i}]")
+        for i, (c, (basis, core)) in enumerate(zip(C, bases, strict=True))
+    ]
+
+
 def _check_fit(C: Array, U: Array, side: str) -> None:
     """Shapes before anything that looks at values."""
     if isinstance(U, tuple):
         raise ValueError("U is a tuple; a pair of bases goes with side='both'")
     get = device.matrices if on_device(C, U) else matrices
-    C, _ = get(C, "C")
+    C, dtype = get(C, "C")
     want = C.shape[-2] if is_left(side) else C.shape[-1]
-    rows = U.shape[0] if isinstance(U, Int4Basis) else get(U, "U")[0].shape[-2]
+    basis, other = (U, U.dtype) if isinstance(U, Int4Basis) else get(U, "U")
+    same_dtype(dtype, other, "U", "C")
+    rows = basis.shape[0] if isinstance(U, Int4Basis) else basis.shape[-2]
     if rows != want:
-        raise ValueError(f"U must have {want} rows to act on C {tuple(C.shape)} from the {side}, got {rows}")
+        hint = convolution_hint(tuple(C.shape), "C")
+        raise ValueError(f"U must have {want} rows to act on C {tuple(C.shape)} from the {side}, got {rows}{hint}")
 
 
 def _both(
@@ -320,6 +367,12 @@ def _both(
         aside = _apply_core(C, left, core(lm), alpha, "left", None, check, name="U[0]")
         return _apply_core(aside, right, core(rm), alpha, "right", aside if out is None else out, check, name="U[1]")
     C, dtype = matrices(C, "C")
+    for i, u in enumerate(U):
+        if not isinstance(u, Int4Basis):
+            same_dtype(dtype, matrices(u, f"U[{i}]")[1], f"U[{i}]", "C")
+            if u.shape[-2] != C.shape[i - 2]:
+                hint = convolution_hint(tuple(C.shape), "C")
+                raise ValueError(f"U[{i}] must have {C.shape[i - 2]} rows to act on C {tuple(C.shape)}, got {u.shape[-2]}{hint}")
     bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U)]
     others: list[tuple[Array, int]] = []
     for i, (basis, _) in enumerate(bases):
@@ -333,15 +386,19 @@ def _both(
         others.append((basis, 2))
         if check and not _core.all_finite(detached(basis)):
             raise ValueError(f"U[{i}] holds NaN or infinity")
-        if out is not None and np.may_share_memory(numpy(out), numpy(basis)):
-            raise ValueError(f"out overlaps U[{i}]")
+        if out is not None:
+            check_output(out, dtype)
+            _core.require_apart(detached(out), detached(basis), "out", f"U[{i}]", False)
     library = library_of(C)
     c, shape = broadcast(detached(C), *others)
     result, fresh = output(out, shape, dtype, library)
+    if not fresh:
+        _core.require_apart(detached(result), c, "out", "C", True)
     (lu, lc), (ru, rc) = bases
-    _apply_core(c, lu, core(lc), alpha, "left", result, check, name="U[0]")
-    _apply_core(result, ru, core(rc), alpha, "right", result, check, name="U[1]")
-    return finish(result, fresh, library)
+    # Aside, and then into out: an interrupt between the two leaves C as it was.
+    aside = _apply_core(numpy(c), lu, core(lc), alpha, "left", None, check, name="U[0]")
+    _apply_core(aside, ru, core(rc), alpha, "right", result, check, name="U[1]")
+    return finish(result, fresh, library, C)
 
 
 def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, check: bool = True) -> Array:
@@ -373,13 +430,16 @@ def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, chec
     get = device.matrices if there else matrices
     base, dtype = get(base, "base")
     source, other = get(source, "source")
-    if other != dtype:
-        raise TypeError(f"source must be {dtype} as base is, got {other}")
+    same_dtype(dtype, other, "source", "base")
     if isinstance(R, Int4Basis):
         raise TypeError("R is an Int4Basis, which is not orthonormal; pass orthonormalize(R.to_array())")
     if tuple(source.shape) != tuple(base.shape):
         raise ValueError(f"source must have the shape of base, {tuple(base.shape)}, got {tuple(source.shape)}")
-    if check and not there:
+    R, other = get(R, "R")
+    same_dtype(dtype, other, "R", "base")
+    if R.shape[-2] != base.shape[-1]:
+        raise ValueError(f"R must have {base.shape[-1]} rows, one for each column of base, got shape {tuple(R.shape)}")
+    if truth(check, "check") and not there:
         check_basis(R, "R")
     return _apply_core(base, R, 1.0, 1.0, "right", out, check, source=source, name="R")
 
@@ -412,9 +472,15 @@ def rotate(
     is_left(side)
     directions = []
     for x, name in ((source, "source"), (target, "target")):
-        v = np.asarray(numpy(as_array(x, name)), np.float64)
+        v = numpy(as_array(x, name))
+        if v.dtype.kind not in "fiu":
+            raise TypeError(f"{name} must be real numbers, got {v.dtype}")
+        v = np.asarray(v, np.float64)
         if v.ndim != 1:
             raise ValueError(f"{name} must have 1 dimension, got shape {v.shape}")
+        length = C.shape[-2] if side == "left" else C.shape[-1]
+        if v.size != length:
+            raise ValueError(f"{name} must have {length} entries to act on C {tuple(C.shape)} from the {side}, got {v.size}")
         top = np.abs(v).max(initial=0.0)
         if not math.isfinite(top):
             raise ValueError(f"{name} holds NaN or infinity")
