@@ -3,6 +3,7 @@
 #include "subspan/grassmann.hpp"
 #include "subspan/grassmann_logits.hpp"
 #include "subspan/grassmann_mean.hpp"
+#include "subspan/grassmann_pairwise.hpp"
 #include "subspan/grassmann_step.hpp"
 #include "subspan/principal_angles.hpp"
 
@@ -202,6 +203,35 @@ void register_angles(py::module_ &m) {
             });
         },
         py::arg("u"), py::arg("w"), py::arg("out"), py::arg("kind"), py::arg("checks"));
+    m.def(
+        "pairwise_distance",
+        [](const py::object &u, const py::object &w, const py::object &out, int kind) {
+            load_lapack();
+            const Array xu(u, "U"), xo(out, "out", true);
+            std::optional<Array> xw;
+            if (!w.is_none()) xw.emplace(w, "W");
+            xo.require_dtype(xu.dtype());
+            if (xw) xw->require_dtype(xu.dtype());
+            return dispatch(xu.dtype(), [&](auto s) {
+                using T = decltype(s);
+                const auto vu = xu.stack<const T>(xu.leading());
+                const auto vw = xw ? xw->stack<const T>(xw->leading()) : vu;
+                const auto vo = xo.matrix<T>();
+                std::vector<std::pair<std::int64_t, std::int64_t>> close;
+                {
+                    const py::gil_scoped_release release;
+                    close = subspan::pairwise_distance<T>(vu, vw, static_cast<Distance>(kind), !xw, vo);
+                }
+                std::vector<std::int64_t> pairs;
+                for (const auto &[i, j] : close) {
+                    pairs.push_back(i);
+                    pairs.push_back(j);
+                }
+                const auto count = py::ssize_t(close.size());
+                return hand_over(std::move(pairs), {count, py::ssize_t(2)});
+            });
+        },
+        py::arg("u"), py::arg("w"), py::arg("out"), py::arg("kind"));
     m.def(
         "grassmann_mean",
         [](const py::object &u, const py::object &weights, const py::object &initial, const py::object &out, double tolerance,

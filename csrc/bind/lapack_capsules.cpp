@@ -26,6 +26,7 @@ template <class T> void fill(const py::dict &api, const std::string &p) {
     fetch(t.gesdd, api, p + "gesdd");
     fetch(t.geqrf, api, p + "geqrf");
     fetch(t.orgqr, api, p + "orgqr");
+    fetch(t.geqp3, api, p + "geqp3");
     set_lapack(t);
 }
 

@@ -9,7 +9,7 @@ namespace subspan::bind {
 void register_orthonormalize(py::module_ &m) {
     m.def(
         "orthonormalize",
-        [](const py::object &a, const py::object &out, int method, bool complete) {
+        [](const py::object &a, const py::object &out, int method, bool complete, const py::object &ranks) {
             load_lapack();
             const Array xa(a, "A"), xo(out, "out", true);
             xo.require_dtype(xa.dtype());
@@ -21,14 +21,20 @@ void register_orthonormalize(py::module_ &m) {
                 const auto vo = xo.stack<T>(batch);
                 if (vo.first.col_stride != 1 && vo.cols() > 1 && vo.rows() > 0 && vo.size() > 0)
                     throw py::value_error("out must have contiguous rows");
+                std::int64_t *seen = nullptr;
+                if (!ranks.is_none()) {
+                    auto counts = py::cast<py::array_t<std::int64_t, py::array::c_style>>(ranks);
+                    if (std::int64_t(counts.size()) != va.size()) throw py::value_error("ranks do not fit A");
+                    seen = counts.mutable_data();
+                }
                 const py::gil_scoped_release release;
                 const double n = double(va.cols()), flops = double(va.size()) * n * n * (12.0 * double(va.rows()) + 40.0 * n);
                 whole<T>(vo, vo.first.data == va.first.data, flops, [&](const StackView<T> &to) {
-                    subspan::orthonormalize<T>(va, to, static_cast<Orthonormalization>(method), complete);
+                    subspan::orthonormalize<T>(va, to, static_cast<Orthonormalization>(method), complete, seen);
                 });
             });
         },
-        py::arg("a"), py::arg("out"), py::arg("method"), py::arg("complete"));
+        py::arg("a"), py::arg("out"), py::arg("method"), py::arg("complete"), py::arg("ranks") = py::none());
     m.def(
         "random_orthogonal",
         [](std::uint64_t key, const py::object &out) {

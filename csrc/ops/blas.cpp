@@ -16,7 +16,7 @@ template <class T> std::atomic<const LapackTable<T> *> &slot() {
 } // namespace
 
 template <class T> void set_lapack(const LapackTable<T> &t) {
-    if (!t.gesdd || !t.geqrf || !t.orgqr)
+    if (!t.gesdd || !t.geqrf || !t.orgqr || !t.geqp3)
         throw ValueError("set_lapack: every pointer of the table must be set");
     slot<T>().store(new LapackTable<T>(t), std::memory_order_release);
 }

@@ -30,21 +30,25 @@ template <class T> void copy(MatrixView<const T> from, MatrixView<T> to) {
                       " of A depends on the columns before it; rank_deficient='complete' puts any orthonormal one there");
 }
 
-// Householder QR; q may be a.
-template <class T> void by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete) {
+// Householder QR; q may be a. Returns how many columns do not depend on those before them.
+template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete) {
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
     const MatrixView<T> v(frame.take<T>(m * k), m, k), r(frame.take<T>(k * k), k, k);
     const MatrixView<T> t(frame.take<T>(k * std::min(k, kReflectionBlock)), k, std::min(k, kReflectionBlock));
     const MatrixView<T> tau(frame.take<T>(k), 1, k);
     householder_qr<T>(StackView<const T>(a), v, r, tau, t);
-    if (!complete)
-        for (int64_t j = 0; j < k; ++j) {
-            double length = 0;
-            for (int64_t i = 0; i <= j; ++i) length = std::max(length, std::abs(double(r(i, j))));
-            if (!(std::abs(double(r(j, j))) > double(m) * std::numeric_limits<T>::epsilon() * length)) dependent(j);
-        }
+    int64_t rank = 0;
+    for (int64_t j = 0; j < k; ++j) {
+        double length = 0;
+        for (int64_t i = 0; i <= j; ++i) length = std::max(length, std::abs(double(r(i, j))));
+        if (std::abs(double(r(j, j))) > double(m) * std::numeric_limits<T>::epsilon() * length)
+            ++rank;
+        else if (!complete)
+            dependent(j);
+    }
     factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), q);
+    return rank;
 }
 
 // Shifted Cholesky QR; false where it does not get through: columns that it cannot tell from dependent ones are
@@ -176,11 +180,12 @@ bool halley(int64_t k, double *r) {
     return true;
 }
 
-template <class T> void by_polar(MatrixView<const T> a, MatrixView<T> q, bool complete) {
+template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool complete) {
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
     const MatrixView<T> basis(frame.take<T>(m * k), m, k), rt(frame.take<T>(k * k), k, k);
-    if (!by_cholesky<T>(a, basis)) by_householder<T>(a, basis, complete);
+    int64_t rank = k;
+    if (!by_cholesky<T>(a, basis)) rank = by_householder<T>(a, basis, complete);
     gemm<T>(MatrixView<const T>(basis).transposed(), a, rt);
     double *r = frame.zeros<double>(k * k);
     for (int64_t i = 0; i < k; ++i)
@@ -211,9 +216,11 @@ template <class T> void by_polar(MatrixView<const T> a, MatrixView<T> q, bool co
         gemm<T>(MatrixView<const T>(basis), MatrixView<const T>(rt), basis);
     }
     copy<T>(basis, q);
+    return rank;
 }
 
-template <class T> void one(MatrixView<const T> a, MatrixView<T> q, Orthonormalization method, bool complete) {
+// Returns the rank that was seen.
+template <class T> int64_t one(MatrixView<const T> a, MatrixView<T> q, Orthonormalization method, bool complete) {
     if (method == Orthonormalization::householder) return by_householder<T>(a, q, complete);
     // Entries far from one would lose their squares.
     const T top = max_abs(a);
@@ -227,20 +234,22 @@ template <class T> void one(MatrixView<const T> a, MatrixView<T> q, Orthonormali
         a = {scaled, a.rows, a.cols};
     }
     if (method == Orthonormalization::polar) return by_polar<T>(a, q, complete);
-    if (by_cholesky<T>(a, q)) return;
+    if (by_cholesky<T>(a, q)) return a.cols;
     if (method == Orthonormalization::cholesky)
         throw LinAlgError("orthonormalize: Cholesky QR cannot separate the columns of A; use method 'auto' or 'householder'");
-    by_householder<T>(a, q, complete);
+    return by_householder<T>(a, q, complete);
 }
 
 } // namespace
 
 template <class T>
-void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete) {
+void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete,
+                    int64_t *ranks) {
     const int64_t m = a.rows(), k = a.cols(), items = a.size();
     if (k > m)
         throw ValueError("A has " + std::to_string(k) + " columns of " + std::to_string(m) +
                          " entries: so many cannot be orthonormal");
+    if (ranks != nullptr) std::fill_n(ranks, items, int64_t(0));
     if (k == 0) return;
     for (int64_t i = 0; i < items; ++i)
         if (!all_finite<T>(a[i])) throw ValueError("A holds NaN or infinity");
@@ -251,10 +260,12 @@ void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonor
             // A is needed until it is known which way gets through, and must be whole when nothing does.
             Frame frame;
             const MatrixView<T> out(frame.take<T>(m * k), m, k);
-            one<T>(ai, out, method, complete);
+            const int64_t rank = one<T>(ai, out, method, complete);
+            if (ranks != nullptr) ranks[i] = rank;
             copy<T>(out, qi);
         } else {
-            one<T>(ai, qi, method, complete);
+            const int64_t rank = one<T>(ai, qi, method, complete);
+            if (ranks != nullptr) ranks[i] = rank;
         }
     };
     if (items == 1) return run(0);
@@ -262,7 +273,10 @@ void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonor
         // One matrix may raise after another one is done: all of them are found before any is written.
         Frame frame;
         T *all = frame.take<T>(items * m * k);
-        parallel_for(items, [&](int64_t i) { one<T>(a[i], MatrixView<T>(all + i * m * k, m, k), method, complete); });
+        parallel_for(items, [&](int64_t i) {
+            const int64_t rank = one<T>(a[i], MatrixView<T>(all + i * m * k, m, k), method, complete);
+            if (ranks != nullptr) ranks[i] = rank;
+        });
         for (int64_t i = 0; i < items; ++i) copy<T>(MatrixView<const T>(all + i * m * k, m, k), q[i]);
         return;
     }
@@ -365,7 +379,7 @@ template <class T> bool all_finite(const StackView<const T> &stack) {
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void orthonormalize<T>(const StackView<const T> &, const StackView<T> &, Orthonormalization, bool);       \
+    template void orthonormalize<T>(const StackView<const T> &, const StackView<T> &, Orthonormalization, bool, int64_t *);       \
     template void random_orthogonal<T>(std::uint64_t, const StackView<T> &);                                           \
     template double orthonormality_defect<T>(const StackView<const T> &);                                              \
     template bool all_finite<T>(const StackView<const T> &);

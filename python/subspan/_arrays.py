@@ -232,6 +232,18 @@ def dtype_of(x: Array) -> np.dtype[Any]:
         raise TypeError(f"dtype {x.dtype} is not supported; convert to float32 or float64") from None
 
 
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """float32 or float64 from what NumPy, PyTorch or JAX calls so."""
+    name = str(dtype).rpartition(".")[2] if not isinstance(dtype, (type, np.dtype)) else dtype
+    try:
+        d = np.dtype(name)
+    except TypeError:
+        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
+    if dtype is None or d not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
+    return d
+
+
 def check_float(x: Array, name: str) -> np.dtype[Any]:
     """float32 or float64, or a TypeError that says what to do."""
     try:

@@ -7,22 +7,29 @@ float32 and float64. docs/cuda.md says what takes CUDA arrays.
 
 ``check=True`` (the default) makes sure that points are orthonormal and, where it matters, that tangents are tangent;
 ``check=False`` leaves that out. Values on a CUDA device are never looked at, as that would make the host wait.
+
+What finite input gives is finite, or a ValueError that says that it overflows the dtype (on a CUDA device it goes through).
 """
 
 from __future__ import annotations
 
-from subspan._grassmann.angles import MeanResult, PrincipalAngles, distance, mean, principal_angles
+from subspan._grassmann.angles import MeanResult, PrincipalAngles, distance, mean, pairwise, principal_angles
 from subspan._grassmann.maps import (
     euclidean_to_riemannian_gradient,
     euclidean_to_riemannian_hessian,
     exp,
+    from_projector,
+    inner,
     log,
+    norm,
     projection_transport,
+    projector,
     random,
     random_tangent,
     retract,
     tangent,
     transport,
+    transport_to,
 )
 from subspan._grassmann.steps import adam_step, logits, logits_backward, sgd_step
 
@@ -34,18 +41,24 @@ __all__ = [
     "euclidean_to_riemannian_gradient",
     "euclidean_to_riemannian_hessian",
     "exp",
+    "from_projector",
+    "inner",
     "log",
     "logits",
     "logits_backward",
     "mean",
+    "norm",
+    "pairwise",
     "principal_angles",
     "projection_transport",
+    "projector",
     "random",
     "random_tangent",
     "retract",
     "sgd_step",
     "tangent",
     "transport",
+    "transport_to",
 ]
 
 # Pickles, tracebacks and help() name this module, not where the parts are.

@@ -8,6 +8,9 @@ float32 and float64 are taken on the CPU; docs/cuda.md says what takes CUDA arra
 ``check=True`` (the default) looks for NaN and infinity, and at bases that must be orthonormal, before anything is
 written: whatever raises leaves its inputs as they were (a separate ``out`` may be partly written). ``check=False``
 leaves both out. Values on a CUDA device are never looked at, as that would make the host wait: NaN goes through.
+
+What finite input gives is finite, or a ValueError that says that it overflows the dtype; ``check=False`` leaves that out,
+too. Where an overflow is found only in the result, an ``out`` that is no input holds it.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ from subspan._orth.spaces import (
     contains,
     hadamard,
     hadamard_matrix,
+    null_space,
     orthonormalize,
     random_orthogonal,
+    range_basis,
     span_intersection,
     span_sum,
 )
@@ -56,11 +61,13 @@ __all__ = [
     "householder_product",
     "householder_product_backward",
     "householder_qr",
+    "null_space",
     "orthonormalize",
     "project",
     "project_out",
     "quantize_int4",
     "random_orthogonal",
+    "range_basis",
     "rotate",
     "span_intersection",
     "span_sum",

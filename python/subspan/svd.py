@@ -28,6 +28,7 @@ from subspan._arrays import (
     csr_parts,
     dense_rows,
     dtype_of,
+    float_dtype,
     is_sparse,
     library_of,
     real_number,
@@ -281,7 +282,7 @@ class StreamingSVD:
             raise ValueError(f"signs must be 'stable' or 'v', got {signs!r}")
         self.method = method
         self.signs = signs
-        self._dtype = None if dtype is None else _float_dtype(dtype)
+        self._dtype = None if dtype is None else float_dtype(dtype)
         self.exact_blocks = truth(exact_blocks, "exact_blocks")
         self._inner = None if weight is None else InnerProduct(weight)
         self._library = "numpy"
@@ -813,14 +814,6 @@ def _known_library(name: Any) -> str:
     if name != "numpy":
         importlib.import_module(name)
     return str(name)
-
-
-def _float_dtype(dtype: Any) -> np.dtype[Any]:
-    name = str(dtype).rpartition(".")[2] if not isinstance(dtype, (type, np.dtype)) else dtype
-    d = np.dtype(name)
-    if d not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype must be float32 or float64, got {d}")
-    return d
 
 
 def _triplet(parts: tuple[Any, Any, Any], library: str, like: Array = None) -> TruncatedSVD:

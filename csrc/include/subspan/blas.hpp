@@ -11,6 +11,7 @@ template <class T> struct LapackTable {
                   int *lwork, int *iwork, int *info) = nullptr;
     void (*geqrf)(int *m, int *n, T *a, int *lda, T *tau, T *work, int *lwork, int *info) = nullptr;
     void (*orgqr)(int *m, int *n, int *k, T *a, int *lda, T *tau, T *work, int *lwork, int *info) = nullptr;
+    void (*geqp3)(int *m, int *n, T *a, int *lda, int *jpvt, T *tau, T *work, int *lwork, int *info) = nullptr;
 };
 
 /// Installs a table for T. Every pointer must be set; throws ValueError otherwise. Thread-safe.

@@ -22,6 +22,12 @@ template <class T>
 void householder_qr(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau,
                     const StackView<T> &t);
 
+/// The same with columns in the order of what is left of them: column i of Q R is column order[i] of A, and the diagonal of
+/// R does not grow, so that it shows the rank. `order` has n entries for each matrix. By LAPACK's geqp3.
+template <class T>
+void householder_qr_pivoted(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau,
+                            const StackView<T> &t, std::int64_t *order);
+
 /// out = Q C, QᵀC (transpose), C Q or C Qᵀ (side right) from the factors of householder_qr; `out` may be C.
 template <class T>
 void factored_apply(const StackView<const T> &v, const StackView<const T> &t, const StackView<const T> &c, Side side,

@@ -18,7 +18,8 @@ extern "C" {
     void SUBSPAN_LAPACK_NAME(p##gesdd)(char *, int *, int *, T *, int *, T *, T *, int *, T *, int *, T *, int *,      \
                                        int *, int *);                                                                  \
     void SUBSPAN_LAPACK_NAME(p##geqrf)(int *, int *, T *, int *, T *, T *, int *, int *);                              \
-    void SUBSPAN_LAPACK_NAME(p##orgqr)(int *, int *, int *, T *, int *, T *, T *, int *, int *);
+    void SUBSPAN_LAPACK_NAME(p##orgqr)(int *, int *, int *, T *, int *, T *, T *, int *, int *);                       \
+    void SUBSPAN_LAPACK_NAME(p##geqp3)(int *, int *, T *, int *, int *, T *, T *, int *, int *);
 SUBSPAN_DECLARE(float, s)
 SUBSPAN_DECLARE(double, d)
 #undef SUBSPAN_DECLARE
@@ -28,9 +29,9 @@ namespace subspan {
 
 inline void link_lapack() {
     set_lapack<float>({SUBSPAN_LAPACK_NAME(sgesdd),
-                       SUBSPAN_LAPACK_NAME(sgeqrf), SUBSPAN_LAPACK_NAME(sorgqr)});
+                       SUBSPAN_LAPACK_NAME(sgeqrf), SUBSPAN_LAPACK_NAME(sorgqr), SUBSPAN_LAPACK_NAME(sgeqp3)});
     set_lapack<double>({SUBSPAN_LAPACK_NAME(dgesdd),
-                        SUBSPAN_LAPACK_NAME(dgeqrf), SUBSPAN_LAPACK_NAME(dorgqr)});
+                        SUBSPAN_LAPACK_NAME(dgeqrf), SUBSPAN_LAPACK_NAME(dorgqr), SUBSPAN_LAPACK_NAME(dgeqp3)});
 }
 
 } // namespace subspan

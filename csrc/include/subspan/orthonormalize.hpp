@@ -16,9 +16,11 @@ enum class Orthonormalization { automatic, cholesky, householder, polar };
 /// the measured loss of orthogonality is at working precision, LinAlgError where Cholesky cannot separate columns;
 /// automatic: the same, then Householder QR; polar: the nearest orthonormal matrix, by QR and the dynamically weighted
 /// Halley iteration on the small factor in double (Nakatsukasa, Bai and Gygi, SIAM J. Matrix Anal. Appl. 31, 2010).
+/// `ranks`, where it is not null, gets for each matrix how many columns are not dependent.
 /// Cost 3 m k² flops (cholesky, well conditioned), 4 m k² (householder), 6 m k² + 40 k³ (polar).
 template <class T>
-void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete);
+void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete,
+                    std::int64_t *ranks = nullptr);
 
 /// Fills q (n x k, contiguous rows) with Haar-distributed orthonormal columns: QR of counter-based normals with the
 /// diagonal of R made positive (Mezzadri, Notices AMS 54, 2007).

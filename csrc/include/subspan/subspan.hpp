@@ -1,6 +1,7 @@
 // Everything.
 #pragma once
 
+#include "subspan/affine.hpp"
 #include "subspan/apply_core.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/eigh.hpp"
@@ -12,6 +13,7 @@
 #include "subspan/grassmann.hpp"
 #include "subspan/grassmann_logits.hpp"
 #include "subspan/grassmann_mean.hpp"
+#include "subspan/grassmann_pairwise.hpp"
 #include "subspan/grassmann_step.hpp"
 #include "subspan/hadamard.hpp"
 #include "subspan/householder.hpp"
@@ -25,6 +27,7 @@
 #include "subspan/plucker_state.hpp"
 #include "subspan/principal_angles.hpp"
 #include "subspan/rng.hpp"
+#include "subspan/sizes.hpp"
 #include "subspan/streaming_svd.hpp"
 #include "subspan/truncated_svd.hpp"
 #include "subspan/views.hpp"

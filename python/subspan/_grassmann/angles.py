@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, library_of, output, to_library
+from subspan._arrays import Array, as_array, library_of, output, real_number, to_library, truth, whole_number
 from subspan._device import Place, on_device, on_one_side, same_dtype
 from subspan._grassmann import device
-from subspan._arrays import whole_number
 from subspan._grassmann.common import one_of, same_matrices
-from subspan._orth.common import detached, finish, matrices, numpy
+from subspan._orth.common import check_basis, detached, finish, matrices, numpy, product
+from subspan._orth.spaces import orthonormalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,8 +39,9 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
 
     Parameters
     ----------
-    U, W : array (..., n, k)
-        Orthonormal columns. Leading axes broadcast: ``U[:, None]`` and ``W[None]`` give all pairs.
+    U, W : array (..., n, k), (..., n, l)
+        Orthonormal columns. Leading axes broadcast: ``U[:, None]`` and ``W[None]`` give all pairs. Of spaces of different
+        dimension there are ``min(k, l)`` angles (Ye and Lim, SIAM J. Matrix Anal. Appl. 37, 2016).
     vectors : bool, default False
         Return the principal vectors too.
     check : bool, default True
@@ -71,6 +72,7 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     if on_device(U, W):
         there = device.principal_angles(U, W, vectors)
         return PrincipalAngles(*there) if vectors else there[0]
+    U, W = _of_one_dimension(U, W, check)
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     library = library_of(U)
     angles = np.empty((*shape[:-2], shape[-1]), dtype)
@@ -82,17 +84,45 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     return PrincipalAngles(to_library(angles, library), to_library(p, library), to_library(q, library))
 
 
-def distance(U: Array, W: Array, *, kind: str = "geodesic", check: bool = True) -> Array:
+def _of_one_dimension(U: Array, W: Array, check: bool) -> tuple[Array, Array]:
+    """Of two spaces of different dimension the smaller, and the part of the larger that is nearest to it.
+
+    With ``WᵀU = X cos(Θ) Yᵀ`` that is the span of ``W X``: its angles to ``U`` are those of ``W``. Where an angle is π/2
+    ``X`` is completed, and any direction does.
+    """
+    shapes = [tuple(getattr(x, "shape", ())) for x in (U, W)]
+    if min(len(s) for s in shapes) < 2 or shapes[0][-1] == shapes[1][-1] or shapes[0][-2] != shapes[1][-2]:
+        return U, W  # what is wrong with them is said where it belongs
+    U, dtype = matrices(U, "U")
+    W, other = matrices(W, "W")
+    if other != dtype:
+        raise TypeError(f"W must be {dtype} as U is, got {other}")
+    for x, name in ((U, "U"), (W, "W")):
+        if check:
+            check_basis(x, name)
+        elif x.shape[-1] > x.shape[-2]:
+            raise ValueError(f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal")
+    small, large = (U, W) if U.shape[-1] < W.shape[-1] else (W, U)
+    u, w = numpy(small), numpy(large)
+    x = orthonormalize(product(np.swapaxes(w, -1, -2), u))
+    near = to_library(product(w, x), library_of(U), U)
+    return (U, near) if small is U else (near, W)
+
+
+def distance(U: Array, W: Array, *, kind: str = "geodesic", unequal: str = "containment", check: bool = True) -> Array:
     """Distance between the spans of ``U`` and ``W``.
 
     Parameters
     ----------
-    U, W : array (..., n, k)
+    U, W : array (..., n, k), (..., n, l)
         Orthonormal columns. Leading axes broadcast.
     kind : str
         Of the principal angles θ: ``"geodesic"`` ``√Σθ²``, ``"chordal"`` ``√Σ sin²θ``, ``"projection"`` ``max sin θ``,
         ``"procrustes"`` ``2 √Σ sin²(θ/2)``, ``"fubini-study"`` ``arccos ∏ cos θ``, ``"binet-cauchy"``
         ``√(1 - ∏ cos²θ)``.
+    unequal : {"containment", "metric"}
+        What the distance of spaces of different dimension is (Ye and Lim): that of the ``min(k, l)`` principal angles,
+        which is zero where one space contains the other; or a metric, for which ``|k - l|`` angles of π/2 are added.
     check : bool, default True
         ValueError for bases that are not orthonormal to 64 eps √k. Values on a CUDA device are not looked at.
 
@@ -116,14 +146,106 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", check: bool = True) 
     which = one_of(kind, _KINDS, "kind")
     if on_device(U, W):
         return device.distance(U, W, which)
+    if not isinstance(unequal, str) or unequal not in ("containment", "metric"):
+        raise ValueError(f"unequal must be 'containment' or 'metric', got {unequal!r}")
+    more = abs(int(U.shape[-1]) - int(W.shape[-1])) if min(len(np.shape(x)) for x in (U, W)) >= 2 else 0
+    U, W = _of_one_dimension(U, W, check)
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     out = np.empty((*shape[:-2], 1, 1), dtype)
     _core.subspace_distance(detached(U), detached(W), out, which, int(bool(check)))
     result = out[..., 0, 0]
+    if more and unequal == "metric":
+        result = _with_right_angles(result, more, kind).astype(dtype)
     library = library_of(U)
     if library == "numpy":
         return result if result.ndim else result[()]
-    return to_library(np.ascontiguousarray(result).reshape(shape[:-2]), library)
+    return to_library(np.ascontiguousarray(result).reshape(shape[:-2]), library, U)
+
+
+def _with_right_angles(d: np.ndarray[Any, Any], count: int, kind: str) -> np.ndarray[Any, Any]:
+    """A distance with so many more angles of π/2."""
+    if kind in ("projection", "binet-cauchy"):
+        return np.ones_like(d)
+    if kind == "fubini-study":
+        return np.full_like(d, np.pi / 2)
+    added = {"geodesic": count * np.pi**2 / 4, "chordal": count, "procrustes": 2 * count}[kind]
+    return np.sqrt(np.square(d.astype(np.float64)) + added)
+
+
+def pairwise(U: Array, W: Array | None = None, *, kind: str = "geodesic", unequal: str = "containment", check: bool = True) -> Array:
+    """Distances between all pairs of many subspaces.
+
+    Parameters
+    ----------
+    U : array (N, n, k)
+    W : array (M, n, l), optional
+        ``U`` itself by default: the result is then symmetric, with zeros on its diagonal.
+    kind, unequal, check
+        As for :func:`distance`.
+
+    Returns
+    -------
+    array (N, M), or (N, N)
+
+    Notes
+    -----
+    Kinds ``"chordal"`` and ``"projection"`` come from ``UᵢᵀWⱼ`` of many pairs in one product of matrices, ``2 N M n k l``
+    flops; pairs that are close, whose difference of squares would lose digits, are done again one by one, so that the
+    accuracy is that of :func:`distance`. The other kinds take the principal angles of every pair, a strip at a time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan import grassmann
+    >>> U = grassmann.random(30, 3, batch=5, rng=0)
+    >>> D = grassmann.pairwise(U, kind="chordal")
+    >>> D.shape, bool(np.allclose(D[1, 2], grassmann.distance(U[1], U[2], kind="chordal")))
+    ((5, 5), True)
+    """
+    which = one_of(kind, _KINDS, "kind")
+    if on_device(U, W):
+        raise TypeError("pairwise is not implemented on CUDA devices; distance(U[:, None], W[None]) is")
+    U, dtype = matrices(U, "U")
+    symmetric = W is None
+    other: Any = U
+    if not symmetric:
+        other, second = matrices(W, "W")
+        if second != dtype:
+            raise TypeError(f"W must be {dtype} as U is, got {second}")
+    for x, name in ((U, "U"), (other, "W")):
+        if len(x.shape) != 3:
+            raise ValueError(f"{name} must have shape (number, n, k), got {tuple(x.shape)}")
+        if x.shape[-1] > x.shape[-2]:
+            raise ValueError(f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal")
+        if x.shape[-2] != U.shape[-2]:
+            raise ValueError(f"U and W must live in one space, got {U.shape[-2]} and {x.shape[-2]} rows")
+        if truth(check, "check"):
+            check_basis(x, name)
+    u, w = numpy(U), numpy(other)
+    out = np.empty((u.shape[0], w.shape[0]), dtype)
+    settings: dict[str, Any] = {"kind": kind, "unequal": unequal, "check": False}
+    more = abs(u.shape[-1] - w.shape[-1])
+    if kind in ("chordal", "projection"):
+        if not isinstance(unequal, str) or unequal not in ("containment", "metric"):
+            raise ValueError(f"unequal must be 'containment' or 'metric', got {unequal!r}")
+        close = _core.pairwise_distance(u, None if symmetric else w, out, which)
+        if more and unequal == "metric":
+            out = _with_right_angles(out, more, kind).astype(dtype)
+        strip = max(1, 2**22 // max(1, u.shape[1] * (u.shape[2] + w.shape[2])))
+        for start in range(0, len(close), strip):
+            i, j = close[start : start + strip].T
+            out[i, j] = distance(u[i], w[j], **settings)
+            if symmetric:
+                out[j, i] = out[i, j]
+        return to_library(out, library_of(U), U)
+    for i in range(u.shape[0]):
+        if not symmetric:
+            out[i] = distance(u[i], w, **settings)
+            continue
+        out[i, i] = 0
+        if i + 1 < u.shape[0]:
+            out[i, i + 1 :] = out[i + 1 :, i] = distance(u[i], w[i + 1 :], **settings)
+    return to_library(out, library_of(U), U)
 
 
 class MeanResult(NamedTuple):
@@ -245,15 +367,15 @@ def mean(
             host = Place(weights=weights).host(detached(weights))
         else:
             host = numpy(as_array(weights, "weights"))
-        if np.iscomplexobj(host):
-            raise TypeError("weights must be real")
+        if host.dtype.kind not in "fiu":
+            raise TypeError(f"weights must be real numbers, got {host.dtype}")
         w = np.ascontiguousarray(host, dtype=np.float64)
         if w.shape != (count,):
             raise ValueError(f"weights must have shape ({count},), one for each point, got {w.shape}")
     eps = float(np.finfo(dtype).eps)
-    tol = 50 * eps * math.sqrt(max(k, 1)) if tol is None else float(tol)
-    if not tol >= 0:
-        raise ValueError(f"tol must not be negative, got {tol!r}")
+    tol = 50 * eps * math.sqrt(max(k, 1)) if tol is None else real_number(tol, "tol", 0.0)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress must be callable, got {type(progress).__name__}")
     if there:
         found, reports = device.mean(U, w, initial, tol, limit, progress, out)
         return _mean_result(found, reports, batch, tol, full_output)

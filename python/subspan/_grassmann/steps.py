@@ -153,9 +153,9 @@ def sgd_step(
     """
     settings = _sgd_settings(lr, maximize, momentum, dampening, retraction, transport)
     if buffer is None:
-        if momentum != 0:
+        if settings[1] != 0:
             raise ValueError(f"momentum is {momentum} and there is no buffer: pass an array of zeros like U")
-        if dampening != 0:
+        if settings[2] != 0:
             raise ValueError(f"dampening is {dampening} and there is no buffer: it damps what goes into one")
     if type(U) is not np.ndarray or type(grad) is not np.ndarray or on_device(buffer):
         if device.quick_sgd_step(U, grad, buffer, settings):
@@ -248,6 +248,8 @@ def adam_step(
         pair = (beta1, beta2)
         return device.adam_step(U, grad, first_moment, second_moment, count, rate, pair, eps, which, parallel)
     U, grad, first_moment = _stack(U, grad=grad, first_moment=first_moment)
+    if isinstance(second_moment, np.ma.MaskedArray):
+        raise TypeError("second_moment is a masked array, and its mask would be ignored")
     in_place(second_moment, "second_moment")
     check_second_moment(second_moment, check_float(second_moment, "second_moment"), U, check_float(U, "U"))
     _core.grassmann_adam_step(
@@ -286,6 +288,12 @@ def _features(x: Array, U: Array) -> tuple[Array, Array, np.dtype[Any]]:
     return x, U, dtype
 
 
+def _finite(found: Any, what: str, *inputs: Array) -> None:
+    """ValueError where finite input gave what the dtype cannot hold."""
+    if not _core.all_finite(found) and all(_core.all_finite(detached(x)) for x in inputs):
+        raise ValueError(f"{what} overflows the dtype although the input is finite; scale what goes in")
+
+
 def logits(x: Array, U: Array, *, scale: float = 25.0) -> Array:
     """Class scores ``scale · ‖U_cᵀ x‖ / ‖x‖``: how much of a feature lies in the subspace of each class.
 
@@ -316,12 +324,14 @@ def logits(x: Array, U: Array, *, scale: float = 25.0) -> Array:
     >>> int(scores.argmax()), round(float(scores.max()), 12)
     (2, 25.0)
     """
+    scale = real_number(scale, "scale")
     if on_device(x, U):
-        return device.logits(x, U, float(scale))
+        return device.logits(x, U, scale)
     x, U, dtype = _features(x, U)
     out = np.empty((x.shape[0], U.shape[0]), dtype)
-    _core.grassmann_logits(detached(x), detached(U), out, float(scale))
-    return to_library(out, library_of(x))
+    _core.grassmann_logits(detached(x), detached(U), out, scale)
+    _finite(out, "a logit", x, U)
+    return to_library(out, library_of(x), x)
 
 
 def logits_backward(grad: Array, x: Array, U: Array, *, scale: float = 25.0) -> tuple[Array, Array]:
@@ -354,8 +364,9 @@ def logits_backward(grad: Array, x: Array, U: Array, *, scale: float = 25.0) -> 
     >>> dx.shape, dU.shape
     ((5, 20), (4, 20, 3))
     """
+    scale = real_number(scale, "scale")
     if on_device(grad, x, U):
-        return device.logits_backward(grad, x, U, float(scale))
+        return device.logits_backward(grad, x, U, scale)
     x, U, dtype = _features(x, U)
     grad = as_array(grad, "grad")
     if check_float(grad, "grad") != dtype:
@@ -367,6 +378,8 @@ def logits_backward(grad: Array, x: Array, U: Array, *, scale: float = 25.0) -> 
     strides = U.stride() if library_of(U) == "torch" else getattr(U, "strides", (0, 1, 0))
     by_columns = n > 1 and k > 1 and abs(strides[1]) < abs(strides[2])
     dU = np.empty((classes, k, n), dtype).swapaxes(1, 2) if by_columns else np.empty((classes, n, k), dtype)
-    _core.grassmann_logits_backward(detached(grad), detached(x), detached(U), dx, dU, float(scale))
+    _core.grassmann_logits_backward(detached(grad), detached(x), detached(U), dx, dU, scale)
+    for found, what in ((dx, "the gradient of x"), (dU, "the gradient of U")):
+        _finite(found, what, grad, x, U)
     library = library_of(x)
-    return to_library(dx, library), to_library(dU, library)
+    return to_library(dx, library, x), to_library(dU, library, U)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, output, to_library
-from subspan._device import check_dtype, on_device
+from subspan._arrays import Array, as_array, check_float, library_of, output, to_library, truth
+from subspan._device import Place, check_dtype, dtype_name, on_device
 from subspan._orth import device
-from subspan._orth.common import broadcast, detached, finish, is_left, matrices
+from subspan._orth.common import (
+    broadcast,
+    convolution_hint,
+    detached,
+    finish,
+    is_left,
+    matrices,
+    numpy,
+    same_dtype,
+)
 
 _BLOCK = 128  # reflections of a block in a factored Q, as in the C++ header
 
@@ -33,6 +43,14 @@ class HouseholderQ:
                 f"tau must have one entry for each column of V {tuple(V.shape)}, got shape {tuple(tau.shape)}"
             )
         self.V, self.tau, self._T = V, tau, T
+        self.transposed = False
+
+    @property
+    def T(self) -> HouseholderQ:  # noqa: N802
+        """``Qᵀ``, of the same reflections: ``Q.T @ C`` is ``Q.apply(C, transpose=True)``. No copy."""
+        other = HouseholderQ(self.V, self.tau, self._T)
+        other.transposed = not self.transposed
+        return other
 
     def __matmul__(self, C: Array) -> Array:
         return self.apply(C)
@@ -53,20 +71,34 @@ class HouseholderQ:
     ) -> Array:
         """``Q C``, ``QᵀC`` (``transpose``), ``C Q`` or ``C Qᵀ`` (``side="right"``), without forming ``Q``.
 
-        ``C`` is ``(..., m, n)`` or ``(..., n, m)``; ``out`` may be ``C``. ``4 m n k - 2 n k²`` flops.
+        ``C`` is ``(..., m, n)`` or ``(..., n, m)``, or a vector ``(m,)``; ``out`` may be ``C``. ``4 m n k - 2 n k²`` flops.
         """
+        transpose = truth(transpose, "transpose") != self.transposed
+        if len(getattr(C, "shape", (0, 0))) == 1:
+            return of_vector(lambda c, to: self._apply(c, side, transpose, to, check), C, side, out)
+        return self._apply(C, side, transpose, out, check)
+
+    def _apply(self, C: Array, side: str, transpose: bool, out: Array | None, check: bool) -> Array:
         if on_device(C, self.V):
             return device.factored_apply(self.V, self._T, C, side, bool(transpose), out)
         C, dtype = matrices(C, "C")
         left = is_left(side)
         library = library_of(C)
         c, shape = broadcast(detached(C), (self.V, 2))
+        if check_float(self.V, "Q") != dtype:
+            raise TypeError(f"C must be {check_float(self.V, 'Q')} as Q is, got {dtype}")
         result, fresh = output(out, shape, dtype, library)
         _core.factored_apply(detached(self.V), detached(self._T), c, left, bool(transpose), detached(result), check)
-        return finish(result, fresh, library)
+        return finish(result, fresh, library, C)
 
     def to_array(self, *, full: bool = False) -> Array:
-        """The first k columns of ``Q`` as an array ``(..., m, k)``, or all m of them with ``full``."""
+        """The first k columns of ``Q`` as an array ``(..., m, k)``, or all m of them with ``full``.
+
+        Of ``Q.T`` the first k rows, ``(..., k, m)``.
+        """
+        if self.transposed:
+            whole = self.T.to_array(full=full)
+            return whole.mT if library_of(whole) == "torch" else whole.swapaxes(-1, -2)
         if on_device(self.V):
             return device.factored_array(self.V, self._T, full)
         *batch, m, k = self.V.shape
@@ -75,10 +107,22 @@ class HouseholderQ:
         return to_library(q, library_of(self.V))
 
     def __repr__(self) -> str:
-        return f"HouseholderQ(shape={self.shape}, reflections={self.V.shape[-1]}, dtype={self.dtype})"
+        kind = ", transposed" if self.transposed else ""
+        return f"HouseholderQ(shape={self.shape}, reflections={self.V.shape[-1]}, dtype={self.dtype}{kind})"
 
 
-def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
+def of_vector(f: Any, x: Array, side: str, out: Array | None) -> Array:
+    """``f(matrix, out)`` of a vector: a column where matrices act from the left, else a row."""
+    left = is_left(side)
+
+    def wide(y: Any) -> Any:
+        return y[:, None] if left else y[None]
+
+    result = f(wide(x), None if out is None else wide(out))
+    return out if out is not None else result.reshape(-1)
+
+
+def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
     """QR by Householder reflections: ``A = Q R`` with ``Q`` kept as reflections.
 
     Parameters
@@ -86,6 +130,10 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
     A : array (..., m, n)
         Any strides, any rank; graded columns keep their own relative accuracy. NaN and infinity raise ValueError. On a
         CUDA device NaN goes through; matrices that no block's shared memory holds are factored by cuSOLVER.
+    pivoting : bool, default False
+        Choose the columns in the order of what is left of them, by LAPACK's ``geqp3`` (on the CPU): the result is
+        ``(Q, R, order)`` with ``A[:, order] = Q R``, as of ``scipy.linalg.qr(A, pivoting=True)``, and the falling diagonal
+        of ``R`` shows the rank.
 
     Returns
     -------
@@ -93,6 +141,7 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
         Of ``k = min(m, n)`` reflections.
     R : array (..., k, n)
         Upper trapezoidal, with LAPACK's signs: the diagonal may be negative.
+    order : array (..., n) of int64, only with ``pivoting``; of NumPy
 
     Notes
     -----
@@ -109,7 +158,10 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
     >>> np.allclose(Q.to_array() @ R, A), np.allclose(Q.apply(A, transpose=True)[:, :20], R)
     (True, True)
     """
+    pivoting = truth(pivoting, "pivoting")
     if on_device(A):
+        if pivoting:
+            raise TypeError("pivoting is not implemented on CUDA devices")
         *factors, R = device.householder_qr(A)
         return HouseholderQ(*factors), R
     A, dtype = matrices(A, "A")
@@ -118,21 +170,29 @@ def householder_qr(A: Array) -> tuple[HouseholderQ, Array]:
     k = min(m, n)
     V, R = np.empty((*batch, m, k), dtype), np.empty((*batch, k, n), dtype)
     tau, T = np.empty((*batch, k), dtype), np.empty((*batch, k, min(k, _BLOCK)), dtype)
-    _core.householder_qr(detached(A), V, R, tau, T)
-    hand = [to_library(x, library) for x in (V, tau, T, R)]
-    return HouseholderQ(*hand[:3]), hand[3]
+    order = np.empty((*batch, n), np.int64) if pivoting else None
+    if order is None:
+        _core.householder_qr(detached(A), V, R, tau, T)
+    else:
+        _core.householder_qr_pivoted(detached(A), V, R, tau, T, order)
+    hand = [to_library(x, library, A) for x in (V, tau, T, R)]
+    Q = HouseholderQ(*hand[:3])
+    return (Q, hand[3]) if order is None else (Q, hand[3], order)
 
 
-def householder_product(V: Array, tau: Array | None = None, *, check: bool = True) -> Array:
+def householder_product(V: Array, tau: Array | None = None, *, packed: bool = False, check: bool = True) -> Array:
     """The first ``min(m, k)`` columns of ``H_1 ··· H_k``, ``H_j = I - tau_j v_j v_jᵀ``.
 
     Parameters
     ----------
     V : array (..., m, k)
-        Columns are the reflections' vectors, used as they are: nothing is implied of the upper triangle. For LAPACK's
-        packed form pass ``np.tril(a, -1) + np.eye(m, k)``.
+        Columns are the reflections' vectors, used as they are: nothing is implied of the upper triangle. A vector ``(m,)``
+        is one reflection.
     tau : array (..., k), optional
         None means unit reflections ``I - 2 v vᵀ / vᵀv``, where a zero vector is the identity.
+    packed : bool, default False
+        ``V`` is LAPACK's packed form, as ``geqrf`` and ``torch.geqrf`` leave it: ones are implied on the diagonal, zeros
+        above it, and what is stored there (``R``) is not looked at. Copies ``V``.
 
     Notes
     -----
@@ -147,13 +207,29 @@ def householder_product(V: Array, tau: Array | None = None, *, check: bool = Tru
     >>> np.allclose(Q.T @ Q, np.eye(3))
     True
     """
+    if truth(packed, "packed"):
+        V = _unpacked(V)
     if on_device(V, tau):
         return device.householder_product(V, tau)
+    if len(getattr(V, "shape", (0, 0))) == 1:
+        V = V[:, None]
     V, dtype = matrices(V, "V")
     *batch, m, k = V.shape
     q = np.empty((*batch, m, min(m, k)), dtype)
     _core.householder_product(detached(V), _tau(tau), q, check)
     return to_library(q, library_of(V))
+
+
+def _unpacked(V: Array) -> Array:
+    """Unit lower trapezoidal vectors from LAPACK's packed form."""
+    if on_device(V):
+        place = Place(V=V)
+        with place.inside():
+            lower = V.tril(-1) if place.library == "torch" else sys.modules["cupy"].tril(V, -1)
+            return lower + place.identity(tuple(int(s) for s in V.shape), dtype_name(V))
+    x, dtype = matrices(V, "V")
+    a = numpy(x)
+    return to_library(np.tril(a, -1) + np.eye(a.shape[-2], a.shape[-1], dtype=dtype), library_of(V), V)
 
 
 def _tau(tau: Array | None) -> Array | None:
@@ -201,7 +277,7 @@ def householder_apply(
     V : array (..., m, k)
         As in :func:`householder_product`. Leading axes broadcast to those of ``C``: one set of reflections may act on
         a whole stack.
-    C : array (..., m, n), or (..., n, m) with ``side="right"``
+    C : array (..., m, n), or (..., n, m) with ``side="right"``, or a vector
         ``out`` may be ``C``.
     tau : array (..., k), optional
         None means unit reflections.
@@ -219,15 +295,26 @@ def householder_apply(
     >>> np.allclose(householder_apply(V, x, side="right"), x * [-1, 1, 1, 1, 1, 1, 1, 1])
     True
     """
+    if len(getattr(C, "shape", (0, 0))) == 1:
+        return of_vector(
+            lambda c, to: householder_apply(V, c, tau, side=side, transpose=transpose, out=to, check=check), C, side, out
+        )
+    if len(getattr(V, "shape", (0, 0))) == 1:
+        V = V[:, None]
     if on_device(V, C, tau):
         return device.householder_apply(V, C, tau, side, bool(transpose), out)
     C, dtype = matrices(C, "C")
-    V, _ = matrices(V, "V")
+    V, other = matrices(V, "V")
+    same_dtype(dtype, other, "V", "C")
+    rows = C.shape[-2] if is_left(side) else C.shape[-1]
+    if V.shape[-2] != rows:
+        hint = convolution_hint(tuple(C.shape), "C")
+        raise ValueError(f"V must have {rows} rows to act on C {tuple(C.shape)} from the {side}, got {V.shape[-2]}{hint}")
     library = library_of(C)
     c, shape = broadcast(detached(C), (V, 2))
     result, fresh = output(out, shape, dtype, library)
     _core.householder_apply(detached(V), _tau(tau), c, is_left(side), bool(transpose), detached(result), check)
-    return finish(result, fresh, library)
+    return finish(result, fresh, library, C)
 
 
 def householder_apply_backward(

@@ -23,6 +23,7 @@ from subspan._orth.common import (
     on_the_cpu,
     same_dtype,
 )
+from subspan._orth.householder import of_vector
 from subspan._orth.int4 import Int4Basis
 from subspan._orth.spaces import padded_span
 
@@ -83,6 +84,8 @@ def apply_core(
     >>> np.allclose(apply_core(C, V, M, alpha=0.5), 0.5 * C + V @ M @ (V.T @ C))
     True
     """
+    if len(getattr(C, "shape", (0, 0))) == 1:
+        return of_vector(lambda c, to: apply_core(c, V, M, alpha=alpha, side=side, out=to, check=check), C, side, out)
     return _apply_core(C, V, M, alpha, side, out, check)
 
 
@@ -196,6 +199,10 @@ def project(
     >>> np.allclose(project(C, U), U @ (U.T @ C))
     True
     """
+    if len(getattr(C, "shape", (0, 0))) == 1:
+        return of_vector(
+            lambda c, to: project(c, U, side=side, out=to, orthonormal=orthonormal, check=check), C, side, out
+        )
     if side == "both":
         return _both(C, U, lambda core: core, 0.0, out, orthonormal, check)
     _check_fit(C, U, side)
@@ -217,7 +224,7 @@ def project_out(
 
     Parameters
     ----------
-    C : array (..., m, n), or a list of matrices of any shapes
+    C : array (..., m, n), a vector, or a list of matrices of any shapes
         ``out=C`` works in place. A list takes a list of as many ``U`` (and ``out``) and gives a list; on a CUDA device
         it is a launch for each 160 of them.
     U : array (..., m, k) or (..., n, k), Int4Basis, or a pair of them with ``side="both"``
@@ -262,6 +269,15 @@ def project_out(
         if result is not None:
             return result
     strength = real_number(strength, "strength")
+    if len(getattr(C, "shape", (0, 0))) == 1:
+        return of_vector(
+            lambda c, to: project_out(
+                c, U, side=side, strength=strength, out=to, orthonormal=orthonormal, check=check
+            ),
+            C,
+            side,
+            out,
+        )
     if isinstance(C, (list, tuple)) and any(hasattr(c, "shape") for c in C):
         return _project_out_list(C, U, side, float(strength), out, orthonormal, check)
     if side == "both":

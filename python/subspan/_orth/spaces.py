@@ -8,8 +8,20 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, output, rng_key, to_library
-from subspan._orth.common import check_basis, detached, finish, matrices, numpy, one_rank, product
+from subspan._arrays import (
+    Array,
+    as_array,
+    check_float,
+    float_dtype,
+    library_of,
+    output,
+    real_number,
+    rng_key,
+    to_library,
+    truth,
+    whole_number,
+)
+from subspan._orth.common import check_basis, detached, finish, matrices, numpy, one_rank, product, same_dtype
 from subspan._orth.householder import householder_qr
 
 
@@ -44,8 +56,13 @@ _METHODS = {"auto": 0, "cholesky": 1, "householder": 2, "polar": 3}
 
 
 def orthonormalize(
-    A: Array, *, method: str = "auto", out: Array | None = None, rank_deficient: str = "complete"
-) -> Array:
+    A: Array,
+    *,
+    method: str = "auto",
+    out: Array | None = None,
+    rank_deficient: str = "complete",
+    return_rank: bool = False,
+) -> Any:
     """An orthonormal basis of the columns of ``A``, of the same shape.
 
     Parameters
@@ -61,11 +78,14 @@ def orthonormalize(
         Exact shape and dtype, contiguous rows; may be ``A``.
     rank_deficient : {"complete", "raise"}
         What becomes of a column that depends on those before it (what it adds is within ``m eps`` of its own length):
-        an orthonormal completion, or LinAlgError.
+        an orthonormal completion, or LinAlgError. With a completion the span is larger than that of ``A``;
+        :func:`range_basis` gives a basis of the latter.
+    return_rank : bool, default False
+        Return ``(Q, rank)``: how many columns are not dependent, an int, or an array of the shape of the stack.
 
     Returns
     -------
-    array (..., m, k) with ``max|QᵀQ - I| <= 10 eps √k``.
+    array (..., m, k) with ``max|QᵀQ - I| <= 10 eps √k``, or ``(Q, rank)``
 
     Notes
     -----
@@ -84,21 +104,94 @@ def orthonormalize(
     True
     """
     A, dtype = matrices(A, "A")
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}, got {method!r}")
-    if rank_deficient not in ("complete", "raise"):
+    if not isinstance(rank_deficient, str) or rank_deficient not in ("complete", "raise"):
         raise ValueError(f"rank_deficient must be 'complete' or 'raise', got {rank_deficient!r}")
     library = library_of(A)
     result, fresh = output(out, tuple(A.shape), dtype, library)
-    _core.orthonormalize(detached(A), detached(result), _METHODS[method], rank_deficient == "complete")
-    return finish(result, fresh, library)
+    ranks = np.zeros(tuple(A.shape[:-2]), np.int64) if truth(return_rank, "return_rank") else None
+    _core.orthonormalize(detached(A), detached(result), _METHODS[method], rank_deficient == "complete", ranks)
+    Q = finish(result, fresh, library, A)
+    return Q if ranks is None else (Q, int(ranks) if ranks.ndim == 0 else ranks)
+
+
+def _cutoff(rcond: float | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> float:
+    if rcond is None:
+        return max(shape[-2:]) * float(np.finfo(dtype).eps)
+    value = real_number(rcond, "rcond", 0.0)
+    if value >= 1:
+        raise ValueError(f"rcond must be in [0, 1), got {value}")
+    return value
+
+
+def _any_matrices(A: Array, name: str) -> tuple[np.ndarray[Any, Any], np.dtype[Any], str]:
+    """In NumPy, of entries near one."""
+    x, dtype = matrices(A, name)
+    a = numpy(x)
+    top = np.abs(a).max(axis=(-2, -1), keepdims=True, initial=0)
+    if not np.isfinite(top).all():
+        raise ValueError(f"{name} holds NaN or infinity")
+    # By a power of two, which is exact.
+    return a / np.where(top > 0, 2.0 ** np.floor(np.log2(np.where(top > 0, top, 1))), 1).astype(dtype), dtype, library_of(A)
+
+
+def range_basis(A: Array, *, rcond: float | None = None) -> Array:
+    """An orthonormal basis ``(..., m, r)`` of the column space of ``A (..., m, n)``, of any shape and rank.
+
+    ``r`` is the numerical rank: how many singular values exceed ``rcond`` times the first (``max(m, n) eps`` by default,
+    as in ``scipy.linalg.orth``). The columns are the left singular vectors, leading first. Where columns of ``A`` depend
+    on each other this is the span, and what :func:`orthonormalize` gives is larger. Matrices of a stack must have one
+    rank, else ValueError.
+
+    ``2 n² (m - n/3)`` flops for the QR, an SVD of ``R`` and ``2 m n r`` for the product.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import range_basis
+    >>> A = np.outer(np.ones(5), [1.0, 2.0, 3.0])
+    >>> range_basis(A).shape
+    (5, 1)
+    """
+    a, dtype, library = _any_matrices(A, "A")
+    return to_library(_range(a, _cutoff(rcond, a.shape, dtype)), library, A)
+
+
+def _range(a: np.ndarray[Any, Any], tol: float) -> np.ndarray[Any, Any]:
+    q, r = householder_qr(a)
+    x, s, _ = np.linalg.svd(r, full_matrices=False)
+    rank = one_rank(np.count_nonzero(s > tol * s[..., :1], axis=-1))
+    return product(q.to_array(), np.ascontiguousarray(x[..., :, :rank]))
+
+
+def null_space(A: Array, *, rcond: float | None = None) -> Array:
+    """An orthonormal basis ``(..., n, n - r)`` of the vectors that ``A (..., m, n)`` of rank ``r`` takes to zero.
+
+    ``rcond`` as in :func:`range_basis`. The complement of the row space, by Householder reflections: orthonormal to
+    working precision, and ``A`` times it is of the order of ``rcond`` times the first singular value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import null_space
+    >>> N = null_space(np.array([[1.0, 1.0, 0.0]]))
+    >>> N.shape, bool(np.abs(N[0] + N[1]).max() < 1e-15)
+    ((3, 2), True)
+    """
+    a, dtype, library = _any_matrices(A, "A")
+    tol = _cutoff(rcond, a.shape, dtype)
+    if a.shape[-2] > a.shape[-1]:
+        _, a = householder_qr(a)  # the same rows, as far as their span goes
+    rows = _range(np.swapaxes(a, -1, -2), tol)
+    return to_library(np.asarray(complement(rows, check=False)), library, A)
 
 
 def random_orthogonal(
     n: int,
     k: int | None = None,
     *,
-    batch: tuple[int, ...] = (),
+    batch: tuple[int, ...] | int = (),
     rng: int | np.random.Generator | None = None,
     dtype: Any = np.float64,
 ) -> np.ndarray[Any, Any]:
@@ -117,17 +210,14 @@ def random_orthogonal(
     ((3, 10, 4), True)
     """
     k = n if k is None else k
-    for value, name in ((n, "n"), (k, "k")):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+    n, k = whole_number(n, "n", 0), whole_number(k, "k", 0)
     if k > n:
         raise ValueError(f"k must be at most n = {n}, got {k}")
-    dtype = np.dtype(dtype)
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-    out = np.empty((*batch, int(n), int(k)), dtype)
+    sizes = batch if isinstance(batch, (tuple, list)) else (batch,)
+    shape = (*(whole_number(size, "batch", 0) for size in sizes), n, k)
+    if math.prod(shape) > 2**58:
+        raise ValueError(f"{shape} are more numbers than memory can hold")
+    out = np.empty(shape, float_dtype(dtype))
     _core.random_orthogonal(rng_key(rng), out)
     return out
 
@@ -163,9 +253,10 @@ def complement(U: Array, *, check: bool = True) -> Array:
 def _tolerance(tol: float | None, dtype: np.dtype[Any]) -> float:
     if tol is None:
         return math.pow(float(np.finfo(dtype).eps), 2 / 3)
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol must be in [0, 1), got {tol}")
-    return float(tol)
+    value = real_number(tol, "tol", 0.0)
+    if value >= 1:
+        raise ValueError(f"tol must be in [0, 1), got {value}")
+    return value
 
 
 def _two_bases(
@@ -173,9 +264,10 @@ def _two_bases(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.dtype[Any], str]:
     U, dtype = matrices(U, "U")
     W, other = matrices(W, "W")
-    if other != dtype:
-        raise TypeError(f"W must be {dtype} as U is, got {other}")
-    if check:
+    same_dtype(dtype, other, "W", "U")
+    if U.shape[-2] != W.shape[-2]:
+        raise ValueError(f"U and W must live in one space, got {U.shape[-2]} and {W.shape[-2]} rows")
+    if truth(check, "check"):
         check_basis(U, "U")
         check_basis(W, "W")
     return numpy(U), numpy(W), dtype, library_of(U)
