@@ -141,6 +141,7 @@ template <class T> void StreamingSvd<T>::Impl::rescale(Work &w, Rows<T> &dense, 
 template <class T> void StreamingSvd<T>::Impl::in_units(Work &w, double largest) {
     int e = 0;
     std::frexp(largest > 0 ? largest : 1.0, &e);
+    e = std::min(e, 1023); // 2^1024 is no number
     w.unit = std::ldexp(1.0, e);
     for (double &x : w.scale) x = std::ldexp(x, -e);
     w.dropped = w.dropped / w.unit / w.unit;

@@ -1,5 +1,6 @@
 // What happens around a decomposition: buffering, splitting, forgetting, means, downdates, merges, and the way back
 // when something fails.
+#include "scan.hpp"
 #include "sparse.hpp"
 #include "streaming_impl.hpp"
 #include "subspan/eigh.hpp"
@@ -15,7 +16,7 @@ template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) c
     require_finite(x, "rows");
     // The length of a row, and of as many as are collected, must be a number of T, centred or not.
     const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(capacity(), 1))) / std::sqrt(T(x.cols()));
-    if (x.csr == nullptr && sum_of_squares(x.dense) <= double(limit) * double(limit)) return;
+    if (x.csr == nullptr && max_abs<T>(x.dense) <= limit) return;
     const auto too_large = [&](T value) {
         if (std::abs(value) > limit) throw ValueError("rows: entries are too large to be " + std::string(opt.center ? "centred" : "added up") + "; scale the data");
     };

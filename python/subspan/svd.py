@@ -362,6 +362,8 @@ class StreamingSVD:
     def _update_with_rotation(self, rows: Array) -> Rotation:
         if not self.exact_blocks:
             raise ValueError("rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, collect")
+        if self.center and self.forget != 1.0:
+            raise ValueError("rotation=True with center takes no forget: rows of different weight turn by different amounts")
         if self._there is not None or device_of(rows) is not None:
             raise TypeError("rotation=True is not implemented on CUDA devices")
         dense = dense_rows(rows, "rows") if is_sparse(rows) else rows
@@ -1230,7 +1232,7 @@ class FrequentDirections:
         return sealed_state(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and "format" not in state:  # of the first version, which had none
+        if isinstance(state, dict) and not state.keys() & {"format", "checksum"}:  # of the first version, which had none
             state = {**state, "format": "subspan.FrequentDirections/1"}
         state = checked_state(state, "FrequentDirections", _SKETCH_FORMAT, {"size", "n_features", "library"})
         self.__init__(state["size"], state["n_features"])  # type: ignore[misc]

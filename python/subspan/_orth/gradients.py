@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, check_float, library_of, output, rng_key, to_library
+from subspan._arrays import (
+    Array,
+    check_float,
+    library_of,
+    output,
+    real_number,
+    rng_key,
+    to_library,
+    truth,
+    whole_number,
+)
 from subspan._device import dtype_name, matrix, on_device
+from subspan._files import checked_state, sealed_state
 from subspan._orth import device_gradients
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._orth.int4 import Int4Basis, quantize_int4
@@ -17,6 +28,9 @@ from subspan.svd import truncated_svd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_FORMAT = "subspan.GradientProjector/2"
 
 
 class GradientProjector:
@@ -87,23 +101,18 @@ class GradientProjector:
         group: int = 256,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        for value, name, least in (
-            (rank, "rank", 1),
-            (refresh, "refresh", 0),
-            (history, "history", 1),
-            (iterations, "iterations", 1),
-            (group, "group", 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if side not in ("auto", "left", "right"):
+        rank = whole_number(rank, "rank", 1)
+        refresh = whole_number(refresh, "refresh", 0)
+        history = whole_number(history, "history", 1, 2**20)
+        iterations = whole_number(iterations, "iterations", 1, 2**20)
+        group = whole_number(group, "group", 1)
+        if not isinstance(side, str) or side not in ("auto", "left", "right"):
             raise ValueError(f"side must be 'auto', 'left' or 'right', got {side!r}")
-        if bits not in (None, 4):
+        if bits is not None and whole_number(bits, "bits", 1) != 4:
             raise ValueError(f"bits must be None or 4, got {bits!r}")
-        if not np.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
+        adapt = truth(adapt, "adapt")
+        scale = real_number(scale, "scale")
+        threshold = real_number(threshold, "threshold")
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {threshold}")
         self.rank, self.side, self.bits, self.adapt = int(rank), side, bits, bool(adapt)
@@ -117,6 +126,24 @@ class GradientProjector:
         self._since = 0
         self._first: Any = None
         self._shape: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in ("basis", "similarity")}
+        basis = self.basis.__getstate__() if isinstance(self.basis, Int4Basis) else self.basis
+        return sealed_state({"format": _FORMAT, **state, "basis": basis, "similarity": list(self.similarity)})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state, dict) and not state.keys() & {"format", "checksum"}:  # of the first version, which had none
+            state = {**state, "format": "subspan.GradientProjector/1"}
+        state = dict(checked_state(state, "GradientProjector", _FORMAT, {"rank", "history", "basis", "similarity"}))
+        basis = state.pop("basis")
+        if isinstance(basis, dict):
+            packed = Int4Basis.__new__(Int4Basis)
+            packed.__setstate__(basis)
+            basis = packed
+        similarity = deque(state.pop("similarity"), maxlen=state["history"])
+        self.__dict__.update({k: v for k, v in state.items() if k not in ("format", "checksum")})
+        self.__dict__.update(basis=basis, similarity=similarity)
 
     def _right(self, G: Array) -> bool:
         m, n = G.shape
@@ -176,14 +203,21 @@ class GradientProjector:
 
     def _take(self, basis: Any, first: Any, cosine: float | None, G: Array) -> None:
         """What a refresh has found."""
+        similarity, interval = deque(self.similarity, maxlen=self.history), self.interval
         if cosine is not None:
-            self.similarity.append(cosine)
-            self._adapt()
-        self.basis, self._first = basis, first
-        self._shape = tuple(int(x) for x in G.shape)
-        self._dtype_there = dtype_name(G) if on_device(G) else None
-        self._since = 0
-        self.refreshes += 1
+            similarity.append(cosine)
+            interval = self._adapted(similarity)
+        # In one step: an interrupt leaves the projector as it was, or as it is to be.
+        self.__dict__.update(
+            similarity=similarity,
+            interval=interval,
+            basis=basis,
+            _first=first,
+            _shape=tuple(int(x) for x in G.shape),
+            _dtype_there=dtype_name(G) if on_device(G) else None,
+            _since=0,
+            refreshes=self.refreshes + 1,
+        )
 
     @staticmethod
     def refresh_all(projectors: Sequence[GradientProjector], gradients: Sequence[Array]) -> None:
@@ -211,16 +245,18 @@ class GradientProjector:
         if self._dtype_there is not None:
             raise TypeError(f"{name} is on the CPU and the basis on a CUDA device; move one of them")
 
-    def _adapt(self) -> None:
-        if not self.adapt or len(self.similarity) < self.history:
-            return
-        mean = sum(self.similarity) / len(self.similarity)
+    def _adapted(self, similarity: deque[float]) -> int:
+        """The interval after these values, which are forgotten where it changes."""
+        if not self.adapt or len(similarity) < self.history:
+            return self.interval
+        mean = sum(similarity) / len(similarity)
         if mean >= self.threshold:
-            self.interval *= 2
-            self.similarity.clear()
-        elif mean < self.threshold / 2 and self.interval > self.base_interval:
-            self.interval = max(self.base_interval, self.interval // 2)
-            self.similarity.clear()
+            similarity.clear()
+            return self.interval * 2
+        if mean < self.threshold / 2 and self.interval > self.base_interval:
+            similarity.clear()
+            return max(self.base_interval, self.interval // 2)
+        return self.interval
 
     def down(self, G: Array, *, out: Array | None = None) -> Array:
         """The small gradient: ``G P (m, r)`` or ``PᵀG (r, n)``. Refreshes the basis when its time has come.
@@ -249,6 +285,7 @@ class GradientProjector:
         output(out, shape, check_float(x, "G"), library_of(x))
         if check_float(out, "out") != check_float(x, "G"):
             raise TypeError(f"out must be {check_float(x, 'G')}, got {check_float(out, 'out')}")
+        _core.require_apart(detached(out), detached(x), "out", "G or R", False)
         view = numpy(out)
         if view.shape[1] > 1 and view.strides[1] != view.itemsize:
             raise ValueError("out must have contiguous rows")
@@ -292,8 +329,10 @@ class GradientProjector:
             p = numpy(self.basis)
             p = p.T if transpose else p
             _core.product(x if right else p, p if right else x, target)
-        if not back and not _core.all_finite(target):
-            raise ValueError("G holds NaN or infinity")
+        if not _core.all_finite(target):
+            if not back and not _core.all_finite(detached(x)):
+                raise ValueError("G holds NaN or infinity")
+            raise ValueError("the result overflows the dtype although the input is finite; scale it")
         return finish(result, fresh, library)
 
     def __repr__(self) -> str:

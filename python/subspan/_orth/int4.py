@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, check_float, library_of, output, to_library
+from subspan._arrays import Array, check_float, library_of, output, to_library, whole_number
 from subspan._device import device_of, dtype_name, matrix, on_device
+from subspan._files import checked_state, sealed_state
 from subspan._orth import device_int4
 from subspan._orth.common import detached, finish, is_left, matrices
+
+
+_FORMAT = "subspan.Int4Basis/2"
 
 
 class Int4Basis:
@@ -39,9 +43,39 @@ class Int4Basis:
         group: int,
         library: str = "numpy",
     ) -> None:
-        self.codes, self.scale, self.zero, self.shape, self.group = codes, scale, zero, shape, group
+        if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+            raise TypeError(f"shape must be a pair (n, k), got {shape!r}")
+        n, k = (whole_number(x, f"shape[{i}]", 0) for i, x in enumerate(shape))
+        group = whole_number(group, "group", 1)
+        count = n * k
+        groups = -(-count // group)
+        for x, name, length in ((codes, "codes", (count + 1) // 2), (scale, "scale", groups), (zero, "zero", groups)):
+            if isinstance(x, np.ma.MaskedArray) or not hasattr(x, "shape") or not hasattr(x, "dtype"):
+                raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+            if tuple(x.shape) != (length,):
+                raise ValueError(
+                    f"{name} must have shape ({length},) for a matrix {(n, k)} in groups of {group}, got {tuple(x.shape)}"
+                )
+        if dtype_name(codes) != "uint8":
+            raise TypeError(f"codes must be uint8, got {dtype_name(codes)}")
+        self.codes, self.scale, self.zero, self.shape, self.group = codes, scale, zero, (n, k), group
         self._library = library
         self._core: tuple[Any, float] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("codes", "scale", "zero", "shape", "group")
+        state = {name: getattr(self, name) for name in names}
+        return sealed_state({"format": _FORMAT, **state, "library": self._library})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state, dict) and not state.keys() & {"format", "checksum"}:  # of the first version, which had none
+            state = {**state, "format": "subspan.Int4Basis/1", "library": state.get("_library")}
+        state = checked_state(state, "Int4Basis", _FORMAT, {"codes", "scale", "zero", "shape", "group", "library"})
+        if state["library"] not in ("numpy", "torch", "jax", "cupy"):
+            raise ValueError(f"library is {state['library']!r}, wanted numpy, torch, jax or cupy")
+        self.__init__(  # type: ignore[misc]
+            state["codes"], state["scale"], state["zero"], tuple(state["shape"]), state["group"], state["library"]
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -1,0 +1,460 @@
+"""Every public function on nasty input, in worker processes, so that a crash is caught and named.
+
+5,000 calls in CI; ``python tests/test_fuzz.py 1000000`` makes as many as it is told, on all cores, and prints what it finds.
+A call may raise ValueError, TypeError, LinAlgError or MemoryError with a text. It may not crash, hang, raise anything else, or,
+where a reference in NumPy is known and the input is finite, give other numbers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+
+import numpy as np
+import pytest
+from scipy import sparse
+from subspan import grassmann, orth, plucker
+from subspan.svd import FrequentDirections, StreamingSVD, choose_rank, merge_svd, product_svd, truncated_svd
+
+SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 49, 65)
+ALLOWED = (ValueError, TypeError, np.linalg.LinAlgError, MemoryError)
+TOLERANCE = {np.dtype(np.float32): 2e-3, np.dtype(np.float64): 1e-8}
+
+
+class Draw:
+    """Arguments from a seed."""
+
+    def __init__(self, seed):
+        self.rng = np.random.default_rng(seed)
+        self.nasty = self.rng.random() < 0.35
+        self.dtype = np.dtype(self.rng.choice([np.float32, np.float64]))
+
+    def size(self, least=0):
+        return int(self.rng.choice([s for s in SIZES if s >= least]))
+
+    def few(self, most):
+        return int(self.rng.integers(0, most + 1))
+
+    def batch(self):
+        return tuple(int(x) for x in self.rng.integers(0, 4, self.rng.choice([0, 0, 0, 1, 1, 2])))
+
+    def array(self, *shape, dtype=None):
+        dtype = self.dtype if dtype is None else dtype
+        x = self.rng.standard_normal(shape).astype(dtype)
+        if self.nasty:
+            if self.rng.random() < 0.2:
+                x = x * dtype.type(self.rng.choice([0, 1e-30, 1e-38, 1e30, 3e38]))
+            if self.rng.random() < 0.15 and x.size:
+                x.flat[int(self.rng.integers(x.size))] = self.rng.choice([np.nan, np.inf, -np.inf, 0, -0.0])
+            if self.rng.random() < 0.05:
+                x = x.astype(self.rng.choice([np.int32, np.float16, np.complex64, np.bool_, ">f8"]))
+        return self.layout(x)
+
+    def layout(self, x):
+        """The same numbers in another order of memory."""
+        kind = self.rng.integers(0, 9)
+        if x.ndim == 0 or kind < 3:
+            return x
+        if kind == 3:
+            return np.asfortranarray(x)
+        if kind == 4:
+            axis = int(self.rng.integers(x.ndim))
+            return np.flip(np.flip(x, axis).copy(), axis)
+        if kind == 5:
+            wide = np.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
+            wide[..., ::2] = x
+            return wide[..., ::2]
+        if kind == 6 and x.ndim >= 2:
+            return np.swapaxes(np.ascontiguousarray(np.swapaxes(x, -1, -2)), -1, -2)
+        if kind == 7:
+            x = x.copy()
+            x.flags.writeable = False
+            return x
+        if kind == 8 and self.nasty:
+            raw = np.zeros(x.nbytes + 1, np.uint8)
+            y = raw[1 : 1 + x.nbytes].view(x.dtype).reshape(x.shape) if x.nbytes else x
+            y[...] = x
+            return y
+        return x
+
+    def basis(self, n, k, *batch):
+        if k > n or n == 0:
+            return self.array(*batch, n, k)
+        q = np.linalg.qr(self.rng.standard_normal((*batch, n, k)))[0] if k else np.zeros((*batch, n, 0))
+        q = q.astype(self.dtype)
+        if self.nasty and self.rng.random() < 0.2:
+            q = q * self.dtype.type(1.5)
+        return self.layout(q)
+
+    def csr(self, m, n):
+        dense = np.where(self.rng.random((m, n)) < 0.3, self.rng.standard_normal((m, n)), 0).astype(self.dtype)
+        x = sparse.csr_array(dense)
+        if self.nasty and x.nnz:
+            how = self.rng.integers(0, 7)
+            if how == 0:
+                x.indptr[int(self.rng.integers(m + 1))] = self.rng.choice([-7, 2**30, x.nnz + 5])
+            elif how == 1:
+                x.indices[int(self.rng.integers(x.nnz))] = self.rng.choice([-1, n, 2**30])
+            elif how == 2:
+                x.data[int(self.rng.integers(x.nnz))] = np.nan
+            elif how == 3:
+                x.indices[:] = x.indices[::-1].copy()
+        return x
+
+    def out(self, shape):
+        """An output that fits, or does not."""
+        if self.rng.random() < 0.6:
+            return None
+        if self.nasty and self.rng.random() < 0.3:
+            return self.array(*[s + int(self.rng.integers(0, 2)) for s in shape])
+        return self.layout(np.zeros(shape, self.dtype))
+
+
+def close(found, want, dtype, scale=1.0):
+    found, want = np.asarray(found, np.float64), np.asarray(want, np.float64)
+    assert found.shape == want.shape, (found.shape, want.shape)
+    if np.isfinite(want).all() and want.size and np.abs(want).max() < 1e18:
+        assert np.abs(found - want).max() <= TOLERANCE[np.dtype(dtype)] * max(scale, np.abs(want).max()), "other numbers"
+
+
+def t(x):
+    return np.swapaxes(x, -1, -2)
+
+
+def finite(*arrays):
+    return all(np.isfinite(np.asarray(a, np.float64)).all() and (np.abs(np.asarray(a, np.float64)).max(initial=0) < 1e9) for a in arrays)
+
+
+def fuzz_project_out(d):
+    b, m, n, k = d.batch(), d.size(), d.size(), d.few(9)
+    c, side = d.array(*b, m, n), str(d.rng.choice(["left", "right"]))
+    u = d.basis(m if side == "left" else n, k, *(b if d.rng.random() < 0.5 else ()))
+    out = d.out(c.shape)
+    found = orth.project_out(c, u, side=side, out=out)
+    if finite(c, u):
+        close(found, c - u @ (t(u) @ c) if side == "left" else c - (c @ u) @ t(u), c.dtype)
+
+
+def fuzz_apply_core(d):
+    b, m, n, k = d.batch(), d.size(), d.size(), d.few(9)
+    c, v = d.array(*b, m, n), d.array(m, k)
+    core = [2.0, d.array(k), d.array(k, k)][d.few(2)]
+    found = orth.apply_core(c, v, core, alpha=0.5, out=d.out(c.shape))
+    if finite(c, v, core):
+        dense = core * np.eye(k) if np.ndim(core) < 2 else core
+        close(found, 0.5 * c + v @ dense @ (v.T @ c), c.dtype, 100)
+
+
+def fuzz_qr(d):
+    b, m, n = d.batch(), d.size(), d.size()
+    a = d.array(*b, m, n)
+    if d.rng.random() < 0.4:
+        q, r, order = orth.householder_qr(a, pivoting=True)
+        if finite(a):
+            close(q.to_array() @ r, np.take_along_axis(a, order[..., None, :], -1), a.dtype)
+        return
+    q, r = orth.householder_qr(a)
+    if finite(a):
+        close(q.to_array() @ r, a, a.dtype)
+        close(q.T @ a, q.apply(a, transpose=True), a.dtype)
+
+
+def fuzz_reflections(d):
+    b, m, n, k = d.batch(), d.size(), d.size(), d.few(20)
+    v, c = d.array(m, k), d.array(*b, m, n)
+    found = orth.householder_apply(v, c, out=d.out(c.shape))
+    orth.householder_product(v, packed=bool(d.few(1)))
+    if finite(v, c) and m:
+        want = c.astype(np.float64)
+        for j in range(k - 1, -1, -1):
+            x = v[:, j : j + 1].astype(np.float64)
+            length = float((x * x).sum())
+            want = want - (2 / length if length else 0) * x @ (x.T @ want)
+        close(found, want, c.dtype, np.abs(c).max(initial=1))
+
+
+def fuzz_orthonormalize(d):
+    b, m, k = d.batch(), d.size(), d.few(12)
+    a = d.array(*b, m, k)
+    method = str(d.rng.choice(["auto", "cholesky", "householder", "polar"]))
+    q, rank = orth.orthonormalize(a, method=method, out=d.out(a.shape), return_rank=True)
+    assert np.all(np.asarray(rank) <= k)
+    close(t(q).astype(np.float64) @ q, np.broadcast_to(np.eye(k), (*b, k, k)), a.dtype)
+
+
+def fuzz_spaces(d):
+    b, n, k, l = d.batch(), d.size(1), d.few(6), d.few(6)
+    u, w = d.basis(n, k, *b), d.basis(n, l, *b)
+    f = [orth.span_sum, orth.span_intersection, orth.contains, grassmann.principal_angles, grassmann.distance][d.few(4)]
+    f(u, w)
+    a = d.array(*b, n, k)
+    basis = orth.range_basis(a)
+    null = orth.null_space(a)
+    if finite(a):
+        close(a @ null, np.zeros((*b, n, null.shape[-1])), a.dtype, np.abs(a).max(initial=1))
+        close(basis @ (t(basis) @ a), a, a.dtype, np.abs(a).max(initial=1))
+
+
+def fuzz_small(d):
+    n = d.size()
+    x = d.array(*d.batch(), n)
+    pick = d.few(4)
+    if pick == 0:
+        found = orth.hadamard(x, d.out(x.shape), scale=1.0)
+        if finite(x) and n and n & (n - 1) == 0 and found.shape[-1] > 1:
+            close(found[..., 0], x.sum(-1), x.dtype, 100)
+    elif pick == 1:
+        orth.complement(d.basis(n, d.few(6)))
+    elif pick == 2:
+        orth.quantize_int4(d.array(n, d.few(9)), d.few(40)).apply(d.array(d.few(9), d.few(5)))
+    elif pick == 3:
+        orth.random_orthogonal(n, d.few(n + 1), batch=d.batch(), rng=0, dtype=d.dtype)
+    else:
+        g = d.array(d.size(1), d.size(1))
+        p = orth.GradientProjector(1 + d.few(3), rng=0, bits=[None, 4][d.few(1)])
+        p.up(p.down(g))
+
+
+def fuzz_grassmann(d):
+    b, n, k = d.batch(), d.size(1), d.few(5)
+    u, w, g = d.basis(n, k, *b), d.basis(n, k, *b), d.array(*b, n, k)
+    pick = d.few(7)
+    if pick == 0:
+        found = grassmann.tangent(u, g, out=d.out(g.shape))
+        if finite(u, g):
+            close(found, g - u @ (t(u) @ g), g.dtype)
+    elif pick == 1:
+        grassmann.exp(u, grassmann.log(u, w))
+    elif pick == 2:
+        grassmann.retract(u, g, project=True, method=str(d.rng.choice(["cholesky", "polar", "qr", "cayley", "exp"])))
+    elif pick == 3:
+        point, buffer = np.array(u), np.zeros(u.shape, u.dtype)
+        grassmann.sgd_step(point, g, buffer, lr=0.1, momentum=0.9)
+    elif pick == 4:
+        grassmann.transport_to(u, w, grassmann.tangent(u, g))
+    elif pick == 5:
+        many = d.basis(n, k, d.few(5))
+        kind = str(d.rng.choice(["geodesic", "chordal", "projection"]))
+        other = d.basis(n, d.few(5), d.few(4)) if d.few(1) else None
+        found = grassmann.pairwise(many, other, kind=kind)
+        assert np.isfinite(found).all()
+    elif pick == 6:
+        x, classes = d.array(d.few(5), n), d.basis(n, k, d.few(4))
+        found = grassmann.logits(x, classes)
+        if finite(x, classes) and found.size and n and np.abs(x).max() > 1e-9:
+            length = np.linalg.norm(x.astype(np.float64), axis=1)
+            want = 25 * np.linalg.norm(np.einsum("bn,cnk->bck", x, classes), axis=-1) / np.where(length, length, 1)[:, None]
+            close(found, want, x.dtype)
+    else:
+        grassmann.mean(np.stack([u, u]))
+
+
+def fuzz_plucker(d):
+    b, n, k = d.batch(), 1 + d.few(7), d.few(5)
+    pick = d.few(5)
+    if pick == 0:
+        a = d.array(*b, n, k)
+        found = plucker.coordinates(a)
+        if k == 1 and finite(a):
+            close(found, a[..., 0], a.dtype)
+    elif pick == 1:
+        z, w = d.array(*b, n), d.array(n)
+        found = plucker.wedge(z, w, out=d.out((*b, n * (n - 1) // 2)))
+        if finite(z, w):
+            i, j = np.triu_indices(n, 1)
+            close(found, z[..., i] * w[j] - z[..., j] * w[i], z.dtype)
+    elif pick == 2:
+        plucker.hodge(d.array(*b, d.size()), n, k)
+        plucker.complement_signs(n, k)
+    elif pick == 3:
+        p = plucker.coordinates(d.array(*b, n, max(1, min(k, n))))
+        plucker.relations(p, n, max(1, min(k, n)))
+        plucker.basis(p, n, max(1, min(k, n)))
+    elif pick == 4:
+        length, r = d.size(), d.size(2) // 2 * 2 or 2
+        z = d.array(*b, length, r)
+        settings = {
+            "norm": [None, "clamp", "soft"][d.few(2)],
+            "rope": [None, "half", "interleaved"][d.few(2)],
+            "rope_start": d.rng.integers(-5, 5, b) if b and d.few(1) else d.few(9),
+            "mask": d.rng.random((*b, length)) < 0.7 if d.few(1) else None,
+        }
+        offsets = [1 + d.few(4) for _ in range(1 + d.few(3))]
+        found = plucker.mix(z, offsets, **settings)
+        assert found.shape == (*b, length, r * (r - 1) // 2)
+        plucker.mix_backward(np.ones_like(found), z, offsets, **settings)
+        w = d.array(3, r * (r - 1) // 2)
+        close(plucker.mix_project(z, w, None, offsets, **settings), found @ w.T, z.dtype, 100)
+    else:
+        state = plucker.MixState([1, 2], 4)
+        state.prefill(d.array(*b, d.few(5), 4))
+        state.step(d.array(*b, 4), out=d.out((*b, 6)))
+
+
+def fuzz_svd(d):
+    m, n = d.size(1), d.size(1)
+    a, k = d.array(m, n), 1 + d.few(4)
+    pick = d.few(4)
+    if pick == 0:
+        found = truncated_svd(a, k, rng=0, power_iterations=8)
+        if finite(a) and k <= min(m, n):
+            want = np.linalg.svd(a.astype(np.float64), compute_uv=False)[:k]
+            assert np.abs(found.S - want).max() <= 0.05 * want[0] + 1e-6
+    elif pick == 1:
+        b = d.array(n, d.size(1))
+        found = product_svd(a, b)
+        if finite(a, b):
+            want = np.linalg.svd(a.astype(np.float64) @ b.astype(np.float64), compute_uv=False)[: len(found.S)]
+            close(found.S, want, a.dtype, np.abs(want).max(initial=1))
+    elif pick == 2:
+        v = d.array(d.few(4), n)
+        merge_svd((None, np.abs(d.array(v.shape[0])), v), (None, np.abs(d.array(v.shape[0])), v), k)
+    elif pick == 3:
+        truncated_svd(d.csr(m, n), k, rng=0)
+    else:
+        choose_rank(np.sort(np.abs(d.array(d.size())))[::-1], energy=0.9)
+
+
+def fuzz_streams(d):
+    n, k = d.size(1), 1 + d.few(6)
+    center = bool(d.few(1))
+    svd = StreamingSVD(
+        k,
+        center=center,
+        method=str(d.rng.choice(["auto", "robust", "gram"])),
+        oversample=[None, 0, 3][d.few(2)],
+        exact_blocks=bool(d.few(1)),
+        weight=np.abs(d.rng.standard_normal(n)) + 0.1 if d.few(5) == 0 else None,
+    )
+    seen = []
+    for _ in range(1 + d.few(4)):
+        b = d.size()
+        rows = d.csr(b, n) if d.few(2) == 0 else d.array(b, n) if d.few(5) else d.array(n)
+        try:
+            svd.update(rows)
+        except ALLOWED:
+            continue
+        seen.append(np.atleast_2d(rows.toarray() if sparse.issparse(rows) else rows))
+    x = d.array(d.few(5), n)
+    if not seen:
+        return
+    assert svd.rows_seen == sum(len(s) for s in seen)
+    svd.project(x, out=d.out((len(x), len(svd.singular_values))))
+    svd.residual(x)
+    svd.reconstruct(svd.project(x))
+    v = svd.components
+    if svd._inner is None:
+        assert np.abs(v.astype(np.float64) @ v.T - np.eye(len(v))).max(initial=0) <= 10 * np.finfo(v.dtype).eps * max(1, len(v)) ** 0.5
+    rows = np.vstack(seen).astype(np.float64)
+    if finite(rows) and np.abs(rows).max(initial=0) > 1e-6 and svd._inner is None:
+        rows = rows - rows.mean(0) if center else rows
+        total = (rows**2).sum()
+        assert abs(svd.captured_energy + svd.residual_energy - total) <= TOLERANCE[v.dtype] * max(total, 1e-30) * 10 + 1e-5 * (v.dtype == np.float32)
+    svd.merge(svd.copy())
+
+
+def fuzz_sketches(d):
+    n = d.size(1)
+    fd = FrequentDirections(1 + d.few(5), n)
+    rows = d.csr(d.size(), n) if d.few(1) else d.array(d.size(), n)
+    fd.update(rows)
+    sketch, bound = np.asarray(fd.sketch, np.float64), fd.error_bound
+    dense = np.asarray(rows.toarray() if sparse.issparse(rows) else rows, np.float64)
+    if finite(dense):
+        gap = np.linalg.eigvalsh(dense.T @ dense - sketch.T @ sketch)
+        room = 1e-4 * (1 + np.linalg.norm(dense) ** 2)
+        assert gap.min() > -room
+        assert gap.max() < bound + room
+
+
+TARGETS = [f for name, f in sorted(globals().items()) if name.startswith("fuzz_")]
+
+
+def one(seed):
+    """None, or what went wrong."""
+    d = Draw(seed)
+    target = TARGETS[seed % len(TARGETS)]
+    try:
+        with np.errstate(all="ignore"):
+            target(d)
+    except ALLOWED as e:
+        if not str(e) or len(str(e)) > 1000 or "incompatible function arguments" in str(e):
+            return f"{seed} {target.__name__}: text {str(e)[:200]!r}"
+        return None
+    except Exception:
+        return f"{seed} {target.__name__}: " + traceback.format_exc(limit=-3)
+    return None
+
+
+def worker(seeds, pipe):
+    import warnings
+
+    import subspan
+
+    warnings.simplefilter("ignore")
+    subspan.set_num_threads(1)
+    for seed in seeds:
+        pipe.send(("begin", seed))
+        problem = one(seed)
+        if problem:
+            pipe.send(("problem", problem))
+    pipe.send(("end", None))
+
+
+def run(count, workers, first=0, patience=120.0):
+    """What went wrong in so many calls: texts."""
+    context = multiprocessing.get_context("spawn")
+    todo, problems, running = list(range(first, first + count)), [], []
+    chunk = max(1, min(2000, count // workers))
+    while todo or running:
+        while todo and len(running) < workers:
+            seeds, todo = todo[:chunk], todo[chunk:]
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(target=worker, args=(seeds, there), daemon=True)
+            process.start()
+            there.close()
+            running.append([process, here, seeds, seeds[0], time.monotonic()])
+        for item in list(running):
+            process, pipe, seeds, last, since = item
+            ended = False
+            try:
+                while pipe.poll(0.01):
+                    kind, value = pipe.recv()
+                    item[4] = time.monotonic()
+                    if kind == "begin":
+                        last = item[3] = value
+                    elif kind == "problem":
+                        problems.append(value)
+                    else:
+                        ended = True
+            except EOFError:
+                pass
+            hangs = time.monotonic() - item[4] > patience
+            if ended or hangs or not process.is_alive():
+                if hangs:
+                    process.kill()
+                process.join()
+                running.remove(item)
+                if not ended:
+                    target = TARGETS[last % len(TARGETS)].__name__
+                    problems.append(f"{last} {target}: {'hangs' if hangs else f'crash, exit {process.exitcode}'}")
+                    todo = [s for s in seeds if s > last] + todo
+    return problems
+
+
+@pytest.mark.slow
+def test_nasty_input_neither_crashes_nor_gives_other_numbers():
+    problems = run(5000, os.cpu_count() or 1)
+    assert not problems, "\n".join(problems[:20])
+
+
+if __name__ == "__main__":
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    start = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    found = run(count, os.cpu_count() or 1, start)
+    print("\n".join(found))
+    print(f"{count} calls, {len(found)} problems")
+    sys.exit(bool(found))

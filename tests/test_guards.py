@@ -1,0 +1,697 @@
+"""What must not get through: malformed matrices, absurd sizes, overlapping outputs, foreign arrays, wrong types, overflows.
+
+Each kind over the families and the routes where it can happen; crashes are looked for in tests/test_fuzz.py.
+"""
+
+import ctypes
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+import subspan
+from subspan import _core, grassmann, orth, plucker
+from subspan._files import write_archive
+from subspan.sklearn import IncrementalPCA
+from subspan.svd import FrequentDirections, StreamingSVD, choose_rank, merge_svd, product_svd, truncated_svd
+
+# -- sparse matrices whose arrays lead nowhere -------------------------------------------------------------------------
+
+
+def broken(how, form):
+    x = sparse.random(40, 30, 0.2, format=form, dtype=np.float64, random_state=0)
+    if how == "past the end":
+        x.indptr[20] = x.nnz + 500_000
+    elif how == "last past the end":
+        x.indptr[-1] = x.nnz + 500_000
+    elif how == "negative":
+        x.indptr[3] = -5
+    elif how == "first":
+        x.indptr[0] = 2
+    elif how == "column":
+        x.indices[0] = 2**30
+    elif how == "negative column":
+        x.indices[5] = -1
+    elif how == "one too far":
+        x.indices[7] = x.shape[1] if form == "csr" else x.shape[0]
+    return x
+
+
+BREAKS = ["past the end", "last past the end", "negative", "first", "column", "negative column", "one too far"]
+good = np.random.default_rng(0).standard_normal((40, 30))
+
+
+def seen():
+    return StreamingSVD(3).update(good)
+
+
+SPARSE_CALLS = {
+    "update": lambda s: StreamingSVD(3).update(s),
+    "update centred": lambda s: StreamingSVD(3, center=True).update(s),
+    "downdate": lambda s: seen().downdate(s),
+    "project": lambda s: seen().project(s),
+    "residual": lambda s: seen().residual(s),
+    "truncated_svd": lambda s: truncated_svd(s, 2),
+    "sketch": lambda s: FrequentDirections(3, 30).update(s),
+    "fit": lambda s: IncrementalPCA(3).fit(s),
+    "partial_fit": lambda s: IncrementalPCA(3).partial_fit(s, check_input=False),
+    "transform": lambda s: IncrementalPCA(3).fit(good).transform(s),
+}
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("call", SPARSE_CALLS)
+def test_malformed_sparse_matrices(how, form, call):
+    with pytest.raises(ValueError, match=r"indptr|indices"):
+        SPARSE_CALLS[call](broken(how, form))
+
+
+@pytest.mark.parametrize("call", SPARSE_CALLS)
+def test_malformed_coordinates(call):
+    x = sparse.random(40, 30, 0.2, format="coo", random_state=0)
+    x.coords[0][3] = 1000
+    with pytest.raises(ValueError, match="coordinates"):
+        SPARSE_CALLS[call](x)
+
+
+def test_duplicates_and_order_are_taken():
+    data, indices, indptr = np.array([1.0, 2, 3, 4, 5]), np.array([2, 0, 2, 1, 1]), np.array([0, 3, 5])
+    x = sparse.csr_array((data, indices, indptr), shape=(2, 4))
+    x.has_canonical_format = True  # which is not so
+    dense = np.array([[2.0, 0, 4, 0], [0, 9, 0, 0]])
+    np.testing.assert_allclose(truncated_svd(x, 2, rng=0).S, np.linalg.svd(dense, compute_uv=False))
+    np.testing.assert_allclose(StreamingSVD(2).update(x).singular_values, np.linalg.svd(dense, compute_uv=False))
+    assert list(x.indices) == [2, 0, 2, 1, 1]  # the caller's is as it was
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+wide = np.broadcast_to(np.float32(1), (1, 2**30))
+HUGE = {
+    "sketch wraps": lambda: FrequentDirections(2**61 + 1, 4).update(np.ones((2000, 4))),
+    "sketch": lambda: FrequentDirections(2**62, 3),
+    "sketch columns": lambda: FrequentDirections(4, 2**61).update(np.ones((1, 4))),
+    "sketch state": lambda: FrequentDirections.__new__(FrequentDirections).__setstate__(
+        {"size": 2**61 + 1, "n_features": 4, "library": "numpy", "buffer": np.ones((9, 4)), "bound": 0.0, "norm": 36.0, "seen": 9}
+    ),
+    "stream": lambda: StreamingSVD(1, oversample=2**40).update(wide),
+    "operator": lambda: truncated_svd(
+        sparse.linalg.LinearOperator((2**61, 2**61), matvec=lambda x: x, rmatvec=lambda x: x, dtype=float), 1
+    ),
+    "iterations": lambda: truncated_svd(np.eye(3), 1, power_iterations=2**61),
+    "hodge": lambda: plucker.hodge(np.ones(4), 2**62, 10**6),
+    "hodge of few": lambda: plucker.hodge(np.ones(4), 10**8, 5 * 10**7),
+    "basis": lambda: plucker.basis(np.ones(4), 10**6, 5 * 10**5),
+    "relations": lambda: plucker.relations(np.ones(4), 10**6, 5 * 10**5),
+    "wedge": lambda: plucker.wedge(np.ones(1), np.ones(1), n=2**32 - 1, grades=(2**32 - 1, 0)),
+    "wedge of few": lambda: plucker.wedge(np.ones(4), np.ones(20000), n=20000, grades=(10000, 1)),
+    "coordinates": lambda: plucker.coordinates(np.broadcast_to(0.0, (10**6, 5 * 10**5))),
+    "signs": lambda: plucker.complement_signs(10**8, 5 * 10**7),
+    "mix": lambda: plucker.mix(np.empty((0, 2**30)), [1], rope="half"),
+    "offsets": lambda: plucker.mix(np.ones((5, 4)), itertools.count(1)),
+    "int4": lambda: orth.Int4Basis(np.zeros(1, np.uint8), np.empty(0), np.empty(0), (2**60, 16), 256).to_array(),
+    "random": lambda: orth.random_orthogonal(2**40, 2**30),
+    "batch": lambda: grassmann.random(4, 2, batch=2**60),
+    "threads": lambda: subspan.set_num_threads(2**31 - 1),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_absurd_sizes_are_refused_at_once(what):
+    with pytest.raises((ValueError, MemoryError)) as e:
+        HUGE[what]()
+    assert len(str(e.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: orth.householder_qr(np.empty((2**58, 0, 1))),
+        lambda: orth.householder_product(np.empty((2**58, 1, 0))),
+        lambda: orth.householder_apply(np.empty((3, 1)), np.empty((2**58, 3, 0))),
+        lambda: _core.orthonormality_defect(np.broadcast_to(1.0, (2**50, 3, 1))),
+        lambda: plucker.mix(np.empty((2**50, 0, 4)), [1]),
+        lambda: _core.all_finite(np.broadcast_to(1.0, (2**50, 2, 2))),
+    ],
+)
+def test_stacks_of_nothing_end_at_once(call):
+    try:
+        call()
+    except MemoryError:  # their axes are results' too
+        pass
+
+
+def test_counts_do_not_wrap(rng):
+    svd = StreamingSVD(3).update(rng.standard_normal((8, 20)))
+    fd = FrequentDirections(3, 20).update(rng.standard_normal((8, 20)))
+    for thing in (svd, fd):
+        with pytest.raises(ValueError, match="2\\^62"):
+            for _ in range(80):
+                thing.merge(thing)
+        assert 0 < thing.rows_seen <= 2**62
+
+
+# -- outputs that overlap ----------------------------------------------------------------------------------------------
+
+
+def test_outputs_of_svd_may_not_overlap(rng):
+    x = rng.standard_normal((300, 40))
+    svd = StreamingSVD(5, center=True).update(x)
+    z = svd.project(x)
+    flat = x.reshape(-1)
+    for call in (
+        lambda: svd.project(x, out=x[:, -5:]),
+        lambda: svd.project(x[:, ::-1], out=x[:, :5]),
+        lambda: svd.residual(x, out=flat[100:400]),
+        lambda: svd.reconstruct(z, out=np.lib.stride_tricks.as_strided(z, (300, 40), (8, 8))),
+        lambda: svd.project(x, out=np.broadcast_to(np.zeros(5), (300, 5))),
+    ):
+        before = x.copy()
+        with pytest.raises(ValueError, match=r"overlap|read-only|broadcast"):
+            call()
+        np.testing.assert_array_equal(x, before)
+    s = sparse.csr_array(x)
+    with pytest.raises(ValueError, match="overlap"):
+        svd.project(s, out=s.data[:1500].reshape(300, 5))
+    out = np.empty((300, 10))[:, ::2]
+    assert svd.project(x, out=out) is out
+    np.testing.assert_array_equal(out, z)
+    strided = np.empty(600)[::2]
+    np.testing.assert_array_equal(svd.residual(x, out=strided), svd.residual(x))
+
+
+def test_lists_of_projections_are_whole(rng):
+    u = [orth.random_orthogonal(6, 2, rng=i) for i in range(2)]
+    c = [rng.standard_normal((6, 4)) for _ in range(2)]
+    want = [orth.project_out(a, b) for a, b in zip(c, u, strict=True)]
+    for out in ([c[1], np.empty((6, 4))], [c[0], c[0]], [np.empty((6, 4)), u[0][:, :0]]):
+        before = [x.copy() for x in c]
+        with pytest.raises(ValueError, match=r"overlap|shape"):
+            orth.project_out(c, u, out=out)
+        for x, y in zip(c, before, strict=True):
+            np.testing.assert_array_equal(x, y)
+    bad = [c[0], np.where(np.arange(24).reshape(6, 4) == 5, np.nan, c[1])]
+    with pytest.raises(ValueError, match="NaN"):
+        orth.project_out(bad, u, out=bad)
+    for x, y in zip(orth.project_out(c, u, out=c), want, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_decoding_into_out(rng):
+    for batch in ((), (3,), (2, 3)):
+        state = plucker.MixState([1, 2], 4)
+        z = rng.standard_normal((*batch, 5, 4))
+        state.prefill(z[..., :4, :])
+        twin = state.copy()
+        token = z[..., 4, :]
+        for out in (
+            np.empty((*batch, 6), np.float32),
+            np.empty((*batch, 6), int),
+            torch.empty((*batch, 6), dtype=torch.float32),
+            np.broadcast_to(0.0, (*batch, 6)),
+        ):
+            with pytest.raises((TypeError, ValueError)):
+                state.step(token, out=out)
+            assert state.position == 4
+        target = np.empty((*batch, 12))[..., ::2]
+        np.testing.assert_array_equal(state.step(token, out=target), twin.step(token))
+
+
+# -- arrays of other makes ---------------------------------------------------------------------------------------------
+
+
+class Sub(torch.Tensor):
+    """A subclass in a module of the user's."""
+
+
+def sub(x):
+    return torch.from_numpy(np.array(x)).as_subclass(Sub)
+
+
+TENSOR_CALLS = {
+    "project_out": lambda x: orth.project_out(x, sub(np.eye(6)[:, :2])),
+    "householder_qr": lambda x: orth.householder_qr(x)[1],
+    "orthonormalize": lambda x: orth.orthonormalize(x[:, :3]),
+    "hadamard": lambda x: orth.hadamard(x[:4].T[:4]),
+    "range_basis": orth.range_basis,
+    "null_space": orth.null_space,
+    "tangent": lambda x: grassmann.tangent(sub(np.eye(6)[:, :4]), x[:, :4]),
+    "mix": lambda x: plucker.mix(x, [1, 2]),
+    "coordinates": lambda x: plucker.coordinates(x[:, :2]),
+    "truncated_svd": lambda x: truncated_svd(x, 2, rng=0).S,
+    "product_svd": lambda x: product_svd(x, x.T).S,
+    "stream": lambda x: StreamingSVD(2).update(x).components,
+    "project": lambda x: StreamingSVD(2).update(x).project(x),
+    "sketch": lambda x: FrequentDirections(2, x.shape[1]).update(x).sketch,
+}
+
+
+@pytest.mark.parametrize("call", TENSOR_CALLS)
+def test_subclasses_are_tensors(rng, call):
+    x = rng.standard_normal((6, 4))
+    want = TENSOR_CALLS[call](torch.from_numpy(x))
+    found = TENSOR_CALLS[call](sub(x))
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(torch.Tensor(found), want, rtol=0, atol=0)
+    turned = sub(x)._neg_view()
+    torch.testing.assert_close(torch.Tensor(TENSOR_CALLS[call](turned)), TENSOR_CALLS[call](torch.from_numpy(-x)), rtol=0, atol=0)
+    with pytest.raises(TypeError, match="autograd"):
+        TENSOR_CALLS[call](sub(x).requires_grad_())
+
+
+def test_autograd_is_told_of_writes(rng):
+    u, c = torch.from_numpy(orth.random_orthogonal(6, 2, rng=0)), torch.from_numpy(rng.standard_normal((6, 4)))
+    svd = StreamingSVD(2).update(c.T)
+    for kind in (torch.Tensor, Sub):
+        out = c.clone().as_subclass(kind)
+        before = out._version
+        orth.project_out(out, u, out=out)
+        assert out._version > before
+        for call, shape in ((svd.project, (4, 2)), (svd.residual, (4,))):
+            out = torch.empty(shape, dtype=torch.float64).as_subclass(kind)
+            before = out._version
+            call(c.T, out=out)
+            assert out._version > before
+        held = torch.ones(6, 4, dtype=torch.float64, requires_grad=True)
+        y = held * 2
+        z = (y * y).sum()
+        with torch.no_grad():
+            orth.project_out(y.as_subclass(kind), u, out=y.as_subclass(kind))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            z.backward()
+
+
+def test_parameters_under_no_grad(rng):
+    p = torch.nn.Parameter(torch.from_numpy(rng.standard_normal((6, 4))))
+    with torch.no_grad():
+        out = torch.nn.Parameter(torch.empty(6, 6, dtype=torch.float64))
+        plucker.mix(p, [1], out=out)
+        plucker.coordinates(p[:, :2], out=torch.nn.Parameter(torch.empty(15, dtype=torch.float64)))
+        svd = StreamingSVD(2).update(p)
+        svd.project(p, out=torch.nn.Parameter(torch.empty(6, 2, dtype=torch.float64)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tangents_and_fakes_are_refused(rng):
+    x = torch.from_numpy(rng.standard_normal((4, 4)))
+    import torch.autograd.forward_ad as fw
+
+    with fw.dual_level(), pytest.raises(TypeError, match="tangent"):
+        orth.hadamard(fw.make_dual(x, x))
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    for call in (orth.hadamard, lambda y: truncated_svd(y, 1), lambda y: plucker.mix(y, [1])):
+        with pytest.raises(Exception, match=r"."):
+            call(fake)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+def test_matrices_of_numpy_are_arrays(rng):
+    x = rng.standard_normal((6, 6))
+    m = x.view(np.matrix)
+    p = rng.standard_normal(6)
+    for f in (
+        lambda a: orth.range_basis(a),
+        lambda a: orth.project(a, a[:, :2], orthonormal=False),
+        lambda a: plucker.hodge(a, 4, 2),
+        lambda a: plucker.mix(a, [1]),
+        lambda a: StreamingSVD(2).update(a).project(a),
+    ):
+        found, want = f(m), f(x)
+        assert type(found) is np.ndarray
+        np.testing.assert_array_equal(found, want)
+    assert p.shape == (6,)
+
+
+def test_masked_arrays_are_refused(rng):
+    masked = np.ma.masked_array(np.ones((3, 3)), mask=np.eye(3, dtype=bool))
+    for call in (
+        lambda: truncated_svd(np.eye(3), 1, initial=masked),
+        lambda: merge_svd((None, np.ones(3), masked), (None, np.ones(3), masked), 2),
+        lambda: plucker.mix(np.ones((3, 4)), [1], mask=np.ma.masked_array([True] * 3)),
+        lambda: choose_rank(np.ma.masked_array([2.0, 1.0], mask=[0, 1]), energy=0.5),
+        lambda: orth.hadamard([masked, masked]),
+    ):
+        with pytest.raises(TypeError, match="mask"):
+            call()
+
+
+# -- DLPack ------------------------------------------------------------------------------------------------------------
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
+
+
+class Forged:
+    """An exporter whose tensor says what it likes."""
+
+    def __init__(self, shape=(2, 2), said=1, **fields):
+        self.memory = np.zeros(16)
+        self.sizes = (ctypes.c_int64 * len(shape))(*shape)
+        self.said = said
+        given = {"data": self.memory.ctypes.data, "device": 1, "ndim": len(shape), "code": 2, "bits": 64, "lanes": 1}
+        given.update(fields)
+        self.tensor = _Tensor(**given)
+        self.tensor.shape = ctypes.cast(self.sizes, ctypes.POINTER(ctypes.c_int64)) if len(shape) else None
+        self.dtype, self.shape = np.dtype(np.float64), shape
+
+    def __dlpack_device__(self):
+        return (self.said, 0)
+
+    def __dlpack__(self, **_):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "text"),
+    [
+        ({"offset": 4}, ValueError, "aligned"),
+        ({"device": 2}, TypeError, "device"),
+        ({"device": 3}, TypeError, "device"),
+        ({"data": None}, ValueError, "no memory"),
+        ({"shape": (-1, 2)}, ValueError, "negative"),
+        ({"shape": (2**40, 2**40)}, ValueError, "more items"),
+        ({"ndim": -1}, TypeError, "shape"),
+        ({"lanes": 2}, TypeError, "vector"),
+        ({"bits": 16}, TypeError, "float16"),
+    ],
+)
+def test_what_a_tensor_says_is_checked(fields, error, text):
+    with pytest.raises(error, match=text):
+        _core.inspect_array(Forged(**fields))
+    assert _core.inspect_array(Forged())[1] == (2, 2)
+
+
+# -- axes that have no stride ------------------------------------------------------------------------------------------
+
+
+def test_strides_of_single_and_empty_axes(rng):
+    a = rng.standard_normal((2, 1))
+    out = np.empty((1, 2)).T
+    assert orth.orthonormalize(a, out=out) is out
+    for method in ("cholesky", "householder", "polar"):
+        orth.orthonormalize(a, method=method, out=np.empty((1, 2)).T)
+    assert orth.contains(np.empty((0, 5, 2)), np.empty((0, 5, 2))).shape == (0,)
+    assert orth.compose(np.empty((0, 5, 2)), np.empty((0, 5, 2)), 2).shape[0] == 0
+    assert orth.quantize_int4(np.empty((0, 5))).apply(np.empty((5, 3))).shape == (0, 3)
+    record = np.zeros(1, [("a", "f8"), ("b", "i4")])["a"]
+    assert orth.hadamard(record).shape == (1,)
+    u, s, v = np.linalg.svd(rng.standard_normal((8, 6)), full_matrices=False)
+    strided = np.repeat(s, 2)[::2]
+    found = merge_svd((u, strided, v), (u, strided, v), 6)
+    np.testing.assert_allclose(found.S, np.sqrt(2) * s)
+    g = rng.standard_normal((6, 4))
+    projector = orth.GradientProjector(1, rng=0)
+    projector.down(g, out=np.empty((1, 6)).T)
+
+
+# -- types and values --------------------------------------------------------------------------------------------------
+
+eye = np.eye(3)
+WRONG = {
+    "product_svd float": (lambda: product_svd(eye, eye, 1.5), TypeError, "rank"),
+    "product_svd bool": (lambda: product_svd(eye, eye, True), TypeError, "rank"),
+    "product_svd text": (lambda: product_svd(eye, eye, "2"), TypeError, "rank"),
+    "product_svd huge": (lambda: product_svd(eye, eye, 10**30), ValueError, "rank"),
+    "sketch float": (lambda: FrequentDirections(2.7, 3), TypeError, "size"),
+    "sketch bool": (lambda: FrequentDirections(2, True), TypeError, "n_features"),
+    "merge None": (lambda: merge_svd((None, np.ones(2), None), (None, np.ones(2), eye[:2]), 2), TypeError, "U"),
+    "merge pair": (lambda: merge_svd((1, 2), (1, 2, 3), 2), TypeError, "triple"),
+    "merge rank": (lambda: merge_svd((None, np.ones(2), eye[:2]), (None, np.ones(2), eye[:2]), 1.9), TypeError, "rank"),
+    "merge nan": (
+        lambda: merge_svd((eye * np.nan, np.ones(3), eye), (eye, np.ones(3), eye), 2),
+        ValueError,
+        "a.U",
+    ),
+    "logits scale": (lambda: grassmann.logits(np.ones((2, 4)), grassmann.random(4, 2, batch=2), scale=np.nan), ValueError, "scale"),
+    "logits text": (lambda: grassmann.logits(np.ones((2, 4)), grassmann.random(4, 2, batch=2), scale="25"), TypeError, "scale"),
+    "choose shape": (lambda: choose_rank([3.0, 1], rule="gavish-donoho", shape=(7, np.inf)), TypeError, "shape"),
+    "choose pair": (lambda: choose_rank([3.0, 1], rule="gavish-donoho", shape=7), ValueError, "shape"),
+    "choose rule": (lambda: choose_rank([], rule="x"), ValueError, "rule"),
+    "choose energy": (lambda: choose_rank([], energy=5), ValueError, "energy"),
+    "choose nan": (lambda: choose_rank([1.0], energy=np.nan), ValueError, "energy"),
+    "choose complex": (lambda: choose_rank(np.array([2 + 1j])), TypeError, "real"),
+    "rank bool": (lambda: StreamingSVD(True), TypeError, "rank"),
+    "oversample bool": (lambda: StreamingSVD(2, oversample=True), TypeError, "oversample"),
+    "forget text": (lambda: StreamingSVD(2, forget="0.5"), TypeError, "forget"),
+    "center text": (lambda: StreamingSVD(2, center="no"), TypeError, "center"),
+    "method bytes": (lambda: StreamingSVD(2, method=b"auto"), ValueError, "method"),
+    "method list": (lambda: StreamingSVD(2, method=["auto"]), ValueError, "method"),
+    "energy text": (lambda: StreamingSVD(2, energy="0.9"), TypeError, "energy"),
+    "dtype": (lambda: StreamingSVD(2, dtype=3), TypeError, "dtype"),
+    "rng bool": (lambda: truncated_svd(eye, 1, rng=True), TypeError, "rng"),
+    "rng text": (lambda: truncated_svd(eye, 1, rng="a"), TypeError, "rng"),
+    "truncated float": (lambda: truncated_svd(eye, 2.0), TypeError, "rank"),
+    "strength": (lambda: orth.project_out(eye, eye[:, :1], strength="1"), TypeError, "strength"),
+    "strength huge": (lambda: orth.project_out(eye, eye[:, :1], strength=10**400), ValueError, "strength"),
+    "alpha": (lambda: orth.apply_core(eye, eye[:, :1], 1.0, alpha="1"), TypeError, "alpha"),
+    "check": (lambda: orth.apply_core(eye, eye[:, :1], 1.0, check="no"), TypeError, "check"),
+    "method unhashable": (lambda: orth.orthonormalize(eye, method=["polar"]), ValueError, "method"),
+    "batch": (lambda: orth.random_orthogonal(4, 2, batch=2.5), TypeError, "batch"),
+    "batch negative": (lambda: orth.random_orthogonal(4, 2, batch=-1), ValueError, "batch"),
+    "tol": (lambda: orth.contains(eye, eye, tol="a"), TypeError, "tol"),
+    "rcond": (lambda: orth.range_basis(eye, rcond=2.0), ValueError, "rcond"),
+    "lr": (lambda: grassmann.sgd_step(eye[:, :1].copy(), eye[:, :1].copy(), lr="0.1"), TypeError, "lr"),
+    "lr grad": (lambda: grassmann.exp(eye[:, :1], eye[:, 1:2], t=torch.ones((), requires_grad=True)), TypeError, "t is a tensor"),
+    "mean tol": (lambda: grassmann.mean(np.stack([eye[:, :1]] * 2), tol="a"), TypeError, "tol"),
+    "mean progress": (lambda: grassmann.mean(np.stack([eye[:, :1]] * 2), progress=5), TypeError, "progress"),
+    "eps": (lambda: plucker.mix(np.ones((3, 4)), [1], eps="1e-3"), TypeError, "eps"),
+    "rope": (lambda: plucker.mix(np.ones((3, 4)), [1], rope="half", rope_start=1.5), TypeError, "rope_start"),
+    "weights": (lambda: plucker.mix(np.ones((3, 4)), [1], weights=["1"]), TypeError, "weights"),
+    "lists": (lambda: orth.hadamard([[1, 2], [3]]), ValueError, "shapes"),
+    "complex": (lambda: orth.hadamard(np.ones(4, complex)), TypeError, "real"),
+    "class": (lambda: orth.hadamard(np.ndarray), TypeError, "class"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_types_and_values(what):
+    call, error, text = WRONG[what]
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_lists_of_numbers_are_floats():
+    np.testing.assert_array_equal(orth.hadamard([1, 1], scale=1.0), [2.0, 0.0])
+    assert orth.project_out([[1, 2], [3, 4]], [[1], [0]]).dtype == np.float64
+
+
+def test_dtypes_come_before_values(rng):
+    c, u = rng.standard_normal((6, 4)).astype(np.float32), orth.random_orthogonal(6, 2, rng=0, dtype=np.float32)
+    wide_u = u.astype(np.float64)
+    v = orth.random_orthogonal(4, 2, rng=0, dtype=np.float32)
+    for call in (
+        lambda: orth.project_out(c, wide_u),
+        lambda: orth.project(c, wide_u),
+        lambda: orth.project_out(c, (wide_u, v), side="both"),
+        lambda: orth.swap(c.T, c.T, wide_u),
+        lambda: orth.span_sum(u, wide_u),
+        lambda: orth.apply_core(c, wide_u, 1.0),
+        lambda: orth.householder_apply(wide_u, c),
+        lambda: grassmann.distance(u, wide_u),
+    ):
+        with pytest.raises(TypeError, match=r"must be float32 as .* is, got float64"):
+            call()
+
+
+def test_convolutions_are_told_of_flatten(rng):
+    g, u = rng.standard_normal((8, 3, 3, 3)), orth.random_orthogonal(8, 2, rng=0)
+    for call in (
+        lambda: orth.project_out(g, u),
+        lambda: orth.apply_core(g, u, 1.0),
+        lambda: orth.householder_apply(u, g),
+        lambda: orth.project(g, u),
+    ):
+        with pytest.raises(ValueError, match=r"flatten\(1\)"):
+            call()
+
+
+def test_dependent_columns_are_told_of_range_basis(rng):
+    a = rng.standard_normal((6, 3))
+    a[:, 2] = a[:, 0]
+    u = orth.random_orthogonal(6, 3, rng=0)
+    for call in (lambda: grassmann.principal_angles(a, u), lambda: orth.project_out(u, a), lambda: grassmann.tangent(a, u)):
+        with pytest.raises(ValueError, match="range_basis"):
+            call()
+    assert orth.range_basis(a).shape == (6, 2)
+    q, rank = orth.orthonormalize(a, return_rank=True)
+    assert (q.shape, rank) == ((6, 3), 2)
+
+
+# -- one rule for overflows --------------------------------------------------------------------------------------------
+
+
+def big(shape, dtype, share=0.9):
+    return np.full(shape, share * float(np.finfo(dtype).max), dtype)
+
+
+OVERFLOWS = {
+    "apply_core": lambda d: orth.apply_core(big((4, 3), d), np.eye(4, 1, dtype=d), 1.0, alpha=2.0),
+    "apply_core in place": lambda d: orth.apply_core((c := big((4, 3), d)), np.eye(4, 1, dtype=d), 1.0, alpha=2.0, out=c),
+    "project_out": lambda d: orth.project_out(big((4, 3), d), np.eye(4, 2, dtype=d), strength=-3.0),
+    "householder_product": lambda d: orth.householder_product(big((4, 2), d), np.ones(2, d)),
+    "householder_apply": lambda d: orth.householder_apply(np.ones((4, 1), d), big((4, 2), d), np.full(1, 7, d)),
+    "inner": lambda d: grassmann.inner(np.eye(4, 2, dtype=d), big((4, 2), d), big((4, 2), d)),
+    "norm": lambda d: grassmann.norm(np.eye(4, 2, dtype=d), big((4, 2), d)),
+    "logits": lambda d: grassmann.logits(np.ones((2, 4), d), 1e30 * grassmann.random(4, 2, batch=2, rng=0, dtype=d), scale=1e300),
+    "residual": lambda d: StreamingSVD(1).update(np.eye(3, 8, dtype=d)).residual(big((2, 8), d)),
+    "update": lambda d: StreamingSVD(2).update(big((40, 8), d)).singular_values,
+    "thin update": lambda d: StreamingSVD(2).update(big((2, 300), d)),
+    "truncated_svd": lambda d: truncated_svd(big((30, 30), d), 2),
+    "sketch": lambda d: FrequentDirections(2, 8).update(big((9, 8), d)),
+    "coordinates": lambda d: plucker.coordinates(np.triu(big((4, 2), d))),
+    "mix": lambda d: plucker.mix(np.eye(3, 4, dtype=d) * big((3, 4), d), [1], norm=None),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("what", OVERFLOWS)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_finite_input_gives_finite_results_or_an_error(what, dtype):
+    with pytest.raises((ValueError, np.linalg.LinAlgError), match=r"overflow|scale|too large"):
+        OVERFLOWS[what](dtype)
+
+
+def test_an_overflow_in_place_leaves_the_input(rng):
+    c = big((4, 3), np.float32)
+    with pytest.raises(ValueError, match="overflow"):
+        orth.apply_core(c, np.eye(4, 1, dtype=np.float32), 1.0, alpha=2.0, out=c)
+    np.testing.assert_array_equal(c, big((4, 3), np.float32))
+
+
+def test_a_stream_survives_what_it_refused(rng):
+    svd = StreamingSVD(2).update(rng.standard_normal((5, 300)))
+    twin = svd.copy()
+    with pytest.raises(ValueError, match="too large"):
+        svd.update(np.full((2, 300), 1.7e308))
+    np.testing.assert_array_equal(svd.components, twin.components)
+
+
+# -- pickles and files -------------------------------------------------------------------------------------------------
+
+
+def states(rng):
+    x = rng.standard_normal((30, 8))
+    yield StreamingSVD(3, center=True).update(x)
+    yield FrequentDirections(3, 8).update(x)
+    yield plucker.MixState([1, 2], 8).prefill(x)
+    yield orth.quantize_int4(x)
+    projector = orth.GradientProjector(3, rng=0)
+    projector.down(x)
+    yield projector
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and a == b
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_flipped_bits_do_not_load_other_numbers(rng, index):
+    thing = list(states(rng))[index]
+    raw = pickle.dumps(thing)
+    state = thing.__getstate__()
+    assert same(pickle.loads(raw).__getstate__(), state)
+    other = 0
+    for bit in np.random.default_rng(0).integers(0, 8 * len(raw), 250):
+        damaged = bytearray(raw)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        try:
+            found = pickle.loads(bytes(damaged))
+            found_state = found.__getstate__() if type(found) is type(thing) else None
+        except Exception:
+            continue
+        if found_state is not None and not same(found_state, state):
+            other += 1
+    assert other == 0
+
+
+def test_files(tmp_path, rng):
+    svd = StreamingSVD(3).update(rng.standard_normal((30, 8)))
+    svd.save(os.fsencode(tmp_path / "b.npz"))
+    assert StreamingSVD.load(os.fsencode(tmp_path / "b.npz")).rows_seen == 30
+    path = tmp_path / "s.npz"
+    svd.save(path)
+    # Members that nobody needs are not read, and sizes that were made up ask for no memory.
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("more.npy", b"0" * 10_000_000)
+    assert StreamingSVD.load(path).rows_seen == 30
+    state = svd.__getstate__()
+    write_archive(path, {**state, "components": np.zeros((3, 8))})
+    with pytest.raises(ValueError, match="checksum"):
+        StreamingSVD.load(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("format", "rank", "components"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\x00" + b"0" * 5_000_000)
+    with pytest.raises(ValueError, match=r"s\.npz"):
+        StreamingSVD.load(path)
+
+
+def test_components_that_are_not_orthonormal_do_not_load(rng):
+    from subspan._files import sealed_state
+
+    svd = StreamingSVD(3).update(rng.standard_normal((30, 8)))
+    state = {k: v for k, v in svd.__getstate__().items() if k != "checksum"}
+    state["components"] = 2 * state["components"]
+    state["low"] = 0 * state["components"]
+    with pytest.raises(ValueError, match="orthonormal"):
+        StreamingSVD.__new__(StreamingSVD).__setstate__(sealed_state(state))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed otherwise there")
+def test_what_a_killed_process_left_is_swept(tmp_path, rng):
+    code = (
+        "import os, numpy as np, signal\nfrom subspan.svd import StreamingSVD\n"
+        "s = StreamingSVD(2).update(np.eye(4))\n"
+        "os.fsync = lambda f: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"s.save({str(tmp_path / 's.npz')!r})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode != 0
+    assert list(tmp_path.glob("*.part"))
+    StreamingSVD(2).update(np.eye(4)).save(tmp_path / "s.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_batches_of_memory_maps_are_converted_one_at_a_time(tmp_path):
+    import tracemalloc
+
+    for dtype in (np.uint8, np.float16):
+        x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", dtype, (40_000, 60))
+        x[:] = np.random.default_rng(0).integers(0, 9, x.shape)
+        tracemalloc.start()
+        pca = IncrementalPCA(4, batch_size=500).fit(x)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 3_000_000
+        np.testing.assert_allclose(pca.mean_, np.asarray(x, np.float64).mean(0))
+        assert pca.transform(x[:10]).shape == (10, 4)
