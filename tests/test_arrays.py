@@ -85,7 +85,9 @@ def test_same_numbers_from_every_library(rng):
         np.testing.assert_array_equal(values[0], v)
 
 
-@pytest.mark.parametrize("bad", [np.arange(6, dtype=np.int64).reshape(2, 3), np.zeros((2, 3), bool), np.zeros((2, 3), complex)])
+@pytest.mark.parametrize(
+    "bad", [np.arange(6, dtype=np.int64).reshape(2, 3), np.zeros((2, 3), bool), np.zeros((2, 3), complex)]
+)
 def test_other_dtypes_are_refused(bad):
     with pytest.raises(TypeError, match="float32 or float64"):
         StreamingSVD(1).update(bad)

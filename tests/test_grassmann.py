@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -953,3 +954,99 @@ def test_random(rng):
     # no preferred direction: the mean projector is k/n times the identity
     many = grassmann.random(4, 2, batch=20_000, rng=0)
     np.testing.assert_allclose((many @ many.swapaxes(1, 2)).mean(0), np.eye(4) / 2, atol=0.01)
+
+
+# -- spaces of different dimension, all pairs, transport to a point ----------------------------------------------------
+
+KINDS = ["geodesic", "chordal", "projection", "procrustes", "fubini-study", "binet-cauchy"]
+
+
+def angles_by_svd(u, w):
+    """Small angles by their sines, large ones by their cosines (SciPy's take small ones by their cosines at times)."""
+    u, w = (np.linalg.qr(np.asarray(x, dtype=float))[0] for x in sorted((u, w), key=lambda x: -x.shape[1]))
+    cosines = np.linalg.svd(u.T @ w, compute_uv=False)
+    sines = np.linalg.svd(w - u @ (u.T @ w), compute_uv=False)[::-1]
+    return np.where(cosines > 0.7, np.arcsin(np.minimum(sines, 1)), np.arccos(np.minimum(cosines, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("k", "m"), [(3, 5), (5, 3), (1, 12), (12, 1), (6, 6), (0, 3)])
+def test_angles_of_spaces_of_different_dimension(rng, dtype, k, m):
+    u, w = (
+        grassmann.random(12, k, batch=(4, 1), rng=0, dtype=dtype),
+        grassmann.random(12, m, batch=3, rng=1, dtype=dtype),
+    )
+    angles = grassmann.principal_angles(u, w)
+    assert angles.shape == (4, 3, min(k, m))
+    close = 40 * np.finfo(dtype).eps * max(1, min(k, m)) ** 0.5
+    for i in range(4):
+        for j in range(3):
+            if min(k, m):
+                assert np.abs(angles[i, j] - angles_by_svd(u[i, 0], w[j])).max() <= close
+    for kind in KINDS:
+        d = grassmann.distance(u, w, kind=kind)
+        assert d.shape == (4, 3)
+        metric = grassmann.distance(u, w, kind=kind, unequal="metric")
+        assert (metric >= d - close).all()
+        other = grassmann.distance(w[:, None], u[:, 0], kind=kind)
+        np.testing.assert_allclose(d, np.swapaxes(other, 0, 1), atol=float(close) * 50)
+
+
+def test_one_space_in_another(rng):
+    """Angles of zero keep their digits, and so does a small one."""
+    w = grassmann.random(30, 8, rng=0)
+    u = w[:, :8] @ np.linalg.qr(rng.standard_normal((8, 3)))[0]
+    assert grassmann.principal_angles(u, w).max() < 1e-14
+    h = grassmann.random_tangent(w, rng=1)
+    tilted = grassmann.exp(w, 1e-9 * h)[:, :3]
+    angle = scipy.linalg.subspace_angles(tilted, w).max()
+    assert abs(grassmann.principal_angles(tilted, w).max() - angle) < 1e-15
+    assert grassmann.distance(u, w, kind="chordal", unequal="metric") == pytest.approx(5**0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("k", "m"), [(4, 4), (2, 5), (1, 1)])
+def test_distances_of_all_pairs(rng, dtype, kind, k, m):
+    """The products of pairs that are close would keep no digits: those are done again."""
+    u = grassmann.random(40, k, batch=30, rng=0, dtype=dtype)
+    near = grassmann.exp(u[:10], dtype(1e-4) * grassmann.random_tangent(u[:10], rng=1))
+    u = np.concatenate([u, near, u[:5]])
+    w = grassmann.random(40, m, batch=20, rng=2, dtype=dtype)
+    close = 20 * np.finfo(dtype).eps * max(k, m) ** 0.5
+    square = grassmann.pairwise(u, kind=kind)
+    np.testing.assert_array_equal(square, square.T)
+    assert not np.diag(square).any()
+    for other, found in ((u, square), (w, grassmann.pairwise(u, w, kind=kind))):
+        want = grassmann.distance(u[:, None], other[None], kind=kind)
+        if other is u:
+            np.fill_diagonal(want, 0)
+        # The arc cosine of a product near one has what it has.
+        room = 1e3 * close**0.5 if kind in ("fubini-study", "binet-cauchy") else close
+        assert np.abs(found - want).max() <= room
+
+
+def test_transport_to_a_point(rng):
+    u, w = grassmann.random(30, 4, batch=(2, 3), rng=0)
+    v = grassmann.random_tangent(u, rng=1)
+    there = grassmann.transport_to(u, w, v)
+    assert np.abs(np.swapaxes(w, -1, -2) @ there).max() < 1e-14
+    np.testing.assert_allclose(grassmann.norm(w, there), 1, rtol=1e-13)
+    np.testing.assert_allclose(grassmann.transport_to(w, u, there), v, atol=1e-13)
+    # The tangent of the geodesic itself becomes what takes it on: minus the way back.
+    np.testing.assert_allclose(grassmann.transport_to(u, w, grassmann.log(u, w)), -grassmann.log(w, u), atol=1e-13)
+    out = v.copy()
+    assert grassmann.transport_to(u, w, out, out=out) is out
+    np.testing.assert_array_equal(out, there)
+
+
+def test_inner_norm_and_projectors(rng):
+    u = grassmann.random(20, 3, batch=4, rng=0)
+    h, v = grassmann.random_tangent(u, rng=1), grassmann.random_tangent(u, rng=2)
+    np.testing.assert_allclose(grassmann.inner(u, h, v), np.einsum("bij,bij->b", h, v))
+    assert grassmann.norm(u[0], 1e200 * h[0]) == pytest.approx(1e200)
+    p = grassmann.projector(u)
+    np.testing.assert_allclose(p @ p, p, atol=1e-15)
+    assert grassmann.distance(grassmann.from_projector(p, 3), u).max() < 1e-14
+    with pytest.raises(ValueError, match="rank 2"):
+        grassmann.from_projector(p, 2)

@@ -1,9 +1,12 @@
-"""What must not get through: malformed matrices, absurd sizes, overlapping outputs, foreign arrays, wrong types, overflows.
+"""What must not get through: malformed matrices, absurd sizes, overlapping outputs, foreign arrays, wrong types,
+overflows.
 
 Each kind over the families and the routes where it can happen; crashes are looked for in tests/test_fuzz.py.
 """
 
+import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import pickle
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+
 import subspan
 from subspan import _core, grassmann, orth, plucker
 from subspan._files import write_archive
@@ -99,7 +103,15 @@ HUGE = {
     "sketch": lambda: FrequentDirections(2**62, 3),
     "sketch columns": lambda: FrequentDirections(4, 2**61).update(np.ones((1, 4))),
     "sketch state": lambda: FrequentDirections.__new__(FrequentDirections).__setstate__(
-        {"size": 2**61 + 1, "n_features": 4, "library": "numpy", "buffer": np.ones((9, 4)), "bound": 0.0, "norm": 36.0, "seen": 9}
+        {
+            "size": 2**61 + 1,
+            "n_features": 4,
+            "library": "numpy",
+            "buffer": np.ones((9, 4)),
+            "bound": 0.0,
+            "norm": 36.0,
+            "seen": 9,
+        }
     ),
     "stream": lambda: StreamingSVD(1, oversample=2**40).update(wide),
     "operator": lambda: truncated_svd(
@@ -142,19 +154,18 @@ def test_absurd_sizes_are_refused_at_once(what):
     ],
 )
 def test_stacks_of_nothing_end_at_once(call):
-    try:
+    with contextlib.suppress(MemoryError):  # their axes are results' too
         call()
-    except MemoryError:  # their axes are results' too
-        pass
 
 
 def test_counts_do_not_wrap(rng):
     svd = StreamingSVD(3).update(rng.standard_normal((8, 20)))
     fd = FrequentDirections(3, 20).update(rng.standard_normal((8, 20)))
     for thing in (svd, fd):
+        for _ in range(57):
+            thing.merge(thing)
         with pytest.raises(ValueError, match="2\\^62"):
-            for _ in range(80):
-                thing.merge(thing)
+            functools.reduce(lambda total, _: total.merge(total), range(10), thing)
         assert 0 < thing.rows_seen <= 2**62
 
 
@@ -261,7 +272,9 @@ def test_subclasses_are_tensors(rng, call):
     assert isinstance(found, torch.Tensor)
     torch.testing.assert_close(torch.Tensor(found), want, rtol=0, atol=0)
     turned = sub(x)._neg_view()
-    torch.testing.assert_close(torch.Tensor(TENSOR_CALLS[call](turned)), TENSOR_CALLS[call](torch.from_numpy(-x)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.Tensor(TENSOR_CALLS[call](turned)), TENSOR_CALLS[call](torch.from_numpy(-x)), rtol=0, atol=0
+    )
     with pytest.raises(TypeError, match="autograd"):
         TENSOR_CALLS[call](sub(x).requires_grad_())
 
@@ -448,8 +461,16 @@ WRONG = {
         ValueError,
         "a.U",
     ),
-    "logits scale": (lambda: grassmann.logits(np.ones((2, 4)), grassmann.random(4, 2, batch=2), scale=np.nan), ValueError, "scale"),
-    "logits text": (lambda: grassmann.logits(np.ones((2, 4)), grassmann.random(4, 2, batch=2), scale="25"), TypeError, "scale"),
+    "logits scale": (
+        lambda: grassmann.logits(np.ones((2, 4)), grassmann.random(4, 2, batch=2), scale=np.nan),
+        ValueError,
+        "scale",
+    ),
+    "logits text": (
+        lambda: grassmann.logits(np.ones((2, 4)), grassmann.random(4, 2, batch=2), scale="25"),
+        TypeError,
+        "scale",
+    ),
     "choose shape": (lambda: choose_rank([3.0, 1], rule="gavish-donoho", shape=(7, np.inf)), TypeError, "shape"),
     "choose pair": (lambda: choose_rank([3.0, 1], rule="gavish-donoho", shape=7), ValueError, "shape"),
     "choose rule": (lambda: choose_rank([], rule="x"), ValueError, "rule"),
@@ -477,7 +498,11 @@ WRONG = {
     "tol": (lambda: orth.contains(eye, eye, tol="a"), TypeError, "tol"),
     "rcond": (lambda: orth.range_basis(eye, rcond=2.0), ValueError, "rcond"),
     "lr": (lambda: grassmann.sgd_step(eye[:, :1].copy(), eye[:, :1].copy(), lr="0.1"), TypeError, "lr"),
-    "lr grad": (lambda: grassmann.exp(eye[:, :1], eye[:, 1:2], t=torch.ones((), requires_grad=True)), TypeError, "t is a tensor"),
+    "lr grad": (
+        lambda: grassmann.exp(eye[:, :1], eye[:, 1:2], t=torch.ones((), requires_grad=True)),
+        TypeError,
+        "t is a tensor",
+    ),
     "mean tol": (lambda: grassmann.mean(np.stack([eye[:, :1]] * 2), tol="a"), TypeError, "tol"),
     "mean progress": (lambda: grassmann.mean(np.stack([eye[:, :1]] * 2), progress=5), TypeError, "progress"),
     "eps": (lambda: plucker.mix(np.ones((3, 4)), [1], eps="1e-3"), TypeError, "eps"),
@@ -535,7 +560,11 @@ def test_dependent_columns_are_told_of_range_basis(rng):
     a = rng.standard_normal((6, 3))
     a[:, 2] = a[:, 0]
     u = orth.random_orthogonal(6, 3, rng=0)
-    for call in (lambda: grassmann.principal_angles(a, u), lambda: orth.project_out(u, a), lambda: grassmann.tangent(a, u)):
+    for call in (
+        lambda: grassmann.principal_angles(a, u),
+        lambda: orth.project_out(u, a),
+        lambda: grassmann.tangent(a, u),
+    ):
         with pytest.raises(ValueError, match="range_basis"):
             call()
     assert orth.range_basis(a).shape == (6, 2)
@@ -552,13 +581,17 @@ def big(shape, dtype, share=0.9):
 
 OVERFLOWS = {
     "apply_core": lambda d: orth.apply_core(big((4, 3), d), np.eye(4, 1, dtype=d), 1.0, alpha=2.0),
-    "apply_core in place": lambda d: orth.apply_core((c := big((4, 3), d)), np.eye(4, 1, dtype=d), 1.0, alpha=2.0, out=c),
+    "apply_core in place": lambda d: orth.apply_core(
+        (c := big((4, 3), d)), np.eye(4, 1, dtype=d), 1.0, alpha=2.0, out=c
+    ),
     "project_out": lambda d: orth.project_out(big((4, 3), d), np.eye(4, 2, dtype=d), strength=-3.0),
     "householder_product": lambda d: orth.householder_product(big((4, 2), d), np.ones(2, d)),
     "householder_apply": lambda d: orth.householder_apply(np.ones((4, 1), d), big((4, 2), d), np.full(1, 7, d)),
     "inner": lambda d: grassmann.inner(np.eye(4, 2, dtype=d), big((4, 2), d), big((4, 2), d)),
     "norm": lambda d: grassmann.norm(np.eye(4, 2, dtype=d), big((4, 2), d)),
-    "logits": lambda d: grassmann.logits(np.ones((2, 4), d), 1e30 * grassmann.random(4, 2, batch=2, rng=0, dtype=d), scale=1e300),
+    "logits": lambda d: grassmann.logits(
+        np.ones((2, 4), d), 1e30 * grassmann.random(4, 2, batch=2, rng=0, dtype=d), scale=1e300
+    ),
     "residual": lambda d: StreamingSVD(1).update(np.eye(3, 8, dtype=d)).residual(big((2, 8), d)),
     "update": lambda d: StreamingSVD(2).update(big((40, 8), d)).singular_values,
     "thin update": lambda d: StreamingSVD(2).update(big((2, 300), d)),

@@ -862,3 +862,105 @@ def test_work_memory_is_a_panel(rng):
         assert inside <= panels * panel + slack, (i, inside / panel)
         assert python <= (8 * panel if i < 11 else 4 * m * m * 1.1) + slack, (i, python)  # results of the last ones
         assert inside < C.nbytes / 2
+
+
+# -- rank-revealing bases, pivoting, vectors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "n"), [(30, 8), (8, 30), (12, 12), (1, 5), (5, 1), (0, 4), (4, 0)])
+@pytest.mark.parametrize("rank", [0, 1, 3, None])
+def test_range_and_null_space(rng, dtype, m, n, rank):
+    r = min(m, n) if rank is None else min(rank, m, n)
+    a = (rng.standard_normal((2, m, r)) @ rng.standard_normal((2, r, n))).astype(dtype) * dtype(1e-25)
+    eps = np.finfo(dtype).eps
+    u, w = orth.range_basis(a), orth.null_space(a)
+    assert u.shape == (2, m, r)
+    assert w.shape == (2, n, n - r)
+    for q in (u, w):
+        assert (
+            np.abs(np.swapaxes(q, 1, 2) @ q - np.eye(q.shape[-1])).max(initial=0)
+            <= 10 * eps * max(1, q.shape[-1]) ** 0.5
+        )
+    size = np.abs(a).max(initial=0) or 1
+    assert np.abs(a @ w).max(initial=0) <= 100 * eps * size * max(m, n) ** 0.5
+    assert np.abs(a - u @ (np.swapaxes(u, 1, 2) @ a)).max(initial=0) <= 100 * eps * size
+    if m and n:
+        for x, y in ((u[0], scipy.linalg.orth(a[0] / size)), (w[0], scipy.linalg.null_space(a[0] / size))):
+            assert x.shape == y.shape
+            assert np.abs(x @ x.T - y @ y.T).max(initial=0) <= 1000 * eps
+
+
+def test_range_basis_of_a_stack_of_several_ranks_and_rcond(rng):
+    a = np.stack([np.eye(4), np.diag([1.0, 1, 0, 0])])
+    with pytest.raises(ValueError, match="dimensions"):
+        orth.range_basis(a)
+    assert orth.range_basis(np.diag([1.0, 1e-3, 1e-6]), rcond=1e-4).shape == (3, 2)
+    with pytest.raises(ValueError, match="NaN"):
+        orth.null_space(np.full((2, 2), np.nan))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "n"), [(40, 30), (30, 40), (300, 200), (5, 1), (1, 5), (0, 3), (3, 0)])
+def test_pivoted_qr(rng, dtype, m, n):
+    a = rng.standard_normal((2, m, n)).astype(dtype)
+    if n > 5:
+        a[:, :, 5] = a[:, :, 1]
+    eps = np.finfo(dtype).eps
+    q, r, order = orth.householder_qr(a, pivoting=True)
+    assert order.shape == (2, n)
+    assert (np.sort(order, axis=-1) == np.arange(n)).all()
+    moved = np.take_along_axis(a, order[:, None, :], -1)
+    assert np.abs(q.to_array() @ r - moved).max(initial=0) <= 30 * eps * max(m, n, 1) ** 0.5 * np.abs(a).max(initial=1)
+    assert np.abs(q.apply(moved, transpose=True)[:, : r.shape[1]] - r).max(initial=0) <= 100 * eps * max(m, 1) ** 0.5
+    diagonal = np.abs(np.diagonal(r, axis1=1, axis2=2))
+    assert (diagonal[:, 1:] <= diagonal[:, :-1] * (1 + 100 * eps)).all()
+    if m and n:
+        _, want_r, want_order = scipy.linalg.qr(a[0], mode="economic", pivoting=True)
+        np.testing.assert_array_equal(order[0], want_order)
+        np.testing.assert_allclose(r[0], want_r, atol=30 * eps * m**0.5)
+
+
+def test_transposed_factors_and_packed_reflections(rng):
+    a = rng.standard_normal((3, 20, 6))
+    q, _ = orth.householder_qr(a)
+    c = rng.standard_normal((3, 20, 4))
+    np.testing.assert_array_equal(q.T @ c, q.apply(c, transpose=True))
+    np.testing.assert_array_equal(q.T.T @ c, q @ c)
+    np.testing.assert_array_equal(q.T.apply(c, transpose=True), q @ c)
+    np.testing.assert_array_equal(q.T.to_array(), np.swapaxes(q.to_array(), 1, 2))
+    assert "transposed" in repr(q.T)
+    packed, tau = (torch.from_numpy(a)).geqrf()
+    np.testing.assert_allclose(
+        orth.householder_product(packed, tau, packed=True), torch.linalg.householder_product(packed, tau), atol=1e-14
+    )
+
+
+def test_vectors_are_columns_or_rows(rng):
+    x, u = rng.standard_normal(20), orth.random_orthogonal(20, 3, rng=0)
+    q, _ = orth.householder_qr(rng.standard_normal((20, 5)))
+    v = rng.standard_normal((20, 2))
+    for f in (
+        lambda c, **k: orth.project_out(c, u, **k),
+        lambda c, **k: orth.project(c, u, **k),
+        lambda c, **k: orth.apply_core(c, u, 0.5, **k),
+        lambda c, **k: q.apply(c, **k),
+        lambda c, **k: orth.householder_apply(v, c, **k),
+    ):
+        np.testing.assert_array_equal(f(x), f(x[:, None])[:, 0])
+        np.testing.assert_array_equal(f(x, side="right"), f(x[None], side="right")[0])
+        out = x.copy()
+        assert f(out, out=out) is out
+        np.testing.assert_allclose(out, f(x), atol=1e-15)
+    np.testing.assert_array_equal(q.T @ x, q.apply(x, transpose=True))
+
+
+def test_orthonormalize_tells_the_rank(rng):
+    a = rng.standard_normal((4, 9, 5))
+    a[1, :, 3] = a[1, :, 0]
+    a[2] = 0
+    for method in ("auto", "householder", "polar"):
+        q, rank = orth.orthonormalize(a, method=method, return_rank=True)
+        np.testing.assert_array_equal(rank, [5, 4, 0, 5])
+        assert q.shape == a.shape
+    assert orth.orthonormalize(a[0], return_rank=True)[1] == 5

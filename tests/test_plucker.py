@@ -982,3 +982,56 @@ def test_pieces_of_layers_that_do_not_collapse(rng):
             p = z[t, i] * z[t - d, j] - z[t, j] * z[t - d, i]
             want[t] += np.tanh(W @ (p / np.linalg.norm(p)))
     np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+# -- positions of each sequence ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rope", ["interleaved", "half"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_left_padding_changes_nothing(rng, rope, dtype):
+    """Sequences of several lengths, padded on the left: bit for bit what each gives alone, gradients included."""
+    r, lengths, longest = 6, (9, 5, 1, 7), 9
+    offsets, W = [1, 2, 4], rng.standard_normal((5, 15)).astype(dtype)
+    parts = [rng.standard_normal((n, r)).astype(dtype) for n in lengths]
+    z, mask = np.zeros((4, longest, r), dtype), np.zeros((4, longest), bool)
+    for i, x in enumerate(parts):
+        z[i, longest - len(x) :] = x
+        mask[i, longest - len(x) :] = True
+    pads = longest - np.array(lengths)
+    starts = 3 - pads
+    settings = {"rope": rope, "rope_start": starts, "mask": mask}
+    mixed, projected = plucker.mix(z, offsets, **settings), plucker.mix_project(z, W, None, offsets, **settings)
+    grad = rng.standard_normal(projected.shape).astype(dtype)
+    dz = plucker.mix_project_backward(grad, z, W, None, offsets, **settings)[0]
+    dz_mix = plucker.mix_backward(rng.standard_normal(mixed.shape).astype(dtype), z, offsets, **settings)
+    assert np.isfinite(dz_mix).all()
+    for i, x in enumerate(parts):
+        at = slice(longest - len(x), None)
+        np.testing.assert_array_equal(mixed[i, at], plucker.mix(x, offsets, rope=rope, rope_start=3))
+        np.testing.assert_array_equal(
+            projected[i, at], plucker.mix_project(x, W, None, offsets, rope=rope, rope_start=3)
+        )
+        alone = plucker.mix_project_backward(grad[i, at], x, W, None, offsets, rope=rope, rope_start=3)[0]
+        np.testing.assert_allclose(dz[i, at], alone, rtol=1e-4 if dtype == np.float32 else 1e-12, atol=1e-6)
+        assert not dz[i, : longest - len(x)].any()
+    state = plucker.MixState(offsets, r, W=W, rope=rope, rope_start=starts)
+    last = [state.step(z[:, t], mask=mask[:, t]) for t in range(longest)]
+    np.testing.assert_array_equal(np.stack(last, 1), projected)
+    again = pickle.loads(pickle.dumps(state))
+    token = rng.standard_normal((4, r)).astype(dtype)
+    np.testing.assert_array_equal(again.step(token), state.step(token))
+
+
+def test_positions_of_sequences_fit_or_are_refused(rng):
+    z = rng.standard_normal((2, 3, 5, 4))
+    one = plucker.mix(z, [1], rope="half", rope_start=2)
+    np.testing.assert_array_equal(plucker.mix(z, [1], rope="half", rope_start=np.full((2, 3), 2)), one)
+    np.testing.assert_array_equal(plucker.mix(z, [1], rope="half", rope_start=[2, 2, 2]), one)
+    np.testing.assert_array_equal(plucker.mix(z, [1], rope="half", rope_start=torch.tensor([[2], [2]])), one)
+    with pytest.raises(ValueError, match="broadcast"):
+        plucker.mix(z, [1], rope="half", rope_start=[1, 2])
+    with pytest.raises(TypeError, match="integer"):
+        plucker.mix(z, [1], rope="half", rope_start=np.ones(3))
+    with pytest.raises(ValueError, match="2\\*\\*40"):
+        plucker.mix(z, [1], rope="half", rope_start=[2**41, 0, 0])

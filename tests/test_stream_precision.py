@@ -1,5 +1,7 @@
 """Streams against sums and decompositions in higher precision: after any number of rows, any offset, by any route."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -97,7 +99,7 @@ def test_vectors_of_smooth_snapshots(name, dtype, method, oversample):
     a = snapshots()[name].astype(dtype)
     cuts = [0, 50, 60, 100] if a.shape[0] == 100 else [0, 40, 90, 300, 1024]
     svd = StreamingSVD(10, oversample=oversample, method=method)
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         before = svd._core.state()
         svd.update(a[begin:end])
         past = np.zeros((0, a.shape[1]))
@@ -181,7 +183,9 @@ def test_column_variances_merge_forget_and_downdate(rng):
         faded = StreamingSVD(4, center=center, forget=0.5).update(x).update(y)
         weights = np.r_[np.full(300, 0.25), np.ones(200)]
         mean = np.average(both, axis=0, weights=weights) if center else 0.0
-        np.testing.assert_allclose(faded.column_variances, np.average((both - mean) ** 2, axis=0, weights=weights), rtol=1e-12)
+        np.testing.assert_allclose(
+            faded.column_variances, np.average((both - mean) ** 2, axis=0, weights=weights), rtol=1e-12
+        )
 
 
 # -- what users of the peers look for ----------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ _KNOWN = {"numpy": "numpy", "torch": "torch", "cupy": "cupy", "jax": "jax", "jax
 
 
 def library_of(x: Array) -> str:
-    """``"numpy"``, ``"torch"``, ``"jax"``, ``"cupy"``: of subclasses, too. Else the top-level package of the array's type."""
+    """``"numpy"``, ``"torch"``, ``"jax"``, ``"cupy"``: of subclasses, too. Else the top-level package of the array's
+    type."""
     kind = type(x)
     name = _libraries.get(kind)
     if name is None:
@@ -84,7 +85,8 @@ def is_sparse(x: Array) -> bool:
 
 
 def _checked_compressed(x: Array, major: int, minor: int, stored: int, name: str) -> tuple[Any, Any, bool]:
-    """``indptr`` and ``indices`` of one dtype, which lead nowhere outside; whether they are sorted without duplicates."""
+    """``indptr`` and ``indices`` of one dtype, which lead nowhere outside; whether they are sorted without
+    duplicates."""
     indptr, indices = np.asarray(x.indptr), np.asarray(x.indices)
     if indptr.dtype != indices.dtype or indptr.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
         if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
@@ -113,7 +115,8 @@ def check_sparse(x: Array, name: str) -> None:
 
 
 def csr_parts(x: Array, name: str, dtype: Any = None) -> tuple[Any, Any, Any, int, int]:
-    """The arrays of a CSR matrix, looked at before anything else sees them. Other sparse formats are converted, which copies.
+    """The arrays of a CSR matrix, looked at before anything else sees them. Other sparse formats are converted, which
+    copies.
 
     ValueError where ``indptr`` or ``indices`` lead outside: SciPy's own loops do not look.
     """
@@ -298,7 +301,9 @@ def rng_key(rng: int | np.random.Generator | np.integer[Any] | None) -> int:
     try:
         generator = np.random.default_rng(rng)
     except (TypeError, ValueError) as e:
-        raise type(e)(f"rng must be None, an int that is not negative or a numpy.random.Generator, got {rng!r}") from None
+        raise type(e)(
+            f"rng must be None, an int that is not negative or a numpy.random.Generator, got {rng!r}"
+        ) from None
     return int(generator.integers(0, 2**63, dtype=np.int64))
 
 

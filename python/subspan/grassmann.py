@@ -8,7 +8,8 @@ float32 and float64. docs/cuda.md says what takes CUDA arrays.
 ``check=True`` (the default) makes sure that points are orthonormal and, where it matters, that tangents are tangent;
 ``check=False`` leaves that out. Values on a CUDA device are never looked at, as that would make the host wait.
 
-What finite input gives is finite, or a ValueError that says that it overflows the dtype (on a CUDA device it goes through).
+What finite input gives is finite, or a ValueError that says that it overflows the dtype (on a CUDA device it goes
+through).
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ float32 and float64 are taken on the CPU; docs/cuda.md says what takes CUDA arra
 written: whatever raises leaves its inputs as they were (a separate ``out`` may be partly written). ``check=False``
 leaves both out. Values on a CUDA device are never looked at, as that would make the host wait: NaN goes through.
 
-What finite input gives is finite, or a ValueError that says that it overflows the dtype; ``check=False`` leaves that out,
-too. Where an overflow is found only in the result, an ``out`` that is no input holds it.
+What finite input gives is finite, or a ValueError that says that it overflows the dtype; ``check=False`` leaves that
+out, too. Where an overflow is found only in the result, an ``out`` that is no input holds it.
 """
 
 from __future__ import annotations

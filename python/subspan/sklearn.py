@@ -75,7 +75,8 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
         return self
 
     def _looked_at(self, X: Any, reset: bool) -> Any:
-        """Shape, names and kind. What is not of a float type, a memory map of bytes say, is converted a batch at a time."""
+        """Shape, names and kind. What is not of a float type, a memory map of bytes say, is converted a batch at a
+        time."""
         on_the_cpu(X, "X")
         if is_sparse(X):
             check_sparse(X, "X")
@@ -85,7 +86,12 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
 
     def _converted(self, X: Any) -> Any:
         return check_array(
-            X, accept_sparse=["csr"], dtype=[np.float64, np.float32], input_name="X", estimator=self, ensure_min_samples=0
+            X,
+            accept_sparse=["csr"],
+            dtype=[np.float64, np.float32],
+            input_name="X",
+            estimator=self,
+            ensure_min_samples=0,
         )
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]

@@ -98,10 +98,11 @@ class TruncatedSVD(NamedTuple):
 
 
 class Rotation(NamedTuple):
-    """How the left singular vectors of a stream change with an update: ``U`` becomes ``vstack([U @ past + shift, new])``.
+    """How the left singular vectors of a stream change with an update: ``U`` becomes ``vstack([U @ past + shift,
+    new])``.
 
-    ``past (k, k')``, ``new (b, k')`` and ``shift (k',)`` (zero without ``center``) in float64. Columns belong to singular
-    values; those of values near ``eps`` times the first are rounding.
+    ``past (k, k')``, ``new (b, k')`` and ``shift (k',)`` (zero without ``center``) in float64. Columns belong to
+    singular values; those of values near ``eps`` times the first are rounding.
     """
 
     past: Any
@@ -119,7 +120,9 @@ class InnerProduct:
     def __init__(self, weight: Any) -> None:
         on_the_cpu(weight, "weight")
         if hasattr(weight, "matmat") and not hasattr(weight, "__array__"):
-            raise TypeError("weight is an operator, which gives no factor; pass its matrix, dense or sparse, or its diagonal")
+            raise TypeError(
+                "weight is an operator, which gives no factor; pass its matrix, dense or sparse, or its diagonal"
+            )
         given = dense_rows(weight.astype(np.float64), "weight") if is_sparse(weight) else as_array(weight, "weight")
         self.given = np.array(np.asarray(as_float(given, "weight")), dtype=np.float64)
         if not np.isfinite(self.given).all():
@@ -156,7 +159,9 @@ class InnerProduct:
         data, indices, indptr, m, n = parts
         self._check(n, name)
         if self.factor.ndim != 1:
-            raise TypeError(f"{name} is sparse, and weight a matrix, which would fill it; pass dense rows, or a diagonal weight")
+            raise TypeError(
+                f"{name} is sparse, and weight a matrix, which would fill it; pass dense rows, or a diagonal weight"
+            )
         return data * self.factor.astype(data.dtype)[indices], indices, indptr, m, n
 
     def backward(self, v: Any) -> Any:
@@ -165,7 +170,9 @@ class InnerProduct:
             return (v / self.factor).astype(v.dtype)
         from scipy.linalg import solve_triangular
 
-        return np.ascontiguousarray(solve_triangular(self.factor, v.astype(np.float64).T, lower=True, trans="T").T.astype(v.dtype))
+        return np.ascontiguousarray(
+            solve_triangular(self.factor, v.astype(np.float64).T, lower=True, trans="T").T.astype(v.dtype)
+        )
 
 
 class StreamingSVD:
@@ -198,15 +205,15 @@ class StreamingSVD:
         default all directions are kept up to 128 columns, ``2 rank + 64`` below 1024, and
         ``max(rank, min(64, 2 rank + 32))`` above.
     exact_blocks : bool, default False
-        Decompose the rows of each update as one block, and keep ``rank`` directions: no thin blocks are collected and no
-        tall ones split. As scikit-learn's ``IncrementalPCA``, and what ``update(rotation=True)`` needs.
+        Decompose the rows of each update as one block, and keep ``rank`` directions: no thin blocks are collected and
+        no tall ones split. As scikit-learn's ``IncrementalPCA``, and what ``update(rotation=True)`` needs.
     signs : {"stable", "v"}
-        Of components. ``"stable"``: that of the component before it that each is closest to. ``"v"``: after every update
-        the entry of largest magnitude is positive, whatever the past was (always so with ``exact_blocks``).
+        Of components. ``"stable"``: that of the component before it that each is closest to. ``"v"``: after every
+        update the entry of largest magnitude is positive, whatever the past was (always so with ``exact_blocks``).
     weight : array ``(n,)`` or ``(n, n)``, optional
         The inner product ``x·W·y`` of rows, a mass matrix for example: its diagonal, or a symmetric positive definite
-        matrix, dense or sparse (whose dense Cholesky factor is kept). ``singular_values`` are those in that inner product,
-        and ``components @ W @ components.T`` is the identity.
+        matrix, dense or sparse (whose dense Cholesky factor is kept). ``singular_values`` are those in that inner
+        product, and ``components @ W @ components.T`` is the identity.
 
     Notes
     -----
@@ -297,8 +304,9 @@ class StreamingSVD:
     def update(self, rows: Array, *, rotation: bool = False) -> Any:
         """Add rows ``(b, n)``, dense in any library or sparse (CSR is taken as it is, other formats are converted).
 
-        A vector ``(n,)`` is one row. Integers that the stream's dtype holds exactly (of up to 16 bits in float32, of up to
-        32 in float64) are converted; a stream that begins with integers is one of float64 unless ``dtype`` says otherwise.
+        A vector ``(n,)`` is one row. Integers that the stream's dtype holds exactly (of up to 16 bits in float32, of up
+        to 32 in float64) are converted; a stream that begins with integers is one of float64 unless ``dtype`` says
+        otherwise.
 
         With ``rotation=True``, which needs ``exact_blocks``, the result is a :class:`Rotation`, which takes the left
         singular vectors ``U`` of the rows before this update to those after it. Otherwise it is the stream.
@@ -361,9 +369,13 @@ class StreamingSVD:
 
     def _update_with_rotation(self, rows: Array) -> Rotation:
         if not self.exact_blocks:
-            raise ValueError("rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, collect")
+            raise ValueError(
+                "rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, collect"
+            )
         if self.center and self.forget != 1.0:
-            raise ValueError("rotation=True with center takes no forget: rows of different weight turn by different amounts")
+            raise ValueError(
+                "rotation=True with center takes no forget: rows of different weight turn by different amounts"
+            )
         if self._there is not None or device_of(rows) is not None:
             raise TypeError("rotation=True is not implemented on CUDA devices")
         dense = dense_rows(rows, "rows") if is_sparse(rows) else rows
@@ -378,7 +390,9 @@ class StreamingSVD:
         k = 0 if before["dtype"] is None else before["singular_values"].size
         past, shift = np.zeros((k, s.size)), np.zeros(s.size)
         if before["dtype"] is not None:
-            past = self.forget * before["singular_values"][:, None] * (before["components"].astype(np.float64) @ v.T) / s
+            past = (
+                self.forget * before["singular_values"][:, None] * (before["components"].astype(np.float64) @ v.T) / s
+            )
             if self.center:
                 shift = self.forget * (before["mean"] - mean) @ v.T / s
         return Rotation(past, new, shift)
@@ -548,7 +562,7 @@ class StreamingSVD:
     def column_variances(self) -> Array:
         """``(n,)`` variance of each column over the rows, divided by their number (by the sum of squared weights with
         ``forget``), about the mean with ``center`` and about zero without; float64. Exact, whatever ``rank`` is.
-        """  # noqa: D205
+        """
         if self._there is not None:
             raise TypeError("column_variances is not implemented on CUDA devices")
         if self._inner is not None:
@@ -597,8 +611,9 @@ class StreamingSVD:
     def project(self, X: Array, *, out: Array | None = None) -> Array:
         """Coordinates ``(m, k)`` of rows ``X (m, n)`` in the subspace: ``(X - mean) @ components.T``.
 
-        Of one row ``(n,)`` they are ``(k,)``. Rows are centred before they are multiplied, so a large mean costs no digits.
-        ``out`` must share no memory with ``X``. NaN in ``X`` goes through; coordinates that overflow raise ValueError.
+        Of one row ``(n,)`` they are ``(k,)``. Rows are centred before they are multiplied, so a large mean costs no
+        digits. ``out`` must share no memory with ``X``. NaN in ``X`` goes through; coordinates that overflow raise
+        ValueError.
         """
         if self._there is not None:
             x = self._centred(X)
@@ -665,8 +680,8 @@ class StreamingSVD:
     def residual(self, X: Array, *, out: Array | None = None) -> Array:
         """Squared distances ``(m,)`` of rows ``X (m, n)`` to the (affine) subspace; of one row ``(n,)`` a scalar.
 
-        By explicit subtraction of the projection, so that tiny residuals keep their digits. ``out`` must share no memory
-        with ``X``. NaN in ``X`` goes through; squares that overflow raise ValueError.
+        By explicit subtraction of the projection, so that tiny residuals keep their digits. ``out`` must share no
+        memory with ``X``. NaN in ``X`` goes through; squares that overflow raise ValueError.
         """
         if self._there is not None:
             x, v = self._centred(X), self.components
@@ -852,9 +867,10 @@ def truncated_svd(
     tol : float, optional
         Leave out singular values below ``tol`` times the first.
     oversample, power_iterations : int
-        ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them. ``power_iterations="auto"`` is
-        scikit-learn's choice: 7 where ``rank`` is below a tenth of the smaller side, else 4. scikit-learn's ``n_iter``
-        counts the same iterations, so who comes from ``TruncatedSVD(n_iter=5)`` takes ``power_iterations=5``.
+        ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them. ``power_iterations="auto"``
+        is scikit-learn's choice: 7 where ``rank`` is below a tenth of the smaller side, else 4. scikit-learn's
+        ``n_iter`` counts the same iterations, so who comes from ``TruncatedSVD(n_iter=5)`` takes
+        ``power_iterations=5``.
     initial : array ``(j, n)``, optional
         A warm start, ``Vh`` of a nearby matrix: with one, ``power_iterations=0`` or 1 is often enough.
     rng : None, int or numpy.random.Generator
@@ -863,8 +879,8 @@ def truncated_svd(
         Which entry of largest magnitude is positive: that of each row of ``Vh``, or that of each column of ``U`` (as
         scikit-learn's ``svd_flip`` by default).
     weight : array ``(n,)`` or ``(n, n)``, optional
-        The inner product ``x·W·y`` of rows, as in :class:`StreamingSVD`: ``Vh @ W @ Vh.T`` is the identity, and ``A`` is
-        near ``U @ diag(S) @ Vh``.
+        The inner product ``x·W·y`` of rows, as in :class:`StreamingSVD`: ``Vh @ W @ Vh.T`` is the identity, and ``A``
+        is near ``U @ diag(S) @ Vh``.
 
     Returns
     -------
@@ -917,10 +933,11 @@ def truncated_svd(
         initial = as_array(initial, "initial")
     start = initial if initial is None or on_device(initial) else detached(initial)
     if is_sparse(A):
-        parts = csr_parts(A, "A")
-        data = as_float(parts[0], "A")
+        values, indices, indptr, m, n = csr_parts(A, "A")
+        data = as_float(values, "A")
         check_float(data, "A")
-        found = _triplet(_core.truncated_svd_csr(data, *parts[1:], *options, start, key), "numpy")
+        parts = _core.truncated_svd_csr(data, indices, indptr, m, n, *options, start, key)
+        found = _triplet(parts, "numpy")
     elif hasattr(A, "matmat") and hasattr(A, "rmatmat"):
         m, n, single = _operator(A)
         parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, start, key)
@@ -966,7 +983,9 @@ def _with_signs(found: TruncatedSVD, signs: str) -> TruncatedSVD:
         return found
     flip = np.where(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])] < 0, -1, 1).astype(u.dtype)
     library = library_of(found.U)
-    return TruncatedSVD(to_library(u * flip, library, found.U), found.S, to_library(vh * flip[:, None], library, found.Vh))
+    return TruncatedSVD(
+        to_library(u * flip, library, found.U), found.S, to_library(vh * flip[:, None], library, found.Vh)
+    )
 
 
 def _weighted(
@@ -1131,7 +1150,9 @@ class FrequentDirections:
         self.size = whole_number(size, "size", 1, 2**28)
         self.n_features = whole_number(n_features, "n_features", 1)
         if self.size * self.n_features > 2**57:
-            raise ValueError(f"a sketch of size {self.size} by n_features {self.n_features} is more than memory can hold")
+            raise ValueError(
+                f"a sketch of size {self.size} by n_features {self.n_features} is more than memory can hold"
+            )
         self._core: Any = None
         self._library = "numpy"
         self._turn = threading.Lock()  # of the first rows
@@ -1232,14 +1253,19 @@ class FrequentDirections:
         return sealed_state(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and not state.keys() & {"format", "checksum"}:  # of the first version, which had none
+        if isinstance(state, dict) and not state.keys() & {
+            "format",
+            "checksum",
+        }:  # of the first version, which had none
             state = {**state, "format": "subspan.FrequentDirections/1"}
         state = checked_state(state, "FrequentDirections", _SKETCH_FORMAT, {"size", "n_features", "library"})
         self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
         self._library = _known_library(state["library"])
         if "buffer" in state:
             core = self._make(check_float(state["buffer"], "buffer"))
-            core.restore(state["buffer"], float(state["bound"]), float(state["norm"]), whole_number(state["seen"], "seen", 0))
+            core.restore(
+                state["buffer"], float(state["bound"]), float(state["norm"]), whole_number(state["seen"], "seen", 0)
+            )
             self._core = core
 
     def __repr__(self) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from references import orthogonality
-from subspan.orth import GradientProjector
 from subspan._files import sealed_state
+from subspan.orth import GradientProjector
 from subspan.svd import StreamingSVD, truncated_svd
 
 EPS = float(np.finfo(np.float32).eps)

@@ -40,8 +40,8 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     Parameters
     ----------
     U, W : array (..., n, k), (..., n, l)
-        Orthonormal columns. Leading axes broadcast: ``U[:, None]`` and ``W[None]`` give all pairs. Of spaces of different
-        dimension there are ``min(k, l)`` angles (Ye and Lim, SIAM J. Matrix Anal. Appl. 37, 2016).
+        Orthonormal columns. Leading axes broadcast: ``U[:, None]`` and ``W[None]`` give all pairs. Of spaces of
+        different dimension there are ``min(k, l)`` angles (Ye and Lim, SIAM J. Matrix Anal. Appl. 37, 2016).
     vectors : bool, default False
         Return the principal vectors too.
     check : bool, default True
@@ -87,8 +87,8 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
 def _of_one_dimension(U: Array, W: Array, check: bool) -> tuple[Array, Array]:
     """Of two spaces of different dimension the smaller, and the part of the larger that is nearest to it.
 
-    With ``WᵀU = X cos(Θ) Yᵀ`` that is the span of ``W X``: its angles to ``U`` are those of ``W``. Where an angle is π/2
-    ``X`` is completed, and any direction does.
+    With ``WᵀU = X cos(Θ) Yᵀ`` that is the span of ``W X``: its angles to ``U`` are those of ``W``. Where an angle is
+    π/2 ``X`` is completed, and any direction does.
     """
     shapes = [tuple(getattr(x, "shape", ())) for x in (U, W)]
     if min(len(s) for s in shapes) < 2 or shapes[0][-1] == shapes[1][-1] or shapes[0][-2] != shapes[1][-2]:
@@ -101,7 +101,9 @@ def _of_one_dimension(U: Array, W: Array, check: bool) -> tuple[Array, Array]:
         if check:
             check_basis(x, name)
         elif x.shape[-1] > x.shape[-2]:
-            raise ValueError(f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal")
+            raise ValueError(
+                f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal"
+            )
     small, large = (U, W) if U.shape[-1] < W.shape[-1] else (W, U)
     u, w = numpy(small), numpy(large)
     x = orthonormalize(product(np.swapaxes(w, -1, -2), u))
@@ -169,10 +171,13 @@ def _with_right_angles(d: np.ndarray[Any, Any], count: int, kind: str) -> np.nda
     if kind == "fubini-study":
         return np.full_like(d, np.pi / 2)
     added = {"geodesic": count * np.pi**2 / 4, "chordal": count, "procrustes": 2 * count}[kind]
-    return np.sqrt(np.square(d.astype(np.float64)) + added)
+    total: np.ndarray[Any, Any] = np.sqrt(np.square(d.astype(np.float64)) + added)
+    return total
 
 
-def pairwise(U: Array, W: Array | None = None, *, kind: str = "geodesic", unequal: str = "containment", check: bool = True) -> Array:
+def pairwise(
+    U: Array, W: Array | None = None, *, kind: str = "geodesic", unequal: str = "containment", check: bool = True
+) -> Array:
     """Distances between all pairs of many subspaces.
 
     Parameters
@@ -189,9 +194,10 @@ def pairwise(U: Array, W: Array | None = None, *, kind: str = "geodesic", unequa
 
     Notes
     -----
-    Kinds ``"chordal"`` and ``"projection"`` come from ``UᵢᵀWⱼ`` of many pairs in one product of matrices, ``2 N M n k l``
-    flops; pairs that are close, whose difference of squares would lose digits, are done again one by one, so that the
-    accuracy is that of :func:`distance`. The other kinds take the principal angles of every pair, a strip at a time.
+    Kinds ``"chordal"`` and ``"projection"`` come from ``UᵢᵀWⱼ`` of many pairs in one product of matrices, ``2 N M n k
+    l`` flops; pairs that are close, whose difference of squares would lose digits, are done again one by one, so that
+    the accuracy is that of :func:`distance`. The other kinds take the principal angles of every pair, a strip at a
+    time.
 
     Examples
     --------
@@ -216,7 +222,9 @@ def pairwise(U: Array, W: Array | None = None, *, kind: str = "geodesic", unequa
         if len(x.shape) != 3:
             raise ValueError(f"{name} must have shape (number, n, k), got {tuple(x.shape)}")
         if x.shape[-1] > x.shape[-2]:
-            raise ValueError(f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal")
+            raise ValueError(
+                f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal"
+            )
         if x.shape[-2] != U.shape[-2]:
             raise ValueError(f"U and W must live in one space, got {U.shape[-2]} and {x.shape[-2]} rows")
         if truth(check, "check"):

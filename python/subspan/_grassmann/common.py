@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from subspan._arrays import Array, library_of, real_number, whole_number
+from subspan._arrays import Array, library_of
 from subspan._orth.common import matrices
 
 SgdSettings = tuple[float, float, float, int, bool]

@@ -406,8 +406,8 @@ def projection_transport(U: Array, G: Array, *, out: Array | None = None, check:
 def transport_to(U: Array, W: Array, V: Array, *, out: Array | None = None, check: bool = True) -> Array:
     """Parallel transport of ``V`` from ``U`` to the given point ``W``, along the shortest geodesic between them.
 
-    What :func:`transport` gives is a tangent at ``exp(U, log(U, W))``, another basis of the span of ``W``; this one is turned
-    to the basis ``W``.
+    What :func:`transport` gives is a tangent at ``exp(U, log(U, W))``, another basis of the span of ``W``; this one is
+    turned to the basis ``W``.
 
     Parameters
     ----------
@@ -459,7 +459,8 @@ def transport_to(U: Array, W: Array, V: Array, *, out: Array | None = None, chec
 def inner(U: Array, H: Array, V: Array) -> Array:
     """Inner product ``tr(HᵀV)`` of two tangents at ``U``, one number for each matrix of the stack, summed in float64.
 
-    The metric does not depend on the point: ``U`` is there for the signature that other libraries have, and for its shape.
+    The metric does not depend on the point: ``U`` is there for the signature that other libraries have, and for its
+    shape.
 
     Examples
     --------
@@ -484,7 +485,8 @@ def inner(U: Array, H: Array, V: Array) -> Array:
 
 
 def norm(U: Array, H: Array) -> Array:
-    """Length ``√tr(HᵀH)`` of a tangent at ``U``, one number for each matrix of the stack; safe from overflow of squares.
+    """Length ``√tr(HᵀH)`` of a tangent at ``U``, one number for each matrix of the stack; safe from overflow of
+    squares.
 
     Examples
     --------
@@ -561,6 +563,8 @@ def from_projector(P: Array, k: int, *, check: bool = True) -> Array:
         wanted = np.concatenate([np.zeros(n - k), np.ones(k)])
         off = np.abs(values - wanted).max(initial=0.0)
         if off > math.sqrt(float(np.finfo(dtype).eps)):
-            raise ValueError(f"P is no orthogonal projector of rank {k}: an eigenvalue is off by {off:.1e}; or pass check=False")
+            raise ValueError(
+                f"P is no orthogonal projector of rank {k}: an eigenvalue is off by {off:.1e}; or pass check=False"
+            )
     basis = np.ascontiguousarray(vectors[..., n - k :]).astype(dtype)
     return to_library(np.asarray(orthonormalize(basis, out=basis)), library_of(P), P)

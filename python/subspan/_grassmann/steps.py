@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, to_library
+from subspan._arrays import Array, as_array, check_float, library_of, real_number, to_library, whole_number
 from subspan._device import on_device
 from subspan._grassmann import device
 from subspan._grassmann.common import (
@@ -17,8 +17,6 @@ from subspan._grassmann.common import (
     check_second_moment,
     in_place,
     one_of,
-    real_number,
-    whole_number,
 )
 from subspan._orth.common import detached, finish, matrices
 
@@ -46,7 +44,7 @@ def _stack(U: Array, **others: Array) -> list[Array]:
 
 
 def _rate(lr: float, maximize: bool) -> float:
-    rate = real_number(lr, "lr", 0.0)
+    rate: float = real_number(lr, "lr", 0.0)
     return -rate if maximize else rate
 
 

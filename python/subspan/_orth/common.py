@@ -34,7 +34,8 @@ def convolution_hint(shape: tuple[int, ...], name: str) -> str:
     """What to say to who passes the gradient of a convolution where a matrix was meant."""
     if len(shape) < 4:
         return ""
-    return f"; a convolution's weight of shape {shape} is a matrix as {name}.flatten(1), shape ({shape[0]}, {math.prod(shape[1:])})"
+    flat = (shape[0], math.prod(shape[1:]))
+    return f"; a convolution's weight of shape {shape} is a matrix as {name}.flatten(1), shape {flat}"
 
 
 def is_left(side: str) -> bool:
@@ -93,7 +94,9 @@ def detached(x: Array) -> Array:
             "x.detach(), or wrap it and its *_backward in a torch.autograd.Function"
         )
     if torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
-        raise TypeError("a tensor carries a tangent, and forward-mode autograd does not see this function; pass the primal")
+        raise TypeError(
+            "a tensor carries a tangent, and forward-mode autograd does not see this function; pass the primal"
+        )
     return x.detach().resolve_neg()  # a lazy minus sign is not in the memory that is handed over
 
 
@@ -106,13 +109,16 @@ def check_basis(U: Array, name: str, *, advice: str = "") -> None:
     defect = _core.orthonormality_defect(detached(U))
     if math.isnan(defect) or math.isinf(defect):
         if _core.all_finite(detached(U)):
-            raise ValueError(f"the columns of {name} are not orthonormal: their squares overflow; orthonormalize {name}")
+            raise ValueError(
+                f"the columns of {name} are not orthonormal: their squares overflow; orthonormalize {name}"
+            )
         raise ValueError(f"{name} holds NaN or infinity")
     bound = 64 * float(np.finfo(dtype).eps) * math.sqrt(max(k, 1))
     if defect > bound:
         raise ValueError(
             f"the columns of {name} are not orthonormal: ||({name}ᵀ{name} - I) z|| / ||z|| is {defect:.1e}, more than "
-            f"{bound:.1e}; {advice}orthonormalize {name} (subspan.orth.range_basis where columns may depend on each other: "
+            f"{bound:.1e}; {advice}orthonormalize {name} "
+            f"(subspan.orth.range_basis where columns may depend on each other: "
             "orthonormalize completes those, and the span grows), or pass check=False"
         )
 

@@ -133,7 +133,10 @@ class GradientProjector:
         return sealed_state({"format": _FORMAT, **state, "basis": basis, "similarity": list(self.similarity)})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and not state.keys() & {"format", "checksum"}:  # of the first version, which had none
+        if isinstance(state, dict) and not state.keys() & {
+            "format",
+            "checksum",
+        }:  # of the first version, which had none
             state = {**state, "format": "subspan.GradientProjector/1"}
         state = dict(checked_state(state, "GradientProjector", _FORMAT, {"rank", "history", "basis", "similarity"}))
         basis = state.pop("basis")

@@ -71,7 +71,8 @@ class HouseholderQ:
     ) -> Array:
         """``Q C``, ``QᵀC`` (``transpose``), ``C Q`` or ``C Qᵀ`` (``side="right"``), without forming ``Q``.
 
-        ``C`` is ``(..., m, n)`` or ``(..., n, m)``, or a vector ``(m,)``; ``out`` may be ``C``. ``4 m n k - 2 n k²`` flops.
+        ``C`` is ``(..., m, n)`` or ``(..., n, m)``, or a vector ``(m,)``; ``out`` may be ``C``. ``4 m n k - 2 n k²``
+        flops.
         """
         transpose = truth(transpose, "transpose") != self.transposed
         if len(getattr(C, "shape", (0, 0))) == 1:
@@ -132,8 +133,8 @@ def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
         CUDA device NaN goes through; matrices that no block's shared memory holds are factored by cuSOLVER.
     pivoting : bool, default False
         Choose the columns in the order of what is left of them, by LAPACK's ``geqp3`` (on the CPU): the result is
-        ``(Q, R, order)`` with ``A[:, order] = Q R``, as of ``scipy.linalg.qr(A, pivoting=True)``, and the falling diagonal
-        of ``R`` shows the rank.
+        ``(Q, R, order)`` with ``A[:, order] = Q R``, as of ``scipy.linalg.qr(A, pivoting=True)``, and the falling
+        diagonal of ``R`` shows the rank.
 
     Returns
     -------
@@ -186,13 +187,13 @@ def householder_product(V: Array, tau: Array | None = None, *, packed: bool = Fa
     Parameters
     ----------
     V : array (..., m, k)
-        Columns are the reflections' vectors, used as they are: nothing is implied of the upper triangle. A vector ``(m,)``
-        is one reflection.
+        Columns are the reflections' vectors, used as they are: nothing is implied of the upper triangle. A vector
+        ``(m,)`` is one reflection.
     tau : array (..., k), optional
         None means unit reflections ``I - 2 v vᵀ / vᵀv``, where a zero vector is the identity.
     packed : bool, default False
-        ``V`` is LAPACK's packed form, as ``geqrf`` and ``torch.geqrf`` leave it: ones are implied on the diagonal, zeros
-        above it, and what is stored there (``R``) is not looked at. Copies ``V``.
+        ``V`` is LAPACK's packed form, as ``geqrf`` and ``torch.geqrf`` leave it: ones are implied on the diagonal,
+        zeros above it, and what is stored there (``R``) is not looked at. Copies ``V``.
 
     Notes
     -----
@@ -297,7 +298,10 @@ def householder_apply(
     """
     if len(getattr(C, "shape", (0, 0))) == 1:
         return of_vector(
-            lambda c, to: householder_apply(V, c, tau, side=side, transpose=transpose, out=to, check=check), C, side, out
+            lambda c, to: householder_apply(V, c, tau, side=side, transpose=transpose, out=to, check=check),
+            C,
+            side,
+            out,
         )
     if len(getattr(V, "shape", (0, 0))) == 1:
         V = V[:, None]
@@ -309,7 +313,9 @@ def householder_apply(
     rows = C.shape[-2] if is_left(side) else C.shape[-1]
     if V.shape[-2] != rows:
         hint = convolution_hint(tuple(C.shape), "C")
-        raise ValueError(f"V must have {rows} rows to act on C {tuple(C.shape)} from the {side}, got {V.shape[-2]}{hint}")
+        raise ValueError(
+            f"V must have {rows} rows to act on C {tuple(C.shape)} from the {side}, got {V.shape[-2]}{hint}"
+        )
     library = library_of(C)
     c, shape = broadcast(detached(C), (V, 2))
     result, fresh = output(out, shape, dtype, library)

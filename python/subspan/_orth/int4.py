@@ -13,7 +13,6 @@ from subspan._files import checked_state, sealed_state
 from subspan._orth import device_int4
 from subspan._orth.common import detached, finish, is_left, matrices
 
-
 _FORMAT = "subspan.Int4Basis/2"
 
 
@@ -54,7 +53,8 @@ class Int4Basis:
                 raise TypeError(f"{name} must be an array, got {type(x).__name__}")
             if tuple(x.shape) != (length,):
                 raise ValueError(
-                    f"{name} must have shape ({length},) for a matrix {(n, k)} in groups of {group}, got {tuple(x.shape)}"
+                    f"{name} must have shape ({length},) for a matrix {(n, k)} in groups of {group}, "
+                    f"got {tuple(x.shape)}"
                 )
         if dtype_name(codes) != "uint8":
             raise TypeError(f"codes must be uint8, got {dtype_name(codes)}")
@@ -68,7 +68,10 @@ class Int4Basis:
         return sealed_state({"format": _FORMAT, **state, "library": self._library})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and not state.keys() & {"format", "checksum"}:  # of the first version, which had none
+        if isinstance(state, dict) and not state.keys() & {
+            "format",
+            "checksum",
+        }:  # of the first version, which had none
             state = {**state, "format": "subspan.Int4Basis/1", "library": state.get("_library")}
         state = checked_state(state, "Int4Basis", _FORMAT, {"codes", "scale", "zero", "shape", "group", "library"})
         if state["library"] not in ("numpy", "torch", "jax", "cupy"):

@@ -127,7 +127,8 @@ def _apply_core(
         if basis.shape[-2] != want:
             hint = convolution_hint(tuple(C.shape), "C")
             raise ValueError(
-                f"{name} must have {want} rows to act on C {tuple(C.shape)} from the {side}, got {basis.shape[-2]}{hint}"
+                f"{name} must have {want} rows to act on C {tuple(C.shape)} from the {side}, "
+                f"got {basis.shape[-2]}{hint}"
             )
         others.append((basis, 2))
         basis = detached(basis)
@@ -271,9 +272,7 @@ def project_out(
     strength = real_number(strength, "strength")
     if len(getattr(C, "shape", (0, 0))) == 1:
         return of_vector(
-            lambda c, to: project_out(
-                c, U, side=side, strength=strength, out=to, orthonormal=orthonormal, check=check
-            ),
+            lambda c, to: project_out(c, U, side=side, strength=strength, out=to, orthonormal=orthonormal, check=check),
             C,
             side,
             out,
@@ -342,7 +341,9 @@ def _project_out_each(
             inputs.append(tuple(detached(as_array(x, "C")) for x in (c, *u_arrays)))
         _core.require_entries_apart([detached(x) for x in out], inputs)
     return [
-        _apply_core(c, basis, _scaled(core, -strength), 1.0, side, None if out is None else out[i], check, name=f"U[{i}]")
+        _apply_core(
+            c, basis, _scaled(core, -strength), 1.0, side, None if out is None else out[i], check, name=f"U[{i}]"
+        )
         for i, (c, (basis, core)) in enumerate(zip(C, bases, strict=True))
     ]
 
@@ -389,7 +390,9 @@ def _both(
             same_dtype(dtype, matrices(u, f"U[{i}]")[1], f"U[{i}]", "C")
             if u.shape[-2] != C.shape[i - 2]:
                 hint = convolution_hint(tuple(C.shape), "C")
-                raise ValueError(f"U[{i}] must have {C.shape[i - 2]} rows to act on C {tuple(C.shape)}, got {u.shape[-2]}{hint}")
+                raise ValueError(
+                    f"U[{i}] must have {C.shape[i - 2]} rows to act on C {tuple(C.shape)}, got {u.shape[-2]}{hint}"
+                )
     bases = [_projector(u, orthonormal, check, f"U[{i}]") for i, u in enumerate(U)]
     others: list[tuple[Array, int]] = []
     for i, (basis, _) in enumerate(bases):
@@ -497,7 +500,9 @@ def rotate(
             raise ValueError(f"{name} must have 1 dimension, got shape {v.shape}")
         length = C.shape[-2] if side == "left" else C.shape[-1]
         if v.size != length:
-            raise ValueError(f"{name} must have {length} entries to act on C {tuple(C.shape)} from the {side}, got {v.size}")
+            raise ValueError(
+                f"{name} must have {length} entries to act on C {tuple(C.shape)} from the {side}, got {v.size}"
+            )
         top = np.abs(v).max(initial=0.0)
         if not math.isfinite(top):
             raise ValueError(f"{name} holds NaN or infinity")

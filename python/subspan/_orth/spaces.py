@@ -133,16 +133,20 @@ def _any_matrices(A: Array, name: str) -> tuple[np.ndarray[Any, Any], np.dtype[A
     if not np.isfinite(top).all():
         raise ValueError(f"{name} holds NaN or infinity")
     # By a power of two, which is exact.
-    return a / np.where(top > 0, 2.0 ** np.floor(np.log2(np.where(top > 0, top, 1))), 1).astype(dtype), dtype, library_of(A)
+    return (
+        a / np.where(top > 0, 2.0 ** np.floor(np.log2(np.where(top > 0, top, 1))), 1).astype(dtype),
+        dtype,
+        library_of(A),
+    )
 
 
 def range_basis(A: Array, *, rcond: float | None = None) -> Array:
     """An orthonormal basis ``(..., m, r)`` of the column space of ``A (..., m, n)``, of any shape and rank.
 
-    ``r`` is the numerical rank: how many singular values exceed ``rcond`` times the first (``max(m, n) eps`` by default,
-    as in ``scipy.linalg.orth``). The columns are the left singular vectors, leading first. Where columns of ``A`` depend
-    on each other this is the span, and what :func:`orthonormalize` gives is larger. Matrices of a stack must have one
-    rank, else ValueError.
+    ``r`` is the numerical rank: how many singular values exceed ``rcond`` times the first (``max(m, n) eps`` by
+    default, as in ``scipy.linalg.orth``). The columns are the left singular vectors, leading first. Where columns of
+    ``A`` depend on each other this is the span, and what :func:`orthonormalize` gives is larger. Matrices of a stack
+    must have one rank, else ValueError.
 
     ``2 n² (m - n/3)`` flops for the QR, an SVD of ``R`` and ``2 m n r`` for the product.
 

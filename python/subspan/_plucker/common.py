@@ -103,7 +103,9 @@ def first_positions(rope_start: Any, batch: tuple[int, ...]) -> tuple[int, ...] 
     on_the_cpu(x, "rope_start")
     values = np.asarray(numpy(x))
     if values.dtype.kind not in "iu":
-        raise TypeError(f"rope_start must be an integer, or an array of them, one for each sequence, got {values.dtype}")
+        raise TypeError(
+            f"rope_start must be an integer, or an array of them, one for each sequence, got {values.dtype}"
+        )
     if values.size and not -(2**40) < int(values.min()) <= int(values.max()) < 2**40:
         raise ValueError("rope_start must be below 2**40 in magnitude")
     try:
@@ -115,7 +117,7 @@ def first_positions(rope_start: Any, batch: tuple[int, ...]) -> tuple[int, ...] 
 
 def with_positions(numbers: Settings, starts: tuple[int, ...] | None) -> Settings:
     """Settings with a position for each sequence."""
-    return numbers if starts is None else (*numbers[:7], starts)  # type: ignore[return-value]
+    return numbers if starts is None else (*numbers[:7], starts)
 
 
 def _check(

@@ -9,7 +9,6 @@ import numpy as np
 
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output, to_library, whole_number
-
 from subspan._orth.common import detached, finish, matrices, numpy
 from subspan._plucker.common import summed_to
 

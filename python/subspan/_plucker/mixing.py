@@ -54,10 +54,11 @@ def mix(
         False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
         coordinates are zero. It keeps its place: offsets and rotary positions count it (see ``rope_start``).
     norm : {"clamp", "soft", None}, default "clamp"
-        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with ``eps=1e-8``
-        is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of ``1/n`` (of ``1/eps``
-        at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the first layer of every
-        character model has, differ by rounding alone: gradients of 1e11 with the published norm, of 1e2 with this one.
+        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with
+        ``eps=1e-8`` is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of
+        ``1/n`` (of ``1/eps`` at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the
+        first layer of every character model has, differ by rounding alone: gradients of 1e11 with the published norm,
+        of 1e2 with this one.
     eps : float, default 1e-8
         With 0 the wedge of parallel tokens counts as zero.
     order : {"current-first", "past-first"}
@@ -222,10 +223,11 @@ def mix_project(
         False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
         coordinates are zero. It keeps its place: offsets and rotary positions count it (see ``rope_start``).
     norm : {"clamp", "soft", None}, default "clamp"
-        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with ``eps=1e-8``
-        is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of ``1/n`` (of ``1/eps``
-        at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the first layer of every
-        character model has, differ by rounding alone: gradients of 1e11 with the published norm, of 1e2 with this one.
+        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with
+        ``eps=1e-8`` is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of
+        ``1/n`` (of ``1/eps`` at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the
+        first layer of every character model has, differ by rounding alone: gradients of 1e11 with the published norm,
+        of 1e2 with this one.
     eps : float, default 1e-8
         With 0 the wedge of parallel tokens counts as zero.
     order : {"current-first", "past-first"}

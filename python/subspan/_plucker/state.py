@@ -12,14 +12,27 @@ from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output, whole_number
 from subspan._device import Place, check_dtype, dtype_name, on_device
 from subspan._files import checked_state, read_archive, sealed_state, write_archive
-
 from subspan._orth.common import detached, finish, numpy
 from subspan._plucker.common import first_positions, mask_array, numbers_for, offset_list, settings, with_positions
 from subspan._plucker.device import Ring
 
 _FORMAT = "subspan.plucker.MixState/2"
 _OPTIONS = ("norm", "eps", "weighting", "order", "bias", "rope", "rope_base", "rope_start")
-_NEEDED = {"format", "offsets", "r", "W", "b", "weights", "listed", "batch", "started", "tokens", "counts", "position", *_OPTIONS}
+_NEEDED = {
+    "format",
+    "offsets",
+    "r",
+    "W",
+    "b",
+    "weights",
+    "listed",
+    "batch",
+    "started",
+    "tokens",
+    "counts",
+    "position",
+    *_OPTIONS,
+}
 
 
 class MixState:
@@ -38,7 +51,8 @@ class MixState:
         With it :meth:`step` gives the projection, as :func:`mix_project`. Copied and packed once.
     b : array (d,), optional
     weights, weighting, norm, eps, order, bias, rope, rope_base, rope_start
-        As for :func:`mix_project`, ``rope_start`` being the position of the first token of the state; ``weights`` has shape ``(m,)`` here, :meth:`step` takes others for a token.
+        As for :func:`mix_project`, ``rope_start`` being the position of the first token of the state; ``weights`` has
+        shape ``(m,)`` here, :meth:`step` takes others for a token.
 
     Notes
     -----
