@@ -5,7 +5,7 @@ through the Plücker coordinates of the planes they span; a gate blends the resu
 and a feed-forward network follow:
 
     z = W_red h + b_red
-    g = mix_project(z, W_plu, b_plu, offsets)
+    g = mix_project(z, W_plu, b_plu, offsets, norm="soft", eps=1e-4)
     a = sigmoid(W_gate [h; g] + b_gate),  m = a h + (1 - a) g
     h <- LN(m),           h <- LN(h + FFN(h))       as published ("paper")
     h <- h + LN(m(LN h)), h <- h + FFN(LN h)        as it is trained since ("prenorm"; m and z of LN h)
@@ -16,7 +16,8 @@ and a feed-forward network follow:
 
 Attention Is Not What You Need: Grassmann Flows as an Attention-Free Alternative for Sequence Modeling, arXiv:2512.19428
 (2025). The paper pairs a token with later ones; a language model that is trained so sees what it is to predict, and
-this one looks back.
+this one looks back. It divides each wedge by max(n, 1e-8), n its length; here it is sqrt(n² + 1e-4), whose gradients
+stay bounded where neighbouring tokens are equal.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from subspan import plucker
 
 Array = np.ndarray[Any, Any]
 OFFSETS = [1, 2, 4, 8, 12, 16]
+# Equal neighbouring symbols are equal tokens of the first layer, where max(n, 1e-8), as published, has gradients of 1e11.
+NORM: Any = {"norm": "soft", "eps": 1e-4}
 
 
 def layer_norm(x: Array, scale: Array, shift: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -113,7 +116,7 @@ class GrassmannLayer:
         p = self.parameters
         z = h @ p["W_red"].T + p["b_red"]
         if self.mixing:
-            g = plucker.mix_project(z, p["W_plu"], p["b_plu"], self.offsets)
+            g = plucker.mix_project(z, p["W_plu"], p["b_plu"], self.offsets, **NORM)
         else:
             g = np.zeros_like(h)
         both = np.concatenate([h, g], -1)
@@ -132,7 +135,9 @@ class GrassmannLayer:
                 new[name] = np.zeros_like(p[name])
             return dh
         dg = grad * (1 - a) + dboth[..., h.shape[-1] :]
-        dz, new["W_plu"], new["b_plu"] = plucker.mix_project_backward(dg, z, p["W_plu"], p["b_plu"], self.offsets)
+        dz, new["W_plu"], new["b_plu"] = plucker.mix_project_backward(
+            dg, z, p["W_plu"], p["b_plu"], self.offsets, **NORM
+        )
         new["W_red"], new["b_red"] = outer(dz, h), dz.sum((0, 1))
         return dh + dz @ p["W_red"]
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from subspan._demo.corpus import load
+from subspan._demo.picture import picture, place_labels
 from subspan.svd import StreamingSVD
 
 
@@ -34,7 +36,8 @@ def test_demo_on_the_standard_library(tmp_path):
         "rank",
         "rows/s",
         "exact truncated SVD",
-        "scikit-learn",
+        "scikit-learn TruncatedSVD",
+        "scikit-learn IncrementalPCA",
         "asyncio.tasks",
         "Nearest",
         "picture written",
@@ -69,6 +72,73 @@ def test_demo_on_files(tmp_path, matrix):
     (tmp_path / "zeros").mkdir()
     np.save(tmp_path / "z.npy", np.zeros((30, 10)))
     assert "all rows are zero" in call("demo", "--input", "z.npy", cwd=tmp_path)
+
+
+def read(path, text, encoding="utf-8"):
+    path.write_text(text, encoding=encoding)
+    return load(path, lambda share: None)
+
+
+def test_tables(tmp_path):
+    """A header, text, quoted fields, gaps, a byte order mark, semicolons, blank lines."""
+    path = tmp_path / "t.csv"
+    found = read(path, 'id,name,x,"y, in m",note,void\n1,ann,2.5,,"a, b",\n2,bob,NA,4,,\n\n3,ann,3.5,6,c,\n')
+    np.testing.assert_array_equal(found.X, [[1, 2.5, 5], [2, 3, 4], [3, 3.5, 6]])
+    assert found.names == ["ann", "bob", "ann"]
+    assert found.remarks == (
+        "rows are named by name; text left out: note",
+        "columns without a value, left out: void",
+        "2 missing values are the means of their columns",
+    )
+    found = read(path, "\ufeffa;b\n1;2\n3;4\n")
+    np.testing.assert_array_equal(found.X, [[1, 2], [3, 4]])
+    assert (found.names, found.remarks) == (["row 0", "row 1"], ())
+    np.testing.assert_array_equal(read(path, "1,2\n3,4\n").X, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(read(path, "x,1,2\ny,3,4\n").X, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(read(path, "a\n1\n2\n").X, [[1], [2]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n3,x\n4,5\n", r"line 3, column 2 \(b\): 'x' is no finite number"),
+        ("a,b\n1,2\n3,inf\n", r"line 3, column 2 \(b\): 'inf'"),
+        ('a,b\n"two\nlines",2\nc,\nd,1e999\n', r"line 5, column 2 \(b\): '1e999'"),
+        ("a,b\n1,2\n3\n", "line 3: 1 fields, the first line has 2"),
+        ("a,b\nx,y\n", "no column of numbers; of text are a, b"),
+        ("a,b\n", "no rows below its header"),
+        ("\n\n", "no rows"),
+    ],
+)
+def test_table_errors_name_the_place(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / "t.csv", text)
+
+
+def test_labels_of_the_picture_do_not_overlap(tmp_path, rng):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.text import Text
+
+    fig, axes = plt.subplots(figsize=(6, 4))
+    axes.scatter(*rng.standard_normal((2, 50)))
+    fig.canvas.draw()
+    left_out = place_labels(axes, [(f"name.{i}", 0.01 * i, 0.0) for i in range(40)])
+    boxes = [Text.get_window_extent(t) for t in axes.texts]
+    assert len(boxes) + len(left_out) == 40
+    assert len(boxes) > 10
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_pictures_of_any_corpus(tmp_path, rng, k):
+    """Of one direction or many, with and without groups, with equal rows and one row."""
+    for labels in (["a"], [f"row {i}" for i in range(9)], [f"{g}.{i}" for g in "abcd" for i in range(5)]):
+        for places in (rng.standard_normal((len(labels), k)), np.zeros((len(labels), k))):
+            picture(labels, places, np.arange(k, 0, -1.0), None, ("a.1", "b.2"), str(tmp_path / "p.png"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import math
 import re
 import sysconfig
 import zlib
@@ -27,6 +29,7 @@ class Corpus(NamedTuple):
     X: Any  # CSR or dense, (rows, columns), float32 or float64
     names: list[str]  # one label a row: the module, file or row number
     title: str
+    remarks: tuple[str, ...] = ()  # what was done to them on the way
 
 
 def hashed_ngrams(text: str) -> Counter[int]:
@@ -121,12 +124,102 @@ def directory(path: Path, progress: Callable[[float], None]) -> Corpus:
     return Corpus(tfidf(rows), names, str(path))
 
 
+MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-"}
+
+
+def number(text: str) -> float | None:
+    """A finite number, NaN where the field says that it is missing, or None where it is neither."""
+    if text.strip().lower() in MISSING:
+        return math.nan
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def table(path: Path, progress: Callable[[float], None]) -> Corpus:
+    """Numbers, text and gaps of a .csv file: the first column of text names the rows, other text is left out, and a
+    missing number becomes the mean of its column.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        start = f.read(1 << 16)
+        f.seek(0)
+        try:
+            dialect: Any = csv.Sniffer().sniff(start, delimiters=",;\t|")
+        except csv.Error:
+            dialect = csv.excel
+        lines, rows = [], []
+        reader = csv.reader(f, dialect)
+        for row in reader:
+            if any(x.strip() for x in row):
+                lines.append(reader.line_num)
+                rows.append(row)
+                if len(rows) % 4096 == 0:
+                    progress(0.5)
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    width = len(rows[0])
+    for line, row in zip(lines, rows, strict=True):
+        if len(row) != width:
+            raise ValueError(f"{path}, line {line}: {len(row)} fields, the first line has {width}")
+    first = [number(x) for x in rows[0]]
+    below = [{number(r[j]) is None for r in rows[1:65]} for j in range(width)]
+    named = all(x is None or math.isnan(x) for x in first) or any(
+        x is None and kinds == {False} for x, kinds in zip(first, below, strict=True)
+    )
+    names = [x.strip() or f"column {j + 1}" for j, x in enumerate(rows[0])]
+    if named:
+        lines, rows = lines[1:], rows[1:]
+        if not rows:
+            raise ValueError(f"{path}: no rows below its header")
+    else:
+        names = [f"column {j + 1}" for j in range(width)]
+    remarks = []
+    columns, text, filled, empty = [], [], 0, []
+    for j in range(width):
+        progress(0.5 + 0.5 * j / width)
+        values = [number(r[j]) for r in rows]
+        bad = [i for i, x in enumerate(values) if x is None]
+        present = sum(1 for x in values if x is not None and not math.isnan(x))
+        if bad and present:
+            raise ValueError(
+                f"{path}, line {lines[bad[0]]}, column {j + 1} ({names[j]}): {rows[bad[0]][j]!r} is no finite number, "
+                f"and {present} others of the column are numbers"
+            )
+        if bad:
+            text.append(j)
+        elif present == 0:
+            empty.append(names[j])
+        else:
+            column = np.array(values, dtype=np.float64)
+            gaps = np.isnan(column)
+            column[gaps] = column[~gaps].mean()
+            filled += int(gaps.sum())
+            columns.append(column)
+    if not columns:
+        raise ValueError(f"{path}: no column of numbers; of text are {', '.join(names[j] for j in text) or 'none'}")
+    if text:
+        others = [names[j] for j in text[1:]]
+        remarks.append(
+            f"rows are named by {names[text[0]]}" + (f"; text left out: {', '.join(others)}" if others else "")
+        )
+    if empty:
+        remarks.append(f"columns without a value, left out: {', '.join(empty)}")
+    if filled:
+        remarks.append(f"{filled} missing values are the means of their columns")
+    labels = [r[text[0]].strip() or "(no name)" for r in rows] if text else [f"row {i}" for i in range(len(rows))]
+    return Corpus(np.stack(columns, axis=1), labels, str(path), tuple(remarks))
+
+
 def load(path: Path, progress: Callable[[float], None]) -> Corpus:
-    """A user's data: .npy, .npz (scipy.sparse or one array), .csv (numbers, one header line allowed) or a directory."""
+    """A user's data: .npy, .npz (scipy.sparse or one array), .csv (see :func:`table`) or a directory."""
     if not path.exists():
         raise ValueError(f"{path}: no such file or directory")
     if path.is_dir():
         return directory(path, progress)
+    if path.suffix == ".csv":
+        return table(path, progress)
     X: Any
     if path.suffix == ".npy":
         X = np.load(path, allow_pickle=False, mmap_mode="r")
@@ -141,15 +234,6 @@ def load(path: Path, progress: Callable[[float], None]) -> Corpus:
                 raise ValueError(
                     f"{path}: holds {len(f.files)} arrays, wanted one, or a matrix of scipy.sparse.save_npz"
                 )
-    elif path.suffix == ".csv":
-        with open(path, encoding="utf-8") as f:
-            first = f.readline()
-        try:
-            [float(x) for x in first.split(",")]
-            header = 0
-        except ValueError:
-            header = 1
-        X = np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2)
     else:
         raise ValueError(f"{path}: expected .npy, .npz, .csv or a directory")
     if X.ndim != 2:

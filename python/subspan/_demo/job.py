@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse.linalg import svds
 
-import subspan
 from subspan._arrays import is_sparse
 from subspan._demo.corpus import Corpus, load, standard_library
+from subspan._demo.picture import picture
 from subspan.svd import StreamingSVD
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ KNOWN = (
     "_pydecimal",
 )
 PEER_BLOCKS = 3
+PEER_ENTRIES = 50_000_000
 
 
 def run(options: Any, console: Console) -> StreamingSVD:
@@ -63,6 +64,8 @@ def run(options: Any, console: Console) -> StreamingSVD:
         start = time.perf_counter()
         values = svd.singular_values
         seconds += time.perf_counter() - start
+    for remark in corpus.remarks:
+        console.print(remark)
     report(corpus, svd, values, seconds, options, console)
     if options.save:
         svd.save(options.save)
@@ -85,8 +88,8 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
     if total > 0:
         table.add_row("energy captured", f"{100 * svd.captured_energy / total:.2f}% of the rows' squared norm")
     exact = exact_values(X, values.shape[0])
-    if exact is not None and exact.size:
-        best = float(np.sum(exact**2))
+    best = float(np.sum(exact**2)) if exact is not None and exact.size else None
+    if best is not None:
         kept = projected_energy(X, svd)
         table.add_row(
             "against the exact truncated SVD",
@@ -97,13 +100,8 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
         table.add_row("against the exact truncated SVD", "not computed: the matrix is large")
     rate = rows / seconds
     table.add_row("subspan", f"{rate:,.0f} rows/s ({svd})")
-    peer = peer_rate(X, values.shape[0], options.block)
-    if isinstance(peer, float):
-        table.add_row(
-            "scikit-learn IncrementalPCA", f"{peer:,.0f} rows/s on the same blocks, dense: {rate / peer:,.1f} times"
-        )
-    else:
-        table.add_row("scikit-learn IncrementalPCA", peer)
+    for name, text in peers(X, values.shape[0], options.block, rate, best):
+        table.add_row(name, text)
     console.print(table)
     if values.shape[0] == 0:
         console.print("all rows are zero (of texts: all have the same words), so there is no subspace to show")
@@ -111,7 +109,8 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
     Z = np.asarray(svd.project(np.ascontiguousarray(X) if not is_sparse(X) else X), dtype=np.float64)
     labels, places = by_label(corpus.names, Z)
     neighbours(labels, places, console)
-    picture(labels, places, np.asarray(values, dtype=np.float64), exact, options.picture, console)
+    caption = picture(labels, places, np.asarray(values, dtype=np.float64), exact, KNOWN, options.picture)
+    console.print(f"picture written to {options.picture}: {caption}")
 
 
 def exact_values(X: Any, k: int) -> Any:
@@ -121,7 +120,7 @@ def exact_values(X: Any, k: int) -> Any:
         return None
     if not is_sparse(X) and min(rows, n) <= 1500:
         return np.linalg.svd(np.asarray(X, dtype=np.float64), compute_uv=False)[:k]
-    if k >= min(rows, n) - 1 or (X.nnz if is_sparse(X) else rows * n) > 50_000_000:
+    if k >= min(rows, n) - 1 or (X.nnz if is_sparse(X) else rows * n) > PEER_ENTRIES:
         return None
     return np.sort(svds(X.astype(np.float64), k, return_singular_vectors=False, rng=np.random.default_rng(0)))[::-1]
 
@@ -133,22 +132,42 @@ def projected_energy(X: Any, svd: StreamingSVD) -> float:
     )
 
 
-def peer_rate(X: Any, k: int, block: int) -> float | str:
-    """Rows per second of scikit-learn on the first blocks, or why there is none."""
+def peers(X: Any, k: int, block: int, rate: float, best: float | None) -> list[tuple[str, str]]:
+    """What scikit-learn does with the same rows: the call for sparse rows, and the class that takes them in blocks."""
     try:
-        from sklearn.decomposition import IncrementalPCA
+        from sklearn.decomposition import IncrementalPCA, TruncatedSVD
     except ImportError:
-        return "not installed"
+        return [("scikit-learn", "not installed")]
+    out = []
+    if is_sparse(X):
+        name = "scikit-learn TruncatedSVD"
+        if not 0 < k < X.shape[1] or X.shape[0] < 2:
+            out.append((name, f"not run: there is no rank of {k} for it to find"))
+        elif X.nnz > PEER_ENTRIES:
+            out.append((name, "not run: the matrix is large"))
+        else:
+            one_shot = TruncatedSVD(k, random_state=0)
+            start = time.perf_counter()
+            one_shot.fit(X)
+            found = X.shape[0] / (time.perf_counter() - start)
+            kept = (
+                "" if best is None else f", {100 * float(np.sum((X @ one_shot.components_.T) ** 2)) / best:.2f}% held"
+            )
+            out.append((name, f"{found:,.0f} rows/s, all rows at once in memory{kept}: {rate / found:,.1f} times"))
+    name = "scikit-learn IncrementalPCA"
     rows = X.shape[0]
     blocks = [X[i : i + block] for i in range(0, X.shape[0], block)][: PEER_BLOCKS + 1]
     blocks = [b.toarray() if is_sparse(b) else np.array(b) for b in blocks if b.shape[0] == blocks[0].shape[0]]
     if blocks[0].shape[0] < k or len(blocks) < 2:
-        return f"not run: it needs two blocks of {max(k, 1)} rows or more, there are {rows} rows in blocks of {block}"
-    peer = IncrementalPCA(n_components=k).partial_fit(blocks[0])
+        need = f"it needs two blocks of {max(k, 1)} rows or more, there are {rows} rows in blocks of {block}"
+        return [*out, (name, f"not run: {need}")]
+    incremental = IncrementalPCA(n_components=k).partial_fit(blocks[0])
     start = time.perf_counter()
     for b in blocks[1:]:
-        peer.partial_fit(b)
-    return float(sum(b.shape[0] for b in blocks[1:]) / (time.perf_counter() - start))
+        incremental.partial_fit(b)
+    found = float(sum(b.shape[0] for b in blocks[1:]) / (time.perf_counter() - start))
+    dense = ", which it takes dense" if is_sparse(X) else ""
+    return [*out, (name, f"{found:,.0f} rows/s on the same blocks{dense}: {rate / found:,.1f} times")]
 
 
 def by_label(names: list[str], Z: Any) -> tuple[list[str], Any]:
@@ -176,40 +195,3 @@ def neighbours(labels: list[str], places: Any, console: Console) -> None:
         best = np.argsort(-cosine)[: min(5, len(labels) - 1)]
         table.add_row(name, ", ".join(f"{labels[j]} ({cosine[j]:.2f})" for j in best))
     console.print(table)
-
-
-def picture(labels: list[str], places: Any, values: Any, exact: Any, path: str, console: Console) -> None:
-    """The spectrum, and the corpus in the first two directions."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
-    index = np.arange(1, values.size + 1)
-    if exact is not None:
-        left.semilogy(np.arange(1, exact.size + 1), exact, "-", color="0.6", lw=3, label="exact")
-    left.semilogy(index, values, ".-", label="streamed")
-    left.set(xlabel="component", ylabel="singular value", title="Spectrum")
-    left.legend()
-    norms = np.linalg.norm(places, axis=1)
-    unit = places / np.where(norms == 0, 1.0, norms)[:, None]
-    x, y = unit[:, 0], unit[:, 1] if places.shape[1] > 1 else np.zeros(len(labels))
-    groups = [label.partition(".")[0].partition("/")[0] for label in labels]
-    common = [g for g, _ in sorted(((g, groups.count(g)) for g in set(groups)), key=lambda p: (-p[1], p[0]))[:8]]
-    shown = common if len(set(groups)) < len(groups) else []
-    rest = [i for i, g in enumerate(groups) if g not in shown]
-    right.scatter(x[rest], y[rest], s=9, color="0.75", label="other" if shown else None)
-    for g in shown:
-        at = [i for i, h in enumerate(groups) if h == g]
-        right.scatter(x[at], y[at], s=16, label=g)
-    right.set(xlabel="direction 1", ylabel="direction 2", title="First two directions (rows of unit length)")
-    if shown:
-        right.legend(fontsize="small")
-    for name in KNOWN:
-        if name in labels:
-            i = labels.index(name)
-            right.annotate(name, (x[i], y[i]), fontsize=8)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
-    console.print(f"picture written to {path} (subspan {subspan.__version__})")
