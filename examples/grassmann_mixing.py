@@ -35,7 +35,7 @@ from subspan import plucker
 
 Array = np.ndarray[Any, Any]
 OFFSETS = [1, 2, 4, 8, 12, 16]
-# Equal neighbouring symbols are equal tokens of the first layer, where max(n, 1e-8), as published, has gradients of 1e11.
+# Equal neighbouring symbols are equal tokens of the first layer: max(n, 1e-8), as published, has gradients of 1e11.
 NORM: Any = {"norm": "soft", "eps": 1e-4}
 
 
