@@ -93,6 +93,7 @@ def test_tables(tmp_path):
     found = read(path, "\ufeffa;b\n1;2\n3;4\n")
     np.testing.assert_array_equal(found.X, [[1, 2], [3, 4]])
     assert (found.names, found.remarks) == (["row 0", "row 1"], ())
+    np.testing.assert_array_equal(read(path, "a;b\n1,5;2\n3,25;4\n").X, [[1.5, 2], [3.25, 4]])
     np.testing.assert_array_equal(read(path, "1,2\n3,4\n").X, [[1, 2], [3, 4]])
     np.testing.assert_array_equal(read(path, "x,1,2\ny,3,4\n").X, [[1, 2], [3, 4]])
     np.testing.assert_array_equal(read(path, "a\n1\n2\n").X, [[1], [2]])
@@ -113,6 +114,17 @@ def test_tables(tmp_path):
 def test_table_errors_name_the_place(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "t.csv", text)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"a,b\n1,\xe4\n")
+    np.save(tmp_path / "b.npy", np.ones((50, 4)))
+    (tmp_path / "b.npy").write_bytes((tmp_path / "b.npy").read_bytes()[:300])
+    (tmp_path / "c.npz").write_bytes(b"PK no archive")
+    np.save(tmp_path / "d.npy", np.array([["a", None]], dtype=object))
+    for name in ("a.csv", "b.npy", "c.npz", "d.npy"):
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            load(tmp_path / name, lambda share: None)
 
 
 def test_labels_of_the_picture_do_not_overlap(tmp_path, rng):

@@ -125,7 +125,7 @@ def test_mixing_layer_against_autograd(mixing, form):
         return torch.nn.functional.layer_norm(y, (12,), p[f"scale_{which}"], p[f"shift_{which}"])
 
     def blend(y):
-        g = projected(y @ p["W_red"].mT + p["b_red"], p["W_plu"], p["b_plu"], [1, 2, 4])
+        g = projected(y @ p["W_red"].mT + p["b_red"], p["W_plu"], p["b_plu"], [1, 2, 4], norm="soft", eps=1e-4)
         a = torch.sigmoid(torch.cat([y, g], -1) @ p["W_gate"].mT + p["b_gate"])
         return a * y + (1 - a) * g
 
@@ -166,7 +166,8 @@ def test_mixing_learns(mixing):
     assert mixed <= 0.85 * alone
 
 
-PAGES = [("grassmann", 0, 2), ("grassmann", 1, 2), ("plucker", 0, 3), ("plucker", 1, 3), ("plucker", 2, 3)]
+BLOCKS = {"grassmann": 3, "orth": 4, "plucker": 3, "svd": 6}
+PAGES = [(page, i, count) for page, count in BLOCKS.items() for i in range(count)]
 
 
 @pytest.mark.parametrize(("page", "block", "blocks"), PAGES)

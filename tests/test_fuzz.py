@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import sys
 import time
 import traceback
@@ -55,8 +56,8 @@ class Draw:
         return self.layout(x)
 
     def layout(self, x):
-        """The same numbers in another order of memory."""
-        kind = self.rng.integers(0, 9)
+        """The same numbers in another order of memory, or one row of them again and again."""
+        kind = self.rng.integers(0, 10)
         if x.ndim == 0 or kind < 3:
             return x
         if kind == 3:
@@ -74,6 +75,8 @@ class Draw:
             x = x.copy()
             x.flags.writeable = False
             return x
+        if kind == 9 and x.ndim >= 2 and x.shape[0]:  # one row, again and again
+            return np.broadcast_to(x[:1], x.shape)
         if kind == 8 and self.nasty:
             raw = np.zeros(x.nbytes + 1, np.uint8)
             y = raw[1 : 1 + x.nbytes].view(x.dtype).reshape(x.shape) if x.nbytes else x
@@ -103,6 +106,11 @@ class Draw:
                 x.data[int(self.rng.integers(x.nnz))] = np.nan
             elif how == 3:
                 x.indices[:] = x.indices[::-1].copy()
+            return x
+        if self.rng.random() < 0.3:
+            return x.asformat(str(self.rng.choice(["csc", "coo", "bsr", "dia", "lil", "dok"])))
+        if self.rng.random() < 0.2:
+            return (x != 0).astype(np.uint8)
         return x
 
     def out(self, shape):
@@ -352,6 +360,7 @@ def fuzz_streams(d):
     x = d.array(d.few(5), n)
     if not seen:
         return
+    pickle.loads(pickle.dumps(svd))
     assert svd.rows_seen == sum(len(s) for s in seen)
     svd.project(x, out=d.out((len(x), len(svd.singular_values))))
     svd.residual(x)

@@ -12,6 +12,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -585,6 +586,12 @@ OVERFLOWS = {
         (c := big((4, 3), d)), np.eye(4, 1, dtype=d), 1.0, alpha=2.0, out=c
     ),
     "project_out": lambda d: orth.project_out(big((4, 3), d), np.eye(4, 2, dtype=d), strength=-3.0),
+    "householder_qr": lambda d: orth.householder_qr(big((8, 3), d)),
+    "pivoted QR": lambda d: orth.householder_qr(big((8, 3), d), pivoting=True),
+    "project": lambda d: StreamingSVD(1).update(np.ones((3, 8), d)).project(big((2, 8), d)),
+    "reconstruct": lambda d: StreamingSVD(2).update(np.eye(2, 8, dtype=d) + 1).reconstruct(big((2, 2), d)),
+    "weight": lambda d: StreamingSVD(2, weight=np.full(8, 1e300)).update(np.eye(2, 8, dtype=d)).project(big((1, 8), d)),
+    "explained_variance": lambda d: StreamingSVD(2).update(np.eye(5, 8) * 1e200).explained_variance,
     "householder_product": lambda d: orth.householder_product(big((4, 2), d), np.ones(2, d)),
     "householder_apply": lambda d: orth.householder_apply(np.ones((4, 1), d), big((4, 2), d), np.full(1, 7, d)),
     "inner": lambda d: grassmann.inner(np.eye(4, 2, dtype=d), big((4, 2), d), big((4, 2), d)),
@@ -637,6 +644,9 @@ def states(rng):
     projector = orth.GradientProjector(3, rng=0)
     projector.down(x)
     yield projector
+    yield orth.householder_qr(x)[0]
+    yield IncrementalPCA(3).fit(x)
+    yield StreamingSVD(3, weight=np.arange(1.0, 9)).update(x.astype(np.float32))
 
 
 def same(a, b):
@@ -646,10 +656,12 @@ def same(a, b):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, StreamingSVD) and isinstance(b, StreamingSVD):
+        return same(a.__getstate__(), b.__getstate__())
     return type(a) is type(b) and a == b
 
 
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(8))
 def test_flipped_bits_do_not_load_other_numbers(rng, index):
     thing = list(states(rng))[index]
     raw = pickle.dumps(thing)
@@ -728,3 +740,132 @@ def test_batches_of_memory_maps_are_converted_one_at_a_time(tmp_path):
         assert peak < 3_000_000
         np.testing.assert_allclose(pca.mean_, np.asarray(x, np.float64).mean(0))
         assert pca.transform(x[:10]).shape == (10, 4)
+
+
+# -- states whose options are of other types ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [3, np.int64(3), np.array(3), [0, 1, 2], (0, 1, 2), np.array([0, 1, 2], np.int32)])
+def test_saved_states_load_whatever_their_options_were(tmp_path, rng, start):
+    """Archives give lists back as arrays, and numbers of NumPy as numbers."""
+    options = {"eps": np.float32(1e-4), "norm": np.str_("soft"), "rope_base": np.float64(1e4), "rope": "half"}
+    state = plucker.MixState([1, 2], 8, rope_start=start, **options)
+    state.step(rng.standard_normal((3, 8)))
+    state.save(tmp_path / "s.npz")
+    z = rng.standard_normal((3, 8))
+    loaded, again = plucker.MixState.load(tmp_path / "s.npz"), pickle.loads(pickle.dumps(state))
+    want = state.step(z)
+    np.testing.assert_array_equal(loaded.step(z), want)
+    np.testing.assert_array_equal(again.step(z), want)
+    assert repr(loaded) == repr(state)
+    svd = StreamingSVD(np.int64(2), method=np.str_("gram"), signs=np.str_("v"), forget=np.float64(0.9))
+    svd.update(rng.standard_normal((5, 4))).save(tmp_path / "t.npz")
+    np.testing.assert_array_equal(StreamingSVD.load(tmp_path / "t.npz").components, svd.components)
+
+
+# -- every format of SciPy, integers, duplicates -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.uint8, np.int16])
+@pytest.mark.parametrize("weight", [None, np.arange(1.0, 7)])
+def test_sparse_rows_of_any_format(rng, form, kind, weight):
+    a = np.where(rng.random((30, 6)) < 0.4, rng.integers(1, 9, (30, 6)), 0).astype(kind)
+    x, dense = sparse.csr_array(a).asformat(form), a.astype(np.float64)
+    want = StreamingSVD(6, weight=weight).update(dense)
+    close = 1e-4 if kind == np.float32 else 1e-9
+    svd = StreamingSVD(6, weight=weight).update(x)
+    np.testing.assert_allclose(svd.singular_values, want.singular_values, rtol=close)
+    np.testing.assert_allclose(np.abs(svd.project(x)), np.abs(want.project(dense)), atol=40 * close)
+    np.testing.assert_allclose(svd.residual(x), 0, atol=40 * close)
+    one = truncated_svd(x, 3, weight=weight, rng=0, power_iterations=8)
+    np.testing.assert_allclose(one.S, want.singular_values[:3], rtol=close)
+    sketch = FrequentDirections(8, 6).update(x)
+    assert sketch.rows_seen == 30
+
+
+def test_entries_of_one_cell_add_up_beyond_their_integers():
+    x = sparse.csr_array((np.array([200, 100], np.uint8), [0, 0], [0, 2, 2]), shape=(2, 3))
+    for y in (x, sparse.coo_array(x), sparse.csc_array(x)):
+        values = (
+            StreamingSVD(1).update(y).singular_values,
+            truncated_svd(y, 1).S,
+            FrequentDirections(2, 3).update(y).sketch[0],
+        )
+        assert [float(v[0]) for v in values] == [300, 300, 300], y.format
+
+
+def test_malformed_lists_and_diagonals():
+    x = sparse.lil_array(np.eye(4))
+    x.rows[0] = [0, 9]
+    y = sparse.dia_array(np.eye(4))
+    y.offsets = np.array([0, 1])
+    for bad in (x, y):
+        for call in (StreamingSVD(2).update, lambda z: truncated_svd(z, 1), FrequentDirections(2, 4).update):
+            with pytest.raises(ValueError, match=r"do not fit|as many"):
+                call(bad)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("matrix", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 300.0, 1e5])
+def test_weighted_streams_of_float32_rows_with_a_mean(rng, matrix, mean):
+    x = (mean + 0.5 * rng.standard_normal((400, 30))).astype(np.float32)
+    w = rng.uniform(0.5, 1.5, 30)
+    weight = np.diag(w) + 0.1 if matrix else w
+    factor = np.linalg.cholesky(weight if matrix else np.diag(w))
+    exact = x.astype(np.float64) - x.astype(np.float64).mean(0)
+    u, s, _ = np.linalg.svd(exact @ factor, full_matrices=False)
+    svd = StreamingSVD(5, center=True, weight=weight).update(x[:200]).update(x[200:])
+    assert svd.dtype == svd.components.dtype == svd.mean.dtype == np.float32
+    np.testing.assert_allclose(svd.singular_values, s[:5], rtol=1e-6)
+    np.testing.assert_allclose(np.abs(svd.project(x)), np.abs(u[:, :5] * s[:5]), atol=1e-5)
+    for shape, error in (((3, 400, 5), ValueError), ((400, 5), None)):
+        out = np.empty(shape, np.float32)
+        if error:
+            with pytest.raises(error, match="shape"):
+                svd.project(x, out=out)
+        else:
+            assert svd.project(x, out=out) is out
+    wide = np.zeros((400, 30), np.float32)
+    with pytest.raises(ValueError, match="share no memory"):
+        svd.reconstruct(wide[:, :5], out=wide)
+    there = torch.zeros(400, 30)
+    assert svd.reconstruct(svd.project(x), out=there) is there
+    np.testing.assert_array_equal(there.numpy(), svd.reconstruct(svd.project(x)))
+
+
+# -- first merges from many threads ------------------------------------------------------------------------------------
+
+
+def test_first_merges_from_many_threads(rng):
+    parts = [FrequentDirections(3, 8).update(rng.standard_normal((5, 8))) for _ in range(8)]
+    for _ in range(30):
+        total = FrequentDirections(3, 8)
+        threads = [threading.Thread(target=total.merge, args=(part,)) for part in parts]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert total.rows_seen == 40
+
+
+def test_rotations_of_a_shared_stream(rng):
+    """Each belongs to its own update, whatever else was added meanwhile."""
+    x = rng.standard_normal((240, 12))
+    svd = StreamingSVD(12, exact_blocks=True)
+    done = []
+
+    def add(i):
+        done.append((x[4 * i : 4 * i + 4], svd.update(x[4 * i : 4 * i + 4], rotation=True)))
+
+    threads = [threading.Thread(target=lambda j=j: [add(i) for i in range(15 * j, 15 * j + 15)]) for j in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    done.sort(key=lambda item: item[1].past.shape)
+    assert svd.rows_seen == 240
+    np.testing.assert_allclose(svd.singular_values, np.linalg.svd(x, compute_uv=False), rtol=1e-12)

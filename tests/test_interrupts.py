@@ -53,6 +53,8 @@ CALLS = {
     "product_svd": lambda a: product_svd(a[:, :2500], a[:2500]),
     "sketch": lambda a: FrequentDirections(400, 4000).update(a),
     "householder_qr": lambda a: orth.householder_qr(a),
+    "range_basis": lambda a: orth.range_basis(a[:, :2500]),
+    "from_projector": lambda a: grassmann.from_projector(np.eye(3000, dtype=np.float32), 3000, check=False),
     "pivoting": lambda a: orth.householder_qr(a, pivoting=True),
     "orthonormalize": lambda a: orth.orthonormalize(a),
     "householder": lambda a: orth.orthonormalize(a, method="householder"),

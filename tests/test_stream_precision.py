@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from subspan.sklearn import IncrementalPCA
-from subspan.svd import StreamingSVD, truncated_svd
+from subspan.svd import FrequentDirections, StreamingSVD, truncated_svd
 
 DTYPES = (np.float32, np.float64)
 
@@ -277,3 +277,29 @@ def test_signs_power_iterations_and_forget_of_merges(rng):
     parts = [truncated_svd(x, 30, rng=0) for x in (a[:40], a[40:])]
     merged = merge_svd(*parts, 30, forget=0.5)
     np.testing.assert_allclose(merged.S, np.linalg.svd(np.vstack([0.5 * a[:40], a[40:]]), compute_uv=False), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sketches_of_many_rows(rng, dtype):
+    """Nothing is dropped, so the sketch holds what the rows hold: 450 shrinks of a buffer that is kept in double."""
+    x = rng.standard_normal((10_000, 20)).astype(dtype)
+    sketch = FrequentDirections(21, 20).update(x)
+    gram = x.astype(np.longdouble).T @ x.astype(np.longdouble)
+    b = sketch.sketch.astype(np.longdouble)
+    change = np.linalg.eigvalsh((gram - b.T @ b).astype(np.float64)) / float(gram.trace())
+    assert np.abs(change).max() <= (10 if dtype == np.float32 else 100) * eps(dtype)
+    assert change.max() <= sketch.error_bound / float(gram.trace()) + 100 * eps(dtype)
+
+
+def test_variances_with_forget(rng):
+    """Of a stationary stream they stay what they are."""
+    svd = StreamingSVD(4, center=True, forget=0.9)
+    for _ in range(400):
+        svd.update(rng.standard_normal((50, 4)))
+    np.testing.assert_allclose(svd.explained_variance.sum(), svd.column_variances.sum(), rtol=1e-10)
+    assert 0.5 < svd.explained_variance[0] < 2
+    with pytest.raises(ValueError, match="overflow"):
+        _ = StreamingSVD(2).update(1e200 * rng.standard_normal((5, 4))).explained_variance_ratio
+    for scale in (1e-200, 1e200):
+        ratio = StreamingSVD(4).update(scale * rng.standard_normal((5, 4))).explained_variance_ratio
+        assert ratio.sum() == pytest.approx(1)

@@ -62,7 +62,7 @@ template <class T> class Sketch {
     }
     // All of it in one turn: (buffer, rows seen, bound, squared norm).
     py::tuple saved() {
-        std::vector<T> v;
+        std::vector<double> v;
         std::int64_t seen = 0;
         double bound = 0, norm = 0;
         run([&] {
@@ -76,11 +76,11 @@ template <class T> class Sketch {
     }
     void restore(const py::object &buffer, double bound, double norm, std::int64_t seen) {
         const Array a(buffer, "buffer");
-        a.require_dtype(own());
-        const auto v = a.matrix<const T>();
+        a.require_dtype(DType::f64);
+        const auto v = a.matrix<const double>();
         if (v.cols != fd_.features()) throw ValueError("saved sketch: the buffer has the wrong number of columns");
         if (v.rows > 2 * fd_.size()) throw ValueError("saved sketch: the buffer has more rows than twice the size");
-        std::vector<T> rows(std::size_t(v.rows * v.cols));
+        std::vector<double> rows(std::size_t(v.rows * v.cols));
         for (std::int64_t i = 0; i < v.rows; ++i)
             for (std::int64_t j = 0; j < v.cols; ++j) rows[std::size_t(i * v.cols + j)] = v(i, j);
         run([&] { fd_.restore(v.rows, rows.data(), bound, norm, seen); });

@@ -157,17 +157,20 @@ class Stream {
         });
         return out;
     }
-    // Singular values in double, and the energy that is not theirs.
+    // Of one moment: singular values in double, the energy that is not theirs, rows, and their weight.
     py::tuple energies() {
-        double left = 0;
+        double left = 0, weight = 0;
+        std::int64_t seen = 0;
         const py::object values = fresh([&](auto &s, auto) {
             const std::int64_t k = s.rank();
             auto items = uninitialised<double>(k);
             std::copy_n(s.singular_values(), k, items.get());
             left = s.residual_energy();
+            seen = s.rows_seen();
+            weight = s.weight();
             return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(k)});
         });
-        return py::make_tuple(values.is_none() ? py::object(py::array_t<double>(0)) : values, left);
+        return py::make_tuple(values.is_none() ? py::object(py::array_t<double>(0)) : values, left, seen, weight);
     }
     // Into out where one is given, else into a fresh array. A vector is one row, and gives a result without that axis.
     py::object project(const py::object &x, const py::object &out) {

@@ -30,7 +30,7 @@ FrequentDirections<T>::FrequentDirections(std::int64_t size, std::int64_t featur
     if (size < 1) throw ValueError("size must be at least 1, got " + std::to_string(size));
     // The Gram matrix of the buffer has (2 size)² doubles.
     if (size > std::int64_t(1) << 28) throw ValueError("size must be at most 2^28, got " + std::to_string(size));
-    rows_.assign(std::size_t(checked_product({2 * size, features}, "a sketch of size rows twice by n_features")), T(0));
+    rows_.assign(std::size_t(checked_product({2 * size, features}, "a sketch of size rows twice by n_features")), 0.0);
 }
 
 template <class T> void FrequentDirections<T>::shrink() {
@@ -41,27 +41,29 @@ template <class T> void FrequentDirections<T>::shrink() {
     Frame frame;
     double *g = frame.take<double>(m * m), *l = frame.take<double>(k);
     double *w = frame.take<double>(k * m);
-    gram(Panel<T>(n_).add(MatrixView<const T>(rows_.data(), m, n_)), 0, g);
+    gram(Panel<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)), 0, g);
     double trace = 0;
     for (std::int64_t i = 0; i < m; ++i) trace += g[i * m + i];
     eigh_top<double>(m, k, g, l, w);
     double top = 0;
     for (std::int64_t i = 0; i < k; ++i) top += std::max(l[i], 0.0);
     // Nothing beyond `size` directions: keep them all.
-    const bool lossless = m <= size_ || trace - top <= 4.0 * double(m) * std::numeric_limits<T>::epsilon() * l[0];
+    constexpr double eps = std::numeric_limits<double>::epsilon();
+    const bool lossless = m <= size_ || trace - top <= 4.0 * double(m) * eps * l[0];
     const double delta = lossless ? 0.0 : std::max(l[k - 1], 0.0);
-    T *rot = frame.zeros<T>(k * m);
+    double *rot = frame.zeros<double>(k * m);
     std::int64_t kept = 0;
     for (std::int64_t i = 0; i < k; ++i) {
         const double left = l[i] - delta;
-        if (!(left > std::numeric_limits<T>::epsilon() * l[0] * 1e-3)) break;
+        if (!(left > eps * l[0] * 1e-3)) break;
         const double f = std::sqrt(left / l[i]);
-        for (std::int64_t j = 0; j < m; ++j) rot[i * m + j] = T(f * w[i * m + j]);
+        for (std::int64_t j = 0; j < m; ++j) rot[i * m + j] = f * w[i * m + j];
         ++kept;
     }
     // Aside, and then in one step: an interrupt leaves the rows as they were.
-    std::vector<T> fresh(rows_.size(), T(0));
-    combine(rot, Panel<T>(n_).add(MatrixView<const T>(rows_.data(), m, n_)), MatrixView<T>(fresh.data(), kept, n_));
+    std::vector<double> fresh(rows_.size(), 0.0);
+    combine(rot, Panel<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)),
+            MatrixView<double>(fresh.data(), kept, n_));
     rows_.swap(fresh);
     used_ = kept;
     // Directions that were cut off entirely may hold up to max(delta, what rounding hid).
@@ -72,7 +74,7 @@ template <class T> void FrequentDirections<T>::shrink() {
 template <class T> template <class F> void FrequentDirections<T>::attempt(F &&f) {
     const std::int64_t used = used_, seen = seen_;
     const double bound = bound_, norm = norm_;
-    std::vector<T> before(rows_.begin(), rows_.begin() + used * n_);
+    const std::vector<double> before(rows_.begin(), rows_.begin() + used * n_);
     try {
         f();
     } catch (...) {
@@ -89,14 +91,14 @@ template <class T> void FrequentDirections<T>::settle() {
     if (used_ > size_) shrink();
 }
 
-template <class T> void FrequentDirections<T>::append(MatrixView<const T> rows) {
+template <class T> template <class S> void FrequentDirections<T>::append(MatrixView<const S> rows) {
     for (std::int64_t i = 0; i < rows.rows;) {
         if (used_ == 2 * size_) shrink();
         const std::int64_t take = std::min(rows.rows - i, 2 * size_ - used_);
-        Rows<T> part;
-        part.dense = rows.block_rows(i, take);
-        materialise(part, rows_.data() + used_ * n_);
-        norm_ += sum_of_squares(MatrixView<const T>(rows_.data() + used_ * n_, take, n_));
+        double *into = rows_.data() + used_ * n_;
+        for (std::int64_t p = 0; p < take; ++p)
+            for (std::int64_t j = 0; j < n_; ++j) into[p * n_ + j] = double(rows(i + p, j));
+        norm_ += sum_of_squares(MatrixView<const double>(into, take, n_));
         used_ += take;
         i += take;
     }
@@ -145,12 +147,12 @@ template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o
     if (o.n_ != n_)
         throw ValueError("merge: other has " + std::to_string(o.n_) + " columns, this sketch has " + std::to_string(n_));
     require_range<T>(norm_ + o.norm_);
-    const std::vector<T> theirs(o.rows_.begin(), o.rows_.begin() + o.used_ * n_);
+    const std::vector<double> theirs(o.rows_.begin(), o.rows_.begin() + o.used_ * n_);
     const double norm = norm_ + o.norm_, bound = o.bound_;
     const std::int64_t seen = o.seen_, used = o.used_;
     if (seen > kMostRows - seen_) throw ValueError("merge: a sketch counts up to 2^62 rows");
     attempt([&] {
-        append(MatrixView<const T>(theirs.data(), used, n_));
+        append(MatrixView<const double>(theirs.data(), used, n_));
         bound_ += bound;
         norm_ = norm;
         seen_ += seen;
@@ -162,14 +164,14 @@ template <class T> void FrequentDirections<T>::sketch(MatrixView<T> out) {
         throw ValueError("out must have shape (" + std::to_string(size_) + ", " + std::to_string(n_) + ")");
     settle();
     for (std::int64_t i = 0; i < size_; ++i)
-        for (std::int64_t j = 0; j < n_; ++j) out(i, j) = i < used_ ? rows_[std::size_t(i * n_ + j)] : T(0);
+        for (std::int64_t j = 0; j < n_; ++j) out(i, j) = i < used_ ? T(rows_[std::size_t(i * n_ + j)]) : T(0);
 }
 
 template <class T>
-void FrequentDirections<T>::restore(std::int64_t used, const T *rows, double bound, double norm, std::int64_t seen) {
+void FrequentDirections<T>::restore(std::int64_t used, const double *rows, double bound, double norm, std::int64_t seen) {
     if (used < 0 || used > 2 * size_ || !(bound >= 0) || !(norm >= 0) || seen < 0 || seen > kMostRows)
         throw ValueError("saved sketch: counts or bounds are out of range");
-    std::fill(rows_.begin(), rows_.end(), T(0));
+    std::fill(rows_.begin(), rows_.end(), 0.0);
     std::copy_n(rows, used * n_, rows_.begin());
     used_ = used;
     bound_ = bound;

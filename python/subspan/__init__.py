@@ -10,10 +10,15 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from subspan import grassmann, orth, plucker, svd
+from subspan import _core, grassmann, orth, plucker, svd
+from subspan._arrays import whole_number as _whole_number
 from subspan._core import num_threads as get_num_threads
-from subspan._core import set_num_threads
 from subspan._device import CudaError
 
 __version__ = _version("subspan")
 __all__ = ["CudaError", "__version__", "get_num_threads", "grassmann", "orth", "plucker", "set_num_threads", "svd"]
+
+
+def set_num_threads(n: int) -> None:
+    """Number of threads of own loops, from 1 to 4096; where the system refuses one, loops do with those there are."""
+    _core.set_num_threads(_whole_number(n, "n", 1, 4096))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +77,29 @@ def _from_list(x: Any, name: str) -> Any:
     return made.astype(np.float64) if made.dtype.kind in "iu" else made
 
 
+def stoppable(f: Any, *args: Any, **options: Any) -> Any:
+    """``f`` of LAPACK, which hears no Ctrl-C: a large call runs in a thread of its own, to its end, while this one
+    listens.
+    """
+    if max((np.size(x) * min(np.shape(x)[-2:]) for x in args if np.ndim(x) >= 2), default=0) < 2e7:
+        return f(*args, **options)
+    found: list[Any] = []
+
+    def job() -> None:
+        try:
+            found.extend([True, f(*args, **options)])
+        except BaseException as e:  # handed over, whatever it is
+            found.extend([False, e])
+
+    thread = threading.Thread(target=job, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.05)
+    if not found[0]:
+        raise found[1]
+    return found[1]
+
+
 def is_sparse(x: Array) -> bool:
     """Whether x is a scipy.sparse matrix or array, without importing scipy.sparse."""
     if type(x) is np.ndarray:
@@ -99,7 +123,8 @@ def _checked_compressed(x: Array, major: int, minor: int, stored: int, name: str
 def check_sparse(x: Array, name: str) -> None:
     """ValueError where the arrays of a sparse matrix lead outside of it: SciPy's own loops do not look."""
     if x.ndim != 2:
-        raise ValueError(f"{name} must have 2 dimensions, got shape {x.shape}")
+        hint = f"; of one row, pass {name}.reshape(1, -1)" if x.ndim == 1 else ""
+        raise ValueError(f"{name} must have 2 dimensions, got shape {x.shape}{hint}")
     m, n = (int(s) for s in x.shape)
     if x.format in ("csr", "csc"):
         sizes = (m, n) if x.format == "csr" else (n, m)
@@ -112,21 +137,32 @@ def check_sparse(x: Array, name: str) -> None:
             where = np.asarray(where)
             if where.size != np.asarray(x.data).size or (where.size and not 0 <= where.min() <= where.max() < size):
                 raise ValueError(f"{name}: coordinates along axis {axis} do not fit the data, or leave [0, {size})")
+    elif x.format == "dia":
+        data, offsets = np.asarray(x.data), np.asarray(x.offsets)
+        if data.ndim != 2 or offsets.shape != data.shape[:1]:
+            raise ValueError(
+                f"{name}: there must be as many offsets as diagonals, got {offsets.shape} and {data.shape}"
+            )
+    elif x.format == "lil":
+        for i, (where, what) in enumerate(zip(x.rows, x.data, strict=True)):
+            if len(where) != len(what) or (where and not 0 <= min(where) <= max(where) < n):
+                raise ValueError(f"{name}: columns of row {i} do not fit the data, or leave [0, {n})")
 
 
-def csr_parts(x: Array, name: str, dtype: Any = None) -> tuple[Any, Any, Any, int, int]:
+def csr_parts(x: Array, name: str, wanted: Any = None) -> tuple[Any, Any, Any, int, int]:
     """The arrays of a CSR matrix, looked at before anything else sees them. Other sparse formats are converted, which
-    copies.
+    copies, and integers as :func:`as_float` does, before entries of one cell are added up.
 
     ValueError where ``indptr`` or ``indices`` lead outside: SciPy's own loops do not look.
     """
     check_sparse(x, name)
     m, n = (int(s) for s in x.shape)
+    dtype = as_float(np.empty(0, x.dtype), name, wanted).dtype
+    if x.dtype != dtype:
+        x = x.astype(dtype)
     csr = x if x.format == "csr" else x.tocsr()
     data = np.asarray(csr.data)
     indptr, indices, canonical = _checked_compressed(csr, m, n, int(data.size), name)
-    if dtype is not None and data.dtype != dtype:
-        data = data.astype(dtype)
     if not canonical:  # entries of one cell add up
         csr = type(csr)((data, indices, indptr), shape=(m, n), copy=True)
         csr.sum_duplicates()

@@ -16,6 +16,12 @@ import numpy as np
 _STALE = re.compile(r"\.([^./\\]+)\.(\d+)\.\d+\.part$")
 
 
+def _numbers(values: Any) -> Any:
+    if not values or not all(isinstance(x, (bool, int, float, np.number, np.bool_)) for x in values):
+        return None
+    return np.asarray(values)
+
+
 def _digest(value: Any, into: Any) -> None:
     """Feeds a value to a hash: what it is of, and its bytes."""
     if isinstance(value, dict):
@@ -24,20 +30,34 @@ def _digest(value: Any, into: Any) -> None:
             into.update(repr(key).encode())
             _digest(value[key], into)
         into.update(b"}")
+    elif isinstance(value, (list, tuple)) and (numbers := _numbers(value)) is not None:
+        _digest(numbers, into)  # as an archive gives them back
     elif isinstance(value, (list, tuple)):
         into.update(b"[")
         for item in value:
             _digest(item, into)
         into.update(b"]")
     elif value is None or isinstance(value, (bool, int, float, str, bytes)):
+        kinds: tuple[Any, ...] = (bool, int, float, str, bytes)
+        for kind in kinds:  # np.float64 is a float, and its repr another one
+            if isinstance(value, kind):
+                value = kind(value)
+                break
         into.update(repr(value).encode())
+    elif isinstance(value, np.generic):
+        _digest(value.item(), into)
     else:
-        if not isinstance(value, (np.ndarray, np.generic)):
+        if not isinstance(value, np.ndarray):
             from subspan._device import Place, on_device
             from subspan._orth.common import detached, numpy
 
             value = Place(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
         x = np.asarray(value)
+        if (
+            x.dtype.hasobject or x.ndim == 0
+        ):  # names, of which only the values count; numbers, as an archive gives them back
+            _digest(x.tolist(), into)
+            return
         into.update(f"{x.dtype.str}{x.shape}".encode())
         into.update(np.ascontiguousarray(x).tobytes())
 

@@ -14,7 +14,8 @@ from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from subspan import _core
-from subspan._arrays import check_sparse, csr_parts, is_sparse
+from subspan._arrays import check_sparse, csr_parts, is_sparse, stoppable
+from subspan._files import checksum
 from subspan._orth.common import on_the_cpu
 from subspan.svd import StreamingSVD
 
@@ -191,10 +192,22 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
         mean = np.ascontiguousarray(self.mean_, dtype=np.float64)
         out = np.empty((X.shape[0], components.shape[0]), dtype)
         if is_sparse(X):
-            _core.affine_coordinates_csr(*csr_parts(X, "X", dtype), mean, components, out)
+            _core.affine_coordinates_csr(*csr_parts(X.astype(dtype, copy=False), "X"), mean, components, out)
         else:
             _core.affine_coordinates(X.astype(dtype, copy=False), mean, components, out)
+        if not np.isfinite(out).all():
+            raise ValueError("X: its coordinates overflow the dtype although it is finite; scale it")
         return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "_checksum": checksum({k: v for k, v in state.items() if k != "_stream"})}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        if state.pop("_checksum", None) != checksum({k: v for k, v in state.items() if k != "_stream"}):
+            raise ValueError("the state of IncrementalPCA is damaged: its checksum does not fit")
+        super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -220,7 +233,7 @@ def _completed(stream: StreamingSVD, k: int) -> tuple[Any, Any]:
     if r < k:
         n = components.shape[1]
         fill = np.random.default_rng(0).standard_normal((n, k - r)).astype(components.dtype)
-        q, _ = np.linalg.qr(np.hstack([components.T, fill]))
+        q, _ = stoppable(np.linalg.qr, np.hstack([components.T, fill]))
         extra = q[:, r:].T
         # Twice is enough (Giraud et al. 2005): what is left along the components is rounding.
         extra = extra - (extra @ components.T) @ components

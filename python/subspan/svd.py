@@ -33,13 +33,14 @@ from subspan._arrays import (
     library_of,
     real_number,
     rng_key,
+    stoppable,
     to_library,
     truth,
     whole_number,
 )
 from subspan._device import Place, device_of, on_device, same_dtype
 from subspan._files import checked_state, read_archive, sealed_state, write_archive
-from subspan._orth.common import detached, finish, on_the_cpu
+from subspan._orth.common import detached, finish, numpy, on_the_cpu
 from subspan._stream import DeviceStream
 
 __all__ = [
@@ -71,6 +72,7 @@ _NEEDED = {
 _MEMBERS = _NEEDED | {
     "checksum",
     "signs",
+    "shown_dtype",
     "weight",
     "inner_product",
     "on_device",
@@ -114,6 +116,12 @@ class Rotation(NamedTuple):
         return np.vstack([np.asarray(U) @ self.past + self.shift, self.new])
 
 
+def _no_overflow(y: Any, x: Any, what: str) -> Any:
+    if not np.isfinite(y).all() and np.isfinite(x).all():
+        raise ValueError(f"{what} overflows the dtype although the input is finite; scale it")
+    return y
+
+
 class InnerProduct:
     """The inner product ``x·W·y`` as a change of coordinates ``x ↦ x F`` with ``W = F Fᵀ``, ``F`` lower triangular."""
 
@@ -123,8 +131,10 @@ class InnerProduct:
             raise TypeError(
                 "weight is an operator, which gives no factor; pass its matrix, dense or sparse, or its diagonal"
             )
-        given = dense_rows(weight.astype(np.float64), "weight") if is_sparse(weight) else as_array(weight, "weight")
-        self.given = np.array(np.asarray(as_float(given, "weight")), dtype=np.float64)
+        given = dense_rows(weight, "weight") if is_sparse(weight) else as_array(weight, "weight")
+        self.given = np.array(numpy(as_float(given, "weight")))
+        check_float(self.given, "weight")
+        self.given = self.given.astype(np.float64)
         if not np.isfinite(self.given).all():
             raise ValueError("weight holds NaN or infinity")
         if self.given.ndim == 1:
@@ -135,7 +145,7 @@ class InnerProduct:
             if np.abs(self.given - self.given.T).max(initial=0.0) > 1e-12 * np.abs(self.given).max(initial=0.0):
                 raise ValueError("weight must be symmetric")
             try:
-                self.factor = np.linalg.cholesky(self.given)
+                self.factor = stoppable(np.linalg.cholesky, self.given)
             except np.linalg.LinAlgError:
                 raise ValueError("weight must be positive definite") from None
         else:
@@ -149,11 +159,15 @@ class InnerProduct:
             raise ValueError(f"{name} must have {self.factor.shape[0]} columns as weight has, got {n}")
 
     def forward(self, x: Any, name: str) -> Any:
-        """``x F`` in NumPy, in the dtype of x."""
+        """``x F`` in NumPy and float64: rounded to float32, rows with a large mean would lose what centring needs."""
         x = np.asarray(x) if isinstance(x, np.ndarray) else np.from_dlpack(x)
+        if x.ndim not in (1, 2):
+            raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {x.shape}")
         self._check(x.shape[-1], name)
-        f = self.factor.astype(x.dtype)
-        return x * f if f.ndim == 1 else np.ascontiguousarray(x @ f)
+        x = x.astype(np.float64, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = x * self.factor if self.factor.ndim == 1 else np.ascontiguousarray(x @ self.factor)
+        return _no_overflow(y, x, f"{name} times the factor of weight")
 
     def forward_csr(self, parts: tuple[Any, Any, Any, int, int], name: str) -> tuple[Any, Any, Any, int, int]:
         data, indices, indptr, m, n = parts
@@ -162,17 +176,17 @@ class InnerProduct:
             raise TypeError(
                 f"{name} is sparse, and weight a matrix, which would fill it; pass dense rows, or a diagonal weight"
             )
-        return data * self.factor.astype(data.dtype)[indices], indices, indptr, m, n
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaled = data.astype(np.float64, copy=False) * self.factor[indices]
+        return _no_overflow(scaled, data, f"{name} times the factor of weight"), indices, indptr, m, n
 
     def backward(self, v: Any) -> Any:
         """``v F⁻¹``."""
         if self.factor.ndim == 1:
-            return (v / self.factor).astype(v.dtype)
+            return v / self.factor
         from scipy.linalg import solve_triangular
 
-        return np.ascontiguousarray(
-            solve_triangular(self.factor, v.astype(np.float64).T, lower=True, trans="T").T.astype(v.dtype)
-        )
+        return np.ascontiguousarray(solve_triangular(self.factor, v.T, lower=True, trans="T", check_finite=False).T)
 
 
 class StreamingSVD:
@@ -287,11 +301,12 @@ class StreamingSVD:
             raise ValueError(f"method must be 'auto', 'robust' or 'gram', got {method!r}")
         if not isinstance(signs, str) or signs not in ("stable", "v"):
             raise ValueError(f"signs must be 'stable' or 'v', got {signs!r}")
-        self.method = method
-        self.signs = signs
+        self.method, self.signs = str(method), str(signs)
         self._dtype = None if dtype is None else float_dtype(dtype)
         self.exact_blocks = truth(exact_blocks, "exact_blocks")
         self._inner = None if weight is None else InnerProduct(weight)
+        self._shown: np.dtype[Any] | None = None  # dtype of the rows of a stream with weight, which works in float64
+        self._writing = threading.Lock()
         self._library = "numpy"
         self._there: DeviceStream | None = None  # the state, once the first rows came from a CUDA device
         more = -1 if self.oversample is None else self.oversample
@@ -318,8 +333,13 @@ class StreamingSVD:
         TypeError
             Not float32 or float64, another dtype or library than the stream's, or an array on another device.
         """
-        if rotation:
+        if truth(rotation, "rotation"):
             return self._update_with_rotation(rows)
+        with self._writing:
+            self._add(rows)
+        return self
+
+    def _add(self, rows: Array) -> None:
         if self._there is not None or device_of(rows) is not None:
             self._device_update(rows)
         elif type(rows) is np.ndarray and rows.dtype.kind == "f" and self._inner is None:
@@ -341,14 +361,16 @@ class StreamingSVD:
             finally:
                 if self._core.dtype() is None:  # nothing was taken in
                     self._library = before
-        return self
 
     def _wanted(self) -> np.dtype[Any] | None:
         return self.dtype
 
     def _dense(self, x: Array, name: str) -> tuple[Any, str]:
         """Rows as the kernels take them, and the library that results go to."""
+        numbers = isinstance(x, (list, tuple, int, float))
         x = as_array(x, name)
+        if numbers and self._wanted() == np.float32 and x.dtype == np.float64:
+            x = x.astype(np.float32)  # as NumPy takes written numbers beside an array
         check_library(x, name)
         library = library_of(x)
         x = detached(as_float(x, name, self._wanted()))
@@ -358,19 +380,15 @@ class StreamingSVD:
         return x, library
 
     def _csr(self, x: Array, name: str) -> tuple[Any, Any, Any, int, int]:
-        data = as_float(x.data, name, self._wanted()) if x.format in ("csr", "csc", "coo") else x.data
-        dtype = getattr(data, "dtype", x.dtype)
-        if dtype.kind == "f":
-            self._check_dtype(data, name)
-        else:
-            check_float(x, name)
-        parts = csr_parts(x, name, dtype)
+        parts = csr_parts(x, name, self._wanted())
+        self._check_dtype(parts[0], name)
         return parts if self._inner is None else self._inner.forward_csr(parts, name)
 
     def _update_with_rotation(self, rows: Array) -> Rotation:
         if not self.exact_blocks:
             raise ValueError(
-                "rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, collect"
+                "rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, and "
+                "collect thin blocks"
             )
         if self.center and self.forget != 1.0:
             raise ValueError(
@@ -379,10 +397,17 @@ class StreamingSVD:
         if self._there is not None or device_of(rows) is not None:
             raise TypeError("rotation=True is not implemented on CUDA devices")
         dense = dense_rows(rows, "rows") if is_sparse(rows) else rows
-        block, _ = self._dense(dense, "rows")
-        before, after = self._core.state(), None
-        self.update(dense)
-        after = self._core.state()
+        block, library = self._dense(dense, "rows")
+        with self._writing:
+            self._take_library(library)
+            before, twin = self._core.state(), self._core.copy()
+            twin.update(block)
+            after = twin.state()
+            change = self._rotation(before, after, block)
+            self._core, self._library = twin, library  # with the rotation, or not at all
+        return change
+
+    def _rotation(self, before: Any, after: Any, block: Any) -> Rotation:
         v, s = after["components"].astype(np.float64), after["singular_values"]
         x = np.atleast_2d(np.asarray(block)).astype(np.float64)
         mean = after["mean"] if self.center else 0.0
@@ -459,7 +484,8 @@ class StreamingSVD:
             rows = dense_rows(rows, "rows")
         rows, library = self._dense(rows, "rows")
         self._take_library(library)
-        self._core.downdate(rows)
+        with self._writing:
+            self._core.downdate(rows)
         return self
 
     def merge(self, other: StreamingSVD) -> StreamingSVD:
@@ -476,22 +502,40 @@ class StreamingSVD:
             self._inner is not None and other._inner is not None and not self._inner.same_as(other._inner)
         ):
             raise ValueError("other must have the weight that the stream has")
+        with self._writing:
+            self._merge(other)
+        return self
+
+    def _merge(self, other: StreamingSVD) -> None:
         fresh = self._core.dtype() is None
-        theirs = other._core.dtype()
+        theirs = other.dtype if other._core.dtype() is not None else None
         if theirs is not None:
+            if self._inner is not None and not fresh and self.dtype != theirs:
+                raise TypeError(f"other must be {self.dtype} as the stream is, got {theirs}")
             if self._dtype is not None and self._dtype != theirs:
                 raise TypeError(f"other must be {self._dtype} as the stream is, got {theirs}")
             if not fresh and self._library != other._library:
                 raise TypeError(f"other must hold {self._library} arrays as the stream does, got {other._library}")
         self._core.merge(other._core)
         if fresh:
-            self._library = other._library
-        return self
+            self._library, self._shown = other._library, other._shown
 
     def _check_dtype(self, x: Array, name: str) -> None:
         dtype = check_float(x, name)
         if self._dtype is not None and dtype != self._dtype:
             raise TypeError(f"{name} must be {self._dtype} as the stream is, got {dtype}")
+        if self._inner is not None:
+            if self._core.dtype() is None:
+                self._shown = dtype
+            elif dtype != self._shown:
+                raise TypeError(f"{name} must be {self._shown} as the stream is, got {dtype}")
+
+    def _in_dtype(self, x: Any, what: str) -> Any:
+        """What a stream with weight has worked out in float64, in the dtype of its rows."""
+        if self._inner is None:
+            return x
+        with np.errstate(over="ignore"):
+            return _no_overflow(x.astype(self.dtype, copy=False), x, what)
 
     def _take_library(self, library: str) -> None:
         if self._library != library and self._core.dtype() is not None:
@@ -512,7 +556,8 @@ class StreamingSVD:
             k = self._there.shown(self.rank, self.energy)[0]
             return self._there.place.copied(self._there.place.converted(self._there.values[:k], self._there.dtype))
         values = self._core.values()
-        return to_library(self._empty(0) if values is None else values, self._library)
+        shown = self._empty(0) if values is None else self._in_dtype(values, "singular_values")
+        return to_library(shown, self._library)
 
     @property
     def components(self) -> Array:
@@ -521,7 +566,7 @@ class StreamingSVD:
             return self._there.place.copied(self._there.components[: self._there.shown(self.rank, self.energy)[0]])
         v = self._core.components()
         if v is not None and self._inner is not None:
-            v = self._inner.backward(v)
+            v = self._in_dtype(self._inner.backward(v), "components")
         return to_library(self._empty(0, 0) if v is None else v, self._library)
 
     @property
@@ -535,28 +580,43 @@ class StreamingSVD:
             return None
         if self._inner is not None:
             mean = self._inner.backward(mean[None])[0]
-        return to_library(mean.astype(self._core.dtype()), self._library)
+        return to_library(mean.astype(self.dtype), self._library)
 
     @property
     def explained_variance_ratio(self) -> Array:
         """``(k,)`` share of each component in the energy (with ``center``: the variance) of all rows; float64."""
         values, left = self._energies()
-        total = float((values**2).sum()) + left
-        return to_library(values**2 / total if total > 0 else np.zeros(values.shape), self._library)
+        if not values.size or values[0] == 0.0:
+            return to_library(np.zeros(values.shape), self._library)
+        if not math.isfinite(left):
+            raise ValueError("explained_variance_ratio: the energy that is not shown overflows; scale the rows")
+        shares = (values / values[0]) ** 2  # squares of the values themselves may leave the range of numbers
+        return to_library(shares / (shares.sum() + (math.sqrt(left) / values[0]) ** 2), self._library)
 
     @property
     def explained_variance(self) -> Array:
-        """``(k,)`` variance along each component, ``singular_values² / (rows_seen - 1)``; float64."""
-        values, _ = self._energies()
-        if self.rows_seen < 2:
-            raise ValueError(f"a variance needs at least two rows, and the stream has seen {self.rows_seen}")
-        return to_library(values**2 / (self.rows_seen - 1), self._library)
+        """``(k,)`` variance along each component, ``singular_values² / (rows_seen - 1)``; float64.
+
+        With ``forget`` the divisor is the sum of squared weights of the rows, as that of :attr:`column_variances`.
+        """
+        if self._there is not None:
+            if self.forget != 1.0:
+                raise TypeError("explained_variance of a stream with forget is not implemented on CUDA devices")
+            values, seen, weight = self._energies()[0], self.rows_seen, 0.0
+        else:
+            values, _, seen, weight = self._core.energies()
+        if seen < 2:
+            raise ValueError(f"a variance needs at least two rows, and the stream has seen {seen}")
+        with np.errstate(over="ignore"):
+            variance = (values / math.sqrt(seen - 1 if self.forget == 1.0 else weight)) ** 2
+        return to_library(_no_overflow(variance, values, "explained_variance"), self._library)
 
     def _energies(self) -> tuple[Any, float]:
         if self._there is not None:
             k, values, left = self._there.shown(self.rank, self.energy)
             return values[:k], float((values[k:] ** 2).sum()) + left
-        return self._core.energies()
+        values, left, _, _ = self._core.energies()
+        return values, left
 
     @property
     def column_variances(self) -> Array:
@@ -606,7 +666,7 @@ class StreamingSVD:
         if self._there is not None:
             return np.dtype(self._there.dtype)
         name = self._core.dtype()
-        return self._dtype if name is None else np.dtype(name)
+        return self._dtype if name is None else np.dtype(name) if self._inner is None else self._shown
 
     def project(self, X: Array, *, out: Array | None = None) -> Array:
         """Coordinates ``(m, k)`` of rows ``X (m, n)`` in the subspace: ``(X - mean) @ components.T``.
@@ -625,7 +685,7 @@ class StreamingSVD:
         self._require_rows()
         if out is not None:
             check_output(out, self.dtype)
-        target = None if out is None else detached(out)
+        target = None if out is None or self._inner is not None else detached(out)
         if csr is not None and is_sparse(X):
             result = csr(*self._csr(X, name), target)
             library, like = "numpy", None
@@ -636,16 +696,37 @@ class StreamingSVD:
                 check_library(x, name)
                 x = detached(as_float(x, name, self._wanted()))
                 self._check_dtype(x, name)
+                if self._inner is not None:
+                    x = numpy(x).astype(np.float64)
             else:
                 x, library = self._dense(X, name)
             if len(x.shape) not in (1, 2):
                 raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {tuple(x.shape)}")
             result = dense(x, target)
+        if self._inner is not None:
+            if name == "Z":
+                result = self._inner.backward(np.atleast_2d(result)).reshape(result.shape)
+            result = self._in_dtype(np.asarray(result), "the result")
+            if out is not None:
+                self._write(result, out, X, name)
         if out is not None:
             return finish(out, False, "")
         if isinstance(result, np.ndarray) and result.ndim == 0:
             return result[()] if library == "numpy" else to_library(result, library, like)
         return to_library(result, library, like)
+
+    def _write(self, result: Any, out: Array, x: Array, name: str) -> None:
+        if tuple(out.shape) != result.shape:
+            raise ValueError(f"out must have shape {result.shape}, got {tuple(out.shape)}")
+        view = numpy(detached(out))
+        if not is_sparse(x) and np.shares_memory(view, numpy(detached(as_array(x, name)))):
+            raise ValueError(f"out must share no memory with {name}")
+        if library_of(out) == "torch":
+            import torch
+
+            detached(out).copy_(torch.from_numpy(result))
+        else:
+            out[...] = result
 
     def reconstruct(self, Z: Array, *, out: Array | None = None) -> Array:
         """Rows ``(m, n)`` from coordinates ``Z (m, k)``: ``Z @ components + mean``; from ``(k,)`` one row ``(n,)``.
@@ -666,15 +747,6 @@ class StreamingSVD:
                 with self._there.place.inside():
                     x += self.mean
             return self._device_result(x[0] if one else x, out)
-        if self._inner is not None:
-            self._require_rows()
-            x = self._inner.backward(np.atleast_2d(self._read(Z, "Z", None, self._core.reconstruct, None)))
-            x = x[0] if len(Z.shape) == 1 else x
-            if out is None:
-                return to_library(x, library_of(Z))
-            check_output(out, self.dtype)
-            out[...] = x
-            return out
         return self._read(Z, "Z", out, self._core.reconstruct, None)
 
     def residual(self, X: Array, *, out: Array | None = None) -> Array:
@@ -742,6 +814,7 @@ class StreamingSVD:
             exact_blocks=self.exact_blocks,
             signs=self.signs,
             inner_product=None if self._inner is None else self._inner.given,
+            shown_dtype=None if self._shown is None else self._shown.name,
             library=self._library,
             on_device=self._there is not None,
         )
@@ -763,6 +836,8 @@ class StreamingSVD:
             state.get("signs") or "stable",
             state.get("inner_product"),
         )
+        shown = state.get("shown_dtype")
+        self._shown = None if shown is None else float_dtype(shown)
         library = _known_library(state["library"])
         if state.get("on_device", False):  # files of earlier versions have no such entry
             self._there = DeviceStream.restored(library, state, self.forget, self.method, self.center)
@@ -774,6 +849,7 @@ class StreamingSVD:
         """An independent copy."""
         new = StreamingSVD.__new__(StreamingSVD)
         new.__dict__.update(self.__dict__)
+        new._writing = threading.Lock()
         if self._there is not None:
             new._there = self._there.copy()
         else:
@@ -925,6 +1001,7 @@ def truncated_svd(
     if isinstance(power_iterations, str):
         if power_iterations != "auto":
             raise ValueError(f"power_iterations must be an int or 'auto', got {power_iterations!r}")
+        A = A if hasattr(A, "shape") else as_array(A, "A")
         power_iterations = 7 if rank is not None and rank < 0.1 * min(int(x) for x in A.shape) else 4
     power_iterations = whole_number(power_iterations, "power_iterations", 0, 2**20)
     options = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
@@ -933,8 +1010,7 @@ def truncated_svd(
         initial = as_array(initial, "initial")
     start = initial if initial is None or on_device(initial) else detached(initial)
     if is_sparse(A):
-        values, indices, indptr, m, n = csr_parts(A, "A")
-        data = as_float(values, "A")
+        data, indices, indptr, m, n = csr_parts(A, "A")
         check_float(data, "A")
         parts = _core.truncated_svd_csr(data, indices, indptr, m, n, *options, start, key)
         found = _triplet(parts, "numpy")
@@ -1002,6 +1078,7 @@ def _weighted(
 ) -> TruncatedSVD:
     """The decomposition in the inner product ``x·W·y`` of rows: that of ``A F`` with ``W = F Fᵀ``."""
     inner = InnerProduct(weight)
+    dtype: Any = None
     if on_device(A, initial):
         raise TypeError("weight is not implemented on CUDA devices")
     if hasattr(A, "matmat") and not is_sparse(A) and not hasattr(A, "__dlpack__"):
@@ -1009,14 +1086,16 @@ def _weighted(
     x: Any
     library, like = "numpy", None
     if is_sparse(A):
-        parts = inner.forward_csr(csr_parts(A, "A"), "A")
+        given = csr_parts(A, "A")
+        dtype = check_float(given[0], "A")
+        parts = inner.forward_csr(given, "A")
         x = sys.modules["scipy.sparse"].csr_array(parts[:3], shape=parts[3:])
     else:
         A = as_array(A, "A")
         check_library(A, "A")
         library, like = library_of(A), A
         x = detached(as_float(A, "A"))
-        check_float(x, "A")
+        dtype = check_float(x, "A")
         x = inner.forward(x, "A")
     start = None if initial is None else inner.forward(detached(as_array(initial, "initial")), "initial")
     found = truncated_svd(
@@ -1032,7 +1111,9 @@ def _weighted(
     vh = inner.backward(found.Vh)
     flip = np.where(vh[np.arange(vh.shape[0]), np.abs(vh).argmax(axis=1)] < 0, -1, 1).astype(vh.dtype)
     found = _with_signs(TruncatedSVD(found.U * flip, found.S, vh * flip[:, None]), signs)
-    return TruncatedSVD(*(to_library(x, library, like) for x in found))
+    with np.errstate(over="ignore"):
+        shown = [_no_overflow(x.astype(dtype, copy=False), x, "a result") for x in found]
+    return TruncatedSVD(*(to_library(x, library, like) for x in shown))
 
 
 def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v") -> TruncatedSVD:
@@ -1176,10 +1257,8 @@ class FrequentDirections:
         library = "numpy"
         parts: Any = None
         if is_sparse(rows):
-            parts = csr_parts(rows, "rows")
-            data = as_float(parts[0], "rows", self._wanted())
-            dtype = check_float(data, "rows")
-            parts = (data, *parts[1:])
+            parts = csr_parts(rows, "rows", self._wanted())
+            dtype = check_float(parts[0], "rows")
         else:
             rows = as_array(rows, "rows")
             check_library(rows, "rows")
@@ -1206,11 +1285,11 @@ class FrequentDirections:
             raise ValueError(f"merge: other has {other.n_features} columns, this sketch has {self.n_features}")
         if other._core is None:
             return self
-        core = self._make(np.dtype(np.float32 if isinstance(other._core, _core.SketchF32) else np.float64))
-        core.merge(other._core)
-        if self._core is None:
-            self._library = other._library
-        self._core = core
+        with self._turn if self._core is None else contextlib.nullcontext():
+            core = self._make(np.dtype(np.float32 if isinstance(other._core, _core.SketchF32) else np.float64))
+            core.merge(other._core)
+            if self._core is None:
+                self._core, self._library = core, other._library
         return self
 
     @property
@@ -1249,7 +1328,7 @@ class FrequentDirections:
         }
         if self._core is not None:
             buffer, seen, bound, norm = self._core.saved()
-            state.update(buffer=buffer, bound=bound, norm=norm, seen=seen)
+            state.update(buffer=buffer, bound=bound, norm=norm, seen=seen, dtype=np.dtype(self._wanted()).name)
         return sealed_state(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -1262,10 +1341,11 @@ class FrequentDirections:
         self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
         self._library = _known_library(state["library"])
         if "buffer" in state:
-            core = self._make(check_float(state["buffer"], "buffer"))
-            core.restore(
-                state["buffer"], float(state["bound"]), float(state["norm"]), whole_number(state["seen"], "seen", 0)
-            )
+            buffer = state["buffer"]
+            kept = check_float(buffer, "buffer")
+            core = self._make(float_dtype(state["dtype"]) if "dtype" in state else kept)  # earlier ones were of it
+            seen = whole_number(state["seen"], "seen", 0)
+            core.restore(buffer.astype(np.float64), float(state["bound"]), float(state["norm"]), seen)
             self._core = core
 
     def __repr__(self) -> str:

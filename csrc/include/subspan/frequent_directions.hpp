@@ -31,17 +31,17 @@ template <class T> class FrequentDirections {
     std::int64_t rows_seen() const { return seen_; }
     double squared_norm() const { return norm_; } // of everything seen
     std::int64_t used() const { return used_; }
-    const T *buffer() const { return rows_.data(); } // used() x features()
-    void restore(std::int64_t used, const T *rows, double bound, double norm, std::int64_t seen);
+    const double *buffer() const { return rows_.data(); } // used() x features()
+    void restore(std::int64_t used, const double *rows, double bound, double norm, std::int64_t seen);
 
   private:
-    void append(MatrixView<const T> rows);
+    template <class S> void append(MatrixView<const S> rows);
     void shrink();
     template <class F> void attempt(F &&f);
 
     std::int64_t size_, n_, used_ = 0, seen_ = 0;
     double bound_ = 0, norm_ = 0;
-    std::vector<T> rows_;
+    std::vector<double> rows_; // for float, too: a shrink rounds all rows, and there are as many as rows / size
 };
 
 } // namespace subspan

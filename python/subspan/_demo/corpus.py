@@ -7,6 +7,7 @@ import csv
 import math
 import re
 import sysconfig
+import zipfile
 import zlib
 from collections import Counter
 from itertools import pairwise
@@ -127,10 +128,12 @@ def directory(path: Path, progress: Callable[[float], None]) -> Corpus:
 MISSING = {"", "na", "n/a", "nan", "null", "none", "?", "-"}
 
 
-def number(text: str) -> float | None:
+def number(text: str, comma: bool = False) -> float | None:
     """A finite number, NaN where the field says that it is missing, or None where it is neither."""
     if text.strip().lower() in MISSING:
         return math.nan
+    if comma:  # of a file whose fields are separated by something else
+        text = text.replace(",", ".")
     try:
         value = float(text)
     except ValueError:
@@ -162,9 +165,12 @@ def table(path: Path, progress: Callable[[float], None]) -> Corpus:
     width = len(rows[0])
     for line, row in zip(lines, rows, strict=True):
         if len(row) != width:
-            raise ValueError(f"{path}, line {line}: {len(row)} fields, the first line has {width}")
-    first = [number(x) for x in rows[0]]
-    below = [{number(r[j]) is None for r in rows[1:65]} for j in range(width)]
+            raise ValueError(
+                f"{path}, line {line}: {len(row)} fields, the first line has {width} (between {dialect.delimiter!r})"
+            )
+    comma = dialect.delimiter != ","
+    first = [number(x, comma) for x in rows[0]]
+    below = [{number(r[j], comma) is None for r in rows[1:65]} for j in range(width)]
     named = all(x is None or math.isnan(x) for x in first) or any(
         x is None and kinds == {False} for x, kinds in zip(first, below, strict=True)
     )
@@ -179,7 +185,7 @@ def table(path: Path, progress: Callable[[float], None]) -> Corpus:
     columns, text, filled, empty = [], [], 0, []
     for j in range(width):
         progress(0.5 + 0.5 * j / width)
-        values = [number(r[j]) for r in rows]
+        values = [number(r[j], comma) for r in rows]
         bad = [i for i, x in enumerate(values) if x is None]
         present = sum(1 for x in values if x is not None and not math.isnan(x))
         if bad and present:
@@ -219,7 +225,24 @@ def load(path: Path, progress: Callable[[float], None]) -> Corpus:
     if path.is_dir():
         return directory(path, progress)
     if path.suffix == ".csv":
-        return table(path, progress)
+        try:
+            return table(path, progress)
+        except UnicodeDecodeError as e:
+            raise ValueError(
+                f"{path}: not text in UTF-8, from byte {e.start} on ({e.reason}); convert it first"
+            ) from None
+        except csv.Error as e:
+            raise ValueError(f"{path}: {e}") from None
+    try:
+        return arrays(path)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as e:
+        if isinstance(e, ValueError) and str(path) in str(e):
+            raise
+        raise ValueError(f"{path}: damaged, or not what its name says ({e})") from e
+
+
+def arrays(path: Path) -> Corpus:
+    """Of a .npy or .npz file."""
     X: Any
     if path.suffix == ".npy":
         X = np.load(path, allow_pickle=False, mmap_mode="r")

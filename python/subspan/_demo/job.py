@@ -35,6 +35,8 @@ def run(options: Any, console: Console) -> StreamingSVD:
     """The whole job; options are those of the command line."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    if options.picture and Path(options.picture).suffix.lower() not in (".png", ".pdf", ".svg", ".jpg", ".jpeg"):
+        raise ValueError(f"{options.picture}: a picture is .png, .pdf, .svg or .jpg")
     for path in (options.save, options.picture):
         if path and not Path(path).absolute().parent.is_dir():
             raise ValueError(f"{path}: there is no such folder to write to")
@@ -97,7 +99,9 @@ def report(corpus: Corpus, svd: StreamingSVD, values: Any, seconds: float, optio
             f"singular values {100 * svd.captured_energy / best:.2f}%",
         )
     elif values.shape[0]:
-        table.add_row("against the exact truncated SVD", "not computed: the matrix is large")
+        small = min(rows, n) <= values.shape[0] + 1
+        why = "the rank is that of the whole matrix" if small else "the matrix is large"
+        table.add_row("against the exact truncated SVD", f"not computed: {why}")
     rate = rows / seconds
     table.add_row("subspan", f"{rate:,.0f} rows/s ({svd})")
     for name, text in peers(X, values.shape[0], options.block, rate, best):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 GROUPS = 8
+NAMED = 30  # so many points have their names written beside them
 MEMBERS = 4  # a group has at least so many
 
 
@@ -92,7 +93,8 @@ def picture(labels: list[str], places: Any, values: Any, exact: Any, known: tupl
     at = unit @ plane(unit, groups, shown)
     x, y = at[:, 0], at[:, 1] if at.shape[1] > 1 else np.zeros(len(labels))
     rest = [i for i, g in enumerate(groups) if g not in shown]
-    right.scatter(x[rest], y[rest], s=7, color="0.82", label="others" if shown else None, linewidths=0)
+    size, grey = (7, "0.82") if shown else (14, "0.45")
+    right.scatter(x[rest], y[rest], s=size, color=grey, label="others" if shown else None, linewidths=0)
     colours = [mpl.colormaps["tab10"](i) for i in range(GROUPS)]
     for colour, g in zip(colours, shown, strict=False):
         mine = [i for i, h in enumerate(groups) if h == g]
@@ -109,13 +111,14 @@ def picture(labels: list[str], places: Any, values: Any, exact: Any, known: tupl
     else:
         title = "Where the rows differ most"
         caption = (
-            f"Each dot is one of {len(labels)} rows of unit length,\n"
+            f"Each dot is one of {len(labels)} names, its rows summed and of unit length,\n"
             "in the plane of the subspace in which they differ most."
         )
     right.set(title=title, xlabel=caption, xticks=[], yticks=[])
     right.margins(0.12)
     fig.canvas.draw()
-    place_labels(right, [(n, float(x[labels.index(n)]), float(y[labels.index(n)])) for n in known if n in labels])
+    names = [n for n in known if n in labels] or (labels if len(labels) <= NAMED else [])
+    place_labels(right, [(n, float(x[labels.index(n)]), float(y[labels.index(n)])) for n in names])
     fig.savefig(path, dpi=110)
     plt.close(fig)
     return f"{title[0].lower()}{title[1:]}" + (f" ({', '.join(shown)})" if shown else "")

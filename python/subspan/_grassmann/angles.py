@@ -69,6 +69,7 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     >>> grassmann.principal_angles(U, W)
     array([1.00000000e-09, 1.57079633e+00])
     """
+    vectors = truth(vectors, "vectors")
     if on_device(U, W):
         there = device.principal_angles(U, W, vectors)
         return PrincipalAngles(*there) if vectors else there[0]
@@ -78,7 +79,7 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     angles = np.empty((*shape[:-2], shape[-1]), dtype)
     p = np.empty(shape, dtype) if vectors else None
     q = np.empty(shape, dtype) if vectors else None
-    _core.principal_angles(detached(U), detached(W), angles, p, q, int(bool(check)))
+    _core.principal_angles(detached(U), detached(W), angles, p, q, int(truth(check, "check")))
     if p is None or q is None:
         return to_library(angles, library)
     return PrincipalAngles(to_library(angles, library), to_library(p, library), to_library(q, library))
@@ -154,7 +155,7 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", unequal: str = "cont
     U, W = _of_one_dimension(U, W, check)
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     out = np.empty((*shape[:-2], 1, 1), dtype)
-    _core.subspace_distance(detached(U), detached(W), out, which, int(bool(check)))
+    _core.subspace_distance(detached(U), detached(W), out, which, int(truth(check, "check")))
     result = out[..., 0, 0]
     if more and unequal == "metric":
         result = _with_right_angles(result, more, kind).astype(dtype)
@@ -395,7 +396,9 @@ def mean(
         start = detached(start)
     library = library_of(U)
     result, fresh = output(out, (*batch, n, k), dtype, library)
-    reports = _core.grassmann_mean(detached(U), w, start, detached(result), tol, limit, int(bool(check)), progress)
+    reports = _core.grassmann_mean(
+        detached(U), w, start, detached(result), tol, limit, int(truth(check, "check")), progress
+    )
     return _mean_result(finish(result, fresh, library), reports, batch, tol, full_output)
 
 

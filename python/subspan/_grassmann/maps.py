@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, library_of, output, real_number, to_library, truth, whole_number
+from subspan._arrays import Array, library_of, output, real_number, stoppable, to_library, truth, whole_number
 from subspan._device import on_device, on_one_side
 from subspan._grassmann import device
 from subspan._grassmann.common import RETRACTIONS, one_of, same_matrices
@@ -558,7 +558,7 @@ def from_projector(P: Array, k: int, *, check: bool = True) -> Array:
     p = numpy(P).astype(np.float64)
     if not np.isfinite(p).all():
         raise ValueError("P holds NaN or infinity")
-    values, vectors = np.linalg.eigh((p + np.swapaxes(p, -1, -2)) / 2)
+    values, vectors = stoppable(np.linalg.eigh, (p + np.swapaxes(p, -1, -2)) / 2)
     if truth(check, "check"):
         wanted = np.concatenate([np.zeros(n - k), np.ones(k)])
         off = np.abs(values - wanted).max(initial=0.0)

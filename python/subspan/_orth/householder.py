@@ -10,6 +10,7 @@ import numpy as np
 from subspan import _core
 from subspan._arrays import Array, as_array, check_float, library_of, output, to_library, truth
 from subspan._device import Place, check_dtype, dtype_name, on_device
+from subspan._files import checked_state, sealed_state
 from subspan._orth import device
 from subspan._orth.common import (
     broadcast,
@@ -22,6 +23,7 @@ from subspan._orth.common import (
     same_dtype,
 )
 
+_FORMAT = "subspan.HouseholderQ/1"
 _BLOCK = 128  # reflections of a block in a factored Q, as in the C++ header
 
 
@@ -52,8 +54,23 @@ class HouseholderQ:
         other.transposed = not self.transposed
         return other
 
+    @property
+    def mT(self) -> HouseholderQ:  # noqa: N802
+        """As :attr:`T`: of a stack, too, each matrix is transposed."""
+        return self.T
+
+    __array_ufunc__ = None  # C @ Q is this class's
+
     def __matmul__(self, C: Array) -> Array:
         return self.apply(C)
+
+    def __rmatmul__(self, C: Array) -> Array:
+        return self.apply(C, side="right")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ValueError("Q is kept as reflections: an array of it is always a copy")
+        return np.asarray(numpy(self.to_array(full=True)), dtype=dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,6 +124,15 @@ class HouseholderQ:
         _core.factored_array(detached(self.V), detached(self._T), q)
         return to_library(q, library_of(self.V))
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = {"format": _FORMAT, "V": self.V, "tau": self.tau, "_T": self._T, "transposed": self.transposed}
+        return sealed_state(state)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = checked_state(state, "HouseholderQ", _FORMAT, {"V", "tau", "_T", "transposed"})
+        self.__init__(state["V"], state["tau"], state["_T"])  # type: ignore[misc]
+        self.transposed = truth(state["transposed"], "transposed")
+
     def __repr__(self) -> str:
         kind = ", transposed" if self.transposed else ""
         return f"HouseholderQ(shape={self.shape}, reflections={self.V.shape[-1]}, dtype={self.dtype}{kind})"
@@ -114,6 +140,8 @@ class HouseholderQ:
 
 def of_vector(f: Any, x: Array, side: str, out: Array | None) -> Array:
     """``f(matrix, out)`` of a vector: a column where matrices act from the left, else a row."""
+    if side == "both":
+        raise ValueError("side='both' is for matrices; a vector has one side, 'left' or 'right'")
     left = is_left(side)
 
     def wide(y: Any) -> Any:
@@ -176,6 +204,8 @@ def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
         _core.householder_qr(detached(A), V, R, tau, T)
     else:
         _core.householder_qr_pivoted(detached(A), V, R, tau, T, order)
+    if not _core.all_finite(R):  # A was looked at
+        raise ValueError("R overflows the dtype although A is finite; scale A")
     hand = [to_library(x, library, A) for x in (V, tau, T, R)]
     Q = HouseholderQ(*hand[:3])
     return (Q, hand[3]) if order is None else (Q, hand[3], order)
@@ -209,7 +239,7 @@ def householder_product(V: Array, tau: Array | None = None, *, packed: bool = Fa
     True
     """
     if truth(packed, "packed"):
-        V = _unpacked(V)
+        V = _unpacked(V, tau)
     if on_device(V, tau):
         return device.householder_product(V, tau)
     if len(getattr(V, "shape", (0, 0))) == 1:
@@ -221,16 +251,20 @@ def householder_product(V: Array, tau: Array | None = None, *, packed: bool = Fa
     return to_library(q, library_of(V))
 
 
-def _unpacked(V: Array) -> Array:
+def _unpacked(V: Array, tau: Array | None) -> Array:
     """Unit lower trapezoidal vectors from LAPACK's packed form."""
+    if tau is None:
+        raise ValueError("packed=True needs tau: LAPACK's reflections are not all of unit length")
     if on_device(V):
         place = Place(V=V)
         with place.inside():
+            V = V[..., : min(int(s) for s in V.shape[-2:])]
             lower = V.tril(-1) if place.library == "torch" else sys.modules["cupy"].tril(V, -1)
             return lower + place.identity(tuple(int(s) for s in V.shape), dtype_name(V))
     x, dtype = matrices(V, "V")
     a = numpy(x)
-    return to_library(np.tril(a, -1) + np.eye(a.shape[-2], a.shape[-1], dtype=dtype), library_of(V), V)
+    a = a[..., : min(a.shape[-2:])]  # of a wide matrix the columns beyond are R's
+    return to_library(np.tril(a, -1) + np.eye(a.shape[-2], a.shape[-1], dtype=dtype), library_of(x), x)
 
 
 def _tau(tau: Array | None) -> Array | None:
@@ -268,6 +302,7 @@ def householder_apply(
     *,
     side: str = "left",
     transpose: bool = False,
+    packed: bool = False,
     out: Array | None = None,
     check: bool = True,
 ) -> Array:
@@ -282,6 +317,8 @@ def householder_apply(
         ``out`` may be ``C``.
     tau : array (..., k), optional
         None means unit reflections.
+    packed : bool, default False
+        ``V`` is LAPACK's packed form, as in :func:`householder_product`; with ``tau`` this is LAPACK's ``ormqr``.
 
     Notes
     -----
@@ -296,6 +333,8 @@ def householder_apply(
     >>> np.allclose(householder_apply(V, x, side="right"), x * [-1, 1, 1, 1, 1, 1, 1, 1])
     True
     """
+    if truth(packed, "packed"):
+        V = _unpacked(V, tau)
     if len(getattr(C, "shape", (0, 0))) == 1:
         return of_vector(
             lambda c, to: householder_apply(V, c, tau, side=side, transpose=transpose, out=to, check=check),

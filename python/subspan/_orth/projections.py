@@ -200,6 +200,8 @@ def project(
     >>> np.allclose(project(C, U), U @ (U.T @ C))
     True
     """
+    if len(getattr(U, "shape", (0, 0))) == 1:
+        U = U[:, None]
     if len(getattr(C, "shape", (0, 0))) == 1:
         return of_vector(
             lambda c, to: project(c, U, side=side, out=to, orthonormal=orthonormal, check=check), C, side, out
@@ -269,6 +271,8 @@ def project_out(
         result = device.quick(C, U, -strength, 1.0, side, out)
         if result is not None:
             return result
+    if len(getattr(U, "shape", (0, 0))) == 1:
+        U = U[:, None]
     strength = real_number(strength, "strength")
     if len(getattr(C, "shape", (0, 0))) == 1:
         return of_vector(
@@ -446,6 +450,9 @@ def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, chec
     >>> np.allclose(swap(a, b, R) @ R, b @ R)
     True
     """
+    if len(getattr(base, "shape", (0, 0))) == 1 and len(getattr(source, "shape", (0, 0))) == 1:
+        of_row = lambda c, to: swap(c, source[None], R, out=to, check=check)  # noqa: E731
+        return of_vector(of_row, base, "right", out)
     there = on_device(base, source, R)
     get = device.matrices if there else matrices
     base, dtype = get(base, "base")
@@ -488,6 +495,9 @@ def rotate(
     """
     for x, name in ((C, "C"), (source, "source"), (target, "target"), (out, "out")):
         on_the_cpu(x, name)
+    if len(getattr(C, "shape", (0, 0))) == 1:
+        turned = lambda c, to: rotate(c, source, target, side=side, out=to, check=check)  # noqa: E731
+        return of_vector(turned, C, side, out)
     C, dtype = matrices(C, "C")
     is_left(side)
     directions = []

@@ -17,6 +17,7 @@ from subspan._arrays import (
     output,
     real_number,
     rng_key,
+    stoppable,
     to_library,
     truth,
     whole_number,
@@ -40,7 +41,7 @@ def padded_span(
     a = a / np.where(top > 0, top, 1)
     length = np.linalg.norm(a, axis=-2, keepdims=True)
     q, r = householder_qr(a / np.where(length > 0, length, 1))
-    x, s, _ = np.linalg.svd(r)
+    x, s, _ = stoppable(np.linalg.svd, r)
     kept = s > tol * s[..., :1]
     x = x[..., :, : s.shape[-1]] * kept[..., None, :]
     return product(q.to_array(), np.ascontiguousarray(x)), np.count_nonzero(kept, axis=-1)
@@ -128,6 +129,7 @@ def _cutoff(rcond: float | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 def _any_matrices(A: Array, name: str) -> tuple[np.ndarray[Any, Any], np.dtype[Any], str]:
     """In NumPy, of entries near one."""
     x, dtype = matrices(A, name)
+    library = library_of(x)
     a = numpy(x)
     top = np.abs(a).max(axis=(-2, -1), keepdims=True, initial=0)
     if not np.isfinite(top).all():
@@ -136,7 +138,7 @@ def _any_matrices(A: Array, name: str) -> tuple[np.ndarray[Any, Any], np.dtype[A
     return (
         a / np.where(top > 0, 2.0 ** np.floor(np.log2(np.where(top > 0, top, 1))), 1).astype(dtype),
         dtype,
-        library_of(A),
+        library,
     )
 
 
@@ -164,7 +166,7 @@ def range_basis(A: Array, *, rcond: float | None = None) -> Array:
 
 def _range(a: np.ndarray[Any, Any], tol: float) -> np.ndarray[Any, Any]:
     q, r = householder_qr(a)
-    x, s, _ = np.linalg.svd(r, full_matrices=False)
+    x, s, _ = stoppable(np.linalg.svd, r, full_matrices=False)
     rank = one_rank(np.count_nonzero(s > tol * s[..., :1], axis=-1))
     return product(q.to_array(), np.ascontiguousarray(x[..., :, :rank]))
 
@@ -307,7 +309,7 @@ def span_sum(U: Array, W: Array, *, tol: float | None = None, check: bool = True
     tol = _tolerance(tol, dtype)
     rest = _residual(u, w)
     q, r = householder_qr(rest)
-    x, s, _ = np.linalg.svd(r)
+    x, s, _ = stoppable(np.linalg.svd, r)
     new = one_rank(np.count_nonzero(s > tol, axis=-1))
     extra = product(q.to_array(), np.ascontiguousarray(x[..., :, :new]))
     extra = _residual(u, extra)
@@ -334,7 +336,7 @@ def span_intersection(U: Array, W: Array, *, tol: float | None = None, check: bo
     u, w, dtype, library = _two_bases(U, W, check)
     tol = _tolerance(tol, dtype)
     _, r = householder_qr(_residual(u, w))
-    _, s, vt = np.linalg.svd(r)
+    _, s, vt = stoppable(np.linalg.svd, r)
     inside = np.count_nonzero(s <= tol, axis=-1) + (w.shape[-1] - s.shape[-1])
     count = one_rank(inside)
     basis = product(np.ascontiguousarray(w), np.swapaxes(vt[..., vt.shape[-2] - count :, :], -1, -2).copy())
@@ -413,7 +415,7 @@ def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Arr
     joint = np.concatenate([u[..., s:, :], -w[..., :shared, :]], axis=-1)
     if shared > joint.shape[-1]:
         _, joint = householder_qr(joint)
-    _, values, vt = np.linalg.svd(joint)
+    _, values, vt = stoppable(np.linalg.svd, joint)
     free = one_rank(joint.shape[-1] - np.count_nonzero(values > tol, axis=-1)) if values.size else joint.shape[-1]
     null = np.swapaxes(vt[..., vt.shape[-2] - free :, :], -1, -2).copy()
     ends = np.concatenate(
@@ -421,7 +423,7 @@ def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Arr
     )
     # Not relative: a pair whose ends vanish is a loop over the shared coordinates, and spans nothing.
     q, r = householder_qr(ends)
-    x, values, _ = np.linalg.svd(r)
+    x, values, _ = stoppable(np.linalg.svd, r)
     rank = one_rank(np.count_nonzero(values > tol, axis=-1))
     return to_library(product(q.to_array(), np.ascontiguousarray(x[..., :, :rank])), library)
 

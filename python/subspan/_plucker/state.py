@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from typing import Any
 
@@ -96,7 +97,7 @@ class MixState:
         self._W, self._b = _own(W, "W"), _own(b, "b")
         if weighting is None:
             weighting = "mean" if weights is None else "given"
-        self._options: dict[str, Any] = {
+        given: dict[str, Any] = {
             "norm": norm,
             "eps": eps,
             "weighting": weighting,
@@ -106,8 +107,15 @@ class MixState:
             "rope_base": rope_base,
             "rope_start": rope_start,
         }
-        self._per_sequence = first_positions(rope_start, np.shape(rope_start)) is not None
-        self._settings = settings(**{**self._options, "rope_start": 0 if self._per_sequence else rope_start}, r=self.r)
+        starts = first_positions(rope_start, np.shape(rope_start))
+        self._per_sequence = starts is not None
+        self._settings = settings(**{**given, "rope_start": 0 if self._per_sequence else rope_start}, r=self.r)
+        # Plain values, as they come back from an archive, whatever the caller's were.
+        self._options: dict[str, Any] = {name: None if x is None else str(x) for name, x in given.items()}
+        self._options.update(eps=float(eps), rope_base=float(rope_base))
+        self._options["rope_start"] = (
+            operator.index(rope_start) if starts is None else np.array(starts, np.int64).reshape(np.shape(rope_start))
+        )
         if weights is not None and weighting == "mean":
             raise ValueError("weighting='mean' takes no weights; 'given' and 'softmax' do")
         self._weights = _own(weights, "weights")
@@ -430,7 +438,12 @@ class MixState:
             parts.append(f"W=<{self._W.shape[0]} x {self._W.shape[1]}>")
         defaults = settings_defaults()
         implied = "mean" if self._weights is None else "given"
-        parts += [f"{k}={v!r}" for k, v in self._options.items() if v != (implied if k == "weighting" else defaults[k])]
+        defaults = {**defaults, "weighting": implied}
+        for k, v in self._options.items():
+            if isinstance(v, np.ndarray):
+                parts.append(f"{k}={v.tolist()}" if v.size <= 4 else f"{k}=<{v.size} positions>")
+            elif v != defaults[k]:
+                parts.append(f"{k}={v!r}")
         if self._core is None:
             return f"MixState({', '.join(parts)}) <no tokens yet>"
         return f"MixState({', '.join(parts)}) <{self.position} tokens of {self._dtype}, batch {self._batch}>"
