@@ -34,6 +34,8 @@ DeviceArray::DeviceArray(py::handle obj, const char *name, const Call &call, boo
     };
     const bool done = call.like_cupy ? as_cupy() || as_torch() : as_torch() || as_cupy();
     if (!done) from_dlpack(obj, call, writable);
+    if (reinterpret_cast<std::uintptr_t>(data_) % std::uintptr_t(cuda::size_of(dtype_)) != 0)
+        throw py::value_error(std::string(name_) + " is not aligned to its dtype; copy it first");
     if (device_ != call.device)
         throw py::value_error(std::string(name) + " is on CUDA device " + std::to_string(device_) + " and the call on device " +
                               std::to_string(call.device) + "; move it there first");
@@ -100,6 +102,11 @@ void DeviceArray::from_dlpack(py::handle obj, const Call &call, bool writable) {
     const py::int_ stream(call.stream == 0 ? std::uintptr_t(1) : call.stream);
     const auto capsule = obj.attr("__dlpack__")(py::arg("stream") = stream, py::arg("max_version") = py::make_tuple(1, 0));
     loan_ = dlpack::Loan(capsule, name_);
+    const auto &inside = loan_.tensor().device;
+    if (int(inside.type) != dlpack::kCUDA || inside.id != device_)
+        throw py::value_error(std::string(name_) + " says that it is on CUDA device " + std::to_string(device_) +
+                              ", and its DLPack capsule names device type " + std::to_string(int(inside.type)) + ", number " +
+                              std::to_string(inside.id));
     const auto &dtype = loan_.tensor().dtype;
     const char *codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
     set_dtype((dtype.code < 7 ? codes[dtype.code] : "unknown") + std::to_string(dtype.bits));
