@@ -150,7 +150,10 @@ def test_pictures_of_any_corpus(tmp_path, rng, k):
     """Of one direction or many, with and without groups, with equal rows and one row."""
     for labels in (["a"], [f"row {i}" for i in range(9)], [f"{g}.{i}" for g in "abcd" for i in range(5)]):
         for places in (rng.standard_normal((len(labels), k)), np.zeros((len(labels), k))):
-            picture(labels, places, np.arange(k, 0, -1.0), None, ("a.1", "b.2"), str(tmp_path / "p.png"))
+            path = tmp_path / f"{len(labels)}{places.any()}.png"
+            story = picture(labels, places, np.arange(k, 0, -1.0), None, ("a.1", "b.2"), str(path))
+            assert path.read_bytes().startswith(b"\x89PNG")
+            assert ("a, b, c, d" in story) == (len(labels) == 20)
 
 
 @pytest.mark.parametrize(
