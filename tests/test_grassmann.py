@@ -1050,3 +1050,32 @@ def test_inner_norm_and_projectors(rng):
     assert grassmann.distance(grassmann.from_projector(p, 3), u).max() < 1e-14
     with pytest.raises(ValueError, match="rank 2"):
         grassmann.from_projector(p, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(4, 40, 6), (3, 1, 33, 1), (2, 17, 16), (5, 300, 7), (0, 6, 2), (64, 3)])
+def test_the_metric_of_any_layout(rng, dtype, shape):
+    """Rows, columns, reversed, strided and broadcast stacks; sums in double; lengths whose squares leave the range."""
+    U, H, V = (rng.standard_normal(shape).astype(dtype) for _ in range(3))
+    want = np.einsum("...ij,...ij->...", H.astype(np.longdouble), V.astype(np.longdouble))
+    length = np.sqrt(np.einsum("...ij,...ij->...", H.astype(np.longdouble), H.astype(np.longdouble)))
+    # Of a sum in double over sixteen chains, and of the result's rounding to the dtype.
+    close = np.finfo(dtype).eps + (shape[-2] * shape[-1] / 16 + 16) * np.finfo(np.float64).eps
+    turned = np.swapaxes(np.ascontiguousarray(np.swapaxes(H, -1, -2)), -1, -2)
+    wide = np.zeros((*shape[:-1], 2 * shape[-1]), dtype)
+    wide[..., ::2] = H
+    for h in (H, turned, np.flip(np.flip(H, -2).copy(), -2), wide[..., ::2]):
+        for v in (V, np.swapaxes(np.ascontiguousarray(np.swapaxes(V, -1, -2)), -1, -2)):
+            found = grassmann.inner(U, h, v)
+            assert found.shape == shape[:-2]
+            assert np.all(np.abs(found - want) <= close * length * np.linalg.norm(V, axis=(-2, -1)))
+        np.testing.assert_allclose(grassmann.norm(U, h), length.astype(dtype), rtol=close)
+    np.testing.assert_array_equal(grassmann.inner(U, H[None], V), grassmann.inner(U, H, V)[None])
+    for scale in (2.0**-100, 2.0**60) if dtype == np.float32 else (2.0**-1000, 2.0**900):
+        np.testing.assert_allclose(
+            grassmann.norm(U, H * dtype(scale)) / dtype(scale), grassmann.norm(U, H), rtol=2 * close
+        )
+    if H.size:
+        H.flat[0] = np.nan
+        assert np.isnan(np.ravel(grassmann.norm(U, H))[0])
+        assert not np.isnan(np.ravel(grassmann.norm(U, H))[1:]).any()

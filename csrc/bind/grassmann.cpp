@@ -156,6 +156,31 @@ void register_maps(py::module_ &m) {
         py::arg("u"), py::arg("egrad"), py::arg("ehess"), py::arg("h"), py::arg("out"), py::arg("checks"));
 }
 
+void register_metric(py::module_ &m) {
+    m.def(
+        "tangent_inner",
+        [](const py::object &h, const py::object &v, const py::object &out) {
+            const Array xh(h, "H"), xo(out, "out", true);
+            std::optional<Array> xv; // none: the norm of H
+            if (!v.is_none()) xv.emplace(v, "V");
+            xo.require_dtype(xh.dtype());
+            if (xv) same_matrices(xh, {&*xv});
+            const Shape batch = xo.leading();
+            dispatch(xh.dtype(), [&](auto s) {
+                using T = decltype(s);
+                const auto vh = xh.stack<const T>(batch), vv = xv ? xv->stack<const T>(batch) : vh;
+                const auto vo = xo.stack<T>(batch);
+                const py::gil_scoped_release release;
+                if (xv)
+                    subspan::tangent_inner<T>(vh, vv, vo);
+                else
+                    subspan::tangent_norm<T>(vh, vo);
+                require_no_overflow<T>(vo, xv ? "the inner product" : "the norm", {vh, vv});
+            });
+        },
+        py::arg("h"), py::arg("v"), py::arg("out"));
+}
+
 void register_angles(py::module_ &m) {
     m.def(
         "principal_angles",
@@ -392,6 +417,7 @@ void register_head(py::module_ &m) {
 
 void register_grassmann(py::module_ &m) {
     register_maps(m);
+    register_metric(m);
     register_angles(m);
     register_steps(m);
     register_head(m);

@@ -44,4 +44,8 @@ template <class T>
 void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &egrad, const StackView<const T> &ehess,
                         const StackView<const T> &h, const StackView<T> &out, Checks checks);
 
+/// out (1 x 1 each) = tr(HᵀV), and √tr(HᵀH), summed in double; one sweep. The norm is safe from overflow of squares.
+template <class T> void tangent_inner(const StackView<const T> &h, const StackView<const T> &v, const StackView<T> &out);
+template <class T> void tangent_norm(const StackView<const T> &h, const StackView<T> &out);
+
 } // namespace subspan

@@ -460,7 +460,7 @@ def inner(U: Array, H: Array, V: Array) -> Array:
     """Inner product ``tr(HᵀV)`` of two tangents at ``U``, one number for each matrix of the stack, summed in float64.
 
     The metric does not depend on the point: ``U`` is there for the signature that other libraries have, and for its
-    shape.
+    shape. ``2 n k`` flops, one sweep.
 
     Examples
     --------
@@ -474,14 +474,15 @@ def inner(U: Array, H: Array, V: Array) -> Array:
     on_one_side(U=U, H=H, V=V)
     if on_device(U, H, V):
         raise TypeError("inner is not implemented on CUDA devices; (H * V).sum((-2, -1)) is the same")
-    (U, H, V), dtype, shape = same_matrices(U=U, H=H, V=V)
-    h, v = numpy(H).astype(np.float64), numpy(V).astype(np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = np.broadcast_to(np.einsum("...ij,...ij->...", h, v), shape[:-2]).astype(dtype)
-    if not np.isfinite(found).all() and np.isfinite(h).all() and np.isfinite(v).all():
-        raise ValueError("the inner product overflows the dtype although the input is finite; scale what goes in")
-    library = library_of(H)
-    return found[()] if library == "numpy" and not found.ndim else to_library(np.array(found), library, H)
+    (_, H, V), dtype, shape = same_matrices(U=U, H=H, V=V)
+    return _metric(H, V, dtype, shape)
+
+
+def _metric(H: Array, V: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    out = np.empty((*shape[:-2], 1, 1), dtype)
+    _core.tangent_inner(detached(H), None if V is None else detached(V), out)
+    found, library = out[..., 0, 0], library_of(H)
+    return found[()] if library == "numpy" and not found.ndim else to_library(found, library, H)
 
 
 def norm(U: Array, H: Array) -> Array:
@@ -498,17 +499,8 @@ def norm(U: Array, H: Array) -> Array:
     """
     if on_device(U, H):
         raise TypeError("norm is not implemented on CUDA devices; (H * H).sum((-2, -1)) ** 0.5 is the same")
-    (U, H), dtype, shape = same_matrices(U=U, H=H)
-    h = numpy(H).astype(np.float64)
-    top = np.abs(h).max(axis=(-2, -1), initial=0.0)
-    scale = np.where((top > 0) & np.isfinite(top), top, 1.0)
-    h = h / scale[..., None, None]
-    with np.errstate(over="ignore"):
-        found = np.broadcast_to(np.sqrt(np.einsum("...ij,...ij->...", h, h)) * scale, shape[:-2]).astype(dtype)
-    if not np.isfinite(found).all() and np.isfinite(top).all():
-        raise ValueError("the norm overflows the dtype although the input is finite; scale what goes in")
-    library = library_of(H)
-    return found[()] if library == "numpy" and not found.ndim else to_library(np.array(found), library, H)
+    (_, H), dtype, shape = same_matrices(U=U, H=H)
+    return _metric(H, None, dtype, shape)
 
 
 def projector(U: Array, *, check: bool = True) -> Array:
