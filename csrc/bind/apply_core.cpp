@@ -142,6 +142,22 @@ void register_apply_core(py::module_ &m) {
             });
         },
         py::arg("a"), py::arg("b"), py::arg("out"));
+    m.def(
+        "outer_product",
+        [](const py::object &a, const py::object &out) {
+            const Array xa(a, "A"), xo(out, "out", true);
+            xo.require_dtype(xa.dtype());
+            const auto batch = xo.leading();
+            require_apart(xo, xa);
+            dispatch(xa.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto va = xa.stack<const T>(batch);
+                const auto vo = xo.stack<T>(batch);
+                const py::gil_scoped_release release;
+                subspan::outer_product<T>(va, vo);
+            });
+        },
+        py::arg("a"), py::arg("out"));
 }
 
 } // namespace subspan::bind

@@ -22,6 +22,9 @@ template <class T> void unpack(const Int4View<T> &v, MatrixView<T> out);
 template <class T>
 void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, bool transpose, const StackView<T> &out);
 
+/// out = A Aᵀ, exactly symmetric: n² k flops for n x k matrices.
+template <class T> void outer_product(const StackView<const T> &a, const StackView<T> &out);
+
 /// out = A B for dense stacks, on the library's own products.
 template <class T> void product(const StackView<const T> &a, const StackView<const T> &b, const StackView<T> &out);
 

@@ -446,13 +446,13 @@ def transport_to(U: Array, W: Array, V: Array, *, out: Array | None = None, chec
     H = log(u, w, check=check)
     there = exp(u, H, check=False)
     moved = transport(u, H, v, check=check)
-    turn = orthonormalize(product(np.swapaxes(there, -1, -2), w), method="polar")
+    turn = product(np.swapaxes(there, -1, -2), w)  # orthogonal as it is: two bases of one span
     library = library_of(V)
     result, fresh = output(out, shape, dtype, library)
     if not fresh:
         _core.require_apart(detached(result), u, "out", "U", False)
         _core.require_apart(detached(result), w, "out", "W", False)
-    _core.product(np.ascontiguousarray(np.broadcast_to(moved, shape)), np.ascontiguousarray(turn), detached(result))
+    _core.product(moved, turn, detached(result))
     return finish(result, fresh, library, V)
 
 
@@ -506,7 +506,7 @@ def norm(U: Array, H: Array) -> Array:
 def projector(U: Array, *, check: bool = True) -> Array:
     """The orthogonal projector ``U Uᵀ (..., n, n)``: the point of the manifold without a choice of basis.
 
-    ``2 n² k`` flops; exactly symmetric. ``check`` as for :func:`tangent`.
+    ``n² k`` flops; exactly symmetric. ``check`` as for :func:`tangent`.
 
     Examples
     --------
@@ -523,8 +523,9 @@ def projector(U: Array, *, check: bool = True) -> Array:
     if truth(check, "check"):
         check_basis(U, "U")
     u = numpy(U)
-    p = product(u, np.ascontiguousarray(np.swapaxes(u, -1, -2)))
-    return to_library((p + np.swapaxes(p, -1, -2)) / 2, library_of(U), U)
+    p = np.empty((*u.shape[:-1], u.shape[-2]), u.dtype)
+    _core.outer_product(u, p)
+    return to_library(p, library_of(U), U)
 
 
 def from_projector(P: Array, k: int, *, check: bool = True) -> Array:

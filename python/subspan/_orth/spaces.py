@@ -165,6 +165,10 @@ def range_basis(A: Array, *, rcond: float | None = None) -> Array:
 
 
 def _range(a: np.ndarray[Any, Any], tol: float) -> np.ndarray[Any, Any]:
+    if a.shape[-2] <= a.shape[-1]:  # a factor R would be no smaller
+        x, s, _ = stoppable(np.linalg.svd, a, full_matrices=False)
+        rank = one_rank(np.count_nonzero(s > tol * s[..., :1], axis=-1))
+        return np.ascontiguousarray(x[..., :rank])
     q, r = householder_qr(a)
     x, s, _ = stoppable(np.linalg.svd, r, full_matrices=False)
     rank = one_rank(np.count_nonzero(s > tol * s[..., :1], axis=-1))
