@@ -45,6 +45,15 @@ template <class T> void FrequentDirections<T>::shrink() {
     double trace = 0;
     for (std::int64_t i = 0; i < m; ++i) trace += g[i * m + i];
     eigh_top<double>(m, k, g, l, w);
+    // What their rows lack of orthonormality adds up over the shrinks: half of it comes off, a Newton step.
+    double *defect = frame.take<double>(k * k);
+    const MatrixView<const double> vectors(w, k, m);
+    gemm<double>(vectors, vectors.transposed(), MatrixView<double>(defect, k, k));
+    for (std::int64_t i = 0; i < k; ++i)
+        for (std::int64_t j = 0; j < k; ++j) defect[i * k + j] = 0.5 * (double(i == j) - defect[i * k + j]);
+    double *moved = frame.take<double>(k * m);
+    gemm<double>(MatrixView<const double>(defect, k, k), vectors, MatrixView<double>(moved, k, m));
+    for (std::int64_t i = 0; i < k * m; ++i) w[i] += moved[i];
     double top = 0;
     for (std::int64_t i = 0; i < k; ++i) top += std::max(l[i], 0.0);
     // Nothing beyond `size` directions: keep them all.
