@@ -563,6 +563,17 @@ def test_convolutions_are_told_of_flatten(rng):
         lambda: orth.apply_core(g, u, 1.0),
         lambda: orth.householder_apply(u, g),
         lambda: orth.project(g, u),
+        lambda: orth.project_out(g[..., 0], u),
+        lambda: orth.project_out(g, (u, u), side="both"),
+        lambda: orth.swap(g, g, u),
+        lambda: orth.rotate(g, np.ones(8), np.eye(8)[0]),
+        lambda: orth.GradientProjector(2).down(g),
+        lambda: grassmann.tangent(u, g),
+        lambda: StreamingSVD(2).update(g),
+        lambda: StreamingSVD(2, weight=np.ones(3)).update(g),
+        lambda: FrequentDirections(2, 27).update(g),
+        lambda: truncated_svd(g, 1),
+        lambda: product_svd(g, g),
     ):
         with pytest.raises(ValueError, match=r"flatten\(1\)"):
             call()

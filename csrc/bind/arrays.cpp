@@ -118,10 +118,18 @@ void Array::from_dlpack(py::handle obj, bool writable) {
     settle(dtype.bits / 8);
 }
 
+std::string convolution_hint(const std::vector<std::int64_t> &shape, const std::string &name) {
+    if (shape.size() < 3) return "";
+    std::int64_t columns = 1;
+    for (std::size_t i = 1; i < shape.size(); ++i) columns *= shape[i];
+    return "; the weight of a convolution is a matrix as " + name + ".flatten(1), here of shape (" + std::to_string(shape[0]) + ", " +
+           std::to_string(columns) + ")";
+}
+
 void Array::require_ndim(int n) const {
     if (ndim() != n)
         throw py::value_error(std::string(name_) + " must have " + std::to_string(n) + " dimension" + (n == 1 ? "" : "s") +
-                              ", got shape " + shape_text());
+                              ", got shape " + shape_text() + (n == 2 ? convolution_hint(shape_, name_) : ""));
 }
 
 void Array::require_vector(std::int64_t size) const {

@@ -22,6 +22,9 @@ namespace py = pybind11;
 
 enum class DType { f32, f64 };
 
+/// What to say to who passes the gradient of a convolution, of three axes or more, where a matrix was meant.
+std::string convolution_hint(const std::vector<std::int64_t> &shape, const std::string &name);
+
 /// What a binding knows of an array argument while it holds it. Owns the DLPack tensor of the exporter, if any.
 class Array {
   public:

@@ -3,6 +3,8 @@
 #include "register.hpp"
 #include "subspan/householder.hpp"
 
+#include <pybind11/stl.h>
+
 namespace subspan::bind {
 namespace {
 
@@ -45,40 +47,28 @@ Side side_of(bool left) { return left ? Side::left : Side::right; }
 
 void register_householder(py::module_ &m) {
     m.def(
-        "householder_qr",
-        [](const py::object &a, const py::object &v, const py::object &r, const py::object &tau, const py::object &t) {
+        "householder_qr", // with an order (int64, C order) to write to: by pivots
+        [](const py::object &a, const py::object &v, const py::object &r, const py::object &tau, const py::object &t,
+           std::optional<py::array_t<std::int64_t, py::array::c_style>> order) {
             const Array xa(a, "A"), xv(v, "V", true), xr(r, "R", true), xtau(tau, "tau", true), xt(t, "T", true);
             for (const Array *x : {&xv, &xr, &xtau, &xt}) x->require_dtype(xa.dtype());
             const auto batch = xa.leading();
+            if (order) load_lapack();
             dispatch(xa.dtype(), [&](auto s) {
                 using T = decltype(s);
                 const auto va = xa.stack<const T>(batch);
                 const auto vv = xv.stack<T>(batch), vr = xr.stack<T>(batch), vt = xt.stack<T>(batch);
                 const auto vtau = xtau.row_stack<T>(batch);
+                if (order && std::int64_t(order->size()) != va.size() * va.cols()) throw py::value_error("order does not fit A");
+                std::int64_t *to = order ? order->mutable_data() : nullptr;
                 const py::gil_scoped_release release;
-                subspan::householder_qr<T>(va, vv, vr, vtau, vt);
+                if (to != nullptr)
+                    subspan::householder_qr_pivoted<T>(va, vv, vr, vtau, vt, to);
+                else
+                    subspan::householder_qr<T>(va, vv, vr, vtau, vt);
             });
         },
-        py::arg("a"), py::arg("v"), py::arg("r"), py::arg("tau"), py::arg("t"));
-    m.def(
-        "householder_qr_pivoted",
-        [](const py::object &a, const py::object &v, const py::object &r, const py::object &tau, const py::object &t,
-           py::array_t<std::int64_t, py::array::c_style> order) {
-            load_lapack();
-            const Array xa(a, "A"), xv(v, "V", true), xr(r, "R", true), xtau(tau, "tau", true), xt(t, "T", true);
-            for (const Array *x : {&xv, &xr, &xtau, &xt}) x->require_dtype(xa.dtype());
-            const auto batch = xa.leading();
-            dispatch(xa.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto va = xa.stack<const T>(batch);
-                const auto vv = xv.stack<T>(batch), vr = xr.stack<T>(batch), vtau = xtau.row_stack<T>(batch), vt = xt.stack<T>(batch);
-                if (std::int64_t(order.size()) != va.size() * va.cols()) throw py::value_error("order does not fit A");
-                std::int64_t *to = order.mutable_data();
-                const py::gil_scoped_release release;
-                subspan::householder_qr_pivoted<T>(va, vv, vr, vtau, vt, to);
-            });
-        },
-        py::arg("a"), py::arg("v"), py::arg("r"), py::arg("tau"), py::arg("t"), py::arg("order").noconvert());
+        py::arg("a"), py::arg("v"), py::arg("r"), py::arg("tau"), py::arg("t"), py::arg("order").noconvert() = py::none());
     m.def(
         "factored_apply",
         [](const py::object &v, const py::object &t, const py::object &c, bool left, bool transpose,

@@ -5,6 +5,8 @@
 #include "subspan/isa.hpp"
 #include "subspan/parallel.hpp"
 
+#include <pybind11/stl.h>
+
 namespace subspan::bind {
 namespace {
 
@@ -89,6 +91,7 @@ void register_runtime(py::module_ &m) {
             require_entries_apart(a, b);
         },
         py::arg("outs"), py::arg("inputs"));
+    m.def("convolution_hint", &convolution_hint, py::arg("shape"), py::arg("name"));
     m.def("isa", [] { return std::string(isa_name(isa())); });
     m.def("isa_available", [] { return std::string(isa_name(isa_available())); });
     m.def("num_threads", &num_threads);

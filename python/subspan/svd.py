@@ -40,7 +40,7 @@ from subspan._arrays import (
 )
 from subspan._device import Place, device_of, on_device, same_dtype
 from subspan._files import checked_state, read_archive, sealed_state, write_archive
-from subspan._orth.common import detached, finish, numpy, on_the_cpu
+from subspan._orth.common import convolution_hint, detached, finish, numpy, on_the_cpu
 from subspan._stream import DeviceStream
 
 __all__ = [
@@ -162,7 +162,8 @@ class InnerProduct:
         """``x F`` in NumPy and float64: rounded to float32, rows with a large mean would lose what centring needs."""
         x = np.asarray(x) if isinstance(x, np.ndarray) else np.from_dlpack(x)
         if x.ndim not in (1, 2):
-            raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {x.shape}")
+            hint = convolution_hint(tuple(x.shape), name)
+            raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {x.shape}{hint}")
         self._check(x.shape[-1], name)
         x = x.astype(np.float64, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from subspan._arrays import Array, library_of
-from subspan._orth.common import matrices
+from subspan._orth.common import convolution_hint, matrices
 
 SgdSettings = tuple[float, float, float, int, bool]
 """The rate with its sign, momentum, dampening, the retraction, and whether the buffer moves in parallel."""
@@ -27,7 +27,7 @@ def same_matrices(**arrays: Array) -> tuple[list[Array], np.dtype[Any], tuple[in
         if out and tuple(x.shape[-2:]) != tuple(out[0].shape[-2:]):
             raise ValueError(
                 f"{name} must hold matrices of the shape that {first} holds, {tuple(out[0].shape[-2:])}, "
-                f"got shape {tuple(x.shape)}"
+                f"got shape {tuple(x.shape)}{convolution_hint(tuple(x.shape), name)}"
             )
         out.append(x)
     assert dtype is not None

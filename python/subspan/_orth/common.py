@@ -32,10 +32,7 @@ def same_dtype(dtype: Any, other: Any, name: str, first: str) -> None:
 
 def convolution_hint(shape: tuple[int, ...], name: str) -> str:
     """What to say to who passes the gradient of a convolution where a matrix was meant."""
-    if len(shape) < 4:
-        return ""
-    flat = (shape[0], math.prod(shape[1:]))
-    return f"; a convolution's weight of shape {shape} is a matrix as {name}.flatten(1), shape {flat}"
+    return _core.convolution_hint(shape, name)
 
 
 def is_left(side: str) -> bool:

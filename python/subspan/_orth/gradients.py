@@ -22,7 +22,7 @@ from subspan._arrays import (
 from subspan._device import dtype_name, matrix, on_device
 from subspan._files import checked_state, sealed_state
 from subspan._orth import device_gradients
-from subspan._orth.common import detached, finish, matrices, numpy
+from subspan._orth.common import convolution_hint, detached, finish, matrices, numpy
 from subspan._orth.int4 import Int4Basis, quantize_int4
 from subspan.svd import truncated_svd
 
@@ -155,7 +155,8 @@ class GradientProjector:
     def _gradient(self, G: Array) -> Array:
         G = matrix(G, "G") if on_device(G) else matrices(G, "G")[0]
         if len(G.shape) != 2:
-            raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}")
+            hint = convolution_hint(tuple(G.shape), "G")
+            raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}{hint}")
         if self._shape is not None and tuple(G.shape) != self._shape:
             raise ValueError(f"G must have shape {self._shape} as before, got {tuple(G.shape)}")
         if self.rank > min(G.shape):

@@ -200,10 +200,7 @@ def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
     V, R = np.empty((*batch, m, k), dtype), np.empty((*batch, k, n), dtype)
     tau, T = np.empty((*batch, k), dtype), np.empty((*batch, k, min(k, _BLOCK)), dtype)
     order = np.empty((*batch, n), np.int64) if pivoting else None
-    if order is None:
-        _core.householder_qr(detached(A), V, R, tau, T)
-    else:
-        _core.householder_qr_pivoted(detached(A), V, R, tau, T, order)
+    _core.householder_qr(detached(A), V, R, tau, T, order)
     if not _core.all_finite(R):  # A was looked at
         raise ValueError("R overflows the dtype although A is finite; scale A")
     hand = [to_library(x, library, A) for x in (V, tau, T, R)]

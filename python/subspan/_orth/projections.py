@@ -402,7 +402,8 @@ def _both(
     for i, (basis, _) in enumerate(bases):
         rows = basis.shape[0] if isinstance(basis, Int4Basis) else basis.shape[-2]
         if rows != C.shape[i - 2]:
-            raise ValueError(f"U[{i}] must have {C.shape[i - 2]} rows to act on C {tuple(C.shape)}, got {rows}")
+            hint = convolution_hint(tuple(C.shape), "C")
+            raise ValueError(f"U[{i}] must have {C.shape[i - 2]} rows to act on C {tuple(C.shape)}, got {rows}{hint}")
         if basis.dtype != C.dtype and check_float(basis, f"U[{i}]") != dtype:
             raise TypeError(f"U[{i}] must be {dtype} as C is, got {basis.dtype}")
         if isinstance(basis, Int4Basis):
@@ -465,7 +466,10 @@ def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, chec
     R, other = get(R, "R")
     same_dtype(dtype, other, "R", "base")
     if R.shape[-2] != base.shape[-1]:
-        raise ValueError(f"R must have {base.shape[-1]} rows, one for each column of base, got shape {tuple(R.shape)}")
+        hint = convolution_hint(tuple(base.shape), "base")
+        raise ValueError(
+            f"R must have {base.shape[-1]} rows, one for each column of base, got shape {tuple(R.shape)}{hint}"
+        )
     if truth(check, "check") and not there:
         check_basis(R, "R")
     return _apply_core(base, R, 1.0, 1.0, "right", out, check, source=source, name="R")
@@ -512,6 +516,7 @@ def rotate(
         if v.size != length:
             raise ValueError(
                 f"{name} must have {length} entries to act on C {tuple(C.shape)} from the {side}, got {v.size}"
+                + convolution_hint(tuple(C.shape), "C")
             )
         top = np.abs(v).max(initial=0.0)
         if not math.isfinite(top):
