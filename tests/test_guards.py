@@ -859,6 +859,157 @@ def test_weighted_streams_of_float32_rows_with_a_mean(rng, matrix, mean):
     np.testing.assert_array_equal(there.numpy(), svd.reconstruct(svd.project(x)))
 
 
+def _mass_and_stiffness(n):
+    mass = sparse.diags_array([np.ones(n - 1), np.full(n, 4.0), np.ones(n - 1)], offsets=[-1, 0, 1]) / (6 * n)
+    stiff = sparse.diags_array([-np.ones(n - 1), np.full(n, 2.01), -np.ones(n - 1)], offsets=[-1, 0, 1]) * n
+    return {"mass": mass, "stiffness": stiff, "both": mass + stiff}
+
+
+class _MatmatOnly:
+    """The least that is an operator."""
+
+    def __init__(self, w):
+        self.shape, self._w = w.shape, w
+
+    def matmat(self, x):
+        return self._w @ x
+
+
+_WEIGHT_FORMS = {
+    "csr": sparse.csr_array,
+    "csc matrix": sparse.csc_matrix,
+    "coo": sparse.coo_array,
+    "linear operator": lambda w: sparse.linalg.aslinearoperator(sparse.csr_array(w)),
+    "matmat": lambda w: _MatmatOnly(sparse.csr_array(w)),
+    "dense operator": lambda w: _MatmatOnly(np.asarray(w.toarray())),
+}
+
+
+@pytest.mark.parametrize("form", _WEIGHT_FORMS)
+@pytest.mark.parametrize("which", ["mass", "stiffness", "both"])
+@pytest.mark.parametrize("center", [False, True])
+def test_weights_that_are_sparse_or_operators(rng, form, which, center):
+    n, k = 300, 4
+    w = _mass_and_stiffness(n)[which]
+    dense = w.toarray()
+    x = rng.standard_normal((50, 7)) @ rng.standard_normal((7, n)) + 3
+    factor = np.linalg.cholesky(dense)
+    y = (x - x.mean(0) if center else x) @ factor
+    u, s, vh = np.linalg.svd(y, full_matrices=False)
+    svd = StreamingSVD(k, center=center, weight=_WEIGHT_FORMS[form](w)).update(x[:20]).update(x[20:])
+    np.testing.assert_allclose(svd.singular_values, s[:k], rtol=1e-11)
+    v = svd.components
+    np.testing.assert_allclose(v @ dense @ v.T, np.eye(k), atol=1e-11)
+    np.testing.assert_allclose(np.abs(svd.project(x)), np.abs(u[:, :k] * s[:k]), atol=1e-9 * s[0])
+    np.testing.assert_allclose(svd.residual(x), (y**2).sum(1) - ((u[:, :k] * s[:k]) ** 2).sum(1), atol=1e-9 * s[0] ** 2)
+    back = svd.reconstruct(svd.project(x))
+    want = (u[:, :k] * s[:k]) @ np.linalg.solve(factor.T, vh[:k].T).T + (x.mean(0) if center else 0)
+    np.testing.assert_allclose(back, want, atol=1e-8 * np.abs(x).max())
+    again = pickle.loads(pickle.dumps(svd))
+    np.testing.assert_array_equal(again.components, v)
+    again.merge(svd)
+    np.testing.assert_allclose(again.singular_values[:2], 2**0.5 * s[:2], rtol=1e-10)
+
+
+def test_a_saved_stream_keeps_its_sparse_weight(rng, tmp_path):
+    w = _mass_and_stiffness(40)["mass"]
+    svd = StreamingSVD(3, weight=w).update(rng.standard_normal((9, 40)))
+    svd.save(tmp_path / "s.npz")
+    again = StreamingSVD.load(tmp_path / "s.npz")
+    np.testing.assert_array_equal(again.components, svd.components)
+    again.merge(svd)
+    with pytest.raises(ValueError, match="weight that the stream has"):
+        again.merge(StreamingSVD(3, weight=2 * w).update(rng.standard_normal((9, 40))))
+
+
+@pytest.mark.parametrize("weight", ["diagonal", "dense", "csr", "linear operator"])
+@pytest.mark.parametrize("kind", ["csr", "operator", "float32"])
+def test_sparse_rows_and_operators_with_any_weight(rng, weight, kind):
+    n = 60
+    w = _mass_and_stiffness(n)["mass"]
+    if weight == "diagonal":
+        w = sparse.diags_array(rng.uniform(0.5, 2, n))
+    dense = w.toarray()
+    given = {"diagonal": w.diagonal(), "dense": dense}.get(weight)
+    given = _WEIGHT_FORMS[weight](w) if given is None else given
+    x = sparse.random_array((200, n), density=0.1, rng=rng, format="csr", dtype=np.float64)
+    x = (x @ sparse.diags_array(2.0 ** -np.arange(n))).tocsr()
+    s = np.linalg.svd(x.toarray() @ np.linalg.cholesky(dense), compute_uv=False)
+    rtol = 1e-8
+    if kind == "float32":
+        x, rtol = x.astype(np.float32), 1e-5
+    if kind != "operator":
+        svd = StreamingSVD(4, weight=given).update(x[:80]).update(x[80:])
+        np.testing.assert_allclose(svd.singular_values, s[:4], rtol=rtol)
+        other = StreamingSVD(4, weight=given).update(x.toarray())
+        np.testing.assert_allclose(np.abs(svd.project(x)), np.abs(other.project(x.toarray())), atol=10 * rtol * s[0])
+    one = truncated_svd(x if kind != "operator" else sparse.linalg.aslinearoperator(x), 4, weight=given, rng=0)
+    assert one.S.dtype == x.dtype
+    np.testing.assert_allclose(one.S, s[:4], rtol=rtol)
+    np.testing.assert_allclose(one.Vh @ dense @ one.Vh.T, np.eye(4), atol=10 * rtol)
+    if kind != "operator":
+        shares = truncated_svd(x, energy=0.9, weight=given, rng=0, power_iterations=6)
+        assert (shares.S**2).sum() >= 0.9 * (s**2).sum() * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("form", ["dense", *_WEIGHT_FORMS])
+def test_weights_that_are_no_inner_product(form):
+    make = (lambda w: w.toarray()) if form == "dense" else _WEIGHT_FORMS[form]
+    good = _mass_and_stiffness(12)["both"].tocsr()
+    zero, skew, nan, negative = (good.copy().tolil() for _ in range(4))
+    zero[5, :] = zero[:, 5] = 0
+    skew[3, 4] += 1
+    nan[2, 2] = np.nan
+    negative[1, 1] = -1
+    for bad, text in ((zero, "definite"), (skew, "symmetric"), (nan, "NaN"), (negative, "definite")):
+        with pytest.raises(ValueError, match=text):
+            StreamingSVD(2, weight=make(sparse.csr_array(bad)))
+    with pytest.raises(ValueError, match="weight"):
+        StreamingSVD(2, weight=make(good[:, :7]))
+    with pytest.raises(ValueError, match="12 columns as weight"):
+        StreamingSVD(2, weight=make(good)).update(np.ones((3, 5)))
+
+
+def test_an_operator_that_asks_for_too_much(monkeypatch):
+    monkeypatch.setattr("subspan._inner_product._MOST_ENTRIES", 1000)
+    with pytest.raises(ValueError, match="too many to factor"):
+        StreamingSVD(2, weight=_MatmatOnly(np.eye(40) + 0.01))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("form", ["diagonal", "dense", "csr"])
+def test_signs_of_a_weighted_stream_are_those_of_what_is_shown(rng, exact, form):
+    w = sparse.diags_array(10.0 ** rng.uniform(-2, 2, 20)) + (0 if form == "diagonal" else 1e-3 * np.ones((20, 20)))
+    given = {"diagonal": lambda: w.diagonal(), "dense": lambda: w, "csr": lambda: sparse.csr_array(w)}[form]()
+    given = np.asarray(given) if form == "dense" else given
+    svd = StreamingSVD(5, weight=given, signs="v", exact_blocks=exact)
+    x = rng.standard_normal((60, 20))
+    left, pieces = None, (x[:10], x[10:35], x[35:])
+    for piece in pieces:
+        if exact:
+            turn = svd.update(piece, rotation=True)
+            left = turn.new if left is None else turn.apply(left)
+        else:
+            svd.update(piece)
+        v = svd.components
+        assert (v[np.arange(5), np.abs(v).argmax(1)] > 0).all()
+        # Coordinates, rows and rotations have the signs of the components.
+        weighted = v @ (w.toarray() if sparse.issparse(w) else np.asarray(w))
+        np.testing.assert_allclose(svd.project(x), x @ weighted.T, atol=1e-9 * np.abs(x @ weighted.T).max())
+        np.testing.assert_allclose(svd.reconstruct(np.eye(5)), v, atol=1e-12 * np.abs(v).max())
+    if exact:
+        first = np.vstack(pieces) @ weighted.T / svd.singular_values
+        assert (np.sign((left * first).sum(0)) == 1).all()
+
+
+def test_column_variances_of_a_weighted_stream(rng):
+    x = rng.standard_normal((50, 6)) + 2
+    svd = StreamingSVD(2, center=True, weight=rng.uniform(0.5, 2, 6)).update(x[:20]).update(x[20:])
+    np.testing.assert_allclose(svd.column_variances, x.var(0), rtol=1e-12)
+    with pytest.raises(TypeError, match="diagonal"):
+        _ = StreamingSVD(2, weight=np.eye(6)).update(x).column_variances
+
+
 # -- first merges from many threads ------------------------------------------------------------------------------------
 
 

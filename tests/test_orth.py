@@ -954,6 +954,65 @@ def test_vectors_are_columns_or_rows(rng):
     np.testing.assert_array_equal(q.T @ x, q.apply(x, transpose=True))
 
 
+def test_vectors_wherever_a_column_is_meant(rng):
+    v, c, g, tau = (rng.standard_normal(s) for s in ((9,), (9,), (9,), (1,)))
+    x = np.eye(9)[:, :3]
+    # Bases and spans.
+    q, rank = orth.orthonormalize(v, return_rank=True)
+    np.testing.assert_allclose(np.abs(q @ v), np.linalg.norm(v), rtol=1e-14)
+    assert q.shape == (9,)
+    assert rank == 1
+    out = np.empty(9)
+    assert orth.orthonormalize(v, out=out) is out
+    np.testing.assert_array_equal(out, q)
+    assert orth.contains(x, x[:, 1])
+    assert not orth.contains(x, v)
+    assert orth.contains(q, 3 * v)
+    assert orth.contains(x, x[:, 1]).shape == ()
+    assert orth.span_sum(x, q).shape == (9, 4)
+    assert orth.span_sum(q, x).shape == (9, 4)
+    assert orth.span_intersection(x, x[:, 2]).shape == (9, 1)
+    # Gradients of reflections.
+    for t in (None, tau):
+        whole = orth.householder_product_backward(g[:, None], v[:, None], t)
+        for grad in (g, g[:, None]):
+            found = orth.householder_product_backward(grad, v, t)
+            for a, b in zip(*((y,) if t is None else y for y in (found, whole)), strict=True):
+                np.testing.assert_array_equal(a, b.reshape(a.shape))
+            assert (found if t is None else found[0]).shape == (9,)
+        for side in ("left", "right"):
+            for transpose in (False, True):
+                options = {"side": side, "transpose": transpose}
+                wide = [y[:, None] if side == "left" else y[None] for y in (g, c)]
+                dv, dc, *rest = orth.householder_apply_backward(g, v, c, t, **options)
+                want_v, want_c, *want = orth.householder_apply_backward(wide[0], v[:, None], wide[1], t, **options)
+                np.testing.assert_array_equal(dv, want_v[:, 0])
+                np.testing.assert_array_equal(dc, want_c.reshape(-1))
+                assert all(np.array_equal(a, b) for a, b in zip(rest, want, strict=True))
+                assert dv.shape == dc.shape == (9,)
+    dv, dc = orth.householder_apply_backward(torch.from_numpy(g), torch.from_numpy(v), torch.from_numpy(c))
+    assert isinstance(dv, torch.Tensor)
+    assert dv.shape == dc.shape == (9,)
+
+
+def test_vectors_and_convolutions_meet_packed_bases(rng):
+    basis = orth.quantize_int4(rng.standard_normal((12, 5)))
+    u = basis.to_array()
+    for transpose, side, n in ((False, "left", 5), (True, "left", 12), (False, "right", 12), (True, "right", 5)):
+        x = rng.standard_normal(n)
+        matrix = u.T if transpose else u
+        want = matrix @ x if side == "left" else x @ matrix
+        np.testing.assert_allclose(basis.apply(x, side=side, transpose=transpose), want, atol=1e-13)
+        out = np.empty(want.shape)
+        assert basis.apply(x, side=side, transpose=transpose, out=out) is out
+        with pytest.raises(ValueError, match=rf"X must have {n} (rows|columns)"):
+            basis.apply(np.ones((3, 4)), side=side, transpose=transpose)
+    with pytest.raises(ValueError, match=r"flatten\(1\)"):
+        basis.apply(np.ones((12, 4, 3, 3)), transpose=True)
+    with pytest.raises(TypeError, match="transpose must be True or False"):
+        basis.apply(np.ones(5), transpose=1)
+
+
 def test_orthonormalize_tells_the_rank(rng):
     a = rng.standard_normal((4, 9, 5))
     a[1, :, 3] = a[1, :, 0]

@@ -60,30 +60,36 @@ template <class T> class Sketch {
         });
         return bound;
     }
-    // All of it in one turn: (buffer, rows seen, bound, squared norm).
+    // All of it in one turn: (buffer, low, rows seen, bound, squared norm).
     py::tuple saved() {
-        std::vector<double> v;
+        std::vector<double> v, low;
         std::int64_t seen = 0;
         double bound = 0, norm = 0;
         run([&] {
             v.assign(fd_.buffer(), fd_.buffer() + fd_.used() * fd_.features());
+            low.assign(fd_.low(), fd_.low() + fd_.used() * fd_.features());
             seen = fd_.rows_seen();
             bound = fd_.error_bound();
             norm = fd_.squared_norm();
         });
-        const auto rows = py::ssize_t(std::int64_t(v.size()) / fd_.features());
-        return py::make_tuple(hand_over(std::move(v), {rows, py::ssize_t(fd_.features())}), seen, bound, norm);
+        const auto rows = py::ssize_t(std::int64_t(v.size()) / fd_.features()), cols = py::ssize_t(fd_.features());
+        return py::make_tuple(hand_over(std::move(v), {rows, cols}), hand_over(std::move(low), {rows, cols}), seen, bound, norm);
     }
-    void restore(const py::object &buffer, double bound, double norm, std::int64_t seen) {
-        const Array a(buffer, "buffer");
+    void restore(const py::object &buffer, const py::object &low, double bound, double norm, std::int64_t seen) {
+        const Array a(buffer, "buffer"), rest(low, "low");
         a.require_dtype(DType::f64);
-        const auto v = a.matrix<const double>();
+        rest.require_dtype(DType::f64);
+        const auto v = a.matrix<const double>(), w = rest.matrix<const double>();
         if (v.cols != fd_.features()) throw ValueError("saved sketch: the buffer has the wrong number of columns");
         if (v.rows > 2 * fd_.size()) throw ValueError("saved sketch: the buffer has more rows than twice the size");
-        std::vector<double> rows(std::size_t(v.rows * v.cols));
+        if (w.rows != v.rows || w.cols != v.cols) throw ValueError("saved sketch: low does not have the shape of the buffer");
+        std::vector<double> rows(std::size_t(v.rows * v.cols)), left(rows.size());
         for (std::int64_t i = 0; i < v.rows; ++i)
-            for (std::int64_t j = 0; j < v.cols; ++j) rows[std::size_t(i * v.cols + j)] = v(i, j);
-        run([&] { fd_.restore(v.rows, rows.data(), bound, norm, seen); });
+            for (std::int64_t j = 0; j < v.cols; ++j) {
+                rows[std::size_t(i * v.cols + j)] = v(i, j);
+                left[std::size_t(i * v.cols + j)] = w(i, j);
+            }
+        run([&] { fd_.restore(v.rows, rows.data(), left.data(), bound, norm, seen); });
     }
 
   private:
@@ -108,7 +114,7 @@ template <class T> void bind_sketch(py::module_ &m, const char *name) {
         .def("numbers", &Sketch<T>::numbers)
         .def("error_bound", &Sketch<T>::error_bound)
         .def("saved", &Sketch<T>::saved)
-        .def("restore", &Sketch<T>::restore, py::arg("buffer"), py::arg("bound"), py::arg("norm"), py::arg("seen"));
+        .def("restore", &Sketch<T>::restore, py::arg("buffer"), py::arg("low"), py::arg("bound"), py::arg("norm"), py::arg("seen"));
 }
 
 } // namespace

@@ -1,6 +1,7 @@
 #include "row_factor.cuh"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace subspan::cuda {
@@ -41,6 +42,7 @@ struct Factoring {
     double *a;       // [R | R⁻ᵀ], count x width for each item
     double *marks;
     int count, width;
+    double shift; // as a share of the largest diagonal entry
 };
 
 // Rows 32 k to 32 k + 31 of [R | R⁻ᵀ] = L⁻¹ [G + shift I | I], L = Rᵀ, from those above: a block has 32 columns. Each block eliminates the
@@ -63,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 1) stripe_kernel(const Factoring p, 
     if (tid % 32 == 0) tops[tid / 32] = top;
     __syncthreads();
     for (int w = 0; w < kThreads / 32; ++w) top = most(top, tops[w]);
-    const double shift = 0.25 * 2.220446049250313e-16 * double(n) * top;
+    const double shift = p.shift * top;
     if (k == 0 && blockIdx.x == 0 && tid == 0) {
         p.marks[2 * blockIdx.y] = shift;
         p.marks[2 * blockIdx.y + 1] = top;
@@ -111,7 +113,8 @@ __global__ void __launch_bounds__(kThreads, 1) stripe_kernel(const Factoring p, 
         const double inverse = pivot > 0.25 * shift ? inverse_root(pivot) : (pivot == pivot ? 0.0 : pivot);
         if (i == l) mine = inverse;
         if (i <= l) continue;
-        const double y = s[i * kPitch + l] * inverse * inverse;
+        // Of the row above, not of the entry below the diagonal: that differs by rounding, which a small pivot would make large.
+        const double y = s[l * kPitch + i] * inverse * inverse;
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
             const int c = j + 8 * x;
@@ -157,8 +160,10 @@ void RowFactor::gram(const Session &s, const Blas &blas, int64_t cols, int64_t i
     blas.multiply(1.0, x, x.turned(), 0.0, own(g_ + item * count_ * count_, count_, count_));
 }
 
-void RowFactor::run(const Session &s) const {
-    const Factoring p{g_, a_, marks_, int(count_), int(width_)};
+void RowFactor::run(const Session &s, Shift shift) const {
+    constexpr double eps = std::numeric_limits<double>::epsilon();
+    const double count = double(count_), terms = std::sqrt(count * double(cols_));
+    const Factoring p{g_, a_, marks_, int(count_), int(width_), eps * (shift == Shift::any ? 4.0 * (count + terms) : 0.25 * count)};
     const Shape shape{dim3(unsigned(divide_up<int64_t>(width_, kStripe)), unsigned(items_)), dim3(kThreads), (4 * kStripe * kPitch + kThreads / 32) * 8};
     for (int k = 0; k * kStripe < int(count_); ++k) launch<stripe_kernel>(s, "a factor of products of rows", shape, p, k);
 }

@@ -12,6 +12,7 @@ constexpr double kLeastByGram = 2e-6, kLeast = 1e-15; // of the first singular v
 
 constexpr double kNoise = kLeastByGram * kLeastByGram;
 constexpr double kSettled = 1e-12; // of a squared cosine: what a sweep leaves behind is about the square of what it met, unless values lie close
+constexpr double kSettledExactly = 1e-18;
 
 struct Problem { // rows [X | turns], or those of a factor: the first `inner` columns are made orthogonal, all `width` are rotated
     double *a;
@@ -22,8 +23,8 @@ struct Problem { // rows [X | turns], or those of a factor: the first `inner` co
     double tolerance, settled; // of a cosine; of a squared one: a sweep that meets none above is the last
     const double *marks;       // of a factor: the shift, and the largest square of a row of what it was made from
     SUBSPAN_DEVICE double *row(unsigned i, int r) const { return a + int64_t(i) * item + int64_t(r) * width; }
-    /// Two rows whose squares are below this are left as they are: all such rows together make no value that counts.
-    SUBSPAN_DEVICE double noise(unsigned i) const { return marks != nullptr ? kNoise * marks[2 * i + 1] / double(count) : -1.0; }
+    /// Two rows whose squares are below this are left as they are: beyond the shift all such rows together make no value that counts.
+    SUBSPAN_DEVICE double noise(unsigned i) const { return marks != nullptr ? marks[2 * i] + kNoise * marks[2 * i + 1] / double(count) : -1.0; }
     SUBSPAN_DEVICE bool leave(double xx, double yy, double xy, double noise) const { return apart(xx, yy, xy, tolerance) || most(xx, yy) < noise; }
     SUBSPAN_DEVICE bool counts(double xx, double yy, double xy) const { return xy * xy > settled * (xx * yy); }
 };
@@ -390,13 +391,19 @@ __global__ void __launch_bounds__(32) left_kernel(const double *left, int n, dou
     after[2 * int64_t(blockIdx.x) + 1] = finite ? 1.0 : 0.0;
 }
 
-// Rows r that are nearly σ times orthonormal become orthonormal as (3 I - E) / 2 · D⁻¹ r with E = D⁻¹ r rᵀ D⁻¹.
+// Rows r that are nearly σ times orthonormal become orthonormal as (I - L) D⁻¹ r with L + Lᵀ = E - I, E = D⁻¹ r rᵀ D⁻¹. Of two vectors mostly
+// the one of the smaller value turns: rounding of a Gram matrix has hit it harder, by the ratio of the values.
 __global__ void __launch_bounds__(256) polish_kernel(const double *e, const double *sigma, double *out, int64_t k) {
     const int64_t at = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (at >= k * k) return;
     const int64_t i = at / k, j = at % k;
     const double si = sigma[i], sj = sigma[j];
-    out[at] = si > 0 && sj > 0 ? ((i == j ? 1.5 : 0.0) - 0.5 * (e[at] / si / sj)) / sj : 0.0;
+    if (!(si > 0 && sj > 0)) {
+        out[at] = 0.0;
+        return;
+    }
+    const double product = e[at] / si / sj, ratio = si / sj;
+    out[at] = (i == j ? 1.5 - 0.5 * product : -product / (1.0 + ratio * ratio)) / sj;
 }
 
 } // namespace
@@ -438,13 +445,13 @@ void RowSvd::gram(const Session &s, const Blas &blas, int64_t cols, int64_t item
         scale_rows(s, rows(item), pitch(), count_, cols, peaks_ + item * kPeaks, units_ + item);
 }
 
-void RowSvd::run(const Session &s, const double *values, int64_t rank) const {
+void RowSvd::run(const Session &s, const double *values, int64_t rank, bool exact) const {
     const bool gram = factor_.has_value();
     if (gram) factor_->run(s);
     constexpr double by_gram = 1e-15, by_rows = 2e-15;
     const int64_t blocks = cluster_blocks(s.device(), count_, width_, items_);
     const Problem p{a_,     count_ * width_, int(count_), int(gram ? count_ : cols_), int(width_), flags_, allowed_sweeps(blocks > 0 ? kSweeps : kBlockSweeps),
-                    gram ? by_gram : by_rows, gram ? kSettled : by_rows * by_rows, gram ? factor_->marks() : nullptr};
+                    gram ? by_gram : by_rows, gram ? (exact ? kSettledExactly : kSettled) : by_rows * by_rows, gram ? factor_->marks() : nullptr};
     const Shape each{dim3(unsigned(divide_up<int64_t>(count_, 256)), gram ? 1u : unsigned(count_), unsigned(items_)), dim3(256)};
     launch<identity_kernel>(s, "rotations of rows", each, p);
     if (blocks > 0) {

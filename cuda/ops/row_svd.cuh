@@ -27,8 +27,9 @@ class RowSvd {
     /// The Gram matrix of an item whose rows are there. Values and energies are those of the rows as they were before they were scaled.
     void gram(const Session &s, const Blas &blas, int64_t cols, int64_t item = 0) const;
     /// Values and rotations of all items. Signs are such that a vector points the way of the one of the first `rank` rows that it is
-    /// closest to, weighed by `values`; with rank 0 its largest coefficient is positive.
-    void run(const Session &s, const double *values = nullptr, int64_t rank = 0) const;
+    /// closest to, weighed by `values`; with rank 0 its largest coefficient is positive. Of a Gram matrix vectors are good to 1e-12 (values to
+    /// more), which is enough for float32; `exact`: to working precision, for a sweep more now and then.
+    void run(const Session &s, const double *values = nullptr, int64_t rank = 0, bool exact = false) const;
     /// vectors (kept x cols, contiguous) = orthonormal rows; zero where there is no value.
     void vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item = 0) const;
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 namespace subspan::cuda {
 namespace {
@@ -42,7 +43,7 @@ template <class T> struct Below {
 // [forget s V; rows - mean; the way of the mean] in double; `work` keeps the weights of the two parts for what comes after.
 template <class T>
 __global__ void __launch_bounds__(256)
-    stack_kernel(const Below<T> below, const T *v, int64_t vi, const double *values, const double *mean, const double *totals, double *work, double *x,
+    stack_kernel(const Below<T> below, const double *v, int64_t vi, const double *values, const double *mean, const double *totals, double *work, double *x,
                  int64_t pitch, unsigned rank, int64_t n, double forget) {
     const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x;
     const unsigned i = blockIdx.y;
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(256)
     if (j >= n) return;
     double y;
     if (i < rank) {
-        y = forget * values[i] * double(v[i * vi + j]);
+        y = forget * values[i] * v[i * vi + j];
     } else if (i < rank + below.count) {
         const unsigned r = i - rank;
         y = double(below.rows[r * below.row_stride + j * below.col_stride]);
@@ -72,9 +73,8 @@ __global__ void __launch_bounds__(256)
 }
 
 // What the decomposition has found takes the place of what there was, unless something was not finite.
-template <class T>
 __global__ void __launch_bounds__(256)
-    finish_kernel(const double *after, const double *work, const double *found, const double *sigma, const double *block_mean, T *v, int64_t vi,
+    finish_kernel(const double *after, const double *work, const double *found, const double *sigma, const double *block_mean, double *v, int64_t vi,
                   double *values, double *mean, double *totals, unsigned kept, int64_t n, double forget, double refusal, bool last) {
     const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x;
     const unsigned i = blockIdx.y;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(256)
         if (last) totals[not_finite] = 0.0;
     }
     if (!good || j >= n) return;
-    if (i < kept) v[i * vi + j] = T(found[int64_t(i) * n + j]);
+    if (i < kept) v[i * vi + j] = found[int64_t(i) * n + j];
     if (i == 0 && mean != nullptr && work[0] + work[1] > 0) mean[j] = (work[0] * mean[j] + work[1] * block_mean[j]) / (work[0] + work[1]);
     if (j < kept && i == 0) values[j] = sigma[j];
 }
@@ -116,20 +116,20 @@ int64_t add(const Session &s, const Blas &blas, Workspace work, const StreamStat
     const Sizes z = sizes(state, below.count);
     const RowSvd svd(work, z.size, z.n, z.kept, !state.robust);
     double *found = work.take<double>(z.kept * z.n), *block_mean = work.take<double>(z.n), *weights = work.take<double>(5);
-    auto *v = static_cast<T *>(state.components.data);
+    auto *v = static_cast<double *>(state.components.data);
     const unsigned across = unsigned(divide_up<int64_t>(std::max(z.n, z.kept), 256));
     Below<T> b = below;
     if (state.mean != nullptr && b.mean == nullptr) {
         launch<mean_kernel<T>>(s, "the mean of rows", Shape{dim3(across), dim3(256)}, b.rows, b.row_stride, b.col_stride, b.count, z.n, block_mean);
         b.mean = block_mean;
     }
-    launch<stack_kernel<T>>(s, "rows of a stream", Shape{dim3(across, unsigned(z.size)), dim3(256)}, b, static_cast<const T *>(v), state.components.row_stride,
+    launch<stack_kernel<T>>(s, "rows of a stream", Shape{dim3(across, unsigned(z.size)), dim3(256)}, b, static_cast<const double *>(v), state.components.row_stride,
                             static_cast<const double *>(state.values), static_cast<const double *>(state.mean), static_cast<const double *>(state.totals),
                             weights, svd.rows(), svd.pitch(), unsigned(state.rank), z.n, forget);
     svd.gram(s, blas, z.n);
-    svd.run(s, state.values, state.rank);
+    svd.run(s, state.values, state.rank, std::is_same_v<T, double>);
     svd.vectors(s, blas, z.n, found);
-    launch<finish_kernel<T>>(s, "components of a stream", Shape{dim3(across, unsigned(z.kept)), dim3(256)}, svd.after(), static_cast<const double *>(weights),
+    launch<finish_kernel>(s, "components of a stream", Shape{dim3(across, unsigned(z.kept)), dim3(256)}, svd.after(), static_cast<const double *>(weights),
                              static_cast<const double *>(found), static_cast<const double *>(svd.sigma()), b.mean, v, state.components.row_stride, state.values,
                              state.mean, state.totals, unsigned(z.kept), z.n, forget, refusal, last);
     return z.kept;
@@ -138,7 +138,7 @@ int64_t add(const Session &s, const Blas &blas, Workspace work, const StreamStat
 void check_state(const StreamState &s, const char *name) {
     const Stack &v = s.components;
     const std::string n(name);
-    if (v.dtype != DType::f32 && v.dtype != DType::f64) throw ValueError(n + " must hold float32 or float64, got " + name_of(v.dtype));
+    if (v.dtype != DType::f64) throw ValueError(n + " must hold its components in float64, got " + name_of(v.dtype));
     if (v.col_stride != 1) throw ValueError(n + " must have components with contiguous rows");
     if (v.cols < 1 || v.cols > std::numeric_limits<int>::max() / 256 || v.rows < 1) throw ValueError(n + " has no columns, or too many for one call");
     if (s.rank < 0 || s.rank > v.rows) throw ValueError(n + " has a rank that does not fit its components");
@@ -146,7 +146,7 @@ void check_state(const StreamState &s, const char *name) {
 
 void check_block(const StreamState &s, const StreamBlock &b) {
     check_state(s, "the stream");
-    if (b.rows.dtype != s.components.dtype) throw ValueError(std::string("rows must be ") + name_of(s.components.dtype) + " as the stream is, got " + name_of(b.rows.dtype));
+    if (b.rows.dtype != DType::f32 && b.rows.dtype != DType::f64) throw ValueError(std::string("rows must be float32 or float64, got ") + name_of(b.rows.dtype));
     if (b.rows.cols != s.components.cols) throw ValueError("rows must have " + std::to_string(s.components.cols) + " columns, got " + std::to_string(b.rows.cols));
     if (b.rows.rows < 1) throw ValueError("rows holds no rows");
     if (b.at_once < 1) throw ValueError("at least one row is taken at once, got " + std::to_string(b.at_once));
@@ -193,7 +193,6 @@ std::int64_t stream_merge_workspace(const StreamState &state, const StreamState 
 std::int64_t stream_merge(const Context &context, const StreamState &state, const StreamState &other) {
     check_state(state, "the stream");
     check_state(other, "the other stream");
-    if (other.components.dtype != state.components.dtype) throw ValueError(std::string("the other stream must be ") + name_of(state.components.dtype));
     if (other.components.cols != state.components.cols)
         throw ValueError("the other stream must have " + std::to_string(state.components.cols) + " columns, got " + std::to_string(other.components.cols));
     if ((other.mean == nullptr) != (state.mean == nullptr)) throw ValueError("both streams must be centred, or none");
@@ -201,11 +200,8 @@ std::int64_t stream_merge(const Context &context, const StreamState &state, cons
     const Session s(context);
     Workspace work(context);
     const Blas blas(s, work);
-    return dispatch_wide(state.components.dtype, [&](auto tag) {
-        using T = decltype(tag);
-        const Below<T> below{static_cast<const T *>(other.components.data), other.components.row_stride, 1, other.rank, other.values, other.mean, other.totals};
-        return add<T>(s, blas, work, state, below, 1.0, 0.0, true);
-    });
+    const Below<double> below{static_cast<const double *>(other.components.data), other.components.row_stride, 1, other.rank, other.values, other.mean, other.totals};
+    return add<double>(s, blas, work, state, below, 1.0, 0.0, true);
 }
 
 } // namespace subspan::cuda

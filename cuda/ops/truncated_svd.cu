@@ -79,7 +79,7 @@ void complete(const Session &s, const Blas &blas, Workspace work, double *v, int
             blas.multiply(-1.0, c, basis, 1.0, r);
         }
         factor.gram(s, blas, n);
-        factor.run(s);
+        factor.run(s, round == 0 ? RowFactor::Shift::any : RowFactor::Shift::orthonormal);
         factor.orthonormal(blas, n, more);
     }
     launch<fill_kernel>(s, "completed vectors", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(k)), dim3(256)}, v, static_cast<const double *>(more), sigma, n,
@@ -216,13 +216,13 @@ template <class T> class Iteration {
                 blas_.multiply(1.0, y, a_[i], 0.0, z);
         }
     }
-    template <class Rows> void decompose(const Rows &svd, bool of_y) {
+    template <class Rows, class... Shift> void decompose(const Rows &svd, bool of_y, Shift... shift) {
         for (std::size_t i = 0; i < calls_.size(); ++i) {
             const int64_t cols = of_y ? a_[i].rows : a_[i].cols;
             copy(s_, static_cast<const C *>(of_y ? y_[i] : z_[i]), cols, int64_t(1), svd.rows(int64_t(i)), svd.pitch(), int64_t(1), plan_.l, cols);
             svd.gram(s_, blas_, cols, int64_t(i));
         }
-        svd.run(s_);
+        svd.run(s_, shift...);
     }
     int64_t columns(bool of_y) const { return plan_.gram ? plan_.longest : (of_y ? plan_.widest : plan_.columns); }
     // Between products only the span counts, and rows that are independent: by a factor of the Gram matrix, for which float32 products have
@@ -236,7 +236,7 @@ template <class T> class Iteration {
             };
             if (plan_.gram) {
                 const RowFactor factor(work, plan_.l, plan_.longest, true, plan_.items);
-                decompose(factor, of_y);
+                decompose(factor, of_y, pass == 0 ? RowFactor::Shift::any : RowFactor::Shift::orthonormal);
                 for (std::size_t i = 0; i < calls_.size(); ++i) {
                     factor.orthonormal(blas_, of_y ? a_[i].rows : a_[i].cols, found_, int64_t(i));
                     back(i);

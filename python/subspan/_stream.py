@@ -42,7 +42,7 @@ class DeviceStream:
             inner = max(rank, min(64, 2 * rank + 32))
         self.inner = min(inner, n)
         self._configure(place, n, forget, method, dtype)
-        self.components = place.zeros((self.inner, n), dtype)
+        self.components = place.zeros((self.inner, n), "float64")  # rounding them at every update would add up
         self.values = place.zeros((self.inner,), "float64")
         self.totals = place.zeros((_TOTALS,), "float64")
         self.mean = place.zeros((n,), "float64") if center else None
@@ -120,18 +120,22 @@ class DeviceStream:
     @classmethod
     def restored(cls, library: str, state: dict[str, Any], forget: float, method: str, center: bool) -> DeviceStream:
         """On the library's current device. ValueError for a state whose parts do not fit each other."""
+        state_dtype = state["dtype"]
         state = {name: state["device_" + name] for name in (*_NUMBERS, *_ARRAYS)}
         self = cls.__new__(cls)
         components = np.asarray(state["components"])
         if components.ndim != 2 or components.dtype.name not in ("float32", "float64"):
             raise ValueError(f"components have shape {components.shape} of {components.dtype}")
         inner, n = components.shape
+        dtype = str(state_dtype)
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype is {dtype!r}, wanted float32 or float64")
         shapes = {"components": (inner, n), "values": (inner,), "mean": (n,), "totals": (_TOTALS,)}
         for name in _NUMBERS:
             setattr(self, name, int(state[name]))
         if not 0 <= self.rank <= self.inner == inner or self.rows < 0:
             raise ValueError(f"rank is {self.rank}, rows are {self.rows}, {inner} components")
-        self._configure(Place.current(library), n, forget, method, components.dtype.name)
+        self._configure(Place.current(library), n, forget, method, dtype)
         for name in _ARRAYS:
             x = state[name]
             if name == "mean" and not center:
@@ -142,8 +146,7 @@ class DeviceStream:
             host = np.asarray(x)
             if host.shape != shapes[name] or not np.isfinite(host).all():
                 raise ValueError(f"{name} has shape {host.shape}, wanted {shapes[name]}, all finite")
-            wide = components.dtype if name == "components" else np.dtype(np.float64)
-            setattr(self, name, self.place.from_host(host.astype(wide)))
+            setattr(self, name, self.place.from_host(host.astype(np.float64)))
         return self
 
     def product(self, a: Any, b: Any) -> Any:
@@ -156,6 +159,10 @@ class DeviceStream:
         a, b = self.place.for_blas(detached(a)), self.place.for_blas(detached(b))
         self.place.module.matrix_product(self.place.call(), a, b, 1.0, result)
         return result
+
+    def shown_components(self, count: int) -> Any:
+        """The first of them, in the dtype of the rows; a fresh array."""
+        return self.place.copied(self.place.converted(self.components[:count], self.dtype))
 
     # -- results: these wait for the device ----------------------------------------------------------------------------
 

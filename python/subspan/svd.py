@@ -33,14 +33,14 @@ from subspan._arrays import (
     library_of,
     real_number,
     rng_key,
-    stoppable,
     to_library,
     truth,
     whole_number,
 )
 from subspan._device import Place, device_of, on_device, same_dtype
 from subspan._files import checked_state, read_archive, sealed_state, write_archive
-from subspan._orth.common import convolution_hint, detached, finish, numpy, on_the_cpu
+from subspan._inner_product import InnerProduct, no_overflow
+from subspan._orth.common import detached, finish, numpy, on_the_cpu
 from subspan._stream import DeviceStream
 
 __all__ = [
@@ -75,6 +75,8 @@ _MEMBERS = _NEEDED | {
     "shown_dtype",
     "weight",
     "inner_product",
+    "inner_indices",
+    "inner_indptr",
     "on_device",
     "features",
     "rows_seen",
@@ -116,80 +118,6 @@ class Rotation(NamedTuple):
         return np.vstack([np.asarray(U) @ self.past + self.shift, self.new])
 
 
-def _no_overflow(y: Any, x: Any, what: str) -> Any:
-    if not np.isfinite(y).all() and np.isfinite(x).all():
-        raise ValueError(f"{what} overflows the dtype although the input is finite; scale it")
-    return y
-
-
-class InnerProduct:
-    """The inner product ``x·W·y`` as a change of coordinates ``x ↦ x F`` with ``W = F Fᵀ``, ``F`` lower triangular."""
-
-    def __init__(self, weight: Any) -> None:
-        on_the_cpu(weight, "weight")
-        if hasattr(weight, "matmat") and not hasattr(weight, "__array__"):
-            raise TypeError(
-                "weight is an operator, which gives no factor; pass its matrix, dense or sparse, or its diagonal"
-            )
-        given = dense_rows(weight, "weight") if is_sparse(weight) else as_array(weight, "weight")
-        self.given = np.array(numpy(as_float(given, "weight")))
-        check_float(self.given, "weight")
-        self.given = self.given.astype(np.float64)
-        if not np.isfinite(self.given).all():
-            raise ValueError("weight holds NaN or infinity")
-        if self.given.ndim == 1:
-            if not (self.given > 0).all():
-                raise ValueError("weight must be positive")
-            self.factor = np.sqrt(self.given)
-        elif self.given.ndim == 2 and self.given.shape[0] == self.given.shape[1]:
-            if np.abs(self.given - self.given.T).max(initial=0.0) > 1e-12 * np.abs(self.given).max(initial=0.0):
-                raise ValueError("weight must be symmetric")
-            try:
-                self.factor = stoppable(np.linalg.cholesky, self.given)
-            except np.linalg.LinAlgError:
-                raise ValueError("weight must be positive definite") from None
-        else:
-            raise ValueError(f"weight must have shape (n,) or (n, n), got {self.given.shape}")
-
-    def same_as(self, other: InnerProduct) -> bool:
-        return self.given.shape == other.given.shape and bool((self.given == other.given).all())
-
-    def _check(self, n: int, name: str) -> None:
-        if n != self.factor.shape[0]:
-            raise ValueError(f"{name} must have {self.factor.shape[0]} columns as weight has, got {n}")
-
-    def forward(self, x: Any, name: str) -> Any:
-        """``x F`` in NumPy and float64: rounded to float32, rows with a large mean would lose what centring needs."""
-        x = np.asarray(x) if isinstance(x, np.ndarray) else np.from_dlpack(x)
-        if x.ndim not in (1, 2):
-            hint = convolution_hint(tuple(x.shape), name)
-            raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {x.shape}{hint}")
-        self._check(x.shape[-1], name)
-        x = x.astype(np.float64, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = x * self.factor if self.factor.ndim == 1 else np.ascontiguousarray(x @ self.factor)
-        return _no_overflow(y, x, f"{name} times the factor of weight")
-
-    def forward_csr(self, parts: tuple[Any, Any, Any, int, int], name: str) -> tuple[Any, Any, Any, int, int]:
-        data, indices, indptr, m, n = parts
-        self._check(n, name)
-        if self.factor.ndim != 1:
-            raise TypeError(
-                f"{name} is sparse, and weight a matrix, which would fill it; pass dense rows, or a diagonal weight"
-            )
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaled = data.astype(np.float64, copy=False) * self.factor[indices]
-        return _no_overflow(scaled, data, f"{name} times the factor of weight"), indices, indptr, m, n
-
-    def backward(self, v: Any) -> Any:
-        """``v F⁻¹``."""
-        if self.factor.ndim == 1:
-            return v / self.factor
-        from scipy.linalg import solve_triangular
-
-        return np.ascontiguousarray(solve_triangular(self.factor, v.T, lower=True, trans="T", check_finite=False).T)
-
-
 class StreamingSVD:
     """Truncated SVD of a tall matrix whose rows arrive in blocks.
 
@@ -225,10 +153,12 @@ class StreamingSVD:
     signs : {"stable", "v"}
         Of components. ``"stable"``: that of the component before it that each is closest to. ``"v"``: after every
         update the entry of largest magnitude is positive, whatever the past was (always so with ``exact_blocks``).
-    weight : array ``(n,)`` or ``(n, n)``, optional
+    weight : array ``(n,)``, array or sparse matrix ``(n, n)``, or operator, optional
         The inner product ``x·W·y`` of rows, a mass matrix for example: its diagonal, or a symmetric positive definite
-        matrix, dense or sparse (whose dense Cholesky factor is kept). ``singular_values`` are those in that inner
-        product, and ``components @ W @ components.T`` is the identity.
+        matrix, whose Cholesky factor is kept: sparse for a sparse matrix, in an order that keeps the fill small. An
+        operator (``shape`` and ``matmat``, a ``scipy.sparse.linalg.LinearOperator`` say) is applied to the unit vectors
+        once, 256 at a time, and factored like the matrix that this gives, sparse where that is.
+        ``singular_values`` are those in that inner product, and ``components @ W @ components.T`` is the identity.
 
     Notes
     -----
@@ -305,7 +235,7 @@ class StreamingSVD:
         self.method, self.signs = str(method), str(signs)
         self._dtype = None if dtype is None else float_dtype(dtype)
         self.exact_blocks = truth(exact_blocks, "exact_blocks")
-        self._inner = None if weight is None else InnerProduct(weight)
+        self._inner = weight if weight is None or isinstance(weight, InnerProduct) else InnerProduct(weight)
         self._shown: np.dtype[Any] | None = None  # dtype of the rows of a stream with weight, which works in float64
         self._writing = threading.Lock()
         self._library = "numpy"
@@ -352,7 +282,10 @@ class StreamingSVD:
         elif is_sparse(rows):
             parts = self._csr(rows, "rows")
             self._take_library("numpy")
-            self._core.update_csr(*parts)
+            if isinstance(parts, tuple):
+                self._core.update_csr(*parts)
+            else:
+                self._core.update(parts)
         else:
             rows, library = self._dense(rows, "rows")
             self._take_library(library)
@@ -380,7 +313,8 @@ class StreamingSVD:
             x = self._inner.forward(x, name)
         return x, library
 
-    def _csr(self, x: Array, name: str) -> tuple[Any, Any, Any, int, int]:
+    def _csr(self, x: Array, name: str) -> Any:
+        """Parts of sparse rows, or the dense rows that a dense factor of ``weight`` makes of them."""
         parts = csr_parts(x, name, self._wanted())
         self._check_dtype(parts[0], name)
         return parts if self._inner is None else self._inner.forward_csr(parts, name)
@@ -410,15 +344,16 @@ class StreamingSVD:
 
     def _rotation(self, before: Any, after: Any, block: Any) -> Rotation:
         v, s = after["components"].astype(np.float64), after["singular_values"]
+        v = v * self._flips(v)[:, None]
         x = np.atleast_2d(np.asarray(block)).astype(np.float64)
         mean = after["mean"] if self.center else 0.0
         new = (x - mean) @ v.T / s
         k = 0 if before["dtype"] is None else before["singular_values"].size
         past, shift = np.zeros((k, s.size)), np.zeros(s.size)
         if before["dtype"] is not None:
-            past = (
-                self.forget * before["singular_values"][:, None] * (before["components"].astype(np.float64) @ v.T) / s
-            )
+            old = before["components"].astype(np.float64)
+            old = old * self._flips(old)[:, None]
+            past = self.forget * before["singular_values"][:, None] * (old @ v.T) / s
             if self.center:
                 shift = self.forget * (before["mean"] - mean) @ v.T / s
         return Rotation(past, new, shift)
@@ -431,8 +366,7 @@ class StreamingSVD:
             if self._dtype is not None and self._dtype != np.dtype(dtype):
                 raise TypeError(f"rows must be {self._dtype} as the stream is, got {dtype}")
             place = Place(rows=rows)
-            if self._inner is not None:
-                raise TypeError("weight is not implemented on CUDA devices")
+            self._require_device_options()
             if len(rows.shape) == 1:
                 rows = rows[None]
             if len(rows.shape) != 2:
@@ -454,6 +388,15 @@ class StreamingSVD:
             )
         self._there.update(rows)
 
+    def _require_device_options(self) -> None:
+        for given, what in (
+            (self._inner is not None, "weight"),
+            (self.exact_blocks, "exact_blocks=True"),
+            (self.signs != "stable", f"signs={self.signs!r}"),
+        ):
+            if given:
+                raise TypeError(f"{what} of a stream is not implemented on CUDA devices")
+
     def _device_merge(self, other: StreamingSVD) -> None:
         if other._there is None:
             if other._core.dtype() is None:
@@ -464,6 +407,7 @@ class StreamingSVD:
                 raise TypeError("other is on a CUDA device and the stream on the CPU")
             if self._dtype is not None and self._dtype != np.dtype(other._there.dtype):
                 raise TypeError(f"other must be {self._dtype} as the stream is, got {other._there.dtype}")
+            self._require_device_options()
             there, theirs = other._there, (self.rank, self.forget, self.center, self.oversample, self.method)
             fresh = DeviceStream(there.place, there.n, *theirs, there.dtype)
             fresh.merge(there)
@@ -531,12 +475,21 @@ class StreamingSVD:
             elif dtype != self._shown:
                 raise TypeError(f"{name} must be {self._shown} as the stream is, got {dtype}")
 
+    def _canonical(self) -> bool:
+        return self.signs == "v" or self.exact_blocks
+
+    def _flips(self, v: Any) -> Any:
+        """Signs that components ``v`` of the core get where they are shown: with weight in other coordinates."""
+        if self._inner is None or not self._canonical():
+            return np.ones(len(v))
+        return _signs_of_rows(self._inner.backward(v))
+
     def _in_dtype(self, x: Any, what: str) -> Any:
         """What a stream with weight has worked out in float64, in the dtype of its rows."""
         if self._inner is None:
             return x
         with np.errstate(over="ignore"):
-            return _no_overflow(x.astype(self.dtype, copy=False), x, what)
+            return no_overflow(x.astype(self.dtype, copy=False), x, what)
 
     def _take_library(self, library: str) -> None:
         if self._library != library and self._core.dtype() is not None:
@@ -564,10 +517,11 @@ class StreamingSVD:
     def components(self) -> Array:
         """``(k, n)`` right singular vectors as rows, orthonormal to ``10 eps sqrt(k)``; a fresh array."""
         if self._there is not None:
-            return self._there.place.copied(self._there.components[: self._there.shown(self.rank, self.energy)[0]])
+            return self._there.shown_components(self._there.shown(self.rank, self.energy)[0])
         v = self._core.components()
         if v is not None and self._inner is not None:
-            v = self._in_dtype(self._inner.backward(v), "components")
+            v = self._inner.backward(v)
+            v = self._in_dtype(v * _signs_of_rows(v)[:, None] if self._canonical() else v, "components")
         return to_library(self._empty(0, 0) if v is None else v, self._library)
 
     @property
@@ -610,7 +564,7 @@ class StreamingSVD:
             raise ValueError(f"a variance needs at least two rows, and the stream has seen {seen}")
         with np.errstate(over="ignore"):
             variance = (values / math.sqrt(seen - 1 if self.forget == 1.0 else weight)) ** 2
-        return to_library(_no_overflow(variance, values, "explained_variance"), self._library)
+        return to_library(no_overflow(variance, values, "explained_variance"), self._library)
 
     def _energies(self) -> tuple[Any, float]:
         if self._there is not None:
@@ -626,10 +580,13 @@ class StreamingSVD:
         """
         if self._there is not None:
             raise TypeError("column_variances is not implemented on CUDA devices")
-        if self._inner is not None:
-            raise TypeError("column_variances of a stream with weight is not implemented")
+        if self._inner is not None and self._inner.factor.ndim != 1:
+            raise TypeError("column_variances is not implemented for a weight that is a matrix; a diagonal is taken")
         self._require_rows()
-        return to_library(self._core.column_variances(), self._library)
+        variances = self._core.column_variances()
+        if self._inner is not None:
+            variances = variances / self._inner.given
+        return to_library(variances, self._library)
 
     @property
     def rows_seen(self) -> int:
@@ -680,15 +637,22 @@ class StreamingSVD:
             x = self._centred(X)
             z = self._there.product(x, self._there.place.turned(self.components))
             return self._device_result(z[0] if len(X.shape) == 1 else z, out)
-        return self._read(X, "X", out, self._core.project, self._core.project_csr)
+        return self._read(X, "X", out, "project")
 
-    def _read(self, X: Array, name: str, out: Array | None, dense: Any, csr: Any) -> Array:
+    def _read(self, X: Array, name: str, out: Array | None, what: str) -> Array:
         self._require_rows()
+        flips: Any = None
+        core = self._core
+        if self._inner is not None and self._canonical() and what != "residual":
+            core = core.copy()  # signs and coordinates of one moment
+            flips = self._flips(core.components())
         if out is not None:
             check_output(out, self.dtype)
         target = None if out is None or self._inner is not None else detached(out)
-        if csr is not None and is_sparse(X):
-            result = csr(*self._csr(X, name), target)
+        dense = getattr(core, what)
+        if name == "X" and is_sparse(X):
+            parts = self._csr(X, name)
+            result = getattr(core, what + "_csr")(*parts, target) if isinstance(parts, tuple) else dense(parts, target)
             library, like = "numpy", None
         else:
             library, like = library_of(X), X
@@ -699,12 +663,16 @@ class StreamingSVD:
                 self._check_dtype(x, name)
                 if self._inner is not None:
                     x = numpy(x).astype(np.float64)
+                    if flips is not None and x.ndim in (1, 2) and x.shape[-1] == len(flips):  # others raise below
+                        x = x * flips
             else:
                 x, library = self._dense(X, name)
             if len(x.shape) not in (1, 2):
                 raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {tuple(x.shape)}")
             result = dense(x, target)
         if self._inner is not None:
+            if what == "project" and flips is not None:
+                result = np.asarray(result) * flips
             if name == "Z":
                 result = self._inner.backward(np.atleast_2d(result)).reshape(result.shape)
             result = self._in_dtype(np.asarray(result), "the result")
@@ -748,7 +716,7 @@ class StreamingSVD:
                 with self._there.place.inside():
                     x += self.mean
             return self._device_result(x[0] if one else x, out)
-        return self._read(Z, "Z", out, self._core.reconstruct, None)
+        return self._read(Z, "Z", out, "reconstruct")
 
     def residual(self, X: Array, *, out: Array | None = None) -> Array:
         """Squared distances ``(m,)`` of rows ``X (m, n)`` to the (affine) subspace; of one row ``(n,)`` a scalar.
@@ -764,7 +732,7 @@ class StreamingSVD:
                 along *= along
                 squares = along.sum(-1)
             return self._device_result(squares[0] if len(X.shape) == 1 else squares, out)
-        return self._read(X, "X", out, self._core.residual, self._core.residual_csr)
+        return self._read(X, "X", out, "residual")
 
     def _centred(self, X: Array) -> Array:
         assert self._there is not None
@@ -814,7 +782,7 @@ class StreamingSVD:
             wanted_dtype=None if self._dtype is None else self._dtype.name,
             exact_blocks=self.exact_blocks,
             signs=self.signs,
-            inner_product=None if self._inner is None else self._inner.given,
+            **({"inner_product": None} if self._inner is None else self._inner.members()),
             shown_dtype=None if self._shown is None else self._shown.name,
             library=self._library,
             on_device=self._there is not None,
@@ -835,7 +803,7 @@ class StreamingSVD:
             state["oversample"],
             bool(state["exact_blocks"]),
             state.get("signs") or "stable",
-            state.get("inner_product"),
+            InnerProduct.restored(state),
         )
         shown = state.get("shown_dtype")
         self._shown = None if shown is None else float_dtype(shown)
@@ -901,6 +869,11 @@ class StreamingSVD:
         )
 
 
+def _signs_of_rows(v: Any) -> Any:
+    """Of the entry of largest magnitude in each row."""
+    return np.where(v[np.arange(v.shape[0]), np.abs(v).argmax(axis=1)] < 0, -1.0, 1.0)
+
+
 def _known_library(name: Any) -> str:
     """A saved library, imported: results go to it."""
     if name not in _LIBRARIES:
@@ -955,7 +928,7 @@ def truncated_svd(
     signs : {"v", "u"}
         Which entry of largest magnitude is positive: that of each row of ``Vh``, or that of each column of ``U`` (as
         scikit-learn's ``svd_flip`` by default).
-    weight : array ``(n,)`` or ``(n, n)``, optional
+    weight : array ``(n,)``, array or sparse matrix ``(n, n)``, or operator, optional
         The inner product ``x·W·y`` of rows, as in :class:`StreamingSVD`: ``Vh @ W @ Vh.T`` is the identity, and ``A``
         is near ``U @ diag(S) @ Vh``.
 
@@ -1082,15 +1055,20 @@ def _weighted(
     dtype: Any = None
     if on_device(A, initial):
         raise TypeError("weight is not implemented on CUDA devices")
-    if hasattr(A, "matmat") and not is_sparse(A) and not hasattr(A, "__dlpack__"):
-        raise TypeError("A is an operator; put the factor of weight into it")
     x: Any
     library, like = "numpy", None
     if is_sparse(A):
-        given = csr_parts(A, "A")
-        dtype = check_float(given[0], "A")
-        parts = inner.forward_csr(given, "A")
-        x = sys.modules["scipy.sparse"].csr_array(parts[:3], shape=parts[3:])
+        data, indices, indptr, *shape = csr_parts(A, "A")
+        dtype = check_float(data, "A")
+        space = sys.modules["scipy.sparse"]
+        if energy is None and isinstance(inner.factor, np.ndarray) and inner.factor.ndim == 2:
+            x = inner.behind(space.csr_array((data.astype(np.float64), indices, indptr), shape=shape))
+        else:
+            x = inner.forward_csr((data, indices, indptr, *shape), "A")
+            x = space.csr_array(x[:3], shape=x[3:]) if isinstance(x, tuple) else x
+    elif hasattr(A, "matmat") and hasattr(A, "rmatmat") and not hasattr(A, "__dlpack__"):
+        dtype = np.float32 if _operator(A)[2] else np.float64
+        x = inner.behind(A)
     else:
         A = as_array(A, "A")
         check_library(A, "A")
@@ -1110,10 +1088,10 @@ def _weighted(
         rng=rng,
     )
     vh = inner.backward(found.Vh)
-    flip = np.where(vh[np.arange(vh.shape[0]), np.abs(vh).argmax(axis=1)] < 0, -1, 1).astype(vh.dtype)
+    flip = _signs_of_rows(vh)
     found = _with_signs(TruncatedSVD(found.U * flip, found.S, vh * flip[:, None]), signs)
     with np.errstate(over="ignore"):
-        shown = [_no_overflow(x.astype(dtype, copy=False), x, "a result") for x in found]
+        shown = [no_overflow(x.astype(dtype, copy=False), x, "a result") for x in found]
     return TruncatedSVD(*(to_library(x, library, like) for x in shown))
 
 
@@ -1328,8 +1306,8 @@ class FrequentDirections:
             "library": self._library,
         }
         if self._core is not None:
-            buffer, seen, bound, norm = self._core.saved()
-            state.update(buffer=buffer, bound=bound, norm=norm, seen=seen, dtype=np.dtype(self._wanted()).name)
+            buffer, low, seen, bound, norm = self._core.saved()
+            state.update(buffer=buffer, low=low, bound=bound, norm=norm, seen=seen, dtype=np.dtype(self._wanted()).name)
         return sealed_state(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -1346,7 +1324,9 @@ class FrequentDirections:
             kept = check_float(buffer, "buffer")
             core = self._make(float_dtype(state["dtype"]) if "dtype" in state else kept)  # earlier ones were of it
             seen = whole_number(state["seen"], "seen", 0)
-            core.restore(buffer.astype(np.float64), float(state["bound"]), float(state["norm"]), seen)
+            buffer = buffer.astype(np.float64)
+            low = state.get("low", np.zeros_like(buffer))  # earlier ones had none
+            core.restore(buffer, low, float(state["bound"]), float(state["norm"]), seen)
             self._core = core
 
     def __repr__(self) -> str:

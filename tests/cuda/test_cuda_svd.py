@@ -311,3 +311,61 @@ def test_streams_on_a_device_that_is_not_current(emulation, rng):
         np.testing.assert_allclose(np.abs(got.get()), np.abs(getattr(want, name)(A)), rtol=1e-3, atol=1e-3)
     there = svd.reconstruct(svd.project(rows))
     np.testing.assert_allclose(there.get(), want.reconstruct(want.project(A)), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "oversample"), [("lorentz", 6), ("gauss", 0), ("rows", 0)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("method", ["gram", "robust"])
+def test_vectors_of_smooth_snapshots(gpu, name, dtype, method, oversample):
+    """Against the decomposition of what the stream was given: its state before, and the block."""
+    t, x = np.linspace(0, 1, 60)[:, None], np.linspace(0, 1, 200)[None]
+    a = {
+        "lorentz": 1 / (1 + ((x - t) / 0.1) ** 2),
+        "gauss": np.exp(-(((x - t) / 0.15) ** 2)),
+        "rows": (1 / (1 + ((x - t) / 0.1) ** 2)).T,
+    }[name].astype(dtype)
+    eps = float(np.finfo(dtype).eps)
+    svd = StreamingSVD(8, oversample=oversample, method=method)
+    for begin, end in ((0, 25), (25, 32), (32, 60)):
+        past = np.zeros((0, a.shape[1]))
+        if svd.rows_seen:
+            there = svd._there
+            past = there.values.get()[: there.rank, None] * there.components.get()[: there.rank]
+        svd.update(gpu.put(a[begin:end]))
+        _, s, vh = np.linalg.svd(np.vstack([past, a[begin:end].astype(np.float64)]), full_matrices=False)
+        found, values = svd.components.get().astype(np.float64), svd.singular_values.get()
+        gram = method == "gram"  # of doubles, which loses what is below 2e-6 of the first value
+        assert np.abs(values - s[: len(found)]).max() <= max(20 * eps, 2.1e-6 if gram else 0) * s[0]
+        for k in range(1, len(found) + 1):
+            if gram and s[k - 1] < 3e-6 * s[0]:
+                break
+            gap = s[k - 1] - (s[k] if k < len(s) else 0)
+            off = np.linalg.norm(found[:k] - (found[:k] @ vh[:k].T) @ vh[:k], 2)
+            allowed = 60 * eps + (60 * 2.2e-16 * s[0] / s[k - 1] if gram else 0)
+            assert off <= allowed * s[0] / gap + 60 * eps, (k, off * gap / s[0] / eps)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("center", [False, True])
+def test_errors_do_not_add_up_over_updates(gpu, rng, dtype, center):
+    updates = 200 if dtype == np.float32 else 60
+    a = ((rng.standard_normal((4 * updates, 6)) + 3 * center) * 2.0 ** -np.arange(6)).astype(dtype)
+    svd = StreamingSVD(6, center=center)
+    for begin in range(0, 4 * updates, 4):
+        svd.update(gpu.put(a[begin : begin + 4]))
+    exact = a.astype(np.longdouble)
+    exact = exact - exact.mean(0) if center else exact
+    s = np.sqrt(np.linalg.eigvalsh((exact.T @ exact).astype(np.float64))[::-1])
+    eps = float(np.finfo(dtype).eps)
+    assert np.abs(svd.singular_values.get() - s).max() <= (2 if dtype == np.float32 else 20) * eps * s[0]
+    v = svd.components.get().astype(np.float64)
+    assert np.abs(v @ v.T - np.eye(6)).max() <= 10 * eps * 6**0.5
+
+
+@pytest.mark.parametrize("options", [{"signs": "v"}, {"exact_blocks": True}, {"weight": np.ones(5)}])
+def test_options_of_streams_that_have_no_kernel(gpu, rng, options):
+    with pytest.raises(TypeError, match="not implemented on CUDA devices"):
+        StreamingSVD(2, **options).update(gpu.put(rng.standard_normal((4, 5))))
+    there = StreamingSVD(2).update(gpu.put(rng.standard_normal((4, 5))))
+    with pytest.raises(TypeError, match="not implemented on CUDA devices"):
+        StreamingSVD(2, **options).merge(there)

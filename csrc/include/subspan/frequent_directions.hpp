@@ -32,16 +32,20 @@ template <class T> class FrequentDirections {
     double squared_norm() const { return norm_; } // of everything seen
     std::int64_t used() const { return used_; }
     const double *buffer() const { return rows_.data(); } // used() x features()
-    void restore(std::int64_t used, const double *rows, double bound, double norm, std::int64_t seen);
+    const double *low() const { return low_.data(); }     // the same; what rounding the buffer has left over
+    /// `low` may be null: zeros.
+    void restore(std::int64_t used, const double *rows, const double *low, double bound, double norm, std::int64_t seen);
 
   private:
-    template <class S> void append(MatrixView<const S> rows);
+    template <class S> void append(MatrixView<const S> rows, const double *low = nullptr);
     void shrink();
     template <class F> void attempt(F &&f);
 
     std::int64_t size_, n_, used_ = 0, seen_ = 0;
     double bound_ = 0, norm_ = 0;
-    std::vector<double> rows_; // for float, too: a shrink rounds all rows, and there are as many as rows / size
+    // In double for float, too, with what rounding has left over: a shrink rounds all rows, and there are as many shrinks
+    // as rows / size.
+    std::vector<double> rows_, low_;
 };
 
 } // namespace subspan

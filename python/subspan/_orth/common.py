@@ -24,6 +24,11 @@ def matrices(x: Array, name: str) -> tuple[Array, np.dtype[Any]]:
     return x, dtype
 
 
+def column(x: Any) -> Any:
+    """A vector as one column; anything else as it is."""
+    return x[:, None] if len(getattr(x, "shape", ())) == 1 else x
+
+
 def same_dtype(dtype: Any, other: Any, name: str, first: str) -> None:
     """Dtypes that differ are named before anything is said of values."""
     if other != dtype:
@@ -39,6 +44,19 @@ def is_left(side: str) -> bool:
     if side not in ("left", "right"):
         raise ValueError(f"side must be 'left' or 'right', got {side!r}")
     return side == "left"
+
+
+def of_vector(f: Any, x: Array, side: str, out: Array | None) -> Array:
+    """``f(matrix, out)`` of a vector: a column where matrices act from the left, else a row."""
+    if side == "both":
+        raise ValueError("side='both' is for matrices; a vector has one side, 'left' or 'right'")
+    left = is_left(side)
+
+    def wide(y: Any) -> Any:
+        return y[:, None] if left else y[None]
+
+    result = f(wide(x), None if out is None else wide(out))
+    return out if out is not None else result.reshape(-1)
 
 
 def finish(x: Any, fresh: bool, library: str, like: Array = None) -> Array:

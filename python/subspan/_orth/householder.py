@@ -14,12 +14,14 @@ from subspan._files import checked_state, sealed_state
 from subspan._orth import device
 from subspan._orth.common import (
     broadcast,
+    column,
     convolution_hint,
     detached,
     finish,
     is_left,
     matrices,
     numpy,
+    of_vector,
     same_dtype,
 )
 
@@ -136,19 +138,6 @@ class HouseholderQ:
     def __repr__(self) -> str:
         kind = ", transposed" if self.transposed else ""
         return f"HouseholderQ(shape={self.shape}, reflections={self.V.shape[-1]}, dtype={self.dtype}{kind})"
-
-
-def of_vector(f: Any, x: Array, side: str, out: Array | None) -> Array:
-    """``f(matrix, out)`` of a vector: a column where matrices act from the left, else a row."""
-    if side == "both":
-        raise ValueError("side='both' is for matrices; a vector has one side, 'left' or 'right'")
-    left = is_left(side)
-
-    def wide(y: Any) -> Any:
-        return y[:, None] if left else y[None]
-
-    result = f(wide(x), None if out is None else wide(out))
-    return out if out is not None else result.reshape(-1)
 
 
 def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
@@ -276,8 +265,12 @@ def householder_product_backward(
     Finite for every finite input whose gradient the dtype can hold, also where ``tau = 1 / ‖v‖²`` and for zero vectors
     (whose gradient is zero). ``9 m k²`` flops and a few ``k³``; work memory is a copy of ``V`` and some four k × k
     matrices. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers expect; on a CUDA device
-    they always pass.
+    they always pass. Of a vector ``V (m,)`` ``dV`` is one, too.
     """
+    if len(getattr(V, "shape", ())) == 1:
+        found = householder_product_backward(column(grad), column(V), tau, check=check)
+        dv, *rest = found if isinstance(found, tuple) else (found,)
+        return (dv.reshape(-1), *rest) if rest else dv.reshape(-1)
     if on_device(grad, V, tau):
         there, dtau_there = device.householder_product_backward(grad, V, tau)
         return there if dtau_there is None else (there, dtau_there)
@@ -373,8 +366,16 @@ def householder_apply_backward(
 
     ``grad`` has the shape of ``C``, which must have all leading axes; gradients of ``V`` and ``tau`` are summed over
     axes along which they were broadcast. About ``12 m n k`` flops. ``check=False`` lets NaN and infinity through; on a
-    CUDA device they always pass.
+    CUDA device they always pass. Of vectors ``V`` and ``C`` the gradients are vectors.
     """
+    if len(getattr(V, "shape", ())) == 1:
+        dv, *rest = householder_apply_backward(grad, column(V), C, tau, side=side, transpose=transpose, check=check)
+        return (dv.reshape(-1), *rest)
+    if len(getattr(C, "shape", ())) == 1:
+        left = is_left(side)
+        c, g = (x[:, None] if left else x[None] for x in (C, as_array(grad, "grad")))
+        dv, dc, *rest = householder_apply_backward(g, V, c, tau, side=side, transpose=transpose, check=check)
+        return (dv, dc.reshape(-1), *rest)
     if on_device(grad, V, C, tau):
         return device.householder_apply_backward(grad, V, C, tau, side, bool(transpose))
     C, dtype = matrices(C, "C")

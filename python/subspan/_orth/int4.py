@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, check_float, library_of, output, to_library, whole_number
+from subspan._arrays import Array, check_float, library_of, output, to_library, truth, whole_number
 from subspan._device import device_of, dtype_name, matrix, on_device
 from subspan._files import checked_state, sealed_state
 from subspan._orth import device_int4
-from subspan._orth.common import detached, finish, is_left, matrices
+from subspan._orth.common import convolution_hint, detached, finish, is_left, matrices, of_vector
 
 _FORMAT = "subspan.Int4Basis/2"
 
@@ -114,25 +114,34 @@ class Int4Basis:
     def apply(
         self, X: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None, check: bool = True
     ) -> Array:
-        """``U X``, ``UᵀX`` (``transpose``), ``X U`` or ``X Uᵀ`` (``side="right"``) for ``X`` of two or more axes.
+        """``U X``, ``UᵀX`` (``transpose``), ``X U`` or ``X Uᵀ`` (``side="right"``) for ``X`` of two or more axes, or
+        a vector.
 
         ``2 m n k`` flops; work memory is a block of each operand, whatever their sizes. ``check`` looks for NaN and
         infinity in ``X``. On a CUDA device values are not looked at, and the work memory holds the dense matrix.
         """
+        transpose = truth(transpose, "transpose")
+        if len(getattr(X, "shape", ())) == 1:
+            return of_vector(
+                lambda x, to: self.apply(x, side=side, transpose=transpose, out=to, check=check), X, side, out
+            )
         there = on_device(self.codes, X)
         X = matrix(X, "X") if there else matrices(X, "X")[0]
         left = is_left(side)
         rows, cols = self.shape[::-1] if transpose else self.shape
         shape = tuple(X.shape)
+        if shape[-2 if left else -1] != (cols if left else rows):
+            where = f"{cols} rows" if left else f"{rows} columns"
+            raise ValueError(f"X must have {where}, got shape {shape}{convolution_hint(shape, 'X')}")
         shape = (*shape[:-2], rows, shape[-1]) if left else (*shape[:-1], cols)
         if there:
-            return device_int4.product(self, X, left, bool(transpose), shape, 1.0, out)
+            return device_int4.product(self, X, left, transpose, shape, 1.0, out)
         dtype = check_float(X, "X")
         library = library_of(X)
         result, fresh = output(out, shape, dtype, library)
         if check and not _core.all_finite(detached(X)):
             raise ValueError("X holds NaN or infinity")
-        _core.int4_product(self._parts(), detached(X), left, bool(transpose), detached(result))
+        _core.int4_product(self._parts(), detached(X), left, transpose, detached(result))
         return finish(result, fresh, library)
 
     def __repr__(self) -> str:

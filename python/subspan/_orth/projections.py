@@ -20,10 +20,10 @@ from subspan._orth.common import (
     is_left,
     matrices,
     numpy,
+    of_vector,
     on_the_cpu,
     same_dtype,
 )
-from subspan._orth.householder import of_vector
 from subspan._orth.int4 import Int4Basis
 from subspan._orth.spaces import padded_span
 

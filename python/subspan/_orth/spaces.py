@@ -22,7 +22,17 @@ from subspan._arrays import (
     truth,
     whole_number,
 )
-from subspan._orth.common import check_basis, detached, finish, matrices, numpy, one_rank, product, same_dtype
+from subspan._orth.common import (
+    check_basis,
+    column,
+    detached,
+    finish,
+    matrices,
+    numpy,
+    one_rank,
+    product,
+    same_dtype,
+)
 from subspan._orth.householder import householder_qr
 
 
@@ -68,7 +78,7 @@ def orthonormalize(
 
     Parameters
     ----------
-    A : array (..., m, k), k <= m
+    A : array (..., m, k), k <= m, or a vector (m,), of which the result is one of length one
     method : {"auto", "cholesky", "householder", "polar"}
         ``"cholesky"``: shifted Cholesky QR on columns of unit length, repeated until the measured loss of
         orthogonality is at working precision; LinAlgError where it cannot separate the columns. ``"householder"``:
@@ -104,6 +114,16 @@ def orthonormalize(
     >>> np.allclose(orthonormalize(A, method="polar"), U @ Vt)
     True
     """
+    if len(getattr(A, "shape", ())) == 1:
+        found = orthonormalize(
+            column(A),
+            method=method,
+            out=None if out is None else column(out),
+            rank_deficient=rank_deficient,
+            return_rank=return_rank,
+        )
+        q = out if out is not None else (found[0] if return_rank else found).reshape(-1)
+        return (q, found[1]) if return_rank else q
     A, dtype = matrices(A, "A")
     if not isinstance(method, str) or method not in _METHODS:
         raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}, got {method!r}")
@@ -272,8 +292,8 @@ def _tolerance(tol: float | None, dtype: np.dtype[Any]) -> float:
 def _two_bases(
     U: Array, W: Array, check: bool
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.dtype[Any], str]:
-    U, dtype = matrices(U, "U")
-    W, other = matrices(W, "W")
+    U, dtype = matrices(column(U), "U")
+    W, other = matrices(column(W), "W")
     same_dtype(dtype, other, "W", "U")
     if U.shape[-2] != W.shape[-2]:
         raise ValueError(f"U and W must live in one space, got {U.shape[-2]} and {W.shape[-2]} rows")
@@ -297,9 +317,9 @@ def _residual(U: np.ndarray[Any, Any], W: np.ndarray[Any, Any]) -> np.ndarray[An
 def span_sum(U: Array, W: Array, *, tol: float | None = None, check: bool = True) -> Array:
     """An orthonormal basis of the sum of the spans of ``U (..., n, k)`` and ``W (..., n, l)``.
 
-    The columns of ``U`` come first, unchanged. A direction of ``W`` counts as new when the sine of its angle to the
-    span of ``U`` exceeds ``tol`` (``eps^(2/3)`` by default). Matrices of a stack must give one dimension, else
-    ValueError.
+    The columns of ``U`` come first, unchanged; a vector is one column. A direction of ``W`` counts as new when the sine
+    of its angle to the span of ``U`` exceeds ``tol`` (``eps^(2/3)`` by default). Matrices of a stack must give one
+    dimension, else ValueError.
 
     Examples
     --------
@@ -351,7 +371,7 @@ def contains(U: Array, W: Array, *, tol: float | None = None, check: bool = True
     """Whether the span of ``U (..., n, k)`` contains that of ``W (..., n, l)``: one bool for each matrix of the stack.
 
     True when the largest angle of ``W`` to the span of ``U`` has a sine of at most ``tol`` (``eps^(2/3)`` by
-    default). ``W`` need not be orthonormal; its columns are taken at unit length.
+    default). ``W`` need not be orthonormal; its columns are taken at unit length. A vector is one column.
 
     Examples
     --------
@@ -360,11 +380,10 @@ def contains(U: Array, W: Array, *, tol: float | None = None, check: bool = True
     >>> bool(contains(np.eye(4)[:, :3], np.eye(4)[:, 1:3])), bool(contains(np.eye(4)[:, :1], np.eye(4)[:, 1:3]))
     (True, False)
     """
-    U, dtype = matrices(U, "U")
-    W, other = matrices(W, "W")
-    if other != dtype:
-        raise TypeError(f"W must be {dtype} as U is, got {other}")
-    if check:
+    U, dtype = matrices(column(U), "U")
+    W, other = matrices(column(W), "W")
+    same_dtype(dtype, other, "W", "U")
+    if truth(check, "check"):
         check_basis(U, "U")
     tol = _tolerance(tol, dtype)
     w, _ = padded_span(W, name="W")

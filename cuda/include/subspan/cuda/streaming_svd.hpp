@@ -5,8 +5,9 @@
 
 namespace subspan::cuda {
 
-/// The state of a stream, all of it on the device: components with contiguous rows (float32 or float64, at least as many as are ever
-/// kept), singular values, mean (null: not centred) and totals: energy left out, rows that were refused, weight of the mean, work.
+/// The state of a stream, all of it on the device: components with contiguous rows (float64 whatever the rows are, as rounding them to
+/// float32 at every update would add up; at least as many as are ever kept), singular values, mean (null: not centred) and totals: energy
+/// left out, rows that were refused, weight of the mean, work.
 struct StreamState {
     Stack components;
     double *values = nullptr, *mean = nullptr, *totals = nullptr;
