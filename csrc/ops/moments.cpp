@@ -84,7 +84,22 @@ template <class T> struct ScatterKernel {
         double *mean = frame.zeros<double>(count);
         if (a->mean != nullptr) std::copy_n(a->mean + begin, count, mean);
         std::fill_n(squares, count, 0.0);
-        for (std::int64_t i = 0; i < a->x.rows; ++i) {
+        std::int64_t first = 0;
+        if (cs == 1) // four rows for each read and write of the sums
+            for (; first + 4 <= a->x.rows; first += 4) {
+                const T *row = a->x.data + first * a->x.row_stride + begin;
+                const T *r0 = row, *r1 = r0 + a->x.row_stride, *r2 = r1 + a->x.row_stride, *r3 = r2 + a->x.row_stride;
+                double w[4] = {1.0, 1.0, 1.0, 1.0};
+                if (a->weights != nullptr) std::copy_n(a->weights + first, 4, w);
+                const double *__restrict about = mean;
+                double *__restrict sums = squares;
+                for (std::int64_t j = 0; j < count; ++j) {
+                    const double m = about[j], d0 = double(r0[j]) - m, d1 = double(r1[j]) - m, d2 = double(r2[j]) - m,
+                                 d3 = double(r3[j]) - m;
+                    sums[j] += (w[0] * d0 * d0 + w[1] * d1 * d1) + (w[2] * d2 * d2 + w[3] * d3 * d3);
+                }
+            }
+        for (std::int64_t i = first; i < a->x.rows; ++i) {
             const T *row = a->x.data + i * a->x.row_stride + begin * cs;
             const double w = a->weights == nullptr ? 1.0 : a->weights[i];
             if (cs == 1)
@@ -137,7 +152,7 @@ template <class T> void column_means(MatrixView<const T> x, const double *weight
 }
 
 template <class T> void column_scatter(MatrixView<const T> x, const double *weights, const double *mean, double *squares) {
-    const std::int64_t width = 256;
+    const std::int64_t width = 1024;
     parallel_for((x.cols + width - 1) / width, [&](std::int64_t t) {
         const ScatterArgs<T> args{x, t * width, std::min(x.cols, (t + 1) * width), weights, mean, squares};
         simd::dispatch<ScatterKernel<T>>(&args);

@@ -83,6 +83,7 @@ template <class T> struct CombineArgs {
     MatrixView<T> out;
     std::int64_t begin, end;
     bool accumulate;
+    std::int64_t first = 0; // the column of the result that out begins with
 };
 
 template <class T> struct CombineKernel {
@@ -116,7 +117,7 @@ template <class T> struct CombineKernel {
         for (std::int64_t db = 0; db * kDepth < m; ++db) {
             const std::int64_t depth = std::min(kDepth, m - db * kDepth);
             poll();
-            block<T, Bytes>(depth, g->w + db * kDepth * kp, packed + db * kDepth * padded, g->out.data + g->begin,
+            block<T, Bytes>(depth, g->w + db * kDepth * kp, packed + db * kDepth * padded, g->out.data + (g->begin - g->first),
                             g->out.row_stride, k, cols, g->accumulate || db > 0);
         }
     }
@@ -257,6 +258,37 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
     }
 }
 
+namespace {
+
+// W packed, and a task for each strip of columns.
+template <class T, class F> void combine_strips(const T *w, std::int64_t k, const Panel<T> &p, F &&strip) {
+    const std::int64_t m = p.rows, n = p.cols;
+    const auto tile = simd::tile<T>();
+    Frame frame;
+    T *packed = frame.take<T>(round_up(k, tile.mr) * m);
+    const PackAArgs<T> pa{MatrixView<const T>(w, k, m), nullptr, nullptr, packed, tile.mr};
+    launch<PackAKernel<T>>(&pa);
+    const std::int64_t width = 4 * tile.nr;
+    for_tasks((n + width - 1) / width, double(n) * double(k) * double(m),
+              [&](std::int64_t t) { strip(packed, t * width, std::min(n, (t + 1) * width)); });
+}
+
+} // namespace
+
+template <class T> void combine(const T *w, std::int64_t k, const Panel<T> &p, const StripTaker<T> &take) {
+    if (k == 0 || p.cols == 0) return;
+    combine_strips(w, k, p, [&](const T *packed, std::int64_t begin, std::int64_t end) {
+        Frame frame;
+        const MatrixView<T> out(frame.take<T>(k * (end - begin)), k, end - begin);
+        const CombineArgs<T> args{&p, packed, out, begin, end, false, begin};
+        if (p.rows > 0)
+            launch<CombineKernel<T>>(&args);
+        else
+            std::fill_n(out.data, k * (end - begin), T(0));
+        take(begin, out);
+    });
+}
+
 template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out, bool accumulate) {
     const std::int64_t k = out.rows, m = p.rows, n = p.cols;
     if (k == 0 || n == 0) return;
@@ -266,14 +298,8 @@ template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out
             for (std::int64_t i = 0; i < k; ++i) std::fill_n(out.data + i * out.row_stride, n, T(0));
         return;
     }
-    const auto tile = simd::tile<T>();
-    Frame frame;
-    T *packed = frame.take<T>(round_up(k, tile.mr) * m);
-    const PackAArgs<T> pa{MatrixView<const T>(w, k, m), nullptr, nullptr, packed, tile.mr};
-    launch<PackAKernel<T>>(&pa);
-    const std::int64_t width = 4 * tile.nr;
-    for_tasks((n + width - 1) / width, double(n) * double(k) * double(m), [&](std::int64_t t) {
-        const CombineArgs<T> args{&p, packed, out, t * width, std::min(n, (t + 1) * width), accumulate};
+    combine_strips(w, k, p, [&](const T *packed, std::int64_t begin, std::int64_t end) {
+        const CombineArgs<T> args{&p, packed, out, begin, end, accumulate};
         launch<CombineKernel<T>>(&args);
     });
 }
@@ -316,6 +342,7 @@ void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool ac
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
     template void gram<T>(const Panel<T> &, std::int64_t, double *);                                                   \
     template void combine<T>(const T *, const Panel<T> &, MatrixView<T>, bool);                                        \
+    template void combine<T>(const T *, std::int64_t, const Panel<T> &, const StripTaker<T> &);                        \
     template void gemm<T>(MatrixView<const T>, MatrixView<const T>, MatrixView<T>, bool, const T *, const T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

@@ -342,7 +342,7 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
 }
 
 template <class T>
-void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows, T *out, T *work) {
+void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows, const StripTaker<T> &take) {
     const CsrView<T> &x = *rows.csr;
     const std::int64_t n = x.cols, b = x.rows, e = rows.extra != nullptr, m = r + b + e;
     // Dense part: V, the mean (weight minus the sum of the block's weights; in two parts where one is rounded) and the extra row.
@@ -365,22 +365,20 @@ void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t 
     if (rows.shift != nullptr) panel.add(MatrixView<const T>(rows.shift, 1, n));
     if (rows.shift_low != nullptr) panel.add(MatrixView<const T>(rows.shift_low, 1, n));
     if (e != 0) panel.add(MatrixView<const T>(rows.extra, 1, n));
-    combine(wd, panel, MatrixView<T>(out, new_rows, n));
     // Sparse part: column j of the result gains sum_p value · wb[row], k contiguous items at a time.
     const Columns<T> columns(x);
-    parallel_for((n + kStrip - 1) / kStrip, [&](std::int64_t t) {
-        const std::int64_t j0 = t * kStrip, j1 = std::min(n, j0 + kStrip);
-        T *d = work + j0 * new_rows;
-        std::fill_n(d, (j1 - j0) * new_rows, T(0));
-        for (std::int64_t j = j0; j < j1; ++j) {
-            const std::int64_t p = columns.start[std::size_t(j)], q = columns.start[std::size_t(j) + 1];
+    combine<T>(wd, new_rows, panel, [&](std::int64_t first, MatrixView<T> strip) {
+        Frame inner;
+        T *d = inner.zeros<T>(strip.cols * new_rows);
+        for (std::int64_t j = 0; j < strip.cols; ++j) {
+            const std::int64_t p = columns.start[std::size_t(first + j)], q = columns.start[std::size_t(first + j) + 1];
             if (p == q) continue;
-            const AxpyArgs<T> args{new_rows, q - p, columns.value.data() + p, columns.row.data() + p, wb,
-                                   work + j * new_rows};
+            const AxpyArgs<T> args{new_rows, q - p, columns.value.data() + p, columns.row.data() + p, wb, d + j * new_rows};
             simd::dispatch<GatherKernel<T>>(&args);
         }
-        const UntransposeArgs<T> args{work, new_rows, n, j0, j1, out};
+        const UntransposeArgs<T> args{d, new_rows, strip.row_stride, 0, strip.cols, strip.data};
         simd::dispatch<AddTransposedKernel<T>>(&args);
+        take(first, strip);
     });
 }
 
@@ -394,7 +392,7 @@ void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t 
     template void transpose_rows<T>(const T *, std::int64_t, std::int64_t, T *);                                       \
     template void csr_times_rows<T>(const CsrView<T> &, const T *, std::int64_t, const double *, MatrixView<T>);           \
     template void sparse_gram<T>(const T *, std::int64_t, const Rows<T> &, const double *, T *, double *);             \
-    template void sparse_combine<T>(const T *, std::int64_t, const T *, std::int64_t, const Rows<T> &, T *, T *);
+    template void sparse_combine<T>(const T *, std::int64_t, const T *, std::int64_t, const Rows<T> &, const StripTaker<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

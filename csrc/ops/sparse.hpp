@@ -29,8 +29,10 @@ template <class T> void rows_times(const T *v, std::int64_t k, std::int64_t n, c
 template <class T>
 void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *mean, T *vt, double *g);
 
-/// out (new_rows x n) = W [V; B - 1 shiftᵀ; extra] with row-major W, new_rows x (r + b + e). `work` holds n x new_rows items.
+/// W [V; B - 1 shiftᵀ; extra] (new_rows x n) with row-major W, new_rows x (r + b + e), a strip of columns at a time, as
+/// combine() hands them over.
 template <class T>
-void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows, T *out, T *work);
+void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows,
+                    const StripTaker<T> &take);
 
 } // namespace subspan

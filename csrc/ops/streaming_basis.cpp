@@ -46,7 +46,8 @@ template <class T> struct SplitKernel {
     }
 };
 
-constexpr std::int64_t kStripWidth = 4096; // columns of a task
+constexpr std::int64_t kStripWidth = 256; // columns of a task; its rows stay in the second cache
+constexpr double kShortFlops = 1e10;       // a fraction of a second for one thread
 
 } // namespace
 
@@ -68,39 +69,54 @@ void StreamingSvd<T>::Impl::relative(std::int64_t count, const double *w, const 
 }
 
 template <class T>
-void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partner, const T *delta) {
-    bool in_place = true;
-    for (std::int64_t i = 0; i < kept; ++i) in_place = in_place && partner[i] == i;
-    // Rows that change places go into new buffers; either way nothing can fail or be interrupted half-way.
-    Buffer<T> high, lower, nothing;
-    if (!in_place) {
-        high.reserve(keep * n);
-        std::fill_n(lower.reserve(keep * n), keep * n, T(0));
-        std::fill_n(nothing.reserve(std::min(n, kStripWidth)), std::min(n, kStripWidth), T(0));
+void StreamingSvd<T>::Impl::settle_strip(std::int64_t kept, const std::int64_t *partner, std::int64_t first,
+                                         MatrixView<T> delta) {
+    const std::int64_t width = delta.cols;
+    Frame frame;
+    T *high = frame.take<T>(kept * width), *lower = frame.take<T>(kept * width), *nothing = frame.zeros<T>(width);
+    for (std::int64_t i = 0; i < kept; ++i) { // aside, as rows may change places
+        const std::int64_t p = partner[i], at = p * n + first;
+        const SettleArgs<T> args{p < 0 ? nothing : v.data() + at,   p < 0 ? nothing : low.data() + at,
+                                 delta.data + i * delta.row_stride, high + i * width,
+                                 lower + i * width,                 width};
+        simd::dispatch<SettleKernel<T>>(&args);
     }
-    T *to = in_place ? v.data() : high.data(), *to_low = in_place ? low.data() : lower.data();
-    const Shielded whole;
+    for (std::int64_t i = 0; i < kept; ++i) {
+        std::copy_n(high + i * width, width, v.data() + i * n + first);
+        std::copy_n(lower + i * width, width, low.data() + i * n + first);
+    }
+}
+
+template <class T>
+void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partner, T *delta) {
+    const Shielded whole; // nothing may stop it half-way
     parallel_for((n + kStripWidth - 1) / kStripWidth, [&](std::int64_t t) {
         const std::int64_t first = t * kStripWidth, count = std::min(n - first, kStripWidth);
-        for (std::int64_t i = 0; i < kept; ++i) {
-            const std::int64_t p = partner[i];
-            const SettleArgs<T> args{p < 0 ? nothing.data() : v.data() + p * n + first,
-                                     p < 0 ? nothing.data() : low.data() + p * n + first,
-                                     delta + i * n + first, to + i * n + first, to_low + i * n + first, count};
-            simd::dispatch<SettleKernel<T>>(&args);
-        }
+        settle_strip(kept, partner, first, MatrixView<T>(delta + first, kept, count, n, 1));
     });
-    if (in_place) return;
-    std::swap(v, high);
-    std::swap(low, lower);
+}
+
+template <class T>
+void StreamingSvd<T>::Impl::turn(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
+                                 const std::function<void(const StripTaker<T> &)> &changes) {
+    // A short turn is made and added strip by strip, and reads and writes the basis once. Half-way nothing may stop it; a long
+    // one is made whole first, and can be stopped until then.
+    if (2.0 * double(kept) * double(rows) * double(n) < kShortFlops) {
+        const Shielded whole;
+        changes([&](std::int64_t first, MatrixView<T> strip) { settle_strip(kept, partner, first, strip); });
+        return;
+    }
+    Frame frame;
+    T *delta = frame.take<T>(kept * n);
+    changes([&](std::int64_t first, MatrixView<T> strip) {
+        for (std::int64_t i = 0; i < kept; ++i) std::copy_n(strip.data + i * strip.row_stride, strip.cols, delta + i * n + first);
+    });
+    settle(kept, partner, delta);
 }
 
 template <class T>
 void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const Panel<T> &p) {
-    Frame frame;
-    T *delta = frame.take<T>(kept * n);
-    combine(rot, p, MatrixView<T>(delta, kept, n));
-    settle(kept, partner, delta);
+    turn(kept, partner, p.rows, [&](const StripTaker<T> &take) { combine<T>(rot, kept, p, take); });
 }
 
 template <class T> void StreamingSvd<T>::Impl::set_basis(std::int64_t kept, const double *y) {

@@ -58,7 +58,7 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
         return;
     }
     if (opt.method == SvdMethod::gram || (opt.method == SvdMethod::automatic && gram_may_work(w))) {
-        if (gram_route(w, dense, sparse, copy)) return;
+        if (gram_route(w, dense, sparse)) return;
         skip_gram = 8; // a core solved in vain: do not try again at once
     }
     if (sparse) densify(w, dense, copy);
@@ -158,7 +158,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_may_work(const Work &w) {
     return ratio * kSpread >= 0.5; // near the limit: the new core decides
 }
 
-template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy) {
+template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T> &dense, bool sparse) {
     Frame frame;
     const std::int64_t m = w.m, k = std::min(keep, std::min(m, n));
     double *h = frame.take<double>(m * m), *l = frame.take<double>(k);
@@ -207,9 +207,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
                  partner + i, rot + i * m);
     }
     if (sparse) {
-        T *delta = frame.take<T>(kept * n);
-        sparse_combine(rot, kept, v.data(), w.r, w.rows, delta, copy.reserve(n * kept));
-        settle(kept, partner, delta);
+        turn(kept, partner, w.r, [&](const StripTaker<T> &take) { sparse_combine<T>(rot, kept, v.data(), w.r, w.rows, take); });
         route = "sparse";
     } else {
         rotate(kept, partner, rot, panel(w.r, dense));

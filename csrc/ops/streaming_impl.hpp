@@ -214,7 +214,7 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     bool gram_may_work(const Work &w);
 
-    bool gram_route(Work &w, const Rows<T> &dense, bool sparse, Buffer<T> &copy);
+    bool gram_route(Work &w, const Rows<T> &dense, bool sparse);
 
     // The old component that a new one is closest to (-1: there is none), and the sign that their overlap gives it: signs
     // stay stable along a stream.
@@ -247,7 +247,11 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
     // V' = V[partner] + rot P: P's first r rows are V.
     void rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const Panel<T> &p);
-    void settle(std::int64_t kept, const std::int64_t *partner, const T *delta);
+    /// The basis turned by what `changes` hands over in strips, each from `rows` rows.
+    void turn(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
+              const std::function<void(const StripTaker<T> &)> &changes);
+    void settle(std::int64_t kept, const std::int64_t *partner, T *delta);
+    void settle_strip(std::int64_t kept, const std::int64_t *partner, std::int64_t first, MatrixView<T> delta);
     // V' = y (kept x n).
     void set_basis(std::int64_t kept, const double *y);
 

@@ -149,7 +149,8 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
         squares = values.astype(np.float64) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
             variance = (squares / (total - 1)).astype(values.dtype)
-            ratio = (squares / np.sum(scatter)).astype(values.dtype)
+        whole = float(np.sum(scatter))  # of rows that are all the same no component explains anything
+        ratio = (squares / whole if whole > 0 else np.zeros_like(squares)).astype(values.dtype)
         if not (np.isfinite(values).all() and np.isfinite(scatter).all()):
             raise ValueError("X: variances overflow the dtype although X is finite; scale it")
         stacked = min(n_samples if not seen else before_rank + n_samples + 1, n_features)

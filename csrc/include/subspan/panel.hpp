@@ -5,6 +5,7 @@
 #include "subspan/views.hpp"
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <vector>
 
@@ -38,6 +39,11 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
 /// out = W P (accumulate: out += W P) with a small row-major W of out.rows x P.rows. `out` must have unit column stride
 /// and may be a segment of P: columns are read before they are written. Cost 2 n · out.rows · P.rows flops.
 template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out, bool accumulate = false);
+
+/// W P a strip of columns at a time: `take` gets the first column and the k rows of each strip, which live until it returns.
+/// It may write to them, and to those columns of P. Strips come from several threads.
+template <class T> using StripTaker = std::function<void(std::int64_t first, MatrixView<T> strip)>;
+template <class T> void combine(const T *w, std::int64_t k, const Panel<T> &p, const StripTaker<T> &take);
 
 /// C = A B (accumulate: C += A B); C must have unit column stride. Keeps a packed copy of the smaller operand. C may be A
 /// where it has at least as many rows as columns.
