@@ -22,7 +22,7 @@ from scipy import sparse
 
 import subspan
 from subspan import _core, grassmann, orth, plucker
-from subspan._files import write_archive
+from subspan._files import sealed_state, write_archive
 from subspan.sklearn import IncrementalPCA
 from subspan.svd import FrequentDirections, StreamingSVD, choose_rank, merge_svd, product_svd, truncated_svd
 
@@ -970,7 +970,30 @@ def test_weights_that_are_no_inner_product(form):
         StreamingSVD(2, weight=make(good)).update(np.ones((3, 5)))
 
 
+def test_a_large_sparse_weight_and_an_interrupt():
+    """The factorisation goes on in a thread that the process waits for: SuperLU asks the interpreter for memory."""
+    program = """
+import signal
+import numpy as np
+from scipy import sparse
+from subspan.svd import StreamingSVD
+g = sparse.diags_array([-np.ones(299), np.full(300, 4.0), -np.ones(299)], offsets=[-1, 0, 1])
+w = sparse.kron(g, sparse.eye_array(300)) + sparse.kron(sparse.eye_array(300), g)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+try:
+    StreamingSVD(3, weight=w)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_operator_that_asks_for_too_much(monkeypatch):
+    with pytest.raises(ValueError, match="pass the matrix itself"):
+        StreamingSVD(2, weight=sparse.linalg.LinearOperator((2**20, 2**20), matvec=lambda x: x))
+    StreamingSVD(2, weight=sparse.linalg.aslinearoperator(sparse.eye_array(2**20)))  # which holds its matrix
     monkeypatch.setattr("subspan._inner_product._MOST_ENTRIES", 1000)
     with pytest.raises(ValueError, match="too many to factor"):
         StreamingSVD(2, weight=_MatmatOnly(np.eye(40) + 0.01))
@@ -1008,6 +1031,242 @@ def test_column_variances_of_a_weighted_stream(rng):
     np.testing.assert_allclose(svd.column_variances, x.var(0), rtol=1e-12)
     with pytest.raises(TypeError, match="diagonal"):
         _ = StreamingSVD(2, weight=np.eye(6)).update(x).column_variances
+
+
+# -- downdates ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(("spread", "pieces"), [(0, 1), (3, 1), (6, 10), (8, 2)])
+def test_a_downdate_keeps_small_values(rng, dtype, center, spread, pieces):
+    x = (rng.standard_normal((300, 20)) * np.logspace(0, -spread, 20)).astype(dtype)
+    svd = StreamingSVD(20, center=center).update(x[:200]).update(x[200:])
+    for part in np.array_split(x[200:], pieces):
+        svd.downdate(part)
+    want = x[:200].astype(np.float64)
+    want = np.linalg.svd(want - want.mean(0) if center else want, compute_uv=False)
+    found = np.zeros(20)
+    found[: len(svd.singular_values)] = svd.singular_values
+    assert np.abs(found - want).max() <= 100 * np.finfo(dtype).eps * want[0]
+    v = svd.components.astype(np.float64)
+    assert np.abs(v @ v.T - np.eye(len(v))).max() <= 10 * np.finfo(dtype).eps * len(v) ** 0.5
+    np.testing.assert_allclose(
+        svd.column_variances,
+        x[:200].astype(np.float64).var(0) if center else (x[:200].astype(np.float64) ** 2).mean(0),
+        rtol=1e-3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(np.float32, s) for s in (1e-30, 1e19, 1e30)] + [(np.float64, s) for s in (1e-300, 1e-170, 1e154, 1e200, 1e300)],
+)
+@pytest.mark.parametrize("options", [{}, {"center": True}, {"weight": np.linspace(0.5, 2, 8)}])
+def test_downdates_at_all_scales(rng, dtype, scale, options):
+    z = rng.standard_normal((40, 8))
+    x = (z * scale).astype(dtype)
+    want = z - z.mean(0) if options.get("center") else z * np.sqrt(options.get("weight", np.ones(8)))
+    svd = StreamingSVD(8, **options).update(x).update(x).downdate(x)
+    np.testing.assert_allclose(
+        svd.singular_values / scale, np.linalg.svd(want, compute_uv=False), rtol=100 * np.finfo(dtype).eps
+    )
+    assert svd.rows_seen == 40
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.float32, 1e-36), (np.float32, 1e36)] + [(np.float64, s) for s in (1e-290, 1e-170, 1e250)]
+)
+@pytest.mark.parametrize("method", ["auto", "robust", "gram"])
+def test_streams_at_all_scales(dtype, scale, method):
+    """What a fold mends is mended at each scale; it is needed now and then, so there are many of them."""
+    for seed in range(40):
+        z = np.random.default_rng(seed).standard_normal((40, 8)).astype(dtype)
+        x = z * dtype(scale)
+        svd = StreamingSVD(8, method=method).update(x).update(x)
+        want = np.linalg.svd(z.astype(np.float64), compute_uv=False) * 2**0.5
+        found = svd.singular_values.astype(np.float64) / scale
+        assert np.abs(found - want).max() <= 100 * np.finfo(dtype).eps * want[0]
+
+
+def test_rows_that_were_never_added_are_not_removed(rng):
+    svd = StreamingSVD(5).update(rng.standard_normal((30, 5)))
+    before = svd.components
+    for rows in (100 * np.eye(5), 3 * rng.standard_normal((20, 5))):
+        with pytest.raises(np.linalg.LinAlgError, match="downdate"):
+            svd.downdate(rows)
+    np.testing.assert_array_equal(svd.components, before)
+
+
+# -- scales of products and merges -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "big"), [(np.float32, 1e25), (np.float64, 1e200)])
+def test_products_and_merges_of_what_the_dtype_holds(dtype, big):
+    one = np.eye(1, 3, dtype=dtype)
+    other = np.eye(1, 3, 1, dtype=dtype)
+    found = merge_svd((None, np.array([big], dtype), one), (None, np.array([2 * big], dtype), other), 2)
+    np.testing.assert_allclose(found.S / big, [2, 1], rtol=1e-6)
+    found = product_svd(np.full((3, 1), big, dtype), np.full((1, 3), 1e-10, dtype))
+    np.testing.assert_allclose(found.S / big, [3e-10], rtol=1e-6)
+    for small in (1 / big, big):
+        a = np.full((3, 1), small, dtype)
+        if small < 1:
+            np.testing.assert_allclose(product_svd(a, np.full((1, 3), big, dtype)).S, [3.0], rtol=1e-5)
+        else:
+            with pytest.raises(ValueError, match="overflows"):
+                product_svd(a, np.full((1, 3), big, dtype))
+    with pytest.raises(ValueError, match="underflows"):
+        _ = StreamingSVD(2).update(np.arange(1.0, 13).reshape(4, 3) ** 2 * 1e-170).explained_variance_ratio
+
+
+def test_sketches_of_float32_take_what_their_buffer_holds(rng):
+    z = rng.standard_normal((40, 8))
+    fd = FrequentDirections(4, 8).update((z * 1e25).astype(np.float32))
+    assert np.isfinite(fd.sketch).all()
+    np.testing.assert_allclose(fd.error_bound / 1e50, FrequentDirections(4, 8).update(z).error_bound, rtol=1e-5)
+
+
+# -- flags, written numbers, integers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", ["no", 1, None, [True]])
+def test_flags_are_true_or_false(rng, flag):
+    u = orth.random_orthogonal(8, 2, batch=(1,), rng=0)
+    g, v, c = rng.standard_normal((1, 8, 2)), rng.standard_normal((8, 2)), rng.standard_normal((8, 4))
+    z = rng.standard_normal((6, 4))
+    q, _ = orth.householder_qr(v)
+    calls = {
+        "maximize": [
+            lambda f: grassmann.sgd_step(u.copy(), g, lr=0.1, maximize=f),
+            lambda f: grassmann.adam_step(u.copy(), g, g * 0, np.zeros(1), step=1, lr=0.1, maximize=f),
+        ],
+        "transpose": [
+            lambda f: orth.householder_apply(v, c, transpose=f),
+            lambda f: orth.householder_apply_backward(c, v, c, transpose=f),
+            lambda f: orth.hadamard(c, transpose=f),
+            lambda f: q.apply(c, transpose=f),
+        ],
+        "project": [lambda f: grassmann.retract(u, g, project=f)],
+        "causal": [lambda f: plucker.mix(z, [1], causal=f)],
+        "check": [
+            lambda f: grassmann.sgd_step(u.copy(), g, lr=0.1, check=f),
+            lambda f: grassmann.tangent(u, g, check=f),
+            lambda f: grassmann.retract(u, g, project=True, check=f),
+            lambda f: grassmann.log(u, u, check=f),
+            lambda f: orth.complement(u, check=f),
+            lambda f: orth.householder_apply(v, c, check=f),
+            lambda f: orth.householder_product(v, check=f),
+            lambda f: orth.hadamard(c, check=f),
+            lambda f: q.apply(c, check=f),
+            lambda f: orth.project_out(c, u[0], check=f),
+        ],
+    }
+    for name, functions in calls.items():
+        for f in functions:
+            with pytest.raises(TypeError, match=f"{name} must be True or False"):
+                f(flag)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
+def test_sparse_integers_wherever_rows_are_taken(rng, form):
+    d = rng.integers(-4, 5, (30, 8)).astype(np.float32)
+    s = sparse.csr_array(d.astype(np.int16)).asformat(form)
+    removed = StreamingSVD(8).update(d).update(d + 1).downdate(s)
+    np.testing.assert_allclose(removed.singular_values, StreamingSVD(8).update(d + 1).singular_values, rtol=1e-4)
+    exact = StreamingSVD(8, exact_blocks=True).update(d)
+    exact.update(s, rotation=True)
+    assert exact.dtype == np.float32
+
+
+def test_written_numbers_and_integers_beside_float32(rng):
+    a = rng.standard_normal((5, 5)).astype(np.float32)
+    assert product_svd(np.eye(5, dtype=np.int16), a).S.dtype == np.float32
+    assert product_svd(a, np.eye(5).tolist()).S.dtype == np.float32
+    found = merge_svd((None, [1.0, 0.5], a[:2]), (None, a[0, :1] ** 2, a[:1]), 2)
+    assert found.S.dtype == np.float32
+    assert FrequentDirections(3, 5).update(a).update([1, 2, 3, 4, 5]).rows_seen == 6
+    assert truncated_svd(a, 1, initial=[[1, 0, 0, 0, 0]], rng=0).S.dtype == np.float32
+    assert truncated_svd(a.astype(float), 1, initial=np.eye(1, 5, dtype=np.int32), rng=0).S.dtype == np.float64
+    with pytest.raises(ValueError, match="2 dimensions"):
+        truncated_svd(np.ones(()), 1, power_iterations="auto")
+    assert grassmann.distance([[1.0], [0.0]], [[1.0], [0.0]]) == 0
+    assert grassmann.principal_angles([[1.0], [0.0]], np.eye(2)).shape == (1,)
+    for bad in (True, -1, "x"):
+        with pytest.raises((TypeError, ValueError), match="rng"):
+            grassmann.random_tangent(np.eye(4)[:, :2], rng=bad)
+    for bad in ("2", True, np.nan):
+        with pytest.raises((TypeError, ValueError), match="scale must be"):
+            orth.hadamard(np.ones(4), scale=bad)
+    for n in (2.5, 2**40, -4, 0):
+        with pytest.raises((TypeError, ValueError), match="n must be"):
+            orth.hadamard_matrix(n)
+
+
+def test_out_over_sparse_rows_of_a_weighted_stream(rng):
+    x = rng.standard_normal((20, 8))
+    s = sparse.csr_array(x)
+    svd = StreamingSVD(3, weight=np.ones(8)).update(x)
+    with pytest.raises(ValueError, match="share no memory"):
+        svd.project(s, out=s.data[:60].reshape(20, 3))
+    np.testing.assert_array_equal(s.toarray(), x)
+
+
+@pytest.mark.parametrize("what", ["coo", "dia", "lil"])
+def test_coordinates_are_whole_numbers(what):
+    s = sparse.csr_array(np.eye(4) * 3).asformat(what)
+    if what == "coo":
+        s.coords = (s.coords[0] + 0.5, s.coords[1])
+    elif what == "dia":
+        s.offsets = s.offsets + 0.5
+    else:
+        s.rows[0][0] = 1.5
+    for call in (StreamingSVD(2).update, lambda x: truncated_svd(x, 1), lambda x: StreamingSVD(2, weight=x)):
+        with pytest.raises(ValueError, match="must be integers"):
+            call(s)
+
+
+def test_rotations_in_the_library_of_what_they_turn(rng):
+    svd = StreamingSVD(3, exact_blocks=True)
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    first = svd.update(x[:8], rotation=True)
+    left = first.apply(torch.zeros(0, 0))
+    turn = svd.update(x[8:], rotation=True)
+    left = turn.apply(left)
+    assert isinstance(left, torch.Tensor)
+    assert left.dtype == torch.float32
+    assert left.shape == (20, 3)
+    with pytest.raises(ValueError, match="U must have shape"):
+        turn.apply(np.ones((5, 2)))
+    with pytest.raises(TypeError, match="requires grad"):
+        turn.apply(torch.nn.Parameter(left))
+    with pytest.raises(ValueError, match="energy"):
+        StreamingSVD(3, exact_blocks=True, energy=0.9).update(np.eye(4), rotation=True)
+    assert "exact_blocks=True" in repr(svd)
+    assert "weight=<5>" in repr(StreamingSVD(2, weight=np.ones(5), signs="v"))
+
+
+def test_states_of_the_wrong_kind_are_named(rng):
+    state = StreamingSVD(2, weight=np.ones(4)).update(rng.standard_normal((5, 4)))._state()
+    for name, value in (("inner_product", np.ones(3)), ("skip_gram", "x"), ("singular_values", "x")):
+        with pytest.raises(ValueError, match=r"StreamingSVD|saved|weight|stream"):
+            StreamingSVD.__new__(StreamingSVD).__setstate__(sealed_state({**state, name: value}))
+
+
+@pytest.mark.parametrize("name", ["householder_apply_backward", "Q", "up", "sgd_step"])
+def test_convolutions_are_told_of_flatten_everywhere(rng, name):
+    w = torch.randn(8, 3, 5, 5)
+    u = torch.from_numpy(orth.random_orthogonal(8, 2, rng=0).astype(np.float32))
+    projector = orth.GradientProjector(2, rng=0)
+    projector.down(torch.randn(8, 75))
+    calls = {
+        "householder_apply_backward": lambda: orth.householder_apply_backward(w, u, w),
+        "Q": lambda: orth.householder_qr(u)[0] @ w,
+        "up": lambda: projector.up(w),
+        "sgd_step": lambda: grassmann.sgd_step(u.clone(), w, lr=1.0),
+    }
+    with pytest.raises(ValueError, match=r"flatten\(1\)"):
+        calls[name]()
 
 
 # -- first merges from many threads ------------------------------------------------------------------------------------

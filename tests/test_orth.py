@@ -995,6 +995,44 @@ def test_vectors_wherever_a_column_is_meant(rng):
     assert dv.shape == dc.shape == (9,)
 
 
+def test_vectors_meet_stacks_of_bases(rng):
+    u = np.stack([orth.random_orthogonal(20, 3, rng=i) for i in range(5)])
+    q, _ = orth.householder_qr(rng.standard_normal((2, 5, 20, 4)))
+    v = rng.standard_normal((5, 20, 2))
+    x, y = rng.standard_normal((2, 20))
+    cases = {
+        "project_out": (lambda c, **k: orth.project_out(c, u, **k), (5, 20)),
+        "project": (lambda c, **k: orth.project(c, u, **k), (5, 20)),
+        "apply_core": (lambda c, **k: orth.apply_core(c, u, 0.5, **k), (5, 20)),
+        "householder_apply": (lambda c, **k: orth.householder_apply(v, c, **k), (5, 20)),
+        "Q.apply": (lambda c, **k: q.apply(c, **k), (2, 5, 20)),
+    }
+    for f, shape in cases.values():
+        for side in ("left", "right"):
+            found = f(x, side=side)
+            assert found.shape == shape
+            wide = f(x[:, None] if side == "left" else x[None], side=side)
+            np.testing.assert_array_equal(found, wide[..., 0] if side == "left" else wide[..., 0, :])
+            out = np.empty(shape)
+            assert f(x, side=side, out=out) is out
+            np.testing.assert_array_equal(out, found)
+            np.testing.assert_array_equal(f(x.tolist(), side=side), found)
+    found = orth.swap(x, y, u)
+    np.testing.assert_allclose(found, [x + (y - x) @ b @ b.T for b in u], atol=1e-14)
+    np.testing.assert_array_equal(orth.swap(x.tolist(), y.tolist(), u), found)
+
+
+@pytest.mark.parametrize("size", [1e308, 1e200, 1.0, 1e-200, 1e-300, 1e-310, 5e-324])
+def test_reflections_of_any_length(rng, size):
+    v = rng.uniform(0.5, 1, (7, 3)) if size > 1e-300 else rng.integers(1, 5, (7, 3)).astype(np.float64)
+    scaled = v * size
+    v = scaled / size if size > 1e-300 else np.round(scaled / 5e-324)  # what is left of it
+    np.testing.assert_allclose(
+        orth.householder_apply(scaled, np.eye(7)), orth.householder_apply(v, np.eye(7)), atol=1e-14
+    )
+    np.testing.assert_allclose(orth.householder_product(scaled), orth.householder_product(v), atol=1e-14)
+
+
 def test_vectors_and_convolutions_meet_packed_bases(rng):
     basis = orth.quantize_int4(rng.standard_normal((12, 5)))
     u = basis.to_array()

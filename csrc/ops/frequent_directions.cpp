@@ -10,9 +10,10 @@ namespace {
 
 constexpr std::int64_t kMostRows = std::int64_t(1) << 62;
 
-// Squares of a whole buffer must stay within T: a shrink in the middle of an update must not fail.
+// A shrink in the middle of an update must not fail: squares of the buffer stay within double, entries of the sketch within T.
 template <class T> void require_range(double squared_norm) {
-    if (!(squared_norm < double(std::numeric_limits<T>::max()) / 4))
+    const double most = double(std::numeric_limits<T>::max()) / 4;
+    if (!(squared_norm < std::numeric_limits<double>::max() / 4 && std::sqrt(squared_norm) < most))
         throw ValueError("rows: their squared norm overflows the dtype; scale the data");
 }
 

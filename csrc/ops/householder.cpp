@@ -73,11 +73,11 @@ template <class T> struct Prepared {
         for (int64_t j = 0; j < k; ++j) {
             t[j] = norm[j] > 0 ? T(2) : T(0);
             scale[j] = norm[j] > 0 ? 1.0 / norm[j] : 0.0;
-            // The reciprocal of a subnormal length overflows; such columns are divided instead.
-            if (!std::isfinite(scale[j])) scale[j] = 0.0;
         }
         T *unit = frame.take<T>(m * k);
-        const bool plain = std::all_of(norm, norm + k, [](double x) { return x == 0.0 || x > 1e-300; });
+        // Lengths beyond the largest number, and those near the least, which have few digits.
+        const auto odd = [](double x) { return x != 0.0 && !(x > 1e-290 && x <= std::numeric_limits<double>::max()); };
+        const bool plain = std::none_of(norm, norm + k, odd);
         if (plain && given.col_stride == 1)
             for (int64_t i = 0; i < m; ++i) {
                 const T *row = given.data + i * given.row_stride;
@@ -85,10 +85,22 @@ template <class T> struct Prepared {
                 for (int64_t j = 0; j < k; ++j) to[j] = T(double(row[j]) * scale[j]);
             }
         else
-            for (int64_t i = 0; i < m; ++i)
-                for (int64_t j = 0; j < k; ++j)
-                unit[i * k + j] = scale[j] != 0.0 || norm[j] == 0.0 ? T(double(given(i, j)) * scale[j])
-                                                                    : T(double(given(i, j)) / norm[j]);
+            for (int64_t j = 0; j < k; ++j) {
+                double most = 1.0, length = 1.0;
+                int e = 0;
+                if (odd(norm[j])) { // by a power of two, which loses nothing
+                    for (int64_t i = 0; i < m; ++i) most = i == 0 ? std::abs(double(given(i, j))) : std::max(most, std::abs(double(given(i, j))));
+                    std::frexp(most, &e);
+                    double squares = 0;
+                    for (int64_t i = 0; i < m; ++i) {
+                        const double x = std::ldexp(double(given(i, j)), -e);
+                        squares += x * x;
+                    }
+                    length = std::sqrt(squares);
+                }
+                for (int64_t i = 0; i < m; ++i)
+                    unit[i * k + j] = odd(norm[j]) ? T(std::ldexp(double(given(i, j)), -e) / length) : T(double(given(i, j)) * scale[j]);
+            }
         v = {unit, m, k};
     }
 };

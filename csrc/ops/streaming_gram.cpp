@@ -236,6 +236,17 @@ template <class T> void StreamingSvd<T>::Impl::commit_nothing(const Work &w) {
 
 template <class T> void StreamingSvd<T>::Impl::core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) const {
     Frame frame;
+    double largest = 0;
+    for (std::int64_t i = 0; i < rows * cols; ++i) largest = std::max(largest, std::abs(core[i]));
+    if (largest > 0 && (largest < 1e-120 || largest > 1e120)) { // squares must stay in range
+        int e = 0;
+        std::frexp(largest, &e);
+        double *near = frame.take<double>(rows * cols);
+        for (std::int64_t i = 0; i < rows * cols; ++i) near[i] = std::ldexp(core[i], -e);
+        core_svd(rows, cols, near, k, sigma, y);
+        for (std::int64_t i = 0; i < k; ++i) sigma[i] = std::ldexp(sigma[i], e);
+        return;
+    }
     const bool expect_wide = !s.empty() && s.back() * kSpread < 0.5 * s.front();
     if (std::is_same_v<T, float> || !expect_wide) {
         double *ct = frame.take<double>(rows * cols), *h = frame.take<double>(cols * cols);

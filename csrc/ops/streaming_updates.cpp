@@ -320,75 +320,99 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
     fold();
     Frame frame;
     const double new_weight = weight - double(b);
+    const bool between = opt.center && new_weight > 1e-9 * weight;
     double *block_mean = nullptr, *new_mean = nullptr;
     if (opt.center) {
         block_mean = frame.take<double>(n);
-        new_mean = frame.take<double>(n);
+        new_mean = frame.zeros<double>(n);
         weighted_mean(x, block_mean);
-        T *shift = frame.take<T>(n), *low = frame.take<T>(n);
-        for (std::int64_t j = 0; j < n; ++j) {
-            shift[j] = T(block_mean[j]);
-            low[j] = T(block_mean[j] - double(shift[j]));
-        }
-        x.shift = shift;
-        if (std::is_same_v<T, float>) x.shift_low = low;
-        if (new_weight > 1e-9 * weight) {
-            T *extra = frame.take<T>(n);
-            const double c = std::sqrt(double(b) * new_weight / weight);
-            for (std::int64_t j = 0; j < n; ++j) {
-                new_mean[j] = mean[std::size_t(j)] + (mean[std::size_t(j)] - block_mean[j]) * (double(b) / new_weight);
-                extra[j] = T(c * (new_mean[j] - block_mean[j]));
-            }
-            x.extra = extra;
-        } else {
-            std::fill_n(new_mean, n, 0.0);
-        }
+        for (std::int64_t j = 0; j < n && between; ++j)
+            new_mean[j] = mean[std::size_t(j)] + (mean[std::size_t(j)] - block_mean[j]) * (double(b) / new_weight);
     }
-    const std::int64_t bb = b + (x.extra != nullptr), m = r + bb;
-    double *g = frame.take<double>(m * m), *h = frame.take<double>(r * r), *l = frame.take<double>(r);
-    double *c = frame.take<double>(r * bb), *y = frame.take<double>(r * r);
-    gram(panel(r, x), 0, g);
-    double along = 0, all = 0, captured = 0;
-    for (std::int64_t i = 0; i < bb; ++i) {
-        all += g[(r + i) * m + r + i];
-        for (std::int64_t j = 0; j < r; ++j) {
-            c[j * bb + i] = g[(r + i) * m + j];
-            along += c[j * bb + i] * c[j * bb + i];
-        }
+    // In double, and near one: the basis is known to more than T, and squares must not leave the range.
+    const std::int64_t bb = b + between;
+    double largest = r > 0 ? s[0] : 0.0;
+    for (std::int64_t i = 0; i < b; ++i)
+        for (std::int64_t j = 0; j < n; ++j) largest = std::max(largest, std::abs(double(rows(i, j))));
+    int e = 0;
+    std::frexp(largest > 0 ? largest : 1.0, &e);
+    e = std::min(e, 1023);
+    const double unit = std::ldexp(1.0, e), down = std::ldexp(1.0, -e);
+    double *wide = frame.take<double>(bb * n), *basis = frame.take<double>(r * n), *c = frame.take<double>(bb * r);
+    double *extra = frame.zeros<double>(n); // the way of the mean, as it is
+    for (std::int64_t i = 0; i < b; ++i)
+        for (std::int64_t j = 0; j < n; ++j) wide[i * n + j] = (double(rows(i, j)) - (opt.center ? block_mean[j] : 0.0)) * down;
+    for (std::int64_t j = 0; j < n && between; ++j) {
+        extra[j] = std::sqrt(double(b) * new_weight / weight) * (new_mean[j] - block_mean[j]);
+        wide[b * n + j] = extra[j] * down;
     }
-    gram(Panel<double>(bb).add(MatrixView<const double>(c, r, bb)), 0, h);
-    for (std::int64_t i = 0; i < r; ++i) {
-        for (std::int64_t j = 0; j <= i; ++j) h[i * r + j] = (i == j ? s[std::size_t(i)] * s[std::size_t(i)] : 0.0) - h[i * r + j];
-        captured += s[std::size_t(i)] * s[std::size_t(i)];
-    }
-    const double top = r > 0 ? s[0] * s[0] : 0.0, tolerance = 100.0 * eps * std::max(top, captured / 4);
-    if (all - along > dropped + tolerance + 1e-2 * dropped)
+    for (std::int64_t i = 0; i < r * n; ++i) basis[i] = double(v.data()[i]) + double(low.data()[i]);
+    const MatrixView<const double> coordinates(c, bb, r);
+    if (r > 0) gemm<double>(MatrixView<const double>(wide, bb, n), MatrixView<const double>(basis, r, n).transposed(), MatrixView<double>(c, bb, r));
+    double *h = frame.take<double>(r * r), *l = frame.take<double>(r), *y = frame.take<double>(r * r), *d = frame.take<double>(r);
+    const double all = sum_of_squares(MatrixView<const double>(wide, bb, n)), along = sum_of_squares(coordinates);
+    const double top = r > 0 ? s[0] / unit * (s[0] / unit) : 0.0, left = dropped / unit / unit;
+    double captured = 0;
+    for (std::int64_t i = 0; i < r; ++i) captured += s[std::size_t(i)] / unit * (s[std::size_t(i)] / unit);
+    if (!std::isfinite(all) || !std::isfinite(captured)) throw ValueError("downdate: the squared norm of the rows overflows; scale the data");
+    // A float32 stream knows its squares to more than its eps; in float64 those of rows that are gone are in the rounding, too.
+    const double tolerance = (std::is_same_v<T, float> ? 100.0 : 1000.0) * eps * std::max(top, captured / 4);
+    if (all - along > left + tolerance + 1e-2 * left)
         throw LinAlgError("downdate: the rows hold more energy outside of the subspace than the stream has left out; "
                           "they cannot all have been added");
     std::int64_t kept = 0;
+    std::vector<double> out;
+    T *rot = nullptr;
+    std::int64_t *partner = nullptr;
     if (r > 0) {
+        const auto difference = [&](const double *by) { // D⁻¹ (S² - CᵀC) D⁻¹
+            gemm<double>(coordinates.transposed(), coordinates, MatrixView<double>(h, r, r));
+            for (std::int64_t i = 0; i < r; ++i) {
+                const double si = s[std::size_t(i)] / unit / by[i];
+                for (std::int64_t j = 0; j <= i; ++j) h[i * r + j] = (i == j ? si * si : 0.0) - h[i * r + j] / by[i] / by[j];
+            }
+        };
+        std::fill_n(d, r, 1.0);
+        difference(d);
         eigh_top<double>(r, r, h, l, y);
         if (l[r - 1] < -tolerance)
             throw LinAlgError("downdate: the factor would become indefinite; the rows cannot all have been added");
-        // What the difference of the squares cannot tell from zero goes.
-        while (kept < r && l[kept] > 16.0 * eps * top) ++kept;
-    }
-    T *rot = frame.take<T>(kept * r);
-    auto *partner = frame.take<std::int64_t>(kept);
-    std::vector<double> out(static_cast<std::size_t>(kept));
-    for (std::int64_t i = 0; i < kept; ++i) {
-        out[std::size_t(i)] = std::sqrt(l[i]);
-        relative(r, y + i * r, closest(r, [&](std::int64_t j) { return y[i * r + j]; }), partner + i, rot + i * r);
+        // The difference of squares loses what is below √eps s_1. Scaled by the values it is I - QᵀQ, with the shares that the
+        // rows have in each direction: S' = Λ^½ Yᵀ D of its eigenvectors keeps small values as they were.
+        const double s1 = s[0] / unit;
+        for (std::int64_t i = 0; i < r; ++i) d[i] = std::max(s[std::size_t(i)] / unit, 1e3 * eps * s1);
+        difference(d);
+        eigh_top<double>(r, r, h, l, y);
+        double *f = frame.zeros<double>(r * r);
+        for (std::int64_t i = 0; i < r; ++i) {
+            double across = 0, energy = 0;
+            for (std::int64_t j = 0; j < r; ++j) {
+                across += y[i * r + j] / d[j] * (y[i * r + j] / d[j]);
+                energy += y[i * r + j] * d[j] * (y[i * r + j] * d[j]);
+            }
+            // What rounding can have made of a direction that the rows have taken whole goes.
+            if (!(l[i] > 0) || l[i] * energy * std::sqrt(across) <= 4.0 * eps * s1) continue;
+            const double root = std::sqrt(l[i]);
+            for (std::int64_t j = 0; j < r; ++j) f[i * r + j] = root * y[i * r + j] * d[j];
+        }
+        double *sigma = l;
+        small_svd(r, r, f, sigma, nullptr, y);
+        while (kept < r && sigma[kept] > eps * eps * s1) ++kept;
+        rot = frame.take<T>(kept * r);
+        partner = frame.take<std::int64_t>(kept);
+        for (std::int64_t i = 0; i < kept; ++i) {
+            out.push_back(sigma[i] * unit);
+            relative(r, y + i * r, closest(r, [&](std::int64_t j) { return y[i * r + j]; }), partner + i, rot + i * r);
+        }
     }
     if (kept > 0) rotate(kept, partner, rot, Panel<T>(n).add(MatrixView<const T>(v.data(), r, n)));
-    commit(Work{}, std::move(out), false, std::max(0.0, dropped - std::max(0.0, all - along)));
+    commit(Work{}, std::move(out), false, std::min(std::max(0.0, left - std::max(0.0, all - along)) * unit * unit, std::numeric_limits<double>::max()));
     if (!scatter.empty()) {
         double *squares = frame.take<double>(n);
         weighted_scatter(x, block_mean, squares);
         for (std::int64_t j = 0; j < n; ++j) {
-            const double between = x.extra != nullptr ? double(x.extra[j]) * double(x.extra[j]) : 0.0;
             double &sum = scatter[std::size_t(j)];
-            sum = new_weight > 1e-9 * weight ? std::max(0.0, sum - squares[j] - between) : 0.0;
+            sum = new_weight > 1e-9 * weight ? std::max(0.0, sum - squares[j] - extra[j] * extra[j]) : 0.0;
         }
     }
     if (opt.center) std::copy_n(new_mean, n, mean.begin());

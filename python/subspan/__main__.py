@@ -45,7 +45,11 @@ def _cuda() -> str:
     try:
         module = kernels()
     except CudaError as e:
-        return "not built: nvcc 13 is needed for that, see docs/cuda.md" if "no CUDA kernels" in str(e) else str(e)
+        return (
+            "not built (no nvcc 13 was found, or SUBSPAN_CUDA=OFF), see docs/cuda.md"
+            if "no CUDA kernels" in str(e)
+            else str(e)
+        )
     runtime, driver = module.versions()
     chips = ", ".join(f"sm_{x}" for x in module.architectures().replace("-real", "").split())
     has = f"kernels for {chips}, runtime {runtime // 1000}.{runtime % 1000 // 10}"
@@ -79,7 +83,11 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     options = parser().parse_args(argv)
     if options.command == "info":
-        facts = info()
+        try:
+            facts = info()
+        except ValueError as e:  # an environment variable
+            print(f"python -m subspan info: {e}", file=sys.stderr)
+            return 1
         width = max(map(len, facts))
         for key, value in facts.items():
             print(f"{key:<{width}}  {value}")

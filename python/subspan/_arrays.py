@@ -79,22 +79,33 @@ def _from_list(x: Any, name: str) -> Any:
 
 def stoppable(f: Any, *args: Any, **options: Any) -> Any:
     """``f`` of LAPACK, which hears no Ctrl-C: a large call runs in a thread of its own, to its end, while this one
-    listens.
+    listens. After Ctrl-C it goes on there, unheard, and the process may end before it does.
     """
     if max((np.size(x) * min(np.shape(x)[-2:]) for x in args if np.ndim(x) >= 2), default=0) < 2e7:
         return f(*args, **options)
+    return in_a_thread(f, args, options, outlived=True)
+
+
+def in_a_thread(f: Any, args: tuple[Any, ...], options: dict[str, Any], *, outlived: bool) -> Any:
+    """``f`` in a thread of its own while this one listens for Ctrl-C.
+
+    ``outlived``: the process may end while ``f`` still runs. Not so where ``f`` takes memory of the interpreter's, as
+    SuperLU does: the process then waits for it at its end.
+    """
     found: list[Any] = []
+    done = threading.Event()
 
     def job() -> None:
         try:
             found.extend([True, f(*args, **options)])
         except BaseException as e:  # handed over, whatever it is
             found.extend([False, e])
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=job, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
+    threading.Thread(target=job, daemon=outlived).start()
+    while not done.wait(0.05):  # a join that is interrupted counts as one that has ended
+        pass
     if not found[0]:
         raise found[1]
     return found[1]
@@ -120,6 +131,13 @@ def _checked_compressed(x: Array, major: int, minor: int, stored: int, name: str
     return indptr, indices, _core.check_compressed(indptr, indices, major, minor, stored, name)
 
 
+def _integers(where: Any, name: str, what: str) -> NDArray[Any]:
+    found = np.asarray(where)
+    if found.size and found.dtype.kind not in "iu":
+        raise ValueError(f"{name}: {what} must be integers, got {found.dtype}")
+    return found
+
+
 def check_sparse(x: Array, name: str) -> None:
     """ValueError where the arrays of a sparse matrix lead outside of it: SciPy's own loops do not look."""
     if x.ndim != 2:
@@ -134,17 +152,18 @@ def check_sparse(x: Array, name: str) -> None:
         _checked_compressed(x, m // r, n // c, int(np.asarray(x.data).shape[0]), name)
     elif x.format == "coo":
         for axis, (where, size) in enumerate(zip(x.coords, (m, n), strict=True)):
-            where = np.asarray(where)
+            where = _integers(where, name, f"coordinates along axis {axis}")
             if where.size != np.asarray(x.data).size or (where.size and not 0 <= where.min() <= where.max() < size):
                 raise ValueError(f"{name}: coordinates along axis {axis} do not fit the data, or leave [0, {size})")
     elif x.format == "dia":
-        data, offsets = np.asarray(x.data), np.asarray(x.offsets)
+        data, offsets = np.asarray(x.data), _integers(x.offsets, name, "offsets")
         if data.ndim != 2 or offsets.shape != data.shape[:1]:
             raise ValueError(
                 f"{name}: there must be as many offsets as diagonals, got {offsets.shape} and {data.shape}"
             )
     elif x.format == "lil":
         for i, (where, what) in enumerate(zip(x.rows, x.data, strict=True)):
+            _integers(where, name, f"columns of row {i}")
             if len(where) != len(what) or (where and not 0 <= min(where) <= max(where) < n):
                 raise ValueError(f"{name}: columns of row {i} do not fit the data, or leave [0, {n})")
 
@@ -170,9 +189,9 @@ def csr_parts(x: Array, name: str, wanted: Any = None) -> tuple[Any, Any, Any, i
     return np.ascontiguousarray(data), indices, indptr, m, n
 
 
-def dense_rows(x: Array, name: str) -> Any:
+def dense_rows(x: Array, name: str, wanted: Any = None) -> Any:
     """A sparse matrix as a dense array, once its parts have been looked at."""
-    data, indices, indptr, m, n = csr_parts(x, name)
+    data, indices, indptr, m, n = csr_parts(x, name, wanted)
     sparse = sys.modules["scipy.sparse"]
     return sparse.csr_array((data, indices, indptr), shape=(m, n)).toarray()
 
@@ -320,7 +339,7 @@ def as_float(x: Array, name: str, wanted: Any = None) -> Array:
         if given in ("int32", "uint32", "int64", "uint64"):
             raise TypeError(
                 f"{name} must be float32 or float64, got {given}, and {target} does not hold all of its numbers; "
-                f"convert it first, e.g. {name}.astype('float64')"
+                f"convert it first, e.g. {name}.astype('{target}')"
             )
         return x
     if library_of(x) == "torch":
@@ -330,17 +349,36 @@ def as_float(x: Array, name: str, wanted: Any = None) -> Array:
     return x.astype(np.dtype(target))
 
 
+def float_array(x: Any, name: str, wanted: Any = None) -> Array:
+    """An array of floats: written numbers (lists) are of dtype ``wanted``, as are integers that it holds exactly."""
+    written = isinstance(x, (list, tuple, int, float))
+    x = as_array(x, name)
+    if written and wanted is not None and np.dtype(wanted) == np.float32 and x.dtype == np.float64:
+        x = x.astype(np.float32)  # as NumPy takes written numbers beside an array
+    return as_float(x, name, wanted)
+
+
+def float_beside(*arrays: Any) -> Any:
+    """float32 where one of the arrays is of it and none of float64: what written numbers and integers beside it are."""
+    names = {str(getattr(x, "dtype", "")).rpartition(".")[2] for x in arrays}
+    return np.float32 if "float32" in names and "float64" not in names else None
+
+
 def rng_key(rng: int | np.random.Generator | np.integer[Any] | None) -> int:
     """A 64-bit key for the counter-based generator (SPEC 7)."""
+    return int(generator_of(rng).integers(0, 2**63, dtype=np.int64))
+
+
+def generator_of(rng: int | np.random.Generator | np.integer[Any] | None) -> np.random.Generator:
+    """``numpy.random.default_rng`` with texts that name the argument."""
     if isinstance(rng, (bool, np.bool_)):
         raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}")
     try:
-        generator = np.random.default_rng(rng)
+        return np.random.default_rng(rng)
     except (TypeError, ValueError) as e:
         raise type(e)(
             f"rng must be None, an int that is not negative or a numpy.random.Generator, got {rng!r}"
         ) from None
-    return int(generator.integers(0, 2**63, dtype=np.int64))
 
 
 def whole_number(value: Any, name: str, least: int, most: int = 2**62) -> int:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from subspan._arrays import as_array, as_float, check_float, csr_parts, is_sparse, stoppable, whole_number
+from subspan._arrays import as_array, as_float, check_float, csr_parts, in_a_thread, is_sparse, stoppable, whole_number
 from subspan._orth.common import convolution_hint, numpy, on_the_cpu
 
 _AT_ONCE = 256  # unit vectors that an operator is applied to together
+_MOST_COLUMNS = 2**18  # of an operator: its matrix is n² entries to look through
 _MOST_ENTRIES = 2**28  # of the matrix that an operator turns out to be: 2 GiB
 
 
@@ -27,7 +28,15 @@ def _matrix_of(operator: Any) -> Any:
     shape = getattr(operator, "shape", None)
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != shape[1]:
         raise ValueError(f"weight is an operator, and its shape must be (n, n), got {shape!r}")
-    n = whole_number(shape[0], "weight.shape[0]", 0, 2**31)
+    matrix = getattr(operator, "A", None)  # what scipy.sparse.linalg.aslinearoperator has wrapped
+    if type(operator).__name__ == "MatrixLinearOperator" and getattr(matrix, "shape", None) == shape:
+        return matrix
+    n = whole_number(shape[0], "weight.shape[0]", 0)
+    if n > _MOST_COLUMNS:
+        raise ValueError(
+            f"weight is an operator of {n} columns; its matrix is needed, and at most {_MOST_COLUMNS} columns are "
+            "looked for: pass the matrix itself, sparse or diagonal"
+        )
     pieces, count = [], 0
     for first in range(0, n, _AT_ONCE):
         width = min(_AT_ONCE, n - first)
@@ -62,15 +71,14 @@ class InnerProduct:
         self.factor: Any
         self._order: Any = None  # of a sparse matrix: the rows' places in the triangle
         self._solver: Any = None
+        if hasattr(weight, "matmat") and not hasattr(weight, "__array__") and not is_sparse(weight):
+            weight = _matrix_of(weight)
         if is_sparse(weight):
             data, indices, indptr, m, n = csr_parts(weight, "weight", np.float64)
             from scipy import sparse
 
             check_float(data, "weight")
             self.given = sparse.csr_array((data.astype(np.float64), indices, indptr), shape=(m, n)).tocsc()
-            self.given.sum_duplicates()
-        elif hasattr(weight, "matmat") and not hasattr(weight, "__array__"):
-            self.given = _matrix_of(weight)
         else:
             given = np.array(numpy(as_float(as_array(weight, "weight"), "weight")))
             check_float(given, "weight")
@@ -108,7 +116,8 @@ class InnerProduct:
             return sparse.csc_array((0, 0))
         symmetric = {"SymmetricMode": True, "Equil": False}
         try:
-            lu = stoppable(splu, self.given, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options=symmetric)
+            options = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0, "options": symmetric}
+            lu = in_a_thread(splu, (self.given,), options, outlived=False)
         except RuntimeError:  # exactly singular
             raise ValueError("weight must be positive definite") from None
         pivots = lu.U.diagonal()

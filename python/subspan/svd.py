@@ -28,6 +28,8 @@ from subspan._arrays import (
     csr_parts,
     dense_rows,
     dtype_of,
+    float_array,
+    float_beside,
     float_dtype,
     is_sparse,
     library_of,
@@ -114,8 +116,17 @@ class Rotation(NamedTuple):
     shift: Any
 
     def apply(self, U: Array) -> Array:
-        """The left vectors ``(m + b, k')`` after the update, from those before it, ``(m, k)``."""
-        return np.vstack([np.asarray(U) @ self.past + self.shift, self.new])
+        """The left vectors ``(m + b, k')`` after the update, from those before it, ``U (m, k)``, in its library and
+        dtype.
+        """
+        U = as_array(U, "U")
+        check_library(U, "U")
+        on_the_cpu(U, "U")
+        u, dtype = numpy(detached(U)), check_float(U, "U")
+        if u.ndim != 2 or u.shape[1] != self.past.shape[0]:
+            raise ValueError(f"U must have shape (m, {self.past.shape[0]}), got {u.shape}")
+        turned = np.vstack([u @ self.past + self.shift, self.new]).astype(dtype)
+        return to_library(turned, library_of(U), U)
 
 
 class StreamingSVD:
@@ -301,13 +312,10 @@ class StreamingSVD:
 
     def _dense(self, x: Array, name: str) -> tuple[Any, str]:
         """Rows as the kernels take them, and the library that results go to."""
-        numbers = isinstance(x, (list, tuple, int, float))
-        x = as_array(x, name)
-        if numbers and self._wanted() == np.float32 and x.dtype == np.float64:
-            x = x.astype(np.float32)  # as NumPy takes written numbers beside an array
+        x = float_array(x, name, self._wanted())
         check_library(x, name)
         library = library_of(x)
-        x = detached(as_float(x, name, self._wanted()))
+        x = detached(x)
         self._check_dtype(x, name)
         if self._inner is not None:
             x = self._inner.forward(x, name)
@@ -325,13 +333,15 @@ class StreamingSVD:
                 "rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, and "
                 "collect thin blocks"
             )
+        if self.energy is not None:
+            raise ValueError("rotation=True takes no energy: it turns all rank vectors, and energy shows fewer")
         if self.center and self.forget != 1.0:
             raise ValueError(
                 "rotation=True with center takes no forget: rows of different weight turn by different amounts"
             )
         if self._there is not None or device_of(rows) is not None:
             raise TypeError("rotation=True is not implemented on CUDA devices")
-        dense = dense_rows(rows, "rows") if is_sparse(rows) else rows
+        dense = dense_rows(rows, "rows", self._wanted()) if is_sparse(rows) else rows
         block, library = self._dense(dense, "rows")
         with self._writing:
             self._take_library(library)
@@ -426,7 +436,7 @@ class StreamingSVD:
         if self._there is not None:
             raise TypeError("downdate is not implemented on CUDA devices; merge and copy are")
         if is_sparse(rows):
-            rows = dense_rows(rows, "rows")
+            rows = dense_rows(rows, "rows", self._wanted())
         rows, library = self._dense(rows, "rows")
         self._take_library(library)
         with self._writing:
@@ -543,8 +553,10 @@ class StreamingSVD:
         values, left = self._energies()
         if not values.size or values[0] == 0.0:
             return to_library(np.zeros(values.shape), self._library)
-        if not math.isfinite(left):
-            raise ValueError("explained_variance_ratio: the energy that is not shown overflows; scale the rows")
+        hidden = values.size < min(self.n_features or 0, self.rows_seen)
+        if not math.isfinite(left) or (hidden and values[0] < 1e-150):
+            how = "underflows" if math.isfinite(left) else "overflows"
+            raise ValueError(f"explained_variance_ratio: the energy that is not shown {how}; scale the rows")
         shares = (values / values[0]) ** 2  # squares of the values themselves may leave the range of numbers
         return to_library(shares / (shares.sum() + (math.sqrt(left) / values[0]) ** 2), self._library)
 
@@ -688,7 +700,9 @@ class StreamingSVD:
         if tuple(out.shape) != result.shape:
             raise ValueError(f"out must have shape {result.shape}, got {tuple(out.shape)}")
         view = numpy(detached(out))
-        if not is_sparse(x) and np.shares_memory(view, numpy(detached(as_array(x, name)))):
+        parts = [getattr(x, p) for p in ("data", "indices", "indptr", "row", "col", "offsets") if hasattr(x, p)]
+        given = parts if is_sparse(x) else [numpy(detached(as_array(x, name)))]
+        if any(isinstance(p, np.ndarray) and np.shares_memory(view, p) for p in given):
             raise ValueError(f"out must share no memory with {name}")
         if library_of(out) == "torch":
             import torch
@@ -790,7 +804,11 @@ class StreamingSVD:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._restore(checked_state(state, "StreamingSVD", _FORMAT, _NEEDED))
+        state = checked_state(state, "StreamingSVD", _FORMAT, _NEEDED)
+        try:
+            self._restore(state)
+        except (TypeError, RuntimeError, AttributeError) as e:  # what a member of another kind makes of the pieces
+            raise ValueError(f"not a state of StreamingSVD: {e}") from e
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._configure(
@@ -812,6 +830,10 @@ class StreamingSVD:
             self._there = DeviceStream.restored(library, state, self.forget, self.method, self.center)
         else:
             self._core.restore(state)
+            if self._inner is not None and self._core.features() not in (0, self._inner.factor.shape[0]):
+                raise ValueError(
+                    f"weight has {self._inner.factor.shape[0]} columns, the stream {self._core.features()}"
+                )
         self._library = library
 
     def copy(self) -> StreamingSVD:
@@ -857,6 +879,12 @@ class StreamingSVD:
             options.append(f"oversample={self.oversample}")
         if self.method != "auto":
             options.append(f"method={self.method!r}")
+        if self.exact_blocks:
+            options.append("exact_blocks=True")
+        if self.signs != "stable":
+            options.append(f"signs={self.signs!r}")
+        if self._inner is not None:
+            options.append(f"weight=<{'x'.join(map(str, self._inner.given.shape))}>")
         if self._there is not None:
             what = f"{self._there.n} {self._there.dtype}, {self._library} on CUDA device {self._there.place.device}"
             return f"StreamingSVD({', '.join(options)}) <{self.rows_seen} rows of {what}>"
@@ -864,7 +892,7 @@ class StreamingSVD:
             return f"StreamingSVD({', '.join(options)}) <no rows yet>"
         return (
             f"StreamingSVD({', '.join(options)}) "
-            f"<{self.rows_seen} rows of {self._core.features()} {self._core.dtype()}, "
+            f"<{self.rows_seen} rows of {self._core.features()} {self.dtype}, "
             f"route {self._core.route()}>"
         )
 
@@ -976,12 +1004,14 @@ def truncated_svd(
         if power_iterations != "auto":
             raise ValueError(f"power_iterations must be an int or 'auto', got {power_iterations!r}")
         A = A if hasattr(A, "shape") else as_array(A, "A")
+        if len(A.shape) != 2:
+            raise ValueError(f"A must have 2 dimensions, got shape {tuple(A.shape)}")
         power_iterations = 7 if rank is not None and rank < 0.1 * min(int(x) for x in A.shape) else 4
     power_iterations = whole_number(power_iterations, "power_iterations", 0, 2**20)
     options = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
     key = rng_key(rng)
-    if initial is not None:
-        initial = as_array(initial, "initial")
+    if initial is not None and not on_device(initial):
+        initial = float_array(initial, "initial", float_beside(A))
     start = initial if initial is None or on_device(initial) else detached(initial)
     if is_sparse(A):
         data, indices, indptr, m, n = csr_parts(A, "A")
@@ -1110,15 +1140,37 @@ def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v"
     >>> round(float(product_svd(A, B).S[0]), 6)
     200.0
     """
-    A, B = as_array(A, "A"), as_array(B, "B")
+    wanted = float_beside(A, B)
+    A, B = float_array(A, "A", wanted), float_array(B, "B", wanted)
     check_library(A, "A")
     rank = 0 if rank is None else whole_number(rank, "rank", 1)
     if not isinstance(signs, str) or signs not in ("v", "u"):
         raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
-    a, b = detached(as_float(A, "A")), detached(as_float(B, "B"))
-    if check_float(b, "B") != check_float(a, "A"):
-        raise TypeError(f"B must be {a.dtype} as A is, got {b.dtype}")
-    return _with_signs(_triplet(_core.product_svd(a, b, rank), library_of(A), A), signs)
+    a, b = detached(A), detached(B)
+    dtype, other = check_float(a, "A"), check_float(b, "B")
+    if other != dtype:
+        raise TypeError(f"B must be {dtype} as A is, got {other}")
+    (a, i), (b, j) = _near_one(a), _near_one(b)
+    u, s, vh = _core.product_svd(a, b, rank)
+    return _with_signs(_triplet((u, _scaled_back(s, i + j), vh), library_of(A), A), signs)
+
+
+def _near_one(x: Any, *beside: Any) -> tuple[Any, int]:
+    """``x 2^-e`` and ``e``, which is zero where squares of the entries keep well within the range of the dtype."""
+    view = numpy(x)
+    top = max((float(np.abs([v.max(initial=0), v.min(initial=0)]).max()) for v in (view, *beside)), default=0.0)
+    most = 2.0**30 if view.dtype == np.float32 else 2.0**300
+    if top == 0 or not np.isfinite(top) or 1 / most < top < most:
+        return x, 0
+    e = math.frexp(top)[1]
+    return np.ldexp(view, -e), e
+
+
+def _scaled_back(s: Any, e: int) -> Any:
+    if e == 0:
+        return s
+    with np.errstate(over="ignore"):
+        return no_overflow(np.ldexp(s, e), s, "a singular value")
 
 
 def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
@@ -1154,18 +1206,23 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
             raise TypeError(f"{name} must be a triple (U, S, Vh), got {type(x).__name__}") from None
         if s is None or vh is None:
             raise TypeError(f"{name}: only U may be None")
-        part = [None if u is None else as_array(u, f"{name}.U"), as_array(s, f"{name}.S"), as_array(vh, f"{name}.Vh")]
+        wanted = float_beside(u, s, vh)
+        part = [
+            None if u is None else float_array(u, f"{name}.U", wanted),
+            float_array(s, f"{name}.S", wanted),
+            float_array(vh, f"{name}.Vh", wanted),
+        ]
         for y, field in zip(part, ("U", "S", "Vh"), strict=True):
             if y is not None:
                 on_the_cpu(y, f"{name}.{field}")
-        given.append([None if y is None else detached(as_float(y, name)) for y in part])
+        given.append([None if y is None else detached(y) for y in part])
     (ua, sa, va), (ub, sb, vb) = given
     if (ua is None) != (ub is None):
         raise ValueError("U must be given in both decompositions or in neither")
     dtype = check_float(va, "a.Vh")
     for y, name in ((ua, "a.U"), (sa, "a.S"), (ub, "b.U"), (sb, "b.S"), (vb, "b.Vh")):
         if y is not None and check_float(y, name) != dtype:
-            raise TypeError(f"{name} must be {dtype} as a.Vh is, got {y.dtype}")
+            raise TypeError(f"{name} must be {dtype} as a.Vh is, got {dtype_of(y)}")
     values = []
     for s, name in ((sa, "a.S"), (sb, "b.S")):
         if len(s.shape) != 1:
@@ -1174,14 +1231,18 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
     values[0] = values[0] * dtype.type(forget)
     like = a[2]
     library = library_of(like) if not isinstance(like, (list, tuple)) else "numpy"
-    return _with_signs(_triplet(_core.merge_svd(ua, values[0], va, ub, values[1], vb, rank), library, like), signs)
+    first, e = _near_one(values[0], values[1])
+    second = values[1] if e == 0 else np.ldexp(values[1], -e)
+    u, s, vh = _core.merge_svd(ua, first, va, ub, second, vb, rank)
+    return _with_signs(_triplet((u, _scaled_back(s, e), vh), library, like), signs)
 
 
 class FrequentDirections:
     """Deterministic sketch ``B (size, n)`` of a tall matrix ``A``, with a guaranteed error.
 
     ``0 <= x·(AᵀA - BᵀB)·x <= error_bound`` for every unit vector ``x``, and ``error_bound`` is at most
-    ``‖A - A_k‖_F² / (size - k)`` for every ``k < size``. Sketches of parts of a matrix can be merged.
+    ``‖A - A_k‖_F² / (size - k)`` for every ``k < size``, to rounding: ``eps ‖A‖²`` of the dtype that the sketch is
+    returned in. Sketches of parts of a matrix can be merged.
 
     Parameters
     ----------
@@ -1239,10 +1300,10 @@ class FrequentDirections:
             parts = csr_parts(rows, "rows", self._wanted())
             dtype = check_float(parts[0], "rows")
         else:
-            rows = as_array(rows, "rows")
+            rows = float_array(rows, "rows", self._wanted())
             check_library(rows, "rows")
             library = library_of(rows)
-            rows = detached(as_float(rows, "rows", self._wanted()))
+            rows = detached(rows)
             dtype = check_float(rows, "rows")
         if self._core is not None and library != self._library:
             raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library}")

@@ -91,7 +91,8 @@ def _of_one_dimension(U: Array, W: Array, check: bool) -> tuple[Array, Array]:
     With ``WᵀU = X cos(Θ) Yᵀ`` that is the span of ``W X``: its angles to ``U`` are those of ``W``. Where an angle is
     π/2 ``X`` is completed, and any direction does.
     """
-    shapes = [tuple(getattr(x, "shape", ())) for x in (U, W)]
+    U, W = as_array(U, "U"), as_array(W, "W")
+    shapes = [tuple(x.shape) for x in (U, W)]
     if min(len(s) for s in shapes) < 2 or shapes[0][-1] == shapes[1][-1] or shapes[0][-2] != shapes[1][-2]:
         return U, W  # what is wrong with them is said where it belongs
     U, dtype = matrices(U, "U")
@@ -99,7 +100,7 @@ def _of_one_dimension(U: Array, W: Array, check: bool) -> tuple[Array, Array]:
     if other != dtype:
         raise TypeError(f"W must be {dtype} as U is, got {other}")
     for x, name in ((U, "U"), (W, "W")):
-        if check:
+        if truth(check, "check"):
             check_basis(x, name)
         elif x.shape[-1] > x.shape[-2]:
             raise ValueError(
@@ -151,6 +152,7 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", unequal: str = "cont
         return device.distance(U, W, which)
     if not isinstance(unequal, str) or unequal not in ("containment", "metric"):
         raise ValueError(f"unequal must be 'containment' or 'metric', got {unequal!r}")
+    U, W = as_array(U, "U"), as_array(W, "W")
     more = abs(int(U.shape[-1]) - int(W.shape[-1])) if min(len(np.shape(x)) for x in (U, W)) >= 2 else 0
     U, W = _of_one_dimension(U, W, check)
     (U, W), dtype, shape = same_matrices(U=U, W=W)

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, library_of, output, real_number, stoppable, to_library, truth, whole_number
+from subspan._arrays import (
+    Array,
+    generator_of,
+    library_of,
+    output,
+    real_number,
+    stoppable,
+    to_library,
+    truth,
+    whole_number,
+)
 from subspan._device import on_device, on_one_side
 from subspan._grassmann import device
 from subspan._grassmann.common import RETRACTIONS, one_of, same_matrices
@@ -66,7 +76,7 @@ def random_tangent(U: Array, *, rng: int | np.random.Generator | None = None) ->
     (True, 1.0)
     """
     U, dtype = matrices(U, "U")
-    noise = np.random.default_rng(rng).standard_normal(tuple(U.shape), dtype=np.float64).astype(dtype, copy=False)
+    noise = generator_of(rng).standard_normal(tuple(U.shape), dtype=np.float64).astype(dtype, copy=False)
     if U.shape[-1] == U.shape[-2]:
         return to_library(np.zeros_like(noise), library_of(U))
     point, H = np.asarray(numpy(U)), noise
@@ -114,7 +124,7 @@ def tangent(U: Array, G: Array, *, out: Array | None = None, check: bool = True)
     (U, G), dtype, shape = same_matrices(U=U, G=G)
     library = library_of(G)
     result, fresh = output(out, shape, dtype, library)
-    _core.grassmann_tangent(detached(U), detached(G), detached(result), _CHECK_POINTS if check else 0)
+    _core.grassmann_tangent(detached(U), detached(G), detached(result), _CHECK_POINTS if truth(check, "check") else 0)
     return finish(result, fresh, library)
 
 
@@ -166,7 +176,7 @@ def euclidean_to_riemannian_hessian(
     library = library_of(H)
     result, fresh = output(out, shape, dtype, library)
     arrays = (detached(U), detached(egrad), detached(ehess), detached(H))
-    _core.grassmann_hessian(*arrays, detached(result), _CHECK_ALL if check else 0)
+    _core.grassmann_hessian(*arrays, detached(result), _CHECK_ALL if truth(check, "check") else 0)
     return finish(result, fresh, library)
 
 
@@ -225,7 +235,7 @@ def retract(
     True
     """
     which = one_of(method, RETRACTIONS, "method")
-    return _retract(U, H, which, t, project, out, check)
+    return _retract(U, H, which, t, truth(project, "project"), out, truth(check, "check"))
 
 
 def _retract(U: Array, H: Array, method: int, t: float, project: bool, out: Array | None, check: bool) -> Array:
@@ -274,7 +284,7 @@ def exp(U: Array, H: Array, t: float = 1.0, *, out: Array | None = None, check: 
     >>> bool(grassmann.distance(there, W) < 1e-14)
     True
     """
-    return _retract(U, H, RETRACTIONS["exp"], t, False, out, check)
+    return _retract(U, H, RETRACTIONS["exp"], t, False, out, truth(check, "check"))
 
 
 def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> Array:
@@ -318,7 +328,7 @@ def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> 
     (U, W), dtype, shape = same_matrices(U=U, W=W)
     library = library_of(U)
     result, fresh = output(out, shape, dtype, library)
-    _core.grassmann_log(detached(U), detached(W), detached(result), _CHECK_POINTS if check else 0)
+    _core.grassmann_log(detached(U), detached(W), detached(result), _CHECK_POINTS if truth(check, "check") else 0)
     return finish(result, fresh, library)
 
 
@@ -368,7 +378,8 @@ def transport(U: Array, H: Array, V: Array, t: float = 1.0, *, out: Array | None
     library = library_of(V)
     result, fresh = output(out, shape, dtype, library)
     arrays = (detached(U), detached(H), detached(V))
-    _core.grassmann_transport(*arrays, detached(result), real_number(t, "t"), _CHECK_ALL if check else 0)
+    checks = _CHECK_ALL if truth(check, "check") else 0
+    _core.grassmann_transport(*arrays, detached(result), real_number(t, "t"), checks)
     return finish(result, fresh, library)
 
 

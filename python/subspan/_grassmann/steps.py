@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._arrays import Array, as_array, check_float, library_of, real_number, to_library, whole_number
+from subspan._arrays import Array, as_array, check_float, library_of, real_number, to_library, truth, whole_number
 from subspan._device import on_device
 from subspan._grassmann import device
 from subspan._grassmann.common import (
@@ -18,7 +18,7 @@ from subspan._grassmann.common import (
     in_place,
     one_of,
 )
-from subspan._orth.common import detached, finish, matrices
+from subspan._orth.common import convolution_hint, detached, finish, matrices
 
 _TRANSPORTS = {"project": 0, "parallel": 1}
 
@@ -38,14 +38,15 @@ def _stack(U: Array, **others: Array) -> list[Array]:
         if other != dtype:
             raise TypeError(f"{name} must be {dtype} as U is, got {other}")
         if tuple(x.shape) != tuple(U.shape):
-            raise ValueError(f"{name} must have the shape of U, {tuple(U.shape)}, got {tuple(x.shape)}")
+            hint = convolution_hint(tuple(x.shape), name)
+            raise ValueError(f"{name} must have the shape of U, {tuple(U.shape)}, got {tuple(x.shape)}{hint}")
         out.append(x)
     return out
 
 
 def _rate(lr: float, maximize: bool) -> float:
     rate: float = real_number(lr, "lr", 0.0)
-    return -rate if maximize else rate
+    return -rate if truth(maximize, "maximize") else rate
 
 
 def _check_sgd_settings(
@@ -169,7 +170,7 @@ def sgd_step(
         detached(grad),
         None if buffer is None else detached(buffer),
         *settings,
-        bool(check),
+        truth(check, "check"),
     )
     if buffer is not None:
         finish(buffer, False, "")
@@ -262,7 +263,7 @@ def adam_step(
         eps,
         which,
         parallel,
-        bool(check),
+        truth(check, "check"),
     )
     for x in (first_moment, second_moment):
         finish(x, False, "")

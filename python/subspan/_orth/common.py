@@ -24,9 +24,17 @@ def matrices(x: Array, name: str) -> tuple[Array, np.dtype[Any]]:
     return x, dtype
 
 
+def is_vector(x: Any) -> bool:
+    """Whether x has one axis; a list of numbers has."""
+    shape = getattr(x, "shape", None)
+    if shape is not None:
+        return len(shape) == 1
+    return isinstance(x, (list, tuple)) and len(x) > 0 and isinstance(x[0], (int, float))
+
+
 def column(x: Any) -> Any:
     """A vector as one column; anything else as it is."""
-    return x[:, None] if len(getattr(x, "shape", ())) == 1 else x
+    return as_array(x, "an array")[:, None] if is_vector(x) else x
 
 
 def same_dtype(dtype: Any, other: Any, name: str, first: str) -> None:
@@ -53,10 +61,12 @@ def of_vector(f: Any, x: Array, side: str, out: Array | None) -> Array:
     left = is_left(side)
 
     def wide(y: Any) -> Any:
-        return y[:, None] if left else y[None]
+        return y[..., None] if left else y[..., None, :]
 
-    result = f(wide(x), None if out is None else wide(out))
-    return out if out is not None else result.reshape(-1)
+    result = f(wide(as_array(x, "C")), None if out is None else wide(out))
+    if out is not None:
+        return out
+    return result[..., 0] if left else result[..., 0, :]  # other arguments may have leading axes
 
 
 def finish(x: Any, fresh: bool, library: str, like: Array = None) -> Array:

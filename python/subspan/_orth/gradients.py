@@ -303,7 +303,8 @@ class GradientProjector:
         right = m >= n if self.side == "auto" else self.side == "right"
         want = (m, self.rank) if right else (self.rank, n)
         if tuple(R.shape) != want:
-            raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}")
+            hint = convolution_hint(tuple(R.shape), "R")
+            raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}{hint}")
         return self._multiply(detached(R), right, True, (m, n), self.scale, out)
 
     def _multiply(

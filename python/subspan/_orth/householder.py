@@ -19,6 +19,7 @@ from subspan._orth.common import (
     detached,
     finish,
     is_left,
+    is_vector,
     matrices,
     numpy,
     of_vector,
@@ -94,7 +95,7 @@ class HouseholderQ:
         flops.
         """
         transpose = truth(transpose, "transpose") != self.transposed
-        if len(getattr(C, "shape", (0, 0))) == 1:
+        if is_vector(C):
             return of_vector(lambda c, to: self._apply(c, side, transpose, to, check), C, side, out)
         return self._apply(C, side, transpose, out, check)
 
@@ -107,8 +108,15 @@ class HouseholderQ:
         c, shape = broadcast(detached(C), (self.V, 2))
         if check_float(self.V, "Q") != dtype:
             raise TypeError(f"C must be {check_float(self.V, 'Q')} as Q is, got {dtype}")
+        m = int(self.V.shape[-2])
+        if int(c.shape[-2 if left else -1]) != m:
+            where = "rows" if left else "columns"
+            hint = convolution_hint(tuple(C.shape), "C")
+            raise ValueError(f"C must have {m} {where} as Q has, got shape {tuple(C.shape)}{hint}")
         result, fresh = output(out, shape, dtype, library)
-        _core.factored_apply(detached(self.V), detached(self._T), c, left, bool(transpose), detached(result), check)
+        _core.factored_apply(
+            detached(self.V), detached(self._T), c, left, transpose, detached(result), truth(check, "check")
+        )
         return finish(result, fresh, library, C)
 
     def to_array(self, *, full: bool = False) -> Array:
@@ -182,7 +190,7 @@ def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
             raise TypeError("pivoting is not implemented on CUDA devices")
         *factors, R = device.householder_qr(A)
         return HouseholderQ(*factors), R
-    A, dtype = matrices(A, "A")
+    A, dtype = matrices(column(A), "A")
     library = library_of(A)
     *batch, m, n = A.shape
     k = min(m, n)
@@ -228,12 +236,11 @@ def householder_product(V: Array, tau: Array | None = None, *, packed: bool = Fa
         V = _unpacked(V, tau)
     if on_device(V, tau):
         return device.householder_product(V, tau)
-    if len(getattr(V, "shape", (0, 0))) == 1:
-        V = V[:, None]
+    V = column(V)
     V, dtype = matrices(V, "V")
     *batch, m, k = V.shape
     q = np.empty((*batch, m, min(m, k)), dtype)
-    _core.householder_product(detached(V), _tau(tau), q, check)
+    _core.householder_product(detached(V), _tau(tau), q, truth(check, "check"))
     return to_library(q, library_of(V))
 
 
@@ -267,7 +274,7 @@ def householder_product_backward(
     matrices. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers expect; on a CUDA device
     they always pass. Of a vector ``V (m,)`` ``dV`` is one, too.
     """
-    if len(getattr(V, "shape", ())) == 1:
+    if is_vector(V):
         found = householder_product_backward(column(grad), column(V), tau, check=check)
         dv, *rest = found if isinstance(found, tuple) else (found,)
         return (dv.reshape(-1), *rest) if rest else dv.reshape(-1)
@@ -278,8 +285,9 @@ def householder_product_backward(
     library = library_of(V)
     dv = np.zeros(tuple(V.shape), dtype)
     dtau = None if tau is None else np.zeros(tuple(as_array(tau, "tau").shape), dtype)
-    g, _ = matrices(grad, "grad")
-    _core.householder_product_backward(detached(V), _tau(tau), detached(g), dv, dtau, check)
+    g, other = matrices(grad, "grad")
+    same_dtype(dtype, other, "grad", "V")
+    _core.householder_product_backward(detached(V), _tau(tau), detached(g), dv, dtau, truth(check, "check"))
     if dtau is None:
         return to_library(dv, library)
     return to_library(dv, library), to_library(dtau, library)
@@ -323,19 +331,19 @@ def householder_apply(
     >>> np.allclose(householder_apply(V, x, side="right"), x * [-1, 1, 1, 1, 1, 1, 1, 1])
     True
     """
+    transpose = truth(transpose, "transpose")
     if truth(packed, "packed"):
         V = _unpacked(V, tau)
-    if len(getattr(C, "shape", (0, 0))) == 1:
+    if is_vector(C):
         return of_vector(
             lambda c, to: householder_apply(V, c, tau, side=side, transpose=transpose, out=to, check=check),
             C,
             side,
             out,
         )
-    if len(getattr(V, "shape", (0, 0))) == 1:
-        V = V[:, None]
+    V = column(V)
     if on_device(V, C, tau):
-        return device.householder_apply(V, C, tau, side, bool(transpose), out)
+        return device.householder_apply(V, C, tau, side, transpose, out)
     C, dtype = matrices(C, "C")
     V, other = matrices(V, "V")
     same_dtype(dtype, other, "V", "C")
@@ -348,7 +356,9 @@ def householder_apply(
     library = library_of(C)
     c, shape = broadcast(detached(C), (V, 2))
     result, fresh = output(out, shape, dtype, library)
-    _core.householder_apply(detached(V), _tau(tau), c, is_left(side), bool(transpose), detached(result), check)
+    _core.householder_apply(
+        detached(V), _tau(tau), c, is_left(side), transpose, detached(result), truth(check, "check")
+    )
     return finish(result, fresh, library, C)
 
 
@@ -368,20 +378,29 @@ def householder_apply_backward(
     axes along which they were broadcast. About ``12 m n k`` flops. ``check=False`` lets NaN and infinity through; on a
     CUDA device they always pass. Of vectors ``V`` and ``C`` the gradients are vectors.
     """
-    if len(getattr(V, "shape", ())) == 1:
+    transpose = truth(transpose, "transpose")
+    if is_vector(V):
         dv, *rest = householder_apply_backward(grad, column(V), C, tau, side=side, transpose=transpose, check=check)
         return (dv.reshape(-1), *rest)
-    if len(getattr(C, "shape", ())) == 1:
+    if is_vector(C):
         left = is_left(side)
-        c, g = (x[:, None] if left else x[None] for x in (C, as_array(grad, "grad")))
+        c, g = (x[:, None] if left else x[None] for x in (as_array(C, "C"), as_array(grad, "grad")))
         dv, dc, *rest = householder_apply_backward(g, V, c, tau, side=side, transpose=transpose, check=check)
         return (dv, dc.reshape(-1), *rest)
     if on_device(grad, V, C, tau):
-        return device.householder_apply_backward(grad, V, C, tau, side, bool(transpose))
+        return device.householder_apply_backward(grad, V, C, tau, side, transpose)
     C, dtype = matrices(C, "C")
-    V, _ = matrices(V, "V")
-    g, _ = matrices(grad, "grad")
+    V, other = matrices(V, "V")
+    same_dtype(dtype, other, "V", "C")
+    g, other = matrices(grad, "grad")
+    same_dtype(dtype, other, "grad", "C")
     library = library_of(C)
+    rows = C.shape[-2] if is_left(side) else C.shape[-1]
+    if V.shape[-2] != rows:
+        hint = convolution_hint(tuple(C.shape), "C")
+        raise ValueError(
+            f"V must have {rows} rows to act on C {tuple(C.shape)} from the {side}, got {V.shape[-2]}{hint}"
+        )
     _, shape = broadcast(C, (V, 2))
     if shape != tuple(C.shape):
         raise ValueError(
@@ -390,7 +409,7 @@ def householder_apply_backward(
     dv, dc = np.zeros(tuple(V.shape), dtype), np.empty(shape, dtype)
     dtau = None if tau is None else np.zeros(tuple(as_array(tau, "tau").shape), dtype)
     _core.householder_apply_backward(
-        detached(V), _tau(tau), detached(C), detached(g), is_left(side), bool(transpose), dv, dtau, dc, check
+        detached(V), _tau(tau), detached(C), detached(g), is_left(side), transpose, dv, dtau, dc, truth(check, "check")
     )
     out = [dv, dc] if dtau is None else [dv, dc, dtau]
     return tuple(to_library(x, library) for x in out)

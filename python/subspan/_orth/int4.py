@@ -11,7 +11,7 @@ from subspan._arrays import Array, check_float, library_of, output, to_library, 
 from subspan._device import device_of, dtype_name, matrix, on_device
 from subspan._files import checked_state, sealed_state
 from subspan._orth import device_int4
-from subspan._orth.common import convolution_hint, detached, finish, is_left, matrices, of_vector
+from subspan._orth.common import convolution_hint, detached, finish, is_left, is_vector, matrices, of_vector
 
 _FORMAT = "subspan.Int4Basis/2"
 
@@ -121,7 +121,7 @@ class Int4Basis:
         infinity in ``X``. On a CUDA device values are not looked at, and the work memory holds the dense matrix.
         """
         transpose = truth(transpose, "transpose")
-        if len(getattr(X, "shape", ())) == 1:
+        if is_vector(X):
             return of_vector(
                 lambda x, to: self.apply(x, side=side, transpose=transpose, out=to, check=check), X, side, out
             )

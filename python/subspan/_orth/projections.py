@@ -14,10 +14,12 @@ from subspan._orth import device
 from subspan._orth.common import (
     broadcast,
     check_basis,
+    column,
     convolution_hint,
     detached,
     finish,
     is_left,
+    is_vector,
     matrices,
     numpy,
     of_vector,
@@ -84,7 +86,8 @@ def apply_core(
     >>> np.allclose(apply_core(C, V, M, alpha=0.5), 0.5 * C + V @ M @ (V.T @ C))
     True
     """
-    if len(getattr(C, "shape", (0, 0))) == 1:
+    V = V if isinstance(V, Int4Basis) else column(V)
+    if is_vector(C):
         return of_vector(lambda c, to: apply_core(c, V, M, alpha=alpha, side=side, out=to, check=check), C, side, out)
     return _apply_core(C, V, M, alpha, side, out, check)
 
@@ -200,9 +203,8 @@ def project(
     >>> np.allclose(project(C, U), U @ (U.T @ C))
     True
     """
-    if len(getattr(U, "shape", (0, 0))) == 1:
-        U = U[:, None]
-    if len(getattr(C, "shape", (0, 0))) == 1:
+    U = column(U)
+    if is_vector(C):
         return of_vector(
             lambda c, to: project(c, U, side=side, out=to, orthonormal=orthonormal, check=check), C, side, out
         )
@@ -271,10 +273,9 @@ def project_out(
         result = device.quick(C, U, -strength, 1.0, side, out)
         if result is not None:
             return result
-    if len(getattr(U, "shape", (0, 0))) == 1:
-        U = U[:, None]
+    U = column(U)
     strength = real_number(strength, "strength")
-    if len(getattr(C, "shape", (0, 0))) == 1:
+    if is_vector(C):
         return of_vector(
             lambda c, to: project_out(c, U, side=side, strength=strength, out=to, orthonormal=orthonormal, check=check),
             C,
@@ -451,8 +452,9 @@ def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, chec
     >>> np.allclose(swap(a, b, R) @ R, b @ R)
     True
     """
-    if len(getattr(base, "shape", (0, 0))) == 1 and len(getattr(source, "shape", (0, 0))) == 1:
-        of_row = lambda c, to: swap(c, source[None], R, out=to, check=check)  # noqa: E731
+    R = column(R)
+    if is_vector(base) and is_vector(source):
+        of_row = lambda c, to: swap(c, as_array(source, "source")[None], R, out=to, check=check)  # noqa: E731
         return of_vector(of_row, base, "right", out)
     there = on_device(base, source, R)
     get = device.matrices if there else matrices
@@ -499,7 +501,7 @@ def rotate(
     """
     for x, name in ((C, "C"), (source, "source"), (target, "target"), (out, "out")):
         on_the_cpu(x, name)
-    if len(getattr(C, "shape", (0, 0))) == 1:
+    if is_vector(C):
         turned = lambda c, to: rotate(c, source, target, side=side, out=to, check=check)  # noqa: E731
         return of_vector(turned, C, side, out)
     C, dtype = matrices(C, "C")

@@ -27,6 +27,7 @@ from subspan._orth.common import (
     column,
     detached,
     finish,
+    is_vector,
     matrices,
     numpy,
     one_rank,
@@ -114,7 +115,7 @@ def orthonormalize(
     >>> np.allclose(orthonormalize(A, method="polar"), U @ Vt)
     True
     """
-    if len(getattr(A, "shape", ())) == 1:
+    if is_vector(A):
         found = orthonormalize(
             column(A),
             method=method,
@@ -148,7 +149,7 @@ def _cutoff(rcond: float | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 def _any_matrices(A: Array, name: str) -> tuple[np.ndarray[Any, Any], np.dtype[Any], str]:
     """In NumPy, of entries near one."""
-    x, dtype = matrices(A, name)
+    x, dtype = matrices(column(A), name)
     library = library_of(x)
     a = numpy(x)
     top = np.abs(a).max(axis=(-2, -1), keepdims=True, initial=0)
@@ -267,8 +268,8 @@ def complement(U: Array, *, check: bool = True) -> Array:
     >>> W.shape, bool(np.abs(U.T @ W).max() < 1e-14)
     ((6, 4), True)
     """
-    U, dtype = matrices(U, "U")
-    if check:
+    U, dtype = matrices(column(U), "U")
+    if truth(check, "check"):
         check_basis(U, "U")
     *batch, n, k = U.shape
     if k > n:
@@ -421,10 +422,9 @@ def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Arr
     >>> np.allclose(basis[3:], B @ A @ basis[:3])
     True
     """
-    U, dtype = matrices(U, "U")
-    W, other = matrices(W, "W")
-    if other != dtype:
-        raise TypeError(f"W must be {dtype} as U is, got {other}")
+    U, dtype = matrices(column(U), "U")
+    W, other = matrices(column(W), "W")
+    same_dtype(dtype, other, "W", "U")
     library, tol = library_of(U), _tolerance(tol, dtype)
     if isinstance(shared, bool) or not isinstance(shared, (int, np.integer)):
         raise TypeError(f"shared must be an int, got {type(shared).__name__}")
@@ -491,16 +491,17 @@ def hadamard(
     n = shape[-1]
     if n == 0:
         raise ValueError("the last axis of x is empty")
-    factor = 1.0 / math.sqrt(n) if scale is None else float(scale)
+    factor = 1.0 / math.sqrt(n) if scale is None else real_number(scale, "scale")
     result, fresh = output(out, shape, dtype, library)
     source, target = detached(x), detached(result)
     if len(shape) == 1:
         source, target = source[None], target[None]
-    _core.hadamard(source, target, factor, bool(transpose), check)
+    _core.hadamard(source, target, factor, truth(transpose, "transpose"), truth(check, "check"))
     return finish(result, fresh, library)
 
 
 def hadamard_matrix(n: int, dtype: Any = np.float64) -> np.ndarray[Any, Any]:
     """The matrix of :func:`hadamard` with ``scale=1``: entries ±1, ``H Hᵀ = n I``. It needs ``n²`` entries."""
-    out = np.eye(n, dtype=dtype)
+    n = whole_number(n, "n", 1, 2**20)
+    out = np.eye(n, dtype=float_dtype(dtype))
     return np.asarray(hadamard(out, out, scale=1.0, transpose=True))

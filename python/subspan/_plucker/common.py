@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from subspan._arrays import Array, as_array, check_float, is_sparse, library_of, real_number, to_library, whole_number
+from subspan._arrays import (
+    Array,
+    as_array,
+    check_float,
+    is_sparse,
+    library_of,
+    real_number,
+    to_library,
+    truth,
+    whole_number,
+)
 from subspan._device import Place, check_dtype, on_device
 from subspan._grassmann.common import one_of
 from subspan._orth.common import detached, numpy, on_the_cpu
@@ -129,6 +139,7 @@ def _check(
     eps: float,
     *rest: Any,  # what settings takes after the weighting
 ) -> tuple[list[int], Settings]:
+    causal = truth(causal, "causal")
     which = offset_list(offsets, causal)
     if weighting is None:
         weighting = "mean" if unweighted else "given"
