@@ -166,7 +166,7 @@ def test_mixing_learns(mixing):
     assert mixed <= 0.85 * alone
 
 
-BLOCKS = {"grassmann": 3, "orth": 4, "plucker": 3, "svd": 6}
+BLOCKS = {"grassmann": 3, "orth": 4, "plucker": 3, "svd": 7}
 PAGES = [(page, i, count) for page, count in BLOCKS.items() for i in range(count)]
 
 
