@@ -1,6 +1,6 @@
-#include "scan.hpp"
+#include "base/amax.hpp"
 
-#include "simd.hpp"
+#include "base/simd.hpp"
 
 #include <algorithm>
 #include <bit>

@@ -1,7 +1,7 @@
 // Largest magnitude of a matrix, which also tells whether all of it is finite.
 #pragma once
 
-#include "simd.hpp"
+#include "base/simd.hpp"
 #include "subspan/views.hpp"
 
 #include <bit>

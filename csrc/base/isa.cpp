@@ -1,6 +1,6 @@
 #include "subspan/isa.hpp"
 
-#include "simd.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
 
 #include <cstdlib>

@@ -1,7 +1,7 @@
 // A pool of std::thread workers. No OpenMP: a second OpenMP runtime in one process is a known cause of hangs.
 #include "subspan/parallel.hpp"
 
-#include "scratch.hpp"
+#include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 
 #include <algorithm>

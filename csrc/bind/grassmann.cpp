@@ -4,7 +4,7 @@
 #include "subspan/grassmann_logits.hpp"
 #include "subspan/grassmann_mean.hpp"
 #include "subspan/grassmann_pairwise.hpp"
-#include "subspan/grassmann_step.hpp"
+#include "subspan/grassmann_steps.hpp"
 #include "subspan/principal_angles.hpp"
 
 #include "lapack_capsules.hpp"

@@ -1,8 +1,8 @@
-#include "grassmann_core.hpp"
+#include "grassmann/core.hpp"
 
-#include "scan.hpp"
-#include "scratch.hpp"
-#include "small.hpp"
+#include "base/amax.hpp"
+#include "base/scratch.hpp"
+#include "linalg/small_dense.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/householder.hpp"
 #include "subspan/orthonormalize.hpp"

@@ -1,7 +1,7 @@
 // One class: the step from U along H that retractions, the exponential map and the optimisers share.
 #pragma once
 
-#include "class_panel.hpp"
+#include "linalg/packed_gram.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/grassmann.hpp"
 #include "subspan/parallel.hpp"

@@ -1,9 +1,9 @@
 #include "subspan/grassmann_logits.hpp"
 
-#include "class_panel.hpp"
-#include "micro.hpp"
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "linalg/packed_gram.hpp"
+#include "linalg/microkernel.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

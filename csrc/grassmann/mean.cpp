@@ -1,9 +1,9 @@
 #include "subspan/grassmann_mean.hpp"
 
-#include "class_panel.hpp"
-#include "grassmann_core.hpp"
-#include "scratch.hpp"
-#include "small.hpp"
+#include "linalg/packed_gram.hpp"
+#include "grassmann/core.hpp"
+#include "base/scratch.hpp"
+#include "linalg/small_dense.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

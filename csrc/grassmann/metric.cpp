@@ -1,7 +1,7 @@
-#include "simd.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/grassmann.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 #include "subspan/grassmann_pairwise.hpp"
 
-#include "scratch.hpp"
+#include "base/scratch.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/sizes.hpp"
 

@@ -1,10 +1,10 @@
-#include "subspan/grassmann_step.hpp"
+#include "subspan/grassmann_steps.hpp"
 
-#include "class_panel.hpp"
-#include "grassmann_core.hpp"
-#include "scan.hpp"
-#include "scratch.hpp"
-#include "small.hpp"
+#include "linalg/packed_gram.hpp"
+#include "grassmann/core.hpp"
+#include "base/amax.hpp"
+#include "base/scratch.hpp"
+#include "linalg/small_dense.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

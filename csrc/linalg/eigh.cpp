@@ -4,10 +4,10 @@
 // and no BLAS library wakes threads 256 times for products of a few microseconds.
 #include "subspan/eigh.hpp"
 
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

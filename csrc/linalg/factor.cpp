@@ -1,10 +1,10 @@
 #include "subspan/factor.hpp"
 
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

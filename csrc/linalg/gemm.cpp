@@ -1,12 +1,12 @@
 // Register-tiled products. One micro-kernel: MR rows broadcast against NV vectors, MR·NV accumulators in registers.
 // Measured at 100% of the FMA peak in L1 on Zen 5 (267 GF/s float32) against 130 GF/s of a BLAS without kernels for
 // that machine; see docs/notes/kernels.md.
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 
-#include "micro.hpp"
-#include "pack.hpp"
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "linalg/microkernel.hpp"
+#include "linalg/packing.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

@@ -5,14 +5,14 @@
 // with blocks of 128 reflections applied to what is right of them.
 #include "subspan/householder.hpp"
 
-#include "pack.hpp"
-#include "scan.hpp"
-#include "scratch.hpp"
-#include "stacks.hpp"
-#include "simd.hpp"
+#include "linalg/packing.hpp"
+#include "base/amax.hpp"
+#include "base/scratch.hpp"
+#include "base/stacks.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
-#include "wy.hpp"
+#include "linalg/wy.hpp"
 
 #include <algorithm>
 #include <array>

@@ -1,10 +1,10 @@
 // QR with column pivoting: LAPACK chooses and reflects, and its reflections become factors as those of householder_qr.
-#include "scan.hpp"
+#include "base/amax.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/householder.hpp"
 #include "subspan/parallel.hpp"
-#include "wy.hpp"
+#include "linalg/wy.hpp"
 
 #include <algorithm>
 #include <limits>

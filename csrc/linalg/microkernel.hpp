@@ -1,7 +1,7 @@
 // The register tile that every product goes through: MR rows broadcast against NV vectors, MR·NV accumulators.
 #pragma once
 
-#include "simd.hpp"
+#include "base/simd.hpp"
 
 #include <algorithm>
 #include <cstdint>

@@ -1,7 +1,7 @@
 #include "subspan/moments.hpp"
 
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

@@ -1,12 +1,12 @@
 #include "subspan/orthonormalize.hpp"
 
-#include "scan.hpp"
-#include "stacks.hpp"
-#include "scratch.hpp"
+#include "base/amax.hpp"
+#include "base/stacks.hpp"
+#include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/householder.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/rng.hpp"
 

@@ -1,9 +1,9 @@
-#include "class_panel.hpp"
+#include "linalg/packed_gram.hpp"
 #include "subspan/parallel.hpp"
 
-#include "micro.hpp"
-#include "pack.hpp"
-#include "simd.hpp"
+#include "linalg/microkernel.hpp"
+#include "linalg/packing.hpp"
+#include "base/simd.hpp"
 
 #include <algorithm>
 

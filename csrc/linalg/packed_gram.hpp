@@ -2,8 +2,8 @@
 // cache. One sweep gives the inner products of all of them, one more any combination of them.
 #pragma once
 
-#include "scratch.hpp"
-#include "small.hpp"
+#include "base/scratch.hpp"
+#include "linalg/small_dense.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // Packing into panels of `nr` lanes: dst[(l / nr)·depth·nr + d·nr + l % nr] = src[l·ls + d·ds].
 #pragma once
 
-#include "simd.hpp"
+#include "base/simd.hpp"
 
 #include <algorithm>
 #include <cstdint>

@@ -1,10 +1,10 @@
 // A block of rows on its way into a stream: dense or CSR, with a weight per row and a mean that is taken off.
 #pragma once
 
-#include "scratch.hpp"
+#include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/moments.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/views.hpp"
 

@@ -1,9 +1,9 @@
-#include "small.hpp"
+#include "linalg/small_dense.hpp"
 #include "subspan/parallel.hpp"
 
-#include "micro.hpp"
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "linalg/microkernel.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 
 #include <algorithm>
 #include <cmath>

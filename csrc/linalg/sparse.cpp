@@ -1,6 +1,6 @@
-#include "sparse.hpp"
+#include "linalg/sparse.hpp"
 
-#include "pack.hpp"
+#include "linalg/packing.hpp"
 
 namespace subspan {
 namespace {

@@ -1,7 +1,7 @@
 // Products of a CSR block with a dense basis, as the sparse route of a streaming update needs them.
 #pragma once
 
-#include "rows.hpp"
+#include "linalg/rows.hpp"
 
 namespace subspan {
 

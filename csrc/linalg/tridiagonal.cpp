@@ -1,11 +1,11 @@
 // Divide and conquer for the symmetric tridiagonal eigenproblem. The reason to have our own: only the k leading
 // vectors of the last merge are formed, and the secular equation is evaluated a vector of poles at a time. At n = 256,
 // k = 128 that is a quarter of LAPACK's dstedc (docs/notes/kernels.md).
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // The triangular factor T of H_1 ... H_k = I - V T Vᵀ.
 #pragma once
 
-#include "scratch.hpp"
-#include "subspan/panel.hpp"
+#include "base/scratch.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/views.hpp"
 
 #include <algorithm>

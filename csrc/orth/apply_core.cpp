@@ -4,13 +4,13 @@
 // against 2.1 ms for the first sweep over 64 MiB at k = 8; docs/notes/kernels.md).
 #include "subspan/apply_core.hpp"
 
-#include "int4.hpp"
-#include "micro.hpp"
-#include "pack.hpp"
-#include "scan.hpp"
+#include "orth/int4.hpp"
+#include "linalg/microkernel.hpp"
+#include "linalg/packing.hpp"
+#include "base/amax.hpp"
 #include "subspan/sizes.hpp"
-#include "scratch.hpp"
-#include "stacks.hpp"
+#include "base/scratch.hpp"
+#include "base/stacks.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

@@ -1,11 +1,11 @@
 #include "subspan/gram_core.hpp"
 
-#include "int4.hpp"
-#include "scan.hpp"
-#include "scratch.hpp"
+#include "orth/int4.hpp"
+#include "base/amax.hpp"
+#include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/factor.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -3,9 +3,9 @@
 // pieces of 2^p entries each, which are vectors again.
 #include "subspan/hadamard.hpp"
 
-#include "scan.hpp"
-#include "scratch.hpp"
-#include "simd.hpp"
+#include "base/amax.hpp"
+#include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

@@ -2,13 +2,13 @@
 // of matrices instead of a loop over reflections.
 #include "subspan/householder.hpp"
 
-#include "scan.hpp"
-#include "scratch.hpp"
-#include "stacks.hpp"
+#include "base/amax.hpp"
+#include "base/scratch.hpp"
+#include "base/stacks.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
-#include "wy.hpp"
+#include "linalg/wy.hpp"
 
 #include <atomic>
 #include <cmath>

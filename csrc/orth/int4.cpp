@@ -1,12 +1,12 @@
 #include "subspan/int4.hpp"
 
-#include "int4.hpp"
-#include "micro.hpp"
-#include "pack.hpp"
-#include "scan.hpp"
-#include "scratch.hpp"
+#include "orth/int4.hpp"
+#include "linalg/microkernel.hpp"
+#include "linalg/packing.hpp"
+#include "base/amax.hpp"
+#include "base/scratch.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

@@ -1,7 +1,7 @@
 // Unpacking of 4-bit codes into a small dense tile.
 #pragma once
 
-#include "simd.hpp"
+#include "base/simd.hpp"
 #include "subspan/views.hpp"
 
 #include <algorithm>

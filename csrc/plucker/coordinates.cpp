@@ -1,5 +1,5 @@
-#include "exterior_tables.hpp"
-#include "small.hpp"
+#include "plucker/exterior_tables.hpp"
+#include "linalg/small_dense.hpp"
 
 namespace subspan {
 

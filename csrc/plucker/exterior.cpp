@@ -1,4 +1,4 @@
-#include "exterior_tables.hpp"
+#include "plucker/exterior_tables.hpp"
 
 namespace subspan {
 

@@ -1,6 +1,6 @@
-#include "exterior_tables.hpp"
+#include "plucker/exterior_tables.hpp"
 
-#include "simd.hpp"
+#include "base/simd.hpp"
 
 namespace subspan {
 namespace exterior {

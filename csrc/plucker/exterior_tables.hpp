@@ -1,7 +1,7 @@
 // What the exterior algebra shares: subsets and their ranks, tables of signed products, blocks of items in lanes.
 #pragma once
 
-#include "scratch.hpp"
+#include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/exterior.hpp"
 #include "subspan/parallel.hpp"

@@ -1,6 +1,6 @@
 #include "subspan/plucker_mix.hpp"
 
-#include "plucker_tile.hpp"
+#include "plucker/tile.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

@@ -1,7 +1,7 @@
 #include "subspan/plucker_state.hpp"
 
-#include "plucker_product.hpp"
-#include "plucker_tile.hpp"
+#include "plucker/product.hpp"
+#include "plucker/tile.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/sizes.hpp"
 #include "subspan/parallel.hpp"

@@ -1,7 +1,7 @@
-#include "plucker_lags.hpp"
+#include "plucker/offsets.hpp"
 
-#include "micro.hpp"
-#include "simd.hpp"
+#include "linalg/microkernel.hpp"
+#include "base/simd.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 // What a token has with those that its offsets reach: rejections, lengths, and the vector u that they add up to.
 #pragma once
 
-#include "plucker_tile.hpp"
+#include "plucker/tile.hpp"
 
 namespace subspan::plucker {
 

@@ -1,10 +1,10 @@
 // The product at the end of mixing: rows of coordinates, in cache, times a packed projection.
 #pragma once
 
-#include "micro.hpp"
-#include "pack.hpp"
-#include "plucker_tile.hpp"
-#include "simd.hpp"
+#include "linalg/microkernel.hpp"
+#include "linalg/packing.hpp"
+#include "plucker/tile.hpp"
+#include "base/simd.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/views.hpp"
 

@@ -1,5 +1,5 @@
-#include "exterior_tables.hpp"
-#include "simd.hpp"
+#include "plucker/exterior_tables.hpp"
+#include "base/simd.hpp"
 
 namespace subspan {
 

@@ -1,9 +1,9 @@
-#include "plucker_tile.hpp"
+#include "plucker/tile.hpp"
 
-#include "micro.hpp"
-#include "pack.hpp"
-#include "plucker_lags.hpp"
-#include "simd.hpp"
+#include "linalg/microkernel.hpp"
+#include "linalg/packing.hpp"
+#include "plucker/offsets.hpp"
+#include "base/simd.hpp"
 
 #include <algorithm>
 #include <cmath>

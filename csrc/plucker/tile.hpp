@@ -5,7 +5,7 @@
 // token, z and u (scaled likewise, in T): the mixed coordinates are lift · (z ∧ u).
 #pragma once
 
-#include "scratch.hpp"
+#include "base/scratch.hpp"
 #include "subspan/plucker_mix.hpp"
 
 #include <cstdint>

@@ -1,7 +1,7 @@
-#include "micro.hpp"
-#include "pack.hpp"
-#include "plucker_tile.hpp"
-#include "simd.hpp"
+#include "linalg/microkernel.hpp"
+#include "linalg/packing.hpp"
+#include "plucker/tile.hpp"
+#include "base/simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 

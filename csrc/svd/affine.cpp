@@ -1,9 +1,9 @@
 #include "subspan/affine.hpp"
 
-#include "rows.hpp"
-#include "simd.hpp"
-#include "sparse.hpp"
-#include "subspan/panel.hpp"
+#include "linalg/rows.hpp"
+#include "base/simd.hpp"
+#include "linalg/sparse.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

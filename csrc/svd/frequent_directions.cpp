@@ -1,7 +1,7 @@
 #include "subspan/frequent_directions.hpp"
 
-#include "rows.hpp"
-#include "sparse.hpp"
+#include "linalg/rows.hpp"
+#include "linalg/sparse.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/sizes.hpp"
 

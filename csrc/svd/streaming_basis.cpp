@@ -3,9 +3,9 @@
 // Rounding V to T at every update would add one eps to what a stream knows, and those of N updates add up to √N eps or,
 // where they have one sign, to N. So V is kept as v + low, and an update is written as v'_i = v_p + low_p + Δ_i with p the
 // component that i was before: Δ is small once a stream has seen many rows, and so is its rounding.
-#include "simd.hpp"
-#include "streaming_impl.hpp"
-#include "subspan/panel.hpp"
+#include "base/simd.hpp"
+#include "svd/streaming_impl.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

@@ -10,11 +10,11 @@
 //   tall         More rows than columns: QR of A by pieces, and the SVD of its n x n factor. Nothing is squared either.
 //   householder  LAPACK's QR of all of Aᵀ. For first blocks and for blocks so much larger than the k-th singular
 //                value that the Gram matrix of R no longer resolves it.
-#include "sparse.hpp"
-#include "streaming_impl.hpp"
+#include "linalg/sparse.hpp"
+#include "svd/streaming_impl.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 
 #include <algorithm>
 

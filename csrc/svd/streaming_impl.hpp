@@ -2,8 +2,8 @@
 // streaming_robust.cpp define them.
 #pragma once
 
-#include "rows.hpp"
-#include "scratch.hpp"
+#include "linalg/rows.hpp"
+#include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/sizes.hpp"
 #include "subspan/streaming_svd.hpp"

@@ -1,9 +1,9 @@
 // The routes that square nothing that matters; streaming_gram.cpp says when each is taken.
-#include "streaming_impl.hpp"
+#include "svd/streaming_impl.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

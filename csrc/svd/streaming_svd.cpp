@@ -1,9 +1,9 @@
 // The public face of StreamingSvd: checks of shapes, accessors and projections.
 #include "subspan/streaming_svd.hpp"
 
-#include "sparse.hpp"
+#include "linalg/sparse.hpp"
 #include "subspan/sizes.hpp"
-#include "streaming_impl.hpp"
+#include "svd/streaming_impl.hpp"
 #include "subspan/affine.hpp"
 
 #include <algorithm>

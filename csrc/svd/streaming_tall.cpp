@@ -3,11 +3,11 @@
 // For float the Gram matrix in double squares nothing that matters: it holds singular values down to 1e-8 of the first, and
 // costs half of a QR. For double the block goes through QR, by pieces whose factors are merged in a tree, so that a factor is
 // rounded log times and not once a piece; then the state takes in the factor.
-#include "streaming_impl.hpp"
+#include "svd/streaming_impl.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>

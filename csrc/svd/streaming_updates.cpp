@@ -1,12 +1,12 @@
 // What happens around a decomposition: buffering, splitting, forgetting, means, downdates, merges, and the way back
 // when something fails.
-#include "scan.hpp"
-#include "sparse.hpp"
-#include "streaming_impl.hpp"
+#include "base/amax.hpp"
+#include "linalg/sparse.hpp"
+#include "svd/streaming_impl.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/moments.hpp"
-#include "subspan/panel.hpp"
+#include "subspan/gemm.hpp"
 
 #include <algorithm>
 

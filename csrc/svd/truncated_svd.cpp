@@ -2,10 +2,10 @@
 
 #include "subspan/sizes.hpp"
 
-#include "rows.hpp"
+#include "linalg/rows.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/rng.hpp"
-#include "sparse.hpp"
+#include "linalg/sparse.hpp"
 
 #include <limits>
 

@@ -1,7 +1,7 @@
 #include "device_array.hpp"
 #include "register.hpp"
-#include "subspan/cuda/grassmann.hpp"
-#include "subspan/cuda/grassmann_angles.hpp"
+#include "subspan/cuda/grassmann_steps.hpp"
+#include "subspan/cuda/principal_angles.hpp"
 #include "subspan/cuda/grassmann_logits.hpp"
 #include "subspan/cuda/grassmann_mean.hpp"
 

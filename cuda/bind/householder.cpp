@@ -1,7 +1,7 @@
 #include "device_array.hpp"
 #include "register.hpp"
+#include "subspan/cuda/householder_qr.hpp"
 #include "subspan/cuda/householder.hpp"
-#include "subspan/cuda/householder_wy.hpp"
 
 #include <optional>
 

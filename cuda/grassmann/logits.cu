@@ -1,6 +1,6 @@
 #include "subspan/cuda/grassmann_logits.hpp"
 
-#include "blas.cuh"
+#include "linalg/blas.cuh"
 
 #include <algorithm>
 #include <limits>

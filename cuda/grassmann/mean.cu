@@ -1,7 +1,7 @@
 #include "subspan/cuda/grassmann_mean.hpp"
 
-#include "points.cuh"
-#include "subspan/cuda/grassmann_angles.hpp"
+#include "grassmann/points.cuh"
+#include "subspan/cuda/principal_angles.hpp"
 #include "subspan/cuda/launch.cuh"
 
 #include <limits>

@@ -1,8 +1,8 @@
 // Sweeps over a point and what moves it, a block a point: three Gram matrices, and linear combinations of their columns.
 #pragma once
 
-#include "points.cuh"
-#include "small.cuh"
+#include "grassmann/points.cuh"
+#include "linalg/small_dense.cuh"
 
 namespace subspan::cuda::sweeps {
 

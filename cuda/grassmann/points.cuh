@@ -1,7 +1,7 @@
 // What launchers ask of stacks of points.
 #pragma once
 
-#include "subspan/cuda/grassmann.hpp"
+#include "subspan/cuda/grassmann_steps.hpp"
 #include "subspan/cuda/launch.cuh"
 
 #include <limits>

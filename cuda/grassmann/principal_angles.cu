@@ -1,8 +1,8 @@
-#include "subspan/cuda/grassmann_angles.hpp"
+#include "subspan/cuda/principal_angles.hpp"
 
-#include "jacobi.cuh"
-#include "points.cuh"
-#include "small.cuh"
+#include "linalg/jacobi.cuh"
+#include "grassmann/points.cuh"
+#include "linalg/small_dense.cuh"
 #include "subspan/cuda/launch.cuh"
 
 #include <cmath>

@@ -1,6 +1,6 @@
-#include "subspan/cuda/grassmann.hpp"
+#include "subspan/cuda/grassmann_steps.hpp"
 
-#include "point_sweeps.cuh"
+#include "grassmann/point_sweeps.cuh"
 
 #include <cmath>
 #include <limits>

@@ -1,7 +1,7 @@
-#include "subspan/cuda/grassmann.hpp"
+#include "subspan/cuda/grassmann_steps.hpp"
 
-#include "points.cuh"
-#include "small.cuh"
+#include "grassmann/points.cuh"
+#include "linalg/small_dense.cuh"
 
 #include <cmath>
 #include <type_traits>

@@ -1,6 +1,6 @@
-#include "blas.cuh"
+#include "linalg/blas.cuh"
 
-#include "library.cuh"
+#include "base/library.cuh"
 
 #include <algorithm>
 #include <limits>

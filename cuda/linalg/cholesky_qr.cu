@@ -1,4 +1,4 @@
-#include "row_factor.cuh"
+#include "linalg/cholesky_qr.cuh"
 
 #include <algorithm>
 #include <cmath>

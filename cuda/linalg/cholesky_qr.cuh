@@ -1,7 +1,7 @@
 // Cholesky factors of the Gram matrices of a few long rows, in double: orthonormal rows, and where rotations begin.
 #pragma once
 
-#include "blas.cuh"
+#include "linalg/blas.cuh"
 
 namespace subspan::cuda {
 

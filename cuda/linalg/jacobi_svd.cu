@@ -1,6 +1,6 @@
-#include "row_svd.cuh"
+#include "linalg/jacobi_svd.cuh"
 
-#include "jacobi.cuh"
+#include "linalg/jacobi.cuh"
 
 #include <algorithm>
 #include <limits>

@@ -2,7 +2,7 @@
 // between their products are made of.
 #pragma once
 
-#include "row_factor.cuh"
+#include "linalg/cholesky_qr.cuh"
 
 #include <optional>
 

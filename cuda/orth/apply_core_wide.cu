@@ -1,8 +1,8 @@
 // apply_core where k is too wide for shared memory: three products by cuBLAS, one matrix of the stack after the other.
-#include "apply_core_wide.cuh"
+#include "orth/apply_core_wide.cuh"
 
-#include "blas.cuh"
-#include "copy.cuh"
+#include "linalg/blas.cuh"
+#include "base/copy.cuh"
 
 namespace subspan::cuda {
 namespace {

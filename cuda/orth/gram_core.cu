@@ -1,7 +1,7 @@
 #include "subspan/cuda/gram_core.hpp"
 
-#include "copy.cuh"
-#include "row_svd.cuh"
+#include "base/copy.cuh"
+#include "linalg/jacobi_svd.cuh"
 
 namespace subspan::cuda {
 namespace {

@@ -1,8 +1,8 @@
-#include "subspan/cuda/householder_wy.hpp"
+#include "subspan/cuda/householder.hpp"
 
-#include "blas.cuh"
-#include "copy.cuh"
-#include "reflections.cuh"
+#include "linalg/blas.cuh"
+#include "base/copy.cuh"
+#include "orth/reflections.cuh"
 
 #include <algorithm>
 #include <limits>

@@ -1,6 +1,6 @@
-#include "subspan/cuda/householder.hpp"
+#include "subspan/cuda/householder_qr.hpp"
 
-#include "reflections.cuh"
+#include "orth/reflections.cuh"
 
 #include <limits>
 

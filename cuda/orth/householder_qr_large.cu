@@ -1,9 +1,9 @@
-#include "subspan/cuda/householder.hpp"
+#include "subspan/cuda/householder_qr.hpp"
 
-#include "blas.cuh"
-#include "copy.cuh"
-#include "library.cuh"
-#include "subspan/cuda/householder_wy.hpp"
+#include "linalg/blas.cuh"
+#include "base/copy.cuh"
+#include "base/library.cuh"
+#include "subspan/cuda/householder.hpp"
 #include "subspan/cuda/solver.hpp"
 
 #include <algorithm>

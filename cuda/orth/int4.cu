@@ -1,6 +1,6 @@
-#include "int4.cuh"
+#include "orth/int4.cuh"
 
-#include "blas.cuh"
+#include "linalg/blas.cuh"
 
 #include <limits>
 

@@ -1,6 +1,6 @@
-#include "plucker_gather.cuh"
+#include "plucker/gather.cuh"
 
-#include "plucker_halo.cuh"
+#include "plucker/halo.cuh"
 
 #include <algorithm>
 

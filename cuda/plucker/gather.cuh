@@ -1,7 +1,7 @@
 // The last step of both gradients: what offsets send from token to token.
 #pragma once
 
-#include "plucker_lags.cuh"
+#include "plucker/offsets.cuh"
 
 namespace subspan::cuda::plucker {
 

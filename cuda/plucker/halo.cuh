@@ -1,7 +1,7 @@
 // Rows of z in shared memory that the tokens of a block and their offsets share.
 #pragma once
 
-#include "plucker_lags.cuh"
+#include "plucker/offsets.cuh"
 
 namespace subspan::cuda::plucker {
 

@@ -1,5 +1,5 @@
-#include "plucker_gather.cuh"
-#include "plucker_pairs.cuh"
+#include "plucker/gather.cuh"
+#include "plucker/pairs.cuh"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
-#include "plucker_tokens.cuh"
-#include "tiles.cuh"
+#include "plucker/tokens.cuh"
+#include "linalg/tiles.cuh"
 
 namespace subspan::cuda {
 namespace plucker {

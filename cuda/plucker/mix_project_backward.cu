@@ -1,7 +1,7 @@
 // The gradients of mix_project.
-#include "plucker_gather.cuh"
-#include "plucker_tokens.cuh"
-#include "tiles.cuh"
+#include "plucker/gather.cuh"
+#include "plucker/tokens.cuh"
+#include "linalg/tiles.cuh"
 
 #include <algorithm>
 

@@ -1,7 +1,7 @@
 // Gradients of coordinates z ∧ u become those of z and u.
 #pragma once
 
-#include "plucker_lags.cuh"
+#include "plucker/offsets.cuh"
 
 namespace subspan::cuda::plucker {
 

@@ -1,8 +1,8 @@
 // The tokens of a block in shared memory, and their coordinates.
 #pragma once
 
-#include "plucker_halo.cuh"
-#include "plucker_pairs.cuh"
+#include "plucker/halo.cuh"
+#include "plucker/pairs.cuh"
 
 namespace subspan::cuda::plucker {
 

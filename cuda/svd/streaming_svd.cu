@@ -1,6 +1,6 @@
 #include "subspan/cuda/streaming_svd.hpp"
 
-#include "row_svd.cuh"
+#include "linalg/jacobi_svd.cuh"
 
 #include <algorithm>
 #include <cmath>

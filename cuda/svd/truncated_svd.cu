@@ -1,7 +1,7 @@
 #include "subspan/cuda/truncated_svd.hpp"
 
-#include "copy.cuh"
-#include "row_svd.cuh"
+#include "base/copy.cuh"
+#include "linalg/jacobi_svd.cuh"
 #include "subspan/rng.hpp"
 
 #include <algorithm>

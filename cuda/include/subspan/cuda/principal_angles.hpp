@@ -2,7 +2,7 @@
 // orthonormal; NaN passes. float32 or float64 on both sides, sums in float64. Bit-identical from run to run.
 #pragma once
 
-#include "subspan/cuda/grassmann.hpp"
+#include "subspan/cuda/grassmann_steps.hpp"
 
 namespace subspan::cuda {
 
