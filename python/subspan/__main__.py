@@ -46,7 +46,7 @@ def _cuda() -> str:
         module = kernels()
     except CudaError as e:
         return (
-            "not built (no nvcc 13 was found, or SUBSPAN_CUDA=OFF), see docs/cuda.md"
+            "not built (no nvcc 13 or no GPU was found, or SUBSPAN_CUDA=OFF), see docs/cuda.md"
             if "no CUDA kernels" in str(e)
             else str(e)
         )

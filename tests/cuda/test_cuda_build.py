@@ -59,9 +59,44 @@ def test_the_module_loads_without_a_driver():
     assert os.environ.get("SUBSPAN_TEST_GPU") or "90" in _cuda.architectures()
 
 
-@pytest.mark.skipif(
+needs_cmake = pytest.mark.skipif(
     sys.platform != "linux" or not all(map(shutil.which, ("cmake", "c++"))), reason="CMake and a compiler"
 )
+
+
+@needs_cmake
+@pytest.mark.parametrize(
+    ("chips", "said"),
+    [(None, "no GPU of sm_80"), (["7.5"], "no GPU of sm_80"), (["9.0", "9.0", "12.0"], "for 90-real;120-real")],
+)
+def test_a_build_left_to_itself_is_for_the_gpus_that_are_there(tmp_path, chips, said):
+    """With tools that only answer questions."""
+    tools = {"nvcc": "Cuda compilation tools, release 13.0, V13.0.88"}
+    if chips is not None:
+        tools["nvidia-smi"] = "\\n".join(chips)
+    for name, answer in tools.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\nprintf "{answer}\\n"\n')
+        (tmp_path / name).chmod(0o755)
+    script = (Path(__file__).parents[2] / "cmake" / "cuda.cmake").read_text()
+    # Up to where the compiler itself is asked for.
+    script = script[: script.index("if(NOT SUBSPAN_WHY_NOT)\n  enable_language")]
+    lines = "cmake_minimum_required(VERSION 3.18)\nproject(x LANGUAGES CXX)\n"
+    end = 'message(STATUS "${SUBSPAN_WHY_NOT} for ${CMAKE_CUDA_ARCHITECTURES}")\n'
+    (tmp_path / "CMakeLists.txt").write_text(f"{lines}set(CMAKE_CUDA_COMPILER {tmp_path / 'nvcc'})\n{script}{end}")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}" if chips else os.environ["PATH"]
+    done = subprocess.run(
+        ["cmake", "-S", tmp_path, "-B", tmp_path / "build", "-DSUBSPAN_CUDA=AUTO"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": path},
+    )
+    if chips is None and shutil.which("nvidia-smi"):
+        pytest.skip("there is a GPU here")
+    assert said in done.stdout
+
+
+@needs_cmake
 def test_an_old_nvcc_is_passed_over(tmp_path):
     """Not one that CMake tries with architectures that it does not know."""
     nvcc = tmp_path / "nvcc"
