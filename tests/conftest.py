@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,30 @@ settings.register_profile(
     "subspan", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("subspan")
+
+
+# What compiles, starts programs or waits; the rest is sampled for ``pytest -m quick``.
+HEAVY = {"test_command_line", "test_contraction", "test_embed", "test_examples", "test_fuzz", "test_interrupts"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A worker for each core where all tests are asked for; ``-n 0`` or ``-p no:xdist`` is one process."""
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    option = config.option
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    if whole and option.numprocesses is None and not (option.usepdb or option.collectonly):
+        option.numprocesses, option.dist = os.cpu_count() or 1, "worksteal"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every tenth test of what runs on the CPU, the same ones each time, is quick."""
+    for item in items:
+        if item.path.stem in HEAVY or item.path.parent.name == "cuda" or item.get_closest_marker("slow"):
+            continue
+        if zlib.crc32(item.nodeid.rpartition("/")[2].encode()) % 10 == 0:
+            item.add_marker("quick")
 
 
 @pytest.fixture
