@@ -319,3 +319,15 @@ def test_variances_with_forget(rng):
     for scale in (1e-200, 1e200):
         ratio = StreamingSVD(4).update(scale * rng.standard_normal((5, 4))).explained_variance_ratio
         assert ratio.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_shown_component_of_many_that_are_kept(dtype):
+    """What is promised of k vectors holds for those that are shown, not for as many as are kept."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        svd = StreamingSVD(1, center=True, method="robust")
+        for b in (3, 1, 16, 5):
+            svd.update(rng.standard_normal((b, 32)).astype(dtype))
+            v = svd.components.astype(np.float64)
+            assert abs(float((v @ v.T)[0, 0]) - 1) <= 10 * eps(dtype)

@@ -263,17 +263,23 @@ template <class T> void StreamingSvd<T>::Impl::show() {
 template <class T> void StreamingSvd<T>::Impl::fold() {
     flush();
     if (clean || r == 0) return;
-    const double good = 5.0 * eps * std::sqrt(double(r)); // half of what is promised
+    // Half of what is promised: of all that are kept, and of those that are shown, which may be one.
+    const std::int64_t seen_of = std::min(r, opt.rank);
+    const double good = 5.0 * eps * std::sqrt(double(r)), good_shown = 5.0 * eps * std::sqrt(double(seen_of));
     for (int pass = 0; pass < 4; ++pass) {
         Frame frame;
         double *g = frame.take<double>(r * r), *inverse = frame.take<double>(r * r);
         Panel<T> p(n);
         p.add(MatrixView<const T>(v.data(), r, n));
         gram(p, 0, g);
-        double off = 0;
+        double off = 0, off_shown = 0;
         for (std::int64_t i = 0; i < r; ++i)
-            for (std::int64_t j = 0; j <= i; ++j) off = std::max(off, std::abs(g[i * r + j] - (i == j ? 1.0 : 0.0)));
-        if (off <= good) {
+            for (std::int64_t j = 0; j <= i; ++j) {
+                const double d = std::abs(g[i * r + j] - (i == j ? 1.0 : 0.0));
+                off = std::max(off, d);
+                if (i < seen_of) off_shown = std::max(off_shown, d);
+            }
+        if (off <= good && off_shown <= good_shown) {
             clean = true;
             return;
         }

@@ -191,7 +191,7 @@ def read_archive(
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as e:  # a damaged archive can raise almost anything, MemoryError included
-        raise ValueError(f"{path}: not a readable {kind} file ({e})") from e
+        raise ValueError(f"{path}: not a readable {kind} file ({str(e)[:300]})") from e
     if missing:
         raise ValueError(f"{path}: not a {kind} file, it lacks {', '.join(sorted(missing))}")
     state: dict[str, Any] = {}
