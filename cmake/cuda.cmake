@@ -2,7 +2,7 @@
 # Machine code for Ampere, Hopper and Blackwell's desktop chips; PTX of the last two for what lies between and what comes later.
 set(SUBSPAN_ALL_ARCHITECTURES 80-real 90 120)
 set(SUBSPAN_ASKED_ARCHITECTURES ${CMAKE_CUDA_ARCHITECTURES})
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   set(CMAKE_CUDA_ARCHITECTURES ${SUBSPAN_ALL_ARCHITECTURES})
 endif()
 include(CheckLanguage)
@@ -18,7 +18,7 @@ else()
   endif()
 endif()
 # Left to itself a build is for the GPUs of this machine: others cost minutes, and nobody here would run them.
-if(NOT SUBSPAN_WHY_NOT AND NOT SUBSPAN_CUDA STREQUAL "ON" AND NOT SUBSPAN_ASKED_ARCHITECTURES)
+if(NOT SUBSPAN_WHY_NOT AND NOT SUBSPAN_CUDA STREQUAL "ON" AND NOT SUBSPAN_ASKED_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE SUBSPAN_GPUS ERROR_QUIET)
   string(REGEX MATCHALL "[0-9]+\\.[0-9]" SUBSPAN_GPUS "${SUBSPAN_GPUS}")
   list(REMOVE_DUPLICATES SUBSPAN_GPUS)

@@ -1045,6 +1045,12 @@ def test_vectors_and_convolutions_meet_packed_bases(rng):
         assert basis.apply(x, side=side, transpose=transpose, out=out) is out
         with pytest.raises(ValueError, match=rf"X must have {n} (rows|columns)"):
             basis.apply(np.ones((3, 4)), side=side, transpose=transpose)
+    v = rng.standard_normal(12)
+    np.testing.assert_array_equal(orth.quantize_int4(v).to_array(), orth.quantize_int4(v[:, None]).to_array())
+    tau = np.array([0.7])
+    np.testing.assert_array_equal(
+        orth.householder_product(v, tau, packed=True), orth.householder_product(v[:, None], tau, packed=True)
+    )
     with pytest.raises(ValueError, match=r"flatten\(1\)"):
         basis.apply(np.ones((12, 4, 3, 3)), transpose=True)
     with pytest.raises(TypeError, match="transpose must be True or False"):

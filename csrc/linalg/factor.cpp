@@ -1,5 +1,6 @@
 #include "subspan/factor.hpp"
 
+#include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
 #include "subspan/blas.hpp"
@@ -191,7 +192,20 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
             off = std::max(off, std::abs(g[i * l + i] - 1.0));
             trace += g[i * l + i];
         }
-        if (!std::isfinite(trace)) throw LinAlgError("orthonormalisation: squares of the rows are not finite; scale the data");
+        if (pass == 0 && !(std::isfinite(trace) && trace > (std::is_same_v<T, float> ? 1e-28 : 1e-280))) {
+            // Squares out of range: near one, by a power of two. Rows of zeros go on.
+            const double largest = double(max_abs(MatrixView<const T>(x)));
+            if (!std::isfinite(largest)) throw LinAlgError("orthonormalisation: the rows hold NaN or infinity");
+            if (largest > 0) {
+                int e = 0;
+                std::frexp(largest, &e);
+                for (std::int64_t i = 0; i < l; ++i)
+                    for (std::int64_t j = 0; j < x.cols; ++j) x(i, j) = std::ldexp(x(i, j), -e);
+                lq_rows(x, lower);
+                for (std::int64_t i = 0; i < l * l && lower != nullptr; ++i) lower[i] = std::ldexp(lower[i], e);
+                return;
+            }
+        }
         if (off <= good) break;
         // Where Cholesky meets a pivot that rounding made, a shift keeps it positive and the next pass repairs it;
         // a row that stays dependent has no direction of its own and needs a completion.

@@ -15,17 +15,12 @@ template <int Bytes> struct Shape {
     static constexpr int nv_gram = Bytes == 64 ? 2 : 3;
 };
 
-// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]; rows of b are prefetched Ahead bytes further on.
-template <class T, int Bytes, int NV = Shape<Bytes>::nv, std::int64_t Ahead = 0>
-SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
-                          std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
+// acc[r][q] += sum_d a[d·sa + r] · b[d·sb + q·lanes ...], what every tile spends its time in; `Ahead` bytes of B are fetched.
+template <class T, int Bytes, int NV, std::int64_t Ahead = 0>
+SUBSPAN_INLINE void accumulate(std::int64_t depth, const T *a, std::int64_t sa, const T *b, std::int64_t sb,
+                               typename Vec<T, Bytes>::type (&acc)[Shape<Bytes>::mr][NV]) {
     using V = Vec<T, Bytes>;
     constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
-    typename V::type acc[MR][NV];
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
     for (std::int64_t d = 0; d < depth; ++d) {
         typename V::type y[NV];
 #pragma GCC unroll 4
@@ -42,6 +37,20 @@ SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const
         a += sa;
         b += sb;
     }
+}
+
+// c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]; rows of b are prefetched Ahead bytes further on.
+template <class T, int Bytes, int NV = Shape<Bytes>::nv, std::int64_t Ahead = 0>
+SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
+                          std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
+    using V = Vec<T, Bytes>;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
+    typename V::type acc[MR][NV];
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
+    accumulate<T, Bytes, NV, Ahead>(depth, a, sa, b, sb, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4

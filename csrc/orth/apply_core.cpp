@@ -123,19 +123,7 @@ SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, co
                 for (int q = 0; q < NV; ++q) acc[r][q] = alpha * acc[r][q];
         }
     }
-    for (int64_t d = 0; d < depth; ++d) {
-        typename V::type y[NV];
-#pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);
-#pragma GCC unroll 8
-        for (int r = 0; r < MR; ++r) {
-            const T x = a[r];
-#pragma GCC unroll 4
-            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
-        }
-        a += sa;
-        b += NR;
-    }
+    simd::accumulate<T, Bytes, NV>(depth, a, sa, b, NR, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4

@@ -85,22 +85,21 @@ template <class T> struct Prepared {
                 for (int64_t j = 0; j < k; ++j) to[j] = T(double(row[j]) * scale[j]);
             }
         else
-            for (int64_t j = 0; j < k; ++j) {
-                double most = 1.0, length = 1.0;
-                int e = 0;
-                if (odd(norm[j])) { // by a power of two, which loses nothing
-                    for (int64_t i = 0; i < m; ++i) most = i == 0 ? std::abs(double(given(i, j))) : std::max(most, std::abs(double(given(i, j))));
-                    std::frexp(most, &e);
-                    double squares = 0;
-                    for (int64_t i = 0; i < m; ++i) {
-                        const double x = std::ldexp(double(given(i, j)), -e);
-                        squares += x * x;
-                    }
-                    length = std::sqrt(squares);
-                }
-                for (int64_t i = 0; i < m; ++i)
-                    unit[i * k + j] = odd(norm[j]) ? T(std::ldexp(double(given(i, j)), -e) / length) : T(double(given(i, j)) * scale[j]);
+            for (int64_t i = 0; i < m; ++i)
+                for (int64_t j = 0; j < k; ++j) unit[i * k + j] = T(double(given(i, j)) * scale[j]);
+        for (int64_t j = 0; j < k && !plain; ++j) {
+            if (!odd(norm[j])) continue;
+            // By a power of two first, which loses nothing.
+            const double most = double(max_abs(given.block_cols(j, 1)));
+            int e = 0;
+            std::frexp(most, &e);
+            double squares = 0;
+            for (int64_t i = 0; i < m; ++i) {
+                const double x = std::ldexp(double(given(i, j)), -e);
+                squares += x * x;
             }
+            for (int64_t i = 0; i < m; ++i) unit[i * k + j] = T(std::ldexp(double(given(i, j)), -e) / std::sqrt(squares));
+        }
         v = {unit, m, k};
     }
 };

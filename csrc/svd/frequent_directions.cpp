@@ -120,11 +120,12 @@ template <class T> void FrequentDirections<T>::shrink() {
     bound_ += lossless ? std::max(0.0, trace - top) : delta;
 }
 
-// Runs f; where that throws, all is as it was before.
-template <class T> template <class F> void FrequentDirections<T>::attempt(F &&f) {
-    const std::int64_t used = used_, seen = seen_;
+// Runs f, which appends so many rows; where that throws, all is as it was before. Rows are written behind those in use, so
+// that a copy is needed only where the buffer will shrink.
+template <class T> template <class F> void FrequentDirections<T>::attempt(std::int64_t count, F &&f) {
+    const std::int64_t used = used_, seen = seen_, saved = count > 2 * size_ - used_ ? used_ * n_ : 0;
     const double bound = bound_, norm = norm_;
-    const std::vector<double> before(rows_.begin(), rows_.begin() + used * n_), below(low_.begin(), low_.begin() + used * n_);
+    const std::vector<double> before(rows_.begin(), rows_.begin() + saved), below(low_.begin(), low_.begin() + saved);
     try {
         f();
     } catch (...) {
@@ -168,7 +169,7 @@ template <class T> void FrequentDirections<T>::update(MatrixView<const T> rows) 
     x.dense = rows;
     require_finite(x, "rows");
     require_range<T>(norm_ + sum_of_squares(rows));
-    attempt([&] {
+    attempt(rows.rows, [&] {
         append(rows);
         seen_ += rows.rows;
     });
@@ -186,7 +187,7 @@ template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
     require_range<T>(norm_ + squares(rows));
     // A block of the buffer's size at a time: memory stays size x n however long the matrix is.
     Buffer<T> dense(checked_product({std::min(rows.rows, size_), n_}, "rows"));
-    attempt([&] {
+    attempt(rows.rows, [&] {
         for (std::int64_t i = 0; i < rows.rows; i += size_) {
             const CsrView<T> part = slice_rows(rows, i, std::min(size_, rows.rows - i));
             Rows<T> block;
@@ -207,7 +208,7 @@ template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o
     const double norm = norm_ + o.norm_, bound = o.bound_;
     const std::int64_t seen = o.seen_, used = o.used_;
     if (seen > kMostRows - seen_) throw ValueError("merge: a sketch counts up to 2^62 rows");
-    attempt([&] {
+    attempt(used, [&] {
         append(MatrixView<const double>(theirs.data(), used, n_), rest.data());
         bound_ += bound;
         norm_ = norm;

@@ -337,9 +337,7 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
     }
     // In double, and near one: the basis is known to more than T, and squares must not leave the range.
     const std::int64_t bb = b + between;
-    double largest = r > 0 ? s[0] : 0.0;
-    for (std::int64_t i = 0; i < b; ++i)
-        for (std::int64_t j = 0; j < n; ++j) largest = std::max(largest, std::abs(double(rows(i, j))));
+    const double largest = std::max(r > 0 ? s[0] : 0.0, double(max_abs(rows)));
     int e = 0;
     std::frexp(largest > 0 ? largest : 1.0, &e);
     e = std::min(e, 1023);

@@ -265,6 +265,31 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
     }
 }
 
+namespace {
+
+// Entries near one, by a power of two: its exponent.
+int near_one(std::vector<double> &x) {
+    double largest = 0;
+    for (const double y : x) largest = std::max(largest, std::abs(y));
+    int e = 0;
+    if (largest > 0 && (largest < 1e-100 || largest > 1e100)) std::frexp(largest, &e);
+    for (double &y : x)
+        if (e != 0) y = std::ldexp(y, -e);
+    return e;
+}
+
+template <class T> std::vector<T> values_of(const std::vector<double> &s, std::int64_t rank, int e) {
+    std::vector<T> out(static_cast<std::size_t>(rank));
+    for (std::int64_t i = 0; i < rank; ++i) {
+        out[std::size_t(i)] = T(std::ldexp(s[std::size_t(i)], e));
+        if (!std::isfinite(out[std::size_t(i)]))
+            throw ValueError("a singular value overflows the dtype although the input is finite; scale it");
+    }
+    return out;
+}
+
+} // namespace
+
 template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView<const T> b, std::int64_t rank) {
     const std::int64_t m = a.rows, p = a.cols, n = b.cols;
     if (b.rows != p)
@@ -303,6 +328,7 @@ template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView
         for (std::int64_t i = 0; i < p; ++i)
             for (std::int64_t j = 0; j < n; ++j) cb[std::size_t(i * n + j)] = double(b(i, j));
     }
+    const int e = near_one(ca) + near_one(cb);
     gemm<double>(MatrixView<const double>(ca.data(), ca_rows, p), MatrixView<const double>(cb.data(), p, cb_cols),
                  MatrixView<double>(core.data(), ca_rows, cb_cols));
     const std::int64_t q = std::min(ca_rows, cb_cols);
@@ -312,8 +338,7 @@ template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView
     out.m = m;
     out.n = n;
     out.k = rank;
-    out.s.resize(std::size_t(rank));
-    for (std::int64_t i = 0; i < rank; ++i) out.s[std::size_t(i)] = T(s[std::size_t(i)]);
+    out.s = values_of<T>(s, rank, e);
     std::vector<double> ut(std::size_t(rank * ca_rows));
     for (std::int64_t i = 0; i < rank; ++i)
         for (std::int64_t j = 0; j < ca_rows; ++j) ut[std::size_t(i * ca_rows + j)] = u[std::size_t(j * q + i)];
@@ -363,13 +388,13 @@ TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const 
         lq_rows(MatrixView<T>(x.data(), q, n), core.data());
     else
         std::transform(x.data(), x.data() + q * n, core.begin(), [](T v) { return double(v); });
+    const int e = near_one(core);
     small_svd(q, c, core.data(), s.data(), u.data(), vt.data());
     TruncatedSvd<T> out;
     out.m = with_u ? ua.rows + ub.rows : 0;
     out.n = n;
     out.k = rank;
-    out.s.resize(std::size_t(rank));
-    for (std::int64_t i = 0; i < rank; ++i) out.s[std::size_t(i)] = T(s[std::size_t(i)]);
+    out.s = values_of<T>(s, rank, e);
     out.vh.resize(std::size_t(rank * n));
     if (q <= n)
         rotate(vt.data(), rank, q, x.data(), n, out.vh.data());

@@ -5,8 +5,12 @@
 
 namespace subspan::cuda {
 
-// The factor of a reflection: the given one, or that of a unit reflection from vᵀv; a zero vector is the identity.
-template <class T> SUBSPAN_DEVICE T factor_of(T square, const T *given) { return given != nullptr ? *given : (square > T(0) ? T(2) / square : T(0)); }
+// The factor of a reflection: the given one, or that of a unit reflection from vᵀv; a zero vector is the identity. A square that has left
+// the range is no zero: NaN, where 2 / ∞ would be the identity without a word.
+template <class T> SUBSPAN_DEVICE T factor_of(T square, const T *given) {
+    if (given != nullptr) return *given;
+    return square - square != T(0) ? square - square : (square > T(0) ? T(2) / square : T(0));
+}
 
 // T of a block of reflections, column by column: T_jj = tau_j and T_ij = -tau_j Σ_l T_il S_lj, S = VᵀV. On entry t holds S above the
 // diagonal; `column` is k items of work. All threads of the block.

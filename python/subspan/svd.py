@@ -1150,27 +1150,7 @@ def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v"
     dtype, other = check_float(a, "A"), check_float(b, "B")
     if other != dtype:
         raise TypeError(f"B must be {dtype} as A is, got {other}")
-    (a, i), (b, j) = _near_one(a), _near_one(b)
-    u, s, vh = _core.product_svd(a, b, rank)
-    return _with_signs(_triplet((u, _scaled_back(s, i + j), vh), library_of(A), A), signs)
-
-
-def _near_one(x: Any, *beside: Any) -> tuple[Any, int]:
-    """``x 2^-e`` and ``e``, which is zero where squares of the entries keep well within the range of the dtype."""
-    view = numpy(x)
-    top = max((float(np.abs([v.max(initial=0), v.min(initial=0)]).max()) for v in (view, *beside)), default=0.0)
-    most = 2.0**30 if view.dtype == np.float32 else 2.0**300
-    if top == 0 or not np.isfinite(top) or 1 / most < top < most:
-        return x, 0
-    e = math.frexp(top)[1]
-    return np.ldexp(view, -e), e
-
-
-def _scaled_back(s: Any, e: int) -> Any:
-    if e == 0:
-        return s
-    with np.errstate(over="ignore"):
-        return no_overflow(np.ldexp(s, e), s, "a singular value")
+    return _with_signs(_triplet(_core.product_svd(a, b, rank), library_of(A), A), signs)
 
 
 def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
@@ -1231,10 +1211,7 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
     values[0] = values[0] * dtype.type(forget)
     like = a[2]
     library = library_of(like) if not isinstance(like, (list, tuple)) else "numpy"
-    first, e = _near_one(values[0], values[1])
-    second = values[1] if e == 0 else np.ldexp(values[1], -e)
-    u, s, vh = _core.merge_svd(ua, first, va, ub, second, vb, rank)
-    return _with_signs(_triplet((u, _scaled_back(s, e), vh), library, like), signs)
+    return _with_signs(_triplet(_core.merge_svd(ua, values[0], va, ub, values[1], vb, rank), library, like), signs)
 
 
 class FrequentDirections:

@@ -82,6 +82,17 @@ def test_few_large_ones_go_through_products(emulation, rng):
         orth.householder_product(emulation.put(V))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("m", [20, 300])
+def test_lengths_whose_squares_leave_the_range_are_no_identity(gpu, rng, dtype, m):
+    v = np.full((m, 2), 1e20 if dtype == np.float32 else 1e160, dtype)
+    assert np.isnan(gpu.get(orth.householder_product(gpu.put(v)))).any()
+    C = rng.standard_normal((m, 5)).astype(dtype)
+    assert np.isnan(gpu.get(orth.householder_apply(gpu.put(v), gpu.put(C)))).any()
+    zero = gpu.get(orth.householder_apply(gpu.put(v * 0), gpu.put(C)))
+    np.testing.assert_array_equal(zero, C)
+
+
 def test_strides_of_gradients(gpu, rng):
     V, tau = reflections(rng, (2, 24, 6), np.float64, True)
     C, grad = rng.standard_normal((2, 2, 24, 10))

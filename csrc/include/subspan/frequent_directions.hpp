@@ -39,7 +39,7 @@ template <class T> class FrequentDirections {
   private:
     template <class S> void append(MatrixView<const S> rows, const double *low = nullptr);
     void shrink();
-    template <class F> void attempt(F &&f);
+    template <class F> void attempt(std::int64_t count, F &&f);
 
     std::int64_t size_, n_, used_ = 0, seen_ = 0;
     double bound_ = 0, norm_ = 0;

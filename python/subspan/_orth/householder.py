@@ -248,6 +248,7 @@ def _unpacked(V: Array, tau: Array | None) -> Array:
     """Unit lower trapezoidal vectors from LAPACK's packed form."""
     if tau is None:
         raise ValueError("packed=True needs tau: LAPACK's reflections are not all of unit length")
+    V = column(V)
     if on_device(V):
         place = Place(V=V)
         with place.inside():

@@ -11,7 +11,7 @@ from subspan._arrays import Array, check_float, library_of, output, to_library, 
 from subspan._device import device_of, dtype_name, matrix, on_device
 from subspan._files import checked_state, sealed_state
 from subspan._orth import device_int4
-from subspan._orth.common import convolution_hint, detached, finish, is_left, is_vector, matrices, of_vector
+from subspan._orth.common import column, convolution_hint, detached, finish, is_left, is_vector, matrices, of_vector
 
 _FORMAT = "subspan.Int4Basis/2"
 
@@ -165,6 +165,7 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
     >>> B.nbytes < U.nbytes / 7, bool(np.linalg.norm(B.to_array() - U) < 0.15 * np.linalg.norm(U))
     (True, True)
     """
+    U = column(U)
     U = matrix(U, "U") if on_device(U) else matrices(U, "U")[0]
     if len(U.shape) != 2:
         raise ValueError(f"U must have 2 dimensions, got shape {tuple(U.shape)}")
