@@ -22,7 +22,7 @@ from scipy import sparse
 
 import subspan
 from subspan import _core, grassmann, orth, plucker
-from subspan._files import sealed_state, write_archive
+from subspan._lib.files import sealed_state, write_archive
 from subspan.sklearn import IncrementalPCA
 from subspan.svd import FrequentDirections, StreamingSVD, choose_rank, merge_svd, product_svd, truncated_svd
 
@@ -725,7 +725,7 @@ def test_files(tmp_path, rng):
 
 
 def test_components_that_are_not_orthonormal_do_not_load(rng):
-    from subspan._files import sealed_state
+    from subspan._lib.files import sealed_state
 
     svd = StreamingSVD(3).update(rng.standard_normal((30, 8)))
     state = {k: v for k, v in svd.__getstate__().items() if k != "checksum"}
@@ -994,7 +994,7 @@ def test_an_operator_that_asks_for_too_much(monkeypatch):
     with pytest.raises(ValueError, match="pass the matrix itself"):
         StreamingSVD(2, weight=sparse.linalg.LinearOperator((2**20, 2**20), matvec=lambda x: x))
     StreamingSVD(2, weight=sparse.linalg.aslinearoperator(sparse.eye_array(2**20)))  # which holds its matrix
-    monkeypatch.setattr("subspan._inner_product._MOST_ENTRIES", 1000)
+    monkeypatch.setattr("subspan.svd.inner_product._MOST_ENTRIES", 1000)
     with pytest.raises(ValueError, match="too many to factor"):
         StreamingSVD(2, weight=_MatmatOnly(np.eye(40) + 0.01))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from references import EPS, orthogonality, orthonormal, subspace_distance
-from subspan._files import sealed_state, write_archive
+from subspan._lib.files import sealed_state, write_archive
 from subspan.svd import StreamingSVD
 
 DTYPES = [np.float32, np.float64]

@@ -40,7 +40,7 @@ def info() -> dict[str, str]:
 
 
 def _cuda() -> str:
-    from subspan._device import CudaError, kernels
+    from subspan._lib.device import CudaError, kernels
 
     try:
         module = kernels()

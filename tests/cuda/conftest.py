@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import subspan._device as placing
+import subspan._lib.device as placing
 
 HERE = Path(__file__).parent
 GPU = os.environ.get("SUBSPAN_TEST_GPU", "") == "1"

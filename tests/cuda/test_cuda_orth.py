@@ -121,7 +121,7 @@ def test_wide_bases(gpu, rng, dtype, side, order):
 
 
 def test_wide_bases_without_cublas(emulation, rng, monkeypatch):
-    import subspan._device as placing
+    import subspan._lib.device as placing
 
     emulation.control.without_blas()
     monkeypatch.setattr(placing, "_BLAS", ("libthereisnosuchlibrary.so",))
@@ -254,7 +254,7 @@ def test_a_list_is_one_launch(gpu, rng, dtype, side):
 def test_any_shape(emulated, m, n, k, dtype, side, alpha):
     import sys
 
-    import subspan._device as placing
+    import subspan._lib.device as placing
 
     sys.path.insert(0, __file__.rpartition("/")[0])
     import fake_cupy
@@ -517,7 +517,7 @@ def test_a_build_without_kernels_says_how_to_get_them(monkeypatch, rng):
     import sys
 
     import subspan
-    import subspan._device as placing
+    import subspan._lib.device as placing
 
     sys.path.insert(0, __file__.rpartition("/")[0])
     import fake_cupy

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from references import orthogonality
-from subspan._files import sealed_state
+from subspan._lib.files import sealed_state
 from subspan.orth import GradientProjector
 from subspan.svd import StreamingSVD, truncated_svd
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from subspan._arrays import is_sparse
 from subspan._demo.corpus import Corpus, load, standard_library
 from subspan._demo.picture import picture
+from subspan._lib.arrays import is_sparse
 from subspan.svd import StreamingSVD
 
 if TYPE_CHECKING:

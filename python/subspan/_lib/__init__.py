@@ -1,0 +1,1 @@
+"""What every family needs: arrays of all libraries, devices, checks, files. Imports no family."""

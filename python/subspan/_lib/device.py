@@ -1,0 +1,374 @@
+"""Arrays in CUDA device memory: whose they are, the stream that a call runs on, memory for results and work."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subspan._lib.arrays import Array, check_writable, library_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    # Stream, device, where workspace comes from, and whether arrays are likely CuPy's.
+    Call = tuple[int, int, Callable[[int], Any], bool]
+
+_CUDA = 2  # DLPack's number of the device type
+_WIDE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+
+
+class CudaError(RuntimeError):
+    """A CUDA call failed, or there are no CUDA kernels or devices. The error is cleared before it is raised."""
+
+
+def device_of(x: Any) -> int | None:
+    """Number of the CUDA device that ``x`` is on; None for everything else."""
+    if isinstance(x, (np.ndarray, float, int)) or x is None:
+        return None
+    library = library_of(x)
+    if library == "cupy":
+        return int(x.device.id)
+    if library == "torch":
+        return int(x.get_device()) if x.is_cuda else None
+    where = getattr(x, "__dlpack_device__", None)
+    if where is None:
+        return None
+    try:
+        kind, number = where()
+    except Exception:  # an array that is spread over devices, or whose memory is gone: its own use will tell
+        return None
+    return int(number) if int(kind) == _CUDA else None
+
+
+def on_device(*arrays: Any) -> bool:
+    """Whether one of them is in CUDA device memory."""
+    return any(device_of(x) is not None for x in arrays)
+
+
+def on_one_side(**arrays: Any) -> None:
+    """TypeError, which names both, where the first is in the host's memory and another on a CUDA device."""
+    if on_device(*arrays.values()):
+        Place(**arrays)
+
+
+_module: Any = None
+
+
+def kernels() -> Any:
+    """The extension module with the CUDA kernels, or a CudaError that says how to get it."""
+    global _module
+    if _module is None:
+        try:
+            _module = importlib.import_module("subspan._cuda")
+        except ModuleNotFoundError:
+            raise CudaError(
+                "the array is in CUDA device memory, and this build of subspan has no CUDA kernels: build it with nvcc "
+                "13 on the PATH, pip install '.[cuda13]' -Ccmake.define.SUBSPAN_CUDA=ON in a checkout, or take a wheel "
+                "that was built so"
+            ) from None
+        except ImportError as e:
+            raise CudaError(f"the CUDA kernels of subspan could not be loaded: {e}") from e
+    return _module
+
+
+# CUDA 13's and 12's, as the loaders of Linux and Windows know them, and NVIDIA's wheels.
+_BLAS = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
+_SOLVER = ("libcusolver.so.12", "libcusolver.so.11", "cusolver64_12.dll", "cusolver64_11.dll")
+
+
+def _load(load: Callable[[str, bool], bool], names: tuple[str, ...], package: str) -> None:
+    """Fills a table: from the process, else from the loader's path, else from NVIDIA's wheels."""
+    for loaded_only in (True, False):
+        if any(load(name, loaded_only) for name in names):
+            return
+    for place in ("nvidia.cu13.lib", f"nvidia.{package}.lib"):
+        try:
+            spec = importlib.util.find_spec(place)
+        except ModuleNotFoundError:
+            continue
+        for folder in () if spec is None else spec.submodule_search_locations or ():
+            if any(load(os.path.join(folder, name), False) for name in names):
+                return
+
+
+def need_blas() -> None:
+    """Fills the table of cuBLAS. Where there is none, the kernel that needs it raises an ImportError."""
+    module = kernels()
+    if not module.has_blas():
+        _load(module.load_blas, _BLAS, "cublas")
+
+
+def need_solver() -> None:
+    """The same for cuSOLVER, which links cuBLAS itself."""
+    module = kernels()
+    if not module.has_solver():
+        _load(module.load_solver, _SOLVER, "cusolver")
+
+
+_dtype_names: dict[Any, str] = {}
+
+
+def dtype_name(x: Any) -> str:
+    dtype = x.dtype
+    name = _dtype_names.get(dtype)
+    if name is None:
+        name = _dtype_names[dtype] = str(dtype).rpartition(".")[2]
+    return name
+
+
+def quick_call(x: Any, *others: Any) -> Call | None:
+    """What bindings take for an array of CuPy, or a CUDA tensor that autograd does not follow; None for all else.
+
+    Also None unless the others, of which some may be None, are of its type and autograd does not follow them either.
+    """
+    kind, library = type(x), library_of(x)
+    if library == "cupy":
+        for y in others:
+            if type(y) is not kind and y is not None:
+                return None
+        return _context(library, x.device.id)()
+    if library != "torch" or not x.is_cuda or x.requires_grad or x.is_neg():
+        return None
+    for y in others:
+        if y is not None and (type(y) is not kind or y.requires_grad or y.is_neg()):
+            return None
+    return _context(library, x.get_device())()
+
+
+def like(first: Any, shape: tuple[int, ...]) -> Any:
+    """A fresh array of the library, dtype and device of what :func:`quick_call` took."""
+    if library_of(first) == "torch":
+        return first.new_empty(shape)
+    cupy = sys.modules["cupy"]
+    device = first.device.id
+    if cupy.cuda.runtime.getDevice() == device:
+        return cupy.empty(shape, first.dtype)
+    with cupy.cuda.Device(device):
+        return cupy.empty(shape, first.dtype)
+
+
+def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any:
+    if library == "torch":
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=torch.device("cuda", device))
+    if library == "cupy":
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(device):
+            return cupy.empty(shape, dtype=_numpy_dtype(dtype))
+    raise TypeError(
+        f"results cannot be allocated by {library!r} on a device; pass out=, or CuPy arrays or PyTorch "
+        "tensors of the same memory (cupy.from_dlpack, torch.from_dlpack)"
+    )
+
+
+@functools.cache
+def _context(library: str, device: int) -> Callable[[], Call]:
+    """What makes a call's context; looked up once, as each attribute takes its share of a microsecond."""
+
+    def allocate(count: int) -> Any:
+        return _empty(library, device, (count,), "uint8")
+
+    if library == "torch":
+        tensors = sys.modules["torch"].cuda.current_stream
+        return lambda: (tensors(device).cuda_stream, device, allocate, False)
+    if library == "cupy":
+        arrays = sys.modules["cupy"].cuda.get_current_stream
+        return lambda: (arrays(device).ptr, device, allocate, True)
+    return lambda: (0, device, allocate, False)  # a library that does not tell: the default stream
+
+
+def check_dtype(x: Any, name: str) -> str:
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"{name} must be an array on a CUDA device, got {type(x).__name__}")
+    dtype = dtype_name(x)
+    if dtype not in _WIDE:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {dtype}; convert it first, e.g. "
+            f"{name}.astype('float32') or {name}.to(torch.float32)"
+        )
+    return dtype
+
+
+def same_dtype(arrays: dict[str, Any], why: str = "") -> str:
+    """The dtype of all of them, float32 or float64."""
+    first = next(iter(arrays))
+    dtype = check_dtype(arrays[first], first)
+    if dtype not in ("float32", "float64"):
+        raise TypeError(f"{first} must be float32 or float64, got {dtype}{why}")
+    for name, x in arrays.items():
+        if check_dtype(x, name) != dtype:
+            raise TypeError(f"{name} must be {dtype} as {first} is, got {dtype_name(x)}")
+    return dtype
+
+
+def wide_dtype(dtype: str) -> str:
+    """What sums of items of this dtype are kept in."""
+    return _WIDE[dtype]
+
+
+class Place:
+    """The library and the device of a call's first array: there results and workspace are allocated."""
+
+    def __init__(self, **arrays: Any) -> None:
+        first = next(name for name, x in arrays.items() if device_of(x) is not None)
+        # Memory and the stream are those of a library that has both; JAX's own stream is not to be had.
+        libraries = [library_of(x) for x in arrays.values() if x is not None and device_of(x) is not None]
+        self.library = next((name for name in libraries if name in ("cupy", "torch")), libraries[0])
+        device = device_of(arrays[first])
+        assert device is not None
+        self.device = device
+        for name, x in arrays.items():
+            if x is None or isinstance(x, (int, float)):
+                continue
+            there = device_of(x)
+            if there is None:
+                raise TypeError(
+                    f"{name} is on the CPU and {first} on CUDA device {device}; move it first, e.g. "
+                    f"cupy.asarray({name}) or {name}.to('cuda')"
+                )
+            if there != device:
+                raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
+        self.module = kernels()
+
+    @classmethod
+    def current(cls, library: str) -> Place:
+        """Where a library puts new arrays: its current device."""
+        self = cls.__new__(cls)
+        if library == "torch":
+            device = sys.modules["torch"].cuda.current_device()
+        elif library == "cupy":
+            device = sys.modules["cupy"].cuda.Device().id
+        else:
+            raise ValueError(f"library is {library!r}, wanted 'cupy' or 'torch'")
+        self.library, self.device, self.module = library, int(device), kernels()
+        return self
+
+    def call(self) -> Call:
+        """What bindings take: the library's current stream, the device, and where workspace comes from."""
+        return _context(self.library, self.device)()
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A fresh array of the caller's library."""
+        return _empty(self.library, self.device, shape, dtype)
+
+    def converted(self, x: Any, dtype: str) -> Any:
+        if dtype_name(x) == dtype:
+            return x
+        if library_of(x) == "torch":
+            return x.to(getattr(sys.modules["torch"], dtype))
+        with self.inside():
+            return x.astype(_numpy_dtype(dtype))
+
+    def summed_to(self, full: Any, shape: tuple[int, ...], dtype: str) -> Any:
+        """The gradient of an array that was broadcast."""
+        extra = len(full.shape) - len(shape)
+        axes = tuple(range(extra)) + tuple(
+            extra + i for i, n in enumerate(shape) if n == 1 and int(full.shape[extra + i]) != 1
+        )
+        if axes:
+            with self.inside():
+                full = full.sum(axes) if self.library == "torch" else full.sum(axis=axes)
+        return self.converted(full.reshape(shape), dtype)
+
+    def host(self, x: Any) -> np.ndarray[Any, Any]:
+        """A copy in NumPy, which waits for the device."""
+        if self.library == "torch":
+            x = x.float() if dtype_name(x) == "bfloat16" else x  # which NumPy does not know
+        copy: np.ndarray[Any, Any] = x.cpu().numpy() if self.library == "torch" else x.get()
+        return copy
+
+    def from_host(self, x: np.ndarray[Any, Any]) -> Any:
+        """A copy on the device."""
+        if self.library == "torch":
+            torch = sys.modules["torch"]
+            return torch.from_numpy(x).to(torch.device("cuda", self.device))
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(self.device):
+            return cupy.asarray(x)
+
+    def inside(self) -> Any:
+        """CuPy's own operations run on the current device, whatever the array's."""
+        return sys.modules["cupy"].cuda.Device(self.device) if self.library == "cupy" else contextlib.nullcontext()
+
+    def copied(self, x: Any) -> Any:
+        with self.inside():
+            return x.clone() if self.library == "torch" else x.copy()
+
+    def for_blas(self, x: Any) -> Any:
+        """``x``, or a contiguous copy where cuBLAS could read neither the rows nor the columns of its matrices."""
+        torch = self.library == "torch" and library_of(x) == "torch"
+        item = 1 if torch else int(np.dtype(x.dtype).itemsize) if library_of(x) == "cupy" else 0
+        if item == 0:
+            return x
+        *batch, si, sj = x.stride() if torch else (s // item for s in x.strides)
+        m, n = (int(s) for s in x.shape[-2:])
+
+        def lines(count: int, length: int, stride: int, step: int) -> bool:
+            return (step == 1 or length <= 1) and (count <= 1 or stride >= max(length, 1))
+
+        if (lines(m, n, si, sj) or lines(n, m, sj, si)) and min(batch, default=0) >= 0:
+            return x
+        with self.inside():
+            return x.contiguous() if torch else sys.modules["cupy"].ascontiguousarray(x)
+
+    def turned(self, x: Any) -> Any:
+        """A view of transposed matrices."""
+        return x.mT if self.library == "torch" else x.swapaxes(-1, -2)
+
+    def identity(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """The first columns of identity matrices: a stack ``(..., m, n)`` with ``n <= m``."""
+        *batch, m, n = shape
+        x = self.zeros((*batch, m * n), dtype)
+        with self.inside():
+            x[..., : n * (n + 1) : n + 1] = 1
+        return x.reshape(shape)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        x = self.empty(shape, dtype)
+        with self.inside():
+            x[...] = 0
+        return x
+
+    def output(self, out: Array | None, shape: tuple[int, ...], dtype: str) -> Any:
+        """``out``, checked, or a fresh array."""
+        if out is None:
+            return self.empty(shape, dtype)
+        if device_of(out) is None:
+            raise TypeError(f"out is on the CPU and the arguments are on CUDA device {self.device}")
+        check_writable(out)
+        if tuple(out.shape) != shape:
+            raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
+        if dtype_name(out) != dtype:
+            raise TypeError(f"out must be {dtype}, got {dtype_name(out)}")
+        return out
+
+
+def _numpy_dtype(dtype: str) -> Any:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(dtype)
+
+
+def broadcast_batch(**arrays: tuple[Any, int]) -> tuple[int, ...]:
+    """Leading axes of several arrays together; the numbers say how many trailing axes of each are its own."""
+    try:
+        return np.broadcast_shapes(*(tuple(x.shape)[: len(x.shape) - core] for x, core in arrays.values()))
+    except ValueError:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, (x, _) in arrays.items())
+        raise ValueError(f"leading axes do not broadcast: {shapes}") from None
+
+
+def matrix(x: Any, name: str) -> Any:
+    if len(x.shape) < 2:
+        raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}")
+    check_dtype(x, name)
+    return x

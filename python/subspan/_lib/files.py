@@ -1,0 +1,202 @@
+"""States on disk and in pickles: NumPy ``.npz`` archives without pickles, and a checksum over what is inside."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import socket
+import threading
+import zipfile
+from typing import Any
+
+import numpy as np
+
+_STALE = re.compile(r"\.([^./\\]+)\.(\d+)\.\d+\.part$")
+
+
+def _numbers(values: Any) -> Any:
+    if not values or not all(isinstance(x, (bool, int, float, np.number, np.bool_)) for x in values):
+        return None
+    return np.asarray(values)
+
+
+def _digest(value: Any, into: Any) -> None:
+    """Feeds a value to a hash: what it is of, and its bytes."""
+    if isinstance(value, dict):
+        into.update(b"{")
+        for key in sorted(value):
+            into.update(repr(key).encode())
+            _digest(value[key], into)
+        into.update(b"}")
+    elif isinstance(value, (list, tuple)) and (numbers := _numbers(value)) is not None:
+        _digest(numbers, into)  # as an archive gives them back
+    elif isinstance(value, (list, tuple)):
+        into.update(b"[")
+        for item in value:
+            _digest(item, into)
+        into.update(b"]")
+    elif value is None or isinstance(value, (bool, int, float, str, bytes)):
+        kinds: tuple[Any, ...] = (bool, int, float, str, bytes)
+        for kind in kinds:  # np.float64 is a float, and its repr another one
+            if isinstance(value, kind):
+                value = kind(value)
+                break
+        into.update(repr(value).encode())
+    elif isinstance(value, np.generic):
+        _digest(value.item(), into)
+    else:
+        if not isinstance(value, np.ndarray):
+            from subspan._lib.arguments import detached, numpy
+            from subspan._lib.device import Place, on_device
+
+            value = Place(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
+        x = np.asarray(value)
+        if (
+            x.dtype.hasobject or x.ndim == 0
+        ):  # names, of which only the values count; numbers, as an archive gives them back
+            _digest(x.tolist(), into)
+            return
+        into.update(f"{x.dtype.str}{x.shape}".encode())
+        into.update(np.ascontiguousarray(x).tobytes())
+
+
+def checksum(state: dict[str, Any]) -> str:
+    """Of everything but the checksum itself."""
+    into = hashlib.blake2b(digest_size=16)
+    _digest({k: v for k, v in state.items() if k != "checksum"}, into)
+    return into.hexdigest()
+
+
+def sealed_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The state with its checksum, for a pickle or a file."""
+    return {**state, "checksum": checksum(state)}
+
+
+def checked_state(state: Any, kind: str, form: str, needed: set[str]) -> dict[str, Any]:
+    """A state that is whole: of this format with its checksum, or of an earlier one, which had none."""
+    if not isinstance(state, dict):
+        raise ValueError(f"not a state of {kind}: it is of type {type(state).__name__}")
+    name, _, version = form.rpartition("/")
+    given = str(state.get("format"))
+    versions = [f"{name}/{i}" for i in range(1, int(version) + 1)]
+    if given not in versions:
+        raise ValueError(f"not a state of {kind}: format is {given!r}, wanted {form!r}")
+    missing = needed - state.keys()
+    if missing:
+        raise ValueError(f"not a state of {kind}: it lacks {', '.join(sorted(missing))}")
+    if given == form and state.get("checksum") != checksum(state):
+        raise ValueError(f"the state of {kind} is damaged: its checksum does not fit")
+    return state
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # os.kill would end it there
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sweep(path: str, host: str) -> None:
+    """Removes what processes of this machine left that were killed while they wrote."""
+    for part in glob.glob(glob.escape(path) + ".*.part"):
+        found = _STALE.search(part)
+        if found and found[1] == host and not _alive(int(found[2])):
+            try:
+                os.remove(part)
+            except OSError:  # another process was faster
+                continue
+
+
+def write_archive(path: str | os.PathLike[str] | bytes, state: dict[str, Any]) -> None:
+    """Write aside, flush to the disk, then rename: what was there stays whole until the new file is."""
+    state = {k: ("" if v is None else v) for k, v in state.items()}
+    path = os.fsdecode(path)
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder")
+    host = re.sub(r"[^\w-]", "_", socket.gethostname()) or "host"
+    _sweep(path, host)
+    aside = f"{path}.{host}.{os.getpid()}.{threading.get_ident()}.part"
+    try:
+        with open(aside, "wb") as f:
+            np.savez(f, allow_pickle=False, **state)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(aside, path)
+        if os.name == "posix":  # the name, too
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    finally:
+        if os.path.exists(aside):
+            os.remove(aside)
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> Any:
+    # Members are stored as they are, so none is longer than the file: a size that was made up is found before memory is
+    # asked for.
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.file_size > length:
+        raise ValueError(f"{info.filename} is compressed, or its size does not fit the file")
+    with archive.open(info) as f:
+        version = np.lib.format.read_magic(f)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{info.filename} is of npy version {version}")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(f)
+        if dtype.hasobject:
+            raise ValueError(f"{info.filename} holds objects")
+        count = 1
+        for n in shape:
+            count *= int(n)
+        size = count * dtype.itemsize
+        if min(shape, default=0) < 0 or f.tell() + size != info.file_size:
+            raise ValueError(f"{info.filename} declares shape {shape} of {dtype}, which is not what it holds")
+        data = f.read()
+    if len(data) != size:
+        raise ValueError(f"{info.filename} ends early")
+    return np.frombuffer(bytearray(data), dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
+
+
+def read_archive(
+    path: str | os.PathLike[str] | bytes, kind: str, needed: set[str], members: set[str] | None = None
+) -> dict[str, Any]:
+    """What :func:`write_archive` wrote. ValueError names what is wrong with a file that is damaged or another kind.
+
+    Only ``members`` are read, where they are given; memory is bounded by the length of the file.
+    """
+    path = os.fsdecode(path)
+    try:
+        length = os.path.getsize(path)
+        with open(path, "rb") as handle, zipfile.ZipFile(handle) as archive:
+            infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(infos) != len(archive.infolist()):
+                raise ValueError("a member is there twice")
+            missing = needed - infos.keys()
+            raw = {
+                k: _read_member(archive, info, length)
+                for k, info in infos.items()
+                if not missing and (members is None or k in members)
+            }
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as e:  # a damaged archive can raise almost anything, MemoryError included
+        raise ValueError(f"{path}: not a readable {kind} file ({str(e)[:300]})") from e
+    if missing:
+        raise ValueError(f"{path}: not a {kind} file, it lacks {', '.join(sorted(missing))}")
+    state: dict[str, Any] = {}
+    for k, v in raw.items():
+        state[k] = v.item() if v.ndim == 0 else v
+        if isinstance(state[k], str) and state[k] == "":
+            state[k] = None
+    return state

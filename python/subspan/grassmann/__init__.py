@@ -1,0 +1,67 @@
+"""The Grassmann manifold: exact maps, optimiser steps in place, and a classification head, on stacks.
+
+A point of ``Gr(k, n)`` is a ``k``-dimensional subspace of ``Rⁿ``, given by an orthonormal basis ``(..., n, k)``; a
+tangent at ``U`` is an ``H`` with ``UᵀH = 0``. Stacks lead, any strides are taken (a weight that is stored as
+``(C, k, n)`` goes in as its transposed view, without a copy), and results have the library and dtype of the input:
+float32 and float64. docs/cuda.md says what takes CUDA arrays.
+
+``check=True`` (the default) makes sure that points are orthonormal and, where it matters, that tangents are tangent;
+``check=False`` leaves that out. Values on a CUDA device are never looked at, as that would make the host wait.
+
+What finite input gives is finite, or a ValueError that says that it overflows the dtype (on a CUDA device it goes
+through).
+"""
+
+from __future__ import annotations
+
+from subspan.grassmann.angles import MeanResult, PrincipalAngles, distance, mean, pairwise, principal_angles
+from subspan.grassmann.maps import (
+    euclidean_to_riemannian_gradient,
+    euclidean_to_riemannian_hessian,
+    exp,
+    from_projector,
+    inner,
+    log,
+    norm,
+    projection_transport,
+    projector,
+    random,
+    random_tangent,
+    retract,
+    tangent,
+    transport,
+    transport_to,
+)
+from subspan.grassmann.steps import adam_step, logits, logits_backward, sgd_step
+
+__all__ = [
+    "MeanResult",
+    "PrincipalAngles",
+    "adam_step",
+    "distance",
+    "euclidean_to_riemannian_gradient",
+    "euclidean_to_riemannian_hessian",
+    "exp",
+    "from_projector",
+    "inner",
+    "log",
+    "logits",
+    "logits_backward",
+    "mean",
+    "norm",
+    "pairwise",
+    "principal_angles",
+    "projection_transport",
+    "projector",
+    "random",
+    "random_tangent",
+    "retract",
+    "sgd_step",
+    "tangent",
+    "transport",
+    "transport_to",
+]
+
+# Pickles, tracebacks and help() name this module, not where the parts are.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

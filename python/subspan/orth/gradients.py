@@ -1,0 +1,346 @@
+"""Low-rank projection of gradients."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from subspan import _core
+from subspan._lib.arguments import convolution_hint, detached, finish, matrices, numpy
+from subspan._lib.arrays import (
+    Array,
+    check_float,
+    library_of,
+    output,
+    real_number,
+    rng_key,
+    to_library,
+    truth,
+    whole_number,
+)
+from subspan._lib.device import dtype_name, matrix, on_device
+from subspan._lib.files import checked_state, sealed_state
+from subspan.orth import device_gradients
+from subspan.orth.int4 import Int4Basis, quantize_int4
+from subspan.svd import truncated_svd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+_FORMAT = "subspan.GradientProjector/2"
+
+
+class GradientProjector:
+    """Low-rank projection of a gradient, as GaLore and Q-GaLore use it.
+
+    ``down`` gives the small gradient that the optimiser works on, ``up`` takes its update back. The basis is that of
+    the leading singular vectors of a recent gradient; :meth:`refresh` finds the next one from the last by subspace
+    iteration, which costs two products with the gradient instead of a full SVD.
+
+    Parameters
+    ----------
+    rank : int
+    side : {"auto", "left", "right"}
+        Which singular vectors make the basis ``P``. Right: ``down(G) = G P``, ``(m, r)``; left: ``PᵀG``, ``(r, n)``.
+        ``"auto"`` is right where ``m >= n``, as in GaLore.
+    refresh : int, default 200
+        ``down`` refreshes the basis at its first call and every so many calls after it. 0: only when told.
+    bits : {None, 4}
+        4 keeps the basis as :class:`Int4Basis`.
+    adapt : bool, default False
+        Q-GaLore's lazy rule: when the mean of the last ``history`` values of ``|cos|`` between the first singular
+        vectors of consecutive bases is at least ``threshold``, the interval doubles; when it is below half of that,
+        it halves, down to ``refresh``. Signs of singular vectors are arbitrary, so magnitudes are compared; the
+        history starts anew after each change, so that one calm stretch doubles the interval once.
+    scale : float, default 1.0
+        ``up`` multiplies by it (GaLore's alpha, 0.25 there).
+    iterations : int, default 1
+        Subspace iterations of a warm refresh.
+    group : int, default 256
+        Of the 4-bit codes.
+    rng : optional
+        For the first basis.
+
+    Attributes
+    ----------
+    basis : array (n, r) or (m, r), Int4Basis, or None before the first refresh
+    interval : int
+        Calls of ``down`` between two refreshes, as it is now.
+    similarity : list of float
+        The last values of ``|cos|``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.orth import GradientProjector
+    >>> rng = np.random.default_rng(0)
+    >>> G = rng.standard_normal((64, 4)) @ rng.standard_normal((4, 48))
+    >>> p = GradientProjector(4, rng=0)
+    >>> R = p.down(G)
+    >>> R.shape, np.allclose(p.up(R), G)
+    ((64, 4), True)
+    """
+
+    _dtype_there: str | None = None  # of gradients on a CUDA device
+
+    def __init__(
+        self,
+        rank: int,
+        *,
+        side: str = "auto",
+        refresh: int = 200,
+        bits: int | None = None,
+        adapt: bool = False,
+        threshold: float = 0.4,
+        history: int = 5,
+        scale: float = 1.0,
+        iterations: int = 1,
+        group: int = 256,
+        rng: int | np.random.Generator | None = None,
+    ) -> None:
+        rank = whole_number(rank, "rank", 1)
+        refresh = whole_number(refresh, "refresh", 0)
+        history = whole_number(history, "history", 1, 2**20)
+        iterations = whole_number(iterations, "iterations", 1, 2**20)
+        group = whole_number(group, "group", 1)
+        if not isinstance(side, str) or side not in ("auto", "left", "right"):
+            raise ValueError(f"side must be 'auto', 'left' or 'right', got {side!r}")
+        if bits is not None and whole_number(bits, "bits", 1) != 4:
+            raise ValueError(f"bits must be None or 4, got {bits!r}")
+        adapt = truth(adapt, "adapt")
+        scale = real_number(scale, "scale")
+        threshold = real_number(threshold, "threshold")
+        if not 0 < threshold <= 1:
+            raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+        self.rank, self.side, self.bits, self.adapt = int(rank), side, bits, bool(adapt)
+        self.threshold, self.history, self.scale = float(threshold), int(history), float(scale)
+        self.iterations, self.group = int(iterations), int(group)
+        self.base_interval = self.interval = int(refresh)
+        self.basis: Any = None
+        self.similarity: deque[float] = deque(maxlen=self.history)
+        self.refreshes = 0
+        self._key = rng_key(rng)
+        self._since = 0
+        self._first: Any = None
+        self._shape: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in self.__dict__.items() if k not in ("basis", "similarity")}
+        basis = self.basis.__getstate__() if isinstance(self.basis, Int4Basis) else self.basis
+        return sealed_state({"format": _FORMAT, **state, "basis": basis, "similarity": list(self.similarity)})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state, dict) and not state.keys() & {
+            "format",
+            "checksum",
+        }:  # of the first version, which had none
+            state = {**state, "format": "subspan.GradientProjector/1"}
+        state = dict(checked_state(state, "GradientProjector", _FORMAT, {"rank", "history", "basis", "similarity"}))
+        basis = state.pop("basis")
+        if isinstance(basis, dict):
+            packed = Int4Basis.__new__(Int4Basis)
+            packed.__setstate__(basis)
+            basis = packed
+        similarity = deque(state.pop("similarity"), maxlen=state["history"])
+        self.__dict__.update({k: v for k, v in state.items() if k not in ("format", "checksum")})
+        self.__dict__.update(basis=basis, similarity=similarity)
+
+    def _right(self, G: Array) -> bool:
+        m, n = G.shape
+        return m >= n if self.side == "auto" else self.side == "right"
+
+    def _gradient(self, G: Array) -> Array:
+        G = matrix(G, "G") if on_device(G) else matrices(G, "G")[0]
+        if len(G.shape) != 2:
+            hint = convolution_hint(tuple(G.shape), "G")
+            raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}{hint}")
+        if self._shape is not None and tuple(G.shape) != self._shape:
+            raise ValueError(f"G must have shape {self._shape} as before, got {tuple(G.shape)}")
+        if self.rank > min(G.shape):
+            raise ValueError(
+                f"rank must be at most {min(G.shape)} for a gradient of shape {tuple(G.shape)}, got {self.rank}"
+            )
+        return detached(G)
+
+    def refresh(self, G: Array) -> GradientProjector:
+        """Find the basis of the gradient ``G (m, n)``, from the last basis where there is one.
+
+        Two products of ``2 m n r`` flops for each iteration, and ``O((m + n) r²)``. With ``adapt`` it also updates
+        the interval.
+        """
+        G = self._gradient(G)
+        if on_device(G):
+            device_gradients.refresh([self], [G])
+            return self
+        self._on_the_cpu("G")
+        if self._first is not None and numpy(G).dtype != self._first.dtype:
+            raise TypeError(f"G must be {self._first.dtype} as before, got {numpy(G).dtype}")
+        a = numpy(G)
+        a = a if self._right(G) else a.T
+        if self.basis is None:
+            found = truncated_svd(a, self.rank, rng=np.random.default_rng(self._key))
+        else:
+            last = self.basis.to_array() if isinstance(self.basis, Int4Basis) else self.basis
+            # A few random directions beside the last basis find what has turned up since.
+            found = truncated_svd(
+                a,
+                self.rank,
+                oversample=max(8, self.rank // 8),
+                power_iterations=self.iterations - 1,
+                initial=numpy(last).T,
+                rng=np.random.default_rng(self._key + self.refreshes),
+            )
+        first = found.Vh[0].copy()
+        cosine = None if self._first is None else abs(float(first @ self._first))
+        basis: Any = np.ascontiguousarray(found.Vh.T)
+        library = library_of(G)
+        if self.bits == 4:
+            basis = quantize_int4(basis, self.group)
+            basis._library = library
+        else:
+            basis = to_library(basis, library)
+        self._take(basis, first, cosine, G)
+        return self
+
+    def _take(self, basis: Any, first: Any, cosine: float | None, G: Array) -> None:
+        """What a refresh has found."""
+        similarity, interval = deque(self.similarity, maxlen=self.history), self.interval
+        if cosine is not None:
+            similarity.append(cosine)
+            interval = self._adapted(similarity)
+        # In one step: an interrupt leaves the projector as it was, or as it is to be.
+        self.__dict__.update(
+            similarity=similarity,
+            interval=interval,
+            basis=basis,
+            _first=first,
+            _shape=tuple(int(x) for x in G.shape),
+            _dtype_there=dtype_name(G) if on_device(G) else None,
+            _since=0,
+            refreshes=self.refreshes + 1,
+        )
+
+    @staticmethod
+    def refresh_all(projectors: Sequence[GradientProjector], gradients: Sequence[Array]) -> None:
+        """:meth:`refresh` of many, each with its gradient.
+
+        On a CUDA device the small problems of all matrices of one rank and dtype are solved in the same launches, and
+        the host waits once; on the CPU one follows the other. Nothing changes where a gradient on a device holds NaN or
+        infinity.
+        """
+        if len(projectors) != len(gradients):
+            raise ValueError(f"there are {len(projectors)} projectors and {len(gradients)} gradients")
+        if len({id(p) for p in projectors}) != len(projectors):
+            raise ValueError("projectors holds one twice")
+        checked = [p._gradient(G) for p, G in zip(projectors, gradients, strict=True)]
+        there = [i for i, G in enumerate(checked) if on_device(G)]
+        device_gradients.refresh([projectors[i] for i in there], [checked[i] for i in there])
+        for i, G in enumerate(checked):
+            if i not in there:
+                projectors[i].refresh(G)
+
+    def _check_device(self, x: Array) -> None:
+        device_gradients.check(self, x, "G")
+
+    def _on_the_cpu(self, name: str) -> None:
+        if self._dtype_there is not None:
+            raise TypeError(f"{name} is on the CPU and the basis on a CUDA device; move one of them")
+
+    def _adapted(self, similarity: deque[float]) -> int:
+        """The interval after these values, which are forgotten where it changes."""
+        if not self.adapt or len(similarity) < self.history:
+            return self.interval
+        mean = sum(similarity) / len(similarity)
+        if mean >= self.threshold:
+            similarity.clear()
+            return self.interval * 2
+        if mean < self.threshold / 2 and self.interval > self.base_interval:
+            similarity.clear()
+            return max(self.base_interval, self.interval // 2)
+        return self.interval
+
+    def down(self, G: Array, *, out: Array | None = None) -> Array:
+        """The small gradient: ``G P (m, r)`` or ``PᵀG (r, n)``. Refreshes the basis when its time has come.
+
+        On a CUDA device only a refresh waits, and finds NaN; other calls pass it on.
+        """
+        g = self._gradient(G)
+        right = self._right(g)
+        m, n = g.shape
+        shape = (m, self.rank) if right else (self.rank, n)
+        if on_device(g):
+            self._check_device(g)
+            if out is not None:
+                device_gradients.check_out(out, g, shape)
+            else:  # no memory for it is no reason to have a new basis
+                out = device_gradients.fresh(g, shape)
+        elif out is not None:  # before anything of the projector changes
+            self._check_out(out, shape, g)
+        if self.basis is None or (self.interval > 0 and self._since >= self.interval):
+            self.refresh(G)
+        result = self._multiply(g, right, False, shape, 1.0, out)
+        self._since += 1
+        return result
+
+    def _check_out(self, out: Array, shape: tuple[int, ...], x: Array) -> None:
+        output(out, shape, check_float(x, "G"), library_of(x))
+        if check_float(out, "out") != check_float(x, "G"):
+            raise TypeError(f"out must be {check_float(x, 'G')}, got {check_float(out, 'out')}")
+        _core.require_apart(detached(out), detached(x), "out", "G or R", False)
+        view = numpy(out)
+        if view.shape[1] > 1 and view.strides[1] != view.itemsize:
+            raise ValueError("out must have contiguous rows")
+
+    def up(self, R: Array, *, out: Array | None = None) -> Array:
+        """The update at full size: ``scale · R Pᵀ`` or ``scale · P R``, ``(m, n)``."""
+        if self.basis is None or self._shape is None:
+            raise ValueError("there is no basis yet: call down or refresh first")
+        R = matrix(R, "R") if on_device(R) else matrices(R, "R")[0]
+        m, n = self._shape
+        right = m >= n if self.side == "auto" else self.side == "right"
+        want = (m, self.rank) if right else (self.rank, n)
+        if tuple(R.shape) != want:
+            hint = convolution_hint(tuple(R.shape), "R")
+            raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}{hint}")
+        return self._multiply(detached(R), right, True, (m, n), self.scale, out)
+
+    def _multiply(
+        self, x: Array, right: bool, back: bool, shape: tuple[int, ...], scale: float, out: Array | None
+    ) -> Array:
+        if on_device(x):
+            return device_gradients.multiply(self, x, right, back, shape, scale, out)
+        library = library_of(x)
+        name = "R" if back else "G"
+        self._on_the_cpu(name)
+        dtype = check_float(x, name)
+        if self._first is not None and dtype != self._first.dtype:
+            raise TypeError(f"{name} must be {self._first.dtype} as the basis is, got {dtype}")
+        if out is not None:
+            self._check_out(out, shape, x)
+        # A NaN anywhere in G shows in its small product; R is small itself.
+        if back and not _core.all_finite(x):
+            raise ValueError("R holds NaN or infinity")
+        result, fresh = output(out, shape, dtype, library)
+        target = detached(result)
+        transpose = back if right else not back
+        if scale != 1.0:  # of the small operand, not of the large result
+            x = numpy(x) * dtype.type(scale)
+        if isinstance(self.basis, Int4Basis):
+            _core.int4_product(self.basis._parts(), x, not right, transpose, target)
+        else:
+            p = numpy(self.basis)
+            p = p.T if transpose else p
+            _core.product(x if right else p, p if right else x, target)
+        if not _core.all_finite(target):
+            if not back and not _core.all_finite(detached(x)):
+                raise ValueError("G holds NaN or infinity")
+            raise ValueError("the result overflows the dtype although the input is finite; scale it")
+        return finish(result, fresh, library)
+
+    def __repr__(self) -> str:
+        kind = "no basis yet" if self.basis is None else f"gradients {self._shape}, refreshed {self.refreshes} times"
+        options = f"rank={self.rank}, side={self.side!r}, interval={self.interval}, bits={self.bits}"
+        return f"GradientProjector({options}: {kind})"

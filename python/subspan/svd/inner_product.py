@@ -1,0 +1,233 @@
+"""Inner products that are not Euclid's: rows are carried to coordinates where they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from subspan._lib.arguments import convolution_hint, numpy, on_the_cpu
+from subspan._lib.arrays import (
+    as_array,
+    as_float,
+    check_float,
+    csr_parts,
+    in_a_thread,
+    is_sparse,
+    stoppable,
+    whole_number,
+)
+
+_AT_ONCE = 256  # unit vectors that an operator is applied to together
+_MOST_COLUMNS = 2**18  # of an operator: its matrix is n² entries to look through
+_MOST_ENTRIES = 2**28  # of the matrix that an operator turns out to be: 2 GiB
+
+
+def no_overflow(y: Any, x: Any, what: str) -> Any:
+    """``y``, made of ``x``; ValueError where it is not finite and ``x`` is."""
+    if not np.isfinite(y).all() and np.isfinite(x).all():
+        raise ValueError(f"{what} overflows the dtype although the input is finite; scale it")
+    return y
+
+
+def _matrix_of(operator: Any) -> Any:
+    """The matrix of an operator, sparse where it is: a factor needs its entries. One product for 256 columns."""
+    from scipy import sparse
+
+    shape = getattr(operator, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[0] != shape[1]:
+        raise ValueError(f"weight is an operator, and its shape must be (n, n), got {shape!r}")
+    matrix = getattr(operator, "A", None)  # what scipy.sparse.linalg.aslinearoperator has wrapped
+    if type(operator).__name__ == "MatrixLinearOperator" and getattr(matrix, "shape", None) == shape:
+        return matrix
+    n = whole_number(shape[0], "weight.shape[0]", 0)
+    if n > _MOST_COLUMNS:
+        raise ValueError(
+            f"weight is an operator of {n} columns; its matrix is needed, and at most {_MOST_COLUMNS} columns are "
+            "looked for: pass the matrix itself, sparse or diagonal"
+        )
+    pieces, count = [], 0
+    for first in range(0, n, _AT_ONCE):
+        width = min(_AT_ONCE, n - first)
+        units = np.zeros((n, width))
+        units[np.arange(first, first + width), np.arange(width)] = 1
+        columns = np.asarray(operator.matmat(units))
+        if columns.shape != (n, width):
+            raise ValueError(f"weight.matmat of {(n, width)} gave shape {columns.shape}")
+        if columns.dtype.kind not in "fiu":
+            raise TypeError(f"weight must be real, its matmat gave {columns.dtype}")
+        pieces.append(sparse.csc_array(columns.astype(np.float64)))
+        count += pieces[-1].nnz
+        if count > _MOST_ENTRIES:
+            raise ValueError(
+                f"weight is an operator with more than {_MOST_ENTRIES} entries, too many to factor; pass a diagonal or "
+                "a sparse matrix near it"
+            )
+    whole = sparse.hstack(pieces, format="csc") if pieces else sparse.csc_array((0, 0))
+    return whole.toarray() if whole.nnz > n * n // 4 else whole
+
+
+class InnerProduct:
+    """The inner product ``x·W·y`` as a change of coordinates ``x ↦ x F`` with ``W = F Fᵀ``.
+
+    ``F`` is the root of a diagonal, the Cholesky factor of a dense matrix, or that of a sparse one in an order of rows
+    that keeps it sparse (minimum degree).
+    """
+
+    def __init__(self, weight: Any) -> None:
+        on_the_cpu(weight, "weight")
+        self.given: Any
+        self.factor: Any
+        self._order: Any = None  # of a sparse matrix: the rows' places in the triangle
+        self._solver: Any = None
+        if hasattr(weight, "matmat") and not hasattr(weight, "__array__") and not is_sparse(weight):
+            weight = _matrix_of(weight)
+        if is_sparse(weight):
+            data, indices, indptr, m, n = csr_parts(weight, "weight", np.float64)
+            from scipy import sparse
+
+            check_float(data, "weight")
+            self.given = sparse.csr_array((data.astype(np.float64), indices, indptr), shape=(m, n)).tocsc()
+        else:
+            given = np.array(numpy(as_float(as_array(weight, "weight"), "weight")))
+            check_float(given, "weight")
+            self.given = given.astype(np.float64)
+        shape = tuple(self.given.shape)
+        entries = self.given.data if is_sparse(self.given) else self.given
+        if not np.isfinite(entries).all():
+            raise ValueError("weight holds NaN or infinity")
+        if len(shape) == 1:
+            if not (entries > 0).all():
+                raise ValueError("weight must be positive")
+            self.factor = np.sqrt(entries)
+            return
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise ValueError(f"weight must have shape (n,) or (n, n), got {shape}")
+        skew = abs(self.given - self.given.T)
+        skew = skew.data if is_sparse(skew) else skew
+        if skew.max(initial=0.0) > 1e-12 * np.abs(entries).max(initial=0.0):
+            raise ValueError("weight must be symmetric")
+        if is_sparse(self.given):
+            self.factor = self._sparse_factor()
+            return
+        try:
+            self.factor = stoppable(np.linalg.cholesky, self.given)
+        except np.linalg.LinAlgError:
+            raise ValueError("weight must be positive definite") from None
+
+    def _sparse_factor(self) -> Any:
+        # W = Pᵀ L D Lᵀ P: an LU factorisation with pivots on the diagonal. F = Pᵀ L √D.
+        from scipy import sparse
+        from scipy.sparse.linalg import splu
+
+        n = self.given.shape[0]
+        if n == 0:
+            return sparse.csc_array((0, 0))
+        symmetric = {"SymmetricMode": True, "Equil": False}
+        try:
+            options = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0, "options": symmetric}
+            lu = in_a_thread(splu, (self.given,), options, outlived=False)
+        except RuntimeError:  # exactly singular
+            raise ValueError("weight must be positive definite") from None
+        pivots = lu.U.diagonal()
+        if not (pivots > 0).all() or not np.array_equal(lu.perm_r, lu.perm_c):  # a pivot off the diagonal: one of zero
+            raise ValueError("weight must be positive definite")
+        triangle = (lu.L @ sparse.dia_array((np.sqrt(pivots)[None], [0]), shape=(n, n))).tocsc()
+        self._order = lu.perm_r
+        # Of a triangle the LU factors are itself and a diagonal: its solves are SuperLU's.
+        self._solver = splu(triangle, permc_spec="NATURAL", diag_pivot_thresh=0.0, options={"Equil": False})
+        return sparse.csr_array(triangle)[self._order].tocsc()
+
+    def same_as(self, other: InnerProduct) -> bool:
+        if self.given.shape != other.given.shape or is_sparse(self.given) != is_sparse(other.given):
+            return False
+        return not abs(self.given - other.given).max() if self.given.size else True
+
+    def _check(self, n: int, name: str) -> None:
+        if n != self.factor.shape[0]:
+            raise ValueError(f"{name} must have {self.factor.shape[0]} columns as weight has, got {n}")
+
+    def forward(self, x: Any, name: str) -> Any:
+        """``x F`` in NumPy and float64: rounded to float32, rows with a large mean would lose what centring needs."""
+        x = np.asarray(x) if isinstance(x, np.ndarray) else np.from_dlpack(x)
+        if x.ndim not in (1, 2):
+            hint = convolution_hint(tuple(x.shape), name)
+            raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {x.shape}{hint}")
+        self._check(x.shape[-1], name)
+        x = x.astype(np.float64, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = x * self.factor if self.factor.ndim == 1 else np.ascontiguousarray(x @ self.factor)
+        return no_overflow(y, x, f"{name} times the factor of weight")
+
+    def forward_csr(self, parts: tuple[Any, Any, Any, int, int], name: str) -> Any:
+        """``x F`` of sparse rows: as such parts where ``F`` is diagonal or sparse, else a dense array."""
+        data, indices, indptr, m, n = parts
+        self._check(n, name)
+        what = f"{name} times the factor of weight"
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.factor.ndim == 1:
+                scaled = data.astype(np.float64, copy=False) * self.factor[indices]
+                return no_overflow(scaled, data, what), indices, indptr, m, n
+            from scipy import sparse
+
+            y = sparse.csr_array((data.astype(np.float64, copy=False), indices, indptr), shape=(m, n)) @ self.factor
+        if not is_sparse(y):
+            return no_overflow(np.ascontiguousarray(y), data, what)
+        y = y.tocsr()
+        no_overflow(y.data, data, what)
+        return csr_parts(y, name)
+
+    def backward(self, v: Any) -> Any:
+        """``v F⁻¹``."""
+        if self.factor.ndim == 1:
+            return v / self.factor
+        if is_sparse(self.factor):
+            if v.size == 0:
+                return np.array(v)
+            return np.ascontiguousarray(self._solver.solve(np.ascontiguousarray(v.T), "T").T[:, self._order])
+        from scipy.linalg import solve_triangular
+
+        return np.ascontiguousarray(solve_triangular(self.factor, v.T, lower=True, trans="T", check_finite=False).T)
+
+    def behind(self, A: Any) -> Any:
+        """The operator ``A F`` of a sparse matrix or an operator ``A``."""
+        self._check(int(A.shape[1]), "A")
+        return _Behind(A, self)
+
+    def members(self) -> dict[str, Any]:
+        """What a saved state holds of it."""
+        if not is_sparse(self.given):
+            return {"inner_product": self.given}
+        x = self.given
+        return {"inner_product": x.data, "inner_indices": x.indices, "inner_indptr": x.indptr}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> InnerProduct | None:
+        given = state.get("inner_product")
+        if given is None:
+            return None
+        indices, indptr = state.get("inner_indices"), state.get("inner_indptr")
+        if indices is None or indptr is None:
+            return cls(given)
+        from scipy import sparse
+
+        n = len(indptr) - 1
+        return cls(sparse.csr_array((given, indices, indptr), shape=(n, n)))  # symmetric: rows are columns
+
+
+class _Behind:
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, A: Any, inner: InnerProduct) -> None:
+        self.shape, self._a, self._inner = A.shape, A, inner
+        self._sparse = is_sparse(A)
+
+    def matmat(self, x: Any) -> Any:
+        f = self._inner.factor
+        y = f[:, None] * x if f.ndim == 1 else f @ x
+        return self._a @ y if self._sparse else self._a.matmat(y)
+
+    def rmatmat(self, x: Any) -> Any:
+        f = self._inner.factor
+        y = self._a.T @ x if self._sparse else self._a.rmatmat(x)
+        return f[:, None] * y if f.ndim == 1 else f.T @ y
