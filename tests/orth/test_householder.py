@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_orth import KINDS, ORDERS, hard_matrix, laid_out
 
 from references import EPS
 from subspan import orth
-from test_orth import KINDS, ORDERS, hard_matrix, laid_out
 
 torch = pytest.importorskip("torch")
 DTYPES = [np.float32, np.float64]
