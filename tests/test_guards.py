@@ -149,7 +149,7 @@ def test_absurd_sizes_are_refused_at_once(what):
         lambda: orth.householder_qr(np.empty((2**58, 0, 1))),
         lambda: orth.householder_product(np.empty((2**58, 1, 0))),
         lambda: orth.householder_apply(np.empty((3, 1)), np.empty((2**58, 3, 0))),
-        lambda: _core.orthonormality_defect(np.broadcast_to(1.0, (2**50, 3, 1))),
+        lambda: _core.all_finite(np.broadcast_to(1.0, (2**50, 3, 1))),
         lambda: plucker.mix(np.empty((2**50, 0, 4)), [1]),
         lambda: _core.all_finite(np.broadcast_to(1.0, (2**50, 2, 2))),
     ],

@@ -1,7 +1,7 @@
 // Small pieces that several bindings share.
 #pragma once
 
-#include "arrays.hpp"
+#include "array.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/sizes.hpp"

@@ -16,7 +16,7 @@ template <class T> class Sketch {
     void update(const py::object &rows) {
         const Array a(rows, "rows");
         a.require_dtype(own());
-        const auto view = a.rows<const T>();
+        const auto view = a.as_rows<const T>();
         run([&] { fd_.update(view); });
     }
     void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,

@@ -1,16 +1,16 @@
-#include "convert.hpp"
-#include "register.hpp"
 #include "subspan/grassmann.hpp"
+#include "host.hpp"
+#include "points.hpp"
+#include "register.hpp"
 #include "subspan/grassmann_logits.hpp"
 #include "subspan/grassmann_mean.hpp"
 #include "subspan/grassmann_pairwise.hpp"
 #include "subspan/grassmann_steps.hpp"
+#include "subspan/int4.hpp"
+#include "subspan/orthonormalize.hpp"
 #include "subspan/principal_angles.hpp"
 
-#include "lapack_capsules.hpp"
-
-#include <optional>
-#include <vector>
+#include <pybind11/functional.h>
 
 namespace subspan::bind {
 namespace {
@@ -21,406 +21,544 @@ template <class T, class F> void in_place_map(const StackView<T> &out, const Sta
     whole<T>(out, out.first.data == input.first.data, flops, f);
 }
 
+Checks checks_of(py::handle check, Checks what) { return truth(check, "check") ? what : Checks::none; }
 
-using Shape = std::vector<std::int64_t>;
-
-void same_dtype(const Array &first, std::initializer_list<const Array *> others) {
-    for (const Array *x : others) x->require_dtype(first.dtype());
+py::object tangent(py::handle context, py::handle u, py::handle g, const py::object &out, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Points x(call, {{"U", u}, {"G", g}});
+    const Checks checks = checks_of(check, Checks::points);
+    const Array xo = x.output(call, out);
+    require_apart(xo, x[0]);
+    require_apart(xo, x[1], true);
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x[0].stack<const T>(x.batch), vg = x[1].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        in_place_map<T>(vo, vg, 6.0, [&](const StackView<T> &to) { subspan::tangent<T>(vu, vg, to, checks); });
+        require_no_overflow<T>(vo, "the tangent part", {vu, vg});
+    });
+    xo.written();
+    return xo.object();
 }
 
-void same_matrices(const Array &first, std::initializer_list<const Array *> others) {
-    first.require_matrices();
-    for (const Array *x : others) {
-        x->require_matrices();
-        for (int i = 1; i <= 2; ++i)
-            if (x->shape(x->ndim() - i) != first.shape(first.ndim() - i))
-                throw py::value_error(std::string(x->name()) + " must hold matrices of the shape that " + first.name() + " holds, " +
-                                      first.shape_text() + ", got " + x->shape_text());
+// What normal numbers (float64) have outside of U, at unit length.
+py::object random_tangent(py::handle context, py::handle u, py::handle noise) {
+    const Call call(context);
+    load_lapack();
+    const Points x(call, {{"U", u}});
+    const Array given(noise, "noise"), xo = call.empty(x[0].shape(), x.dtype());
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto from = given.stack<const double>(x.batch);
+        const auto vu = x[0].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        const bool point = x.rows() == x.cols(); // whose only tangent is zero
+        for (std::int64_t i = 0; i < (vo.empty() ? 0 : vo.size()); ++i)
+            for (std::int64_t r = 0; r < x.rows(); ++r)
+                for (std::int64_t c = 0; c < x.cols(); ++c) vo[i](r, c) = point ? T(0) : T(from[i](r, c));
+        if (point) return;
+        // Where n - k is small little may be left, and what that still has along U comes off at unit length.
+        for (int round = 0; round < 2; ++round) {
+            subspan::tangent<T>(vu, vo, vo, Checks::points);
+            for (std::int64_t i = 0; i < (vo.empty() ? 0 : vo.size()); ++i) {
+                const auto h = vo[i];
+                double sum = 0;
+                for (std::int64_t r = 0; r < h.rows; ++r)
+                    for (std::int64_t c = 0; c < h.cols; ++c) sum += double(h(r, c)) * double(h(r, c));
+                const double length = std::sqrt(sum);
+                for (std::int64_t r = 0; r < h.rows; ++r)
+                    for (std::int64_t c = 0; c < h.cols; ++c) h(r, c) = T(double(h(r, c)) / length);
+            }
+        }
+    });
+    return xo.object();
+}
+
+py::object hessian(py::handle context, py::handle u, py::handle egrad, py::handle ehess, py::handle h, const py::object &out, py::handle check) {
+    const Call call(context);
+    const Points x(call, {{"U", u}, {"egrad", egrad}, {"ehess", ehess}, {"H", h}});
+    const Checks checks = checks_of(check, Checks::points_and_tangents);
+    const Array xo = x.output(call, out);
+    for (std::size_t i = 0; i < 4; ++i) require_apart(xo, x[i]);
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x[0].stack<const T>(x.batch), vg = x[1].stack<const T>(x.batch), ve = x[2].stack<const T>(x.batch);
+        const auto vh = x[3].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        subspan::riemannian_hessian<T>(vu, vg, ve, vh, vo, checks);
+    });
+    xo.written();
+    return xo.object();
+}
+
+py::object retract(py::handle context, py::handle u, py::handle h, py::handle t, py::handle method, py::handle project, const py::object &out,
+                   py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Retraction how = retraction_of(method, "method");
+    const Checks checks = checks_of(check, truth(project, "project") ? Checks::points : Checks::points_and_tangents);
+    const Points x(call, {{"U", u}, {"H", h}});
+    const double time = real(t, "t");
+    const Array xo = x.output(call, out);
+    require_apart(xo, x[0], true);
+    require_apart(xo, x[1], true);
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x[0].stack<const T>(x.batch), vh = x[1].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        in_place_map<T>(vo, vo.first.data == vu.first.data ? vu : vh, 10.0, [&](const StackView<T> &to) { subspan::retract<T>(vu, vh, time, how, to, checks); });
+        require_no_overflow<T>(vo, "the point", {vu, vh});
+    });
+    xo.written();
+    return xo.object();
+}
+
+py::object log(py::handle context, py::handle u, py::handle w, const py::object &out, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Points x(call, {{"U", u}, {"W", w}});
+    const Checks checks = checks_of(check, Checks::points);
+    const Array xo = x.output(call, out);
+    require_apart(xo, x[0]);
+    require_apart(xo, x[1], true);
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x[0].stack<const T>(x.batch), vw = x[1].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        in_place_map<T>(vo, vw, 12.0, [&](const StackView<T> &to) { subspan::grassmann_log<T>(vu, vw, to, checks); });
+        require_no_overflow<T>(vo, "the logarithm", {vu, vw});
+    });
+    xo.written();
+    return xo.object();
+}
+
+py::object transport(py::handle context, py::handle u, py::handle h, py::handle v, py::handle t, const py::object &out, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Points x(call, {{"U", u}, {"H", h}, {"V", v}});
+    const Checks checks = checks_of(check, Checks::points_and_tangents);
+    const double time = real(t, "t");
+    const Array xo = x.output(call, out);
+    require_apart(xo, x[0]);
+    require_apart(xo, x[1]);
+    require_apart(xo, x[2], true);
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x[0].stack<const T>(x.batch), vh = x[1].stack<const T>(x.batch), vv = x[2].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        in_place_map<T>(vo, vv, 15.0, [&](const StackView<T> &to) { subspan::parallel_transport<T>(vu, vh, vv, time, to, checks); });
+        require_no_overflow<T>(vo, "the transported tangent", {vu, vh, vv});
+    });
+    xo.written();
+    return xo.object();
+}
+
+// Along the shortest geodesic to the given point, and turned to its basis.
+py::object transport_to(py::handle context, py::handle u, py::handle w, py::handle v, const py::object &out, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Points x(call, {{"U", u}, {"W", w}, {"V", v}});
+    const bool looks = truth(check, "check");
+    const Array xo = x.output(call, out);
+    require_apart(xo, x[0]);
+    require_apart(xo, x[1]);
+    require_apart(xo, x[2], true);
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x[0].stack<const T>(x.batch), vw = x[1].stack<const T>(x.batch), vv = x[2].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        const std::int64_t n = x.rows(), k = x.cols();
+        const Temporary<T> h(x.batch, n, k), there(x.batch, n, k), moved(x.batch, n, k), turn(x.batch, k, k);
+        subspan::grassmann_log<T>(vu, vw, h.stack, looks ? Checks::points : Checks::none);
+        subspan::retract<T>(vu, h.stack, 1.0, Retraction::exp, there.stack, Checks::none);
+        subspan::parallel_transport<T>(vu, h.stack, vv, 1.0, moved.stack, looks ? Checks::points_and_tangents : Checks::none);
+        subspan::product<T>(StackView<const T>(there.stack).transposed(), vw, turn.stack); // orthogonal as it is: two bases of one span
+        const Shielded shielded;
+        if (vo.first.col_stride == 1 || k <= 1) {
+            subspan::product<T>(moved.stack, turn.stack, vo);
+        } else {
+            subspan::product<T>(moved.stack, turn.stack, there.stack);
+            copy_stack<T>(there.stack, vo);
+        }
+        require_no_overflow<T>(vo, "the transported tangent", {vu, vw, vv});
+    });
+    xo.written();
+    return xo.object();
+}
+
+py::object metric(py::handle context, py::handle u, py::handle h, py::handle v, const char *what) {
+    const Call call(context);
+    const Points x = v.is_none() ? Points(call, {{"U", u}, {"H", h}}) : Points(call, {{"U", u}, {"H", h}, {"V", v}});
+    Array xo = call.empty(x.batch, x.dtype());
+    const py::object made = xo.object();
+    xo.add_axis(true);
+    xo.add_axis(true);
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vh = x[1].stack<const T>(x.batch), vv = v.is_none() ? vh : x[2].stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        if (v.is_none())
+            subspan::tangent_norm<T>(vh, vo);
+        else
+            subspan::tangent_inner<T>(vh, vv, vo);
+        require_no_overflow<T>(vo, what, {vh, vv});
+    });
+    return made;
+}
+
+// Two spaces of different dimension as two of the smaller one: that one, and the part of the larger that is nearest to it. With
+// WᵀU = X cos(Θ) Yᵀ that is the span of W X: its angles to U are those of W. Where an angle is π/2 X is completed, and any
+// direction does.
+template <class T> struct Pair {
+    StackView<const T> u, w;
+    std::optional<Temporary<T>> near;
+    Pair(const StackView<const T> &a, const StackView<const T> &b) : u(a), w(b) {
+        if (a.cols() == b.cols()) return;
+        const bool first = a.cols() < b.cols();
+        const auto &small = first ? a : b, &large = first ? b : a;
+        Temporary<T> x(a.shape, large.cols(), small.cols());
+        subspan::product<T>(large.transposed(), small, x.stack);
+        subspan::orthonormalize<T>(x.stack, x.stack, Orthonormalization::automatic, true, nullptr);
+        near.emplace(a.shape, large.rows(), small.cols());
+        subspan::product<T>(large, x.stack, near->stack);
+        (first ? w : u) = near->stack;
+    }
+};
+
+struct TwoSpaces {
+    Array u, w;
+    Shape batch;
+    bool equal;
+    TwoSpaces(const Call &call, py::handle a, py::handle b) : u(call, a, "U"), w(call, b, "W") {
+        for (const Array *x : {&u, &w}) x->require_matrices();
+        require_float32_or_64(u);
+        w.require_dtype_of(u);
+        if (w.rows() != u.rows())
+            throw py::value_error("W must hold matrices of the shape that U holds, " + shape_text({u.rows(), u.cols()}) + ", got shape " + w.shape_text() +
+                                  convolution_hint(w.shape(), "W"));
+        for (const Array *x : {&u, &w}) require_tall(*x);
+        equal = u.cols() == w.cols();
+        batch = broadcast_leading({{&u, 2}, {&w, 2}});
+    }
+    // Of one dimension kernels look themselves.
+    template <class T> void check(bool looks) const {
+        if (equal || !looks) return;
+        check_basis<T>(u.stack<const T>(u.leading()), "U");
+        check_basis<T>(w.stack<const T>(w.leading()), "W");
+    }
+};
+
+py::object principal_angles(py::handle context, py::handle u, py::handle w, py::handle vectors, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const TwoSpaces x(call, u, w);
+    const bool looks = truth(check, "check"), wanted = truth(vectors, "vectors");
+    const std::int64_t n = x.u.rows(), k = std::min(x.u.cols(), x.w.cols());
+    const auto make = [&](std::initializer_list<std::int64_t> more) {
+        Shape shape = x.batch;
+        shape.insert(shape.end(), more);
+        return call.empty(shape, x.u.dtype());
+    };
+    const Array angles = make({k});
+    std::optional<Array> p, q;
+    if (wanted) {
+        p.emplace(make({n, k}));
+        q.emplace(make({n, k}));
+    }
+    dispatch(x.u.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto va = angles.row_stack<T>(x.batch);
+        StackView<T> vp, vq;
+        if (p) {
+            vp = p->stack<T>(x.batch);
+            vq = q->stack<T>(x.batch);
+        }
+        const auto vu = x.u.stack<const T>(x.batch), vw = x.w.stack<const T>(x.batch);
+        const py::gil_scoped_release release;
+        x.check<T>(looks);
+        const Pair<T> pair(vu, vw);
+        subspan::principal_angles<T>(pair.u, pair.w, va, p ? &vp : nullptr, q ? &vq : nullptr, looks ? Checks::points : Checks::none);
+    });
+    if (!wanted) return angles.object();
+    return py::make_tuple(angles.object(), p->object(), q->object());
+}
+
+// A distance with so many more angles of π/2.
+double with_right_angles(double d, std::int64_t count, Distance kind) {
+    constexpr double pi = 3.14159265358979323846;
+    switch (kind) {
+    case Distance::projection:
+    case Distance::binet_cauchy: return 1.0;
+    case Distance::fubini_study: return pi / 2;
+    case Distance::geodesic: return std::sqrt(d * d + double(count) * pi * pi / 4);
+    case Distance::chordal: return std::sqrt(d * d + double(count));
+    default: return std::sqrt(d * d + 2 * double(count));
     }
 }
 
-StepOptions step_options(double lr, int retraction, bool parallel, bool check) {
+template <class T> void add_right_angles(const StackView<T> &d, std::int64_t count, Distance kind) {
+    for (std::int64_t i = 0; i < d.size(); ++i)
+        for (std::int64_t r = 0; r < d.rows(); ++r)
+            for (std::int64_t c = 0; c < d.cols(); ++c) d[i](r, c) = T(with_right_angles(double(d[i](r, c)), count, kind));
+}
+
+bool is_metric(py::handle unequal) { return choice(unequal, "unequal", {"containment", "metric"}) == 1; }
+
+py::object distance(py::handle context, py::handle u, py::handle w, py::handle kind, py::handle unequal, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Distance which = distance_of(kind);
+    const bool metric = is_metric(unequal), looks = truth(check, "check");
+    const TwoSpaces x(call, u, w);
+    Array xo = call.empty(x.batch, x.u.dtype());
+    xo.add_axis(true);
+    xo.add_axis(true);
+    dispatch(x.u.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x.u.stack<const T>(x.batch), vw = x.w.stack<const T>(x.batch);
+        const auto vo = xo.stack<T>(x.batch);
+        const py::gil_scoped_release release;
+        x.check<T>(looks);
+        const Pair<T> pair(vu, vw);
+        subspan::subspace_distance<T>(pair.u, pair.w, which, vo, looks ? Checks::points : Checks::none);
+        if (metric && !x.equal) add_right_angles<T>(vo, std::abs(x.u.cols() - x.w.cols()), which);
+    });
+    return xo.object();
+}
+
+// Those of all pairs; w none: of u with itself.
+py::object pairwise(py::handle context, py::handle u, py::handle w, py::handle kind, py::handle unequal, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Distance which = distance_of(kind);
+    const bool metric = is_metric(unequal), looks = truth(check, "check"), symmetric = w.is_none();
+    const Array xu(call, u, "U");
+    std::optional<Array> other;
+    if (!symmetric) {
+        other.emplace(call, w, "W");
+        other->require_dtype_of(xu);
+    }
+    const Array &xw = symmetric ? xu : *other;
+    for (const Array *x : {&xu, &xw}) {
+        if (x->ndim() != 3) throw py::value_error(std::string(x->name()) + " must have shape (number, n, k), got " + x->shape_text());
+        require_tall(*x);
+        if (x->rows() != xu.rows())
+            throw py::value_error("U and W must live in one space, got " + std::to_string(xu.rows()) + " and " + std::to_string(x->rows()) + " rows");
+    }
+    const std::int64_t count = xu.shape(0), others = xw.shape(0), more = metric ? std::abs(xu.cols() - xw.cols()) : 0;
+    const Array out = call.empty({count, others}, xu.dtype());
+    dispatch(xu.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = xu.stack<const T>({count}), vw = xw.stack<const T>({others});
+        const auto d = out.matrix<T>();
+        const py::gil_scoped_release release;
+        if (looks) {
+            check_basis<T>(vu, "U");
+            if (!symmetric) check_basis<T>(vw, "W");
+        }
+        // Distances of u[i] to the w[j] from `first` on.
+        const auto row = [&](std::int64_t i, std::int64_t first, MatrixView<T> to) {
+            const std::int64_t n = others - first;
+            if (n == 0) return;
+            const StackView<const T> a(vu[i], {n}, {0}), b(vw[first], {n}, {vw.strides[0]});
+            const Pair<T> pair(a, b);
+            subspan::subspace_distance<T>(pair.u, pair.w, which, StackView<T>(MatrixView<T>(to.data, 1, 1), {n}, {to.col_stride}), Checks::none);
+        };
+        if (which == Distance::chordal || which == Distance::projection) {
+            const auto close = subspan::pairwise_distance<T>(vu, vw, which, symmetric, d);
+            for (const auto &[i, j] : close) {
+                const Pair<T> pair{StackView<const T>(vu[i]), StackView<const T>(vw[j])};
+                subspan::subspace_distance<T>(pair.u, pair.w, which, StackView<T>(MatrixView<T>(&d(i, j), 1, 1)), Checks::none);
+                if (symmetric) d(j, i) = d(i, j);
+            }
+        } else {
+            for (std::int64_t i = 0; i < count; ++i) {
+                if (!symmetric) {
+                    row(i, 0, d.block_rows(i, 1));
+                    continue;
+                }
+                d(i, i) = T(0);
+                row(i, i + 1, d.block_rows(i, 1).block_cols(i + 1, others - i - 1));
+                for (std::int64_t j = i + 1; j < others; ++j) d(j, i) = d(i, j);
+            }
+        }
+        if (more > 0) add_right_angles<T>(StackView<T>(d), more, which);
+    });
+    return out.object();
+}
+
+// The means, and norm of the gradient, variance, iterations and convergence of each. `weights`: of float64, or none.
+py::tuple mean(py::handle context, py::handle u, const py::object &weights, const py::object &initial, double tolerance, std::int64_t max_iterations,
+               const py::object &progress, const py::object &out, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Array xu(call, u, "U");
+    const Checks checks = checks_of(check, Checks::points);
+    std::optional<Array> xw, xi;
+    if (!weights.is_none()) xw.emplace(call, weights, "weights");
+    const Shape points = xu.leading(), batch(points.begin() + 1, points.end());
+    if (!initial.is_none()) {
+        xi.emplace(call, initial, "initial");
+        xi->require_dtype_of(xu);
+    }
+    Shape shape = batch;
+    shape.insert(shape.end(), {xu.rows(), xu.cols()});
+    if (xi && xi->shape() != shape) throw py::value_error("initial must have the shape of the means, " + shape_text(shape) + ", got " + xi->shape_text());
+    const Array xo = call.output(out, shape, xu.dtype());
+    require_apart(xo, xu);
+    if (xi) require_apart(xo, *xi, true);
+    std::int64_t means = 1;
+    for (const auto n : batch) means *= n;
+    std::vector<MeanReport> reports(static_cast<std::size_t>(means));
+    const auto hear = [&](std::int64_t which, const MeanReport &r) {
+        const py::gil_scoped_acquire acquire;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        if (!progress.is_none()) progress(which, r.iterations, r.gradient_norm, r.variance);
+        return true;
+    };
+    dispatch(xu.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = xu.stack<const T>(points);
+        const auto vo = xo.stack<T>(batch);
+        const double *w = xw ? xw->vector<const double>(points[0]) : nullptr;
+        StackView<const T> vi;
+        if (xi) vi = xi->stack<const T>(batch);
+        const py::gil_scoped_release release;
+        subspan::grassmann_mean<T>(vu, w, xi ? &vi : nullptr, tolerance, max_iterations, vo, reports.data(), checks, hear);
+    });
+    xo.written();
+    py::list result;
+    for (const auto &r : reports) result.append(py::make_tuple(r.gradient_norm, r.variance, r.iterations, r.converged));
+    return py::make_tuple(xo.object(), result);
+}
+
+StepOptions step_options(double rate, Retraction retraction, bool parallel, bool check) {
     StepOptions o;
-    o.lr = lr;
-    o.retraction = static_cast<Retraction>(retraction);
+    o.lr = rate;
+    o.retraction = retraction;
     o.transport = parallel ? MomentumTransport::parallel : MomentumTransport::project;
     o.check = check;
     return o;
 }
 
-void register_maps(py::module_ &m) {
-    m.def(
-        "grassmann_tangent",
-        [](const py::object &u, const py::object &g, const py::object &out, int checks) {
-            load_lapack();
-            const Array xu(u, "U"), xg(g, "G"), xo(out, "out", true);
-            same_dtype(xu, {&xg, &xo});
-            same_matrices(xu, {&xg, &xo});
-            require_apart(xo, xu);
-            require_apart(xo, xg, true);
-            const Shape batch = xo.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(batch), vg = xg.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                in_place_map<T>(vo, vg, 6.0, [&](const StackView<T> &to) { subspan::tangent<T>(vu, vg, to, static_cast<Checks>(checks)); });
-                require_no_overflow<T>(vo, "the tangent part", {vu, vg});
-            });
-        },
-        py::arg("u"), py::arg("g"), py::arg("out"), py::arg("checks"));
-    m.def(
-        "grassmann_retract",
-        [](const py::object &u, const py::object &h, const py::object &out, double t, int method, int checks) {
-            load_lapack();
-            const Array xu(u, "U"), xh(h, "H"), xo(out, "out", true);
-            same_dtype(xu, {&xh, &xo});
-            same_matrices(xu, {&xh, &xo});
-            require_apart(xo, xu, true);
-            require_apart(xo, xh, true);
-            const Shape batch = xo.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(batch), vh = xh.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                in_place_map<T>(vo, vo.first.data == vu.first.data ? vu : vh, 10.0, [&](const StackView<T> &to) {
-                    subspan::retract<T>(vu, vh, t, static_cast<Retraction>(method), to, static_cast<Checks>(checks));
-                });
-                require_no_overflow<T>(vo, "the point", {vu, vh});
-            });
-        },
-        py::arg("u"), py::arg("h"), py::arg("out"), py::arg("t"), py::arg("method"), py::arg("checks"));
-    m.def(
-        "grassmann_transport",
-        [](const py::object &u, const py::object &h, const py::object &v, const py::object &out, double t, int checks) {
-            load_lapack();
-            const Array xu(u, "U"), xh(h, "H"), xv(v, "V"), xo(out, "out", true);
-            same_dtype(xu, {&xh, &xv, &xo});
-            same_matrices(xu, {&xh, &xv, &xo});
-            require_apart(xo, xu);
-            require_apart(xo, xh);
-            require_apart(xo, xv, true);
-            const Shape batch = xo.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(batch), vh = xh.stack<const T>(batch), vv = xv.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                in_place_map<T>(vo, vv, 15.0, [&](const StackView<T> &to) {
-                    subspan::parallel_transport<T>(vu, vh, vv, t, to, static_cast<Checks>(checks));
-                });
-                require_no_overflow<T>(vo, "the transported tangent", {vu, vh, vv});
-            });
-        },
-        py::arg("u"), py::arg("h"), py::arg("v"), py::arg("out"), py::arg("t"), py::arg("checks"));
-    m.def(
-        "grassmann_log",
-        [](const py::object &u, const py::object &w, const py::object &out, int checks) {
-            const Array xu(u, "U"), xw(w, "W"), xo(out, "out", true);
-            same_dtype(xu, {&xw, &xo});
-            same_matrices(xu, {&xw, &xo});
-            require_apart(xo, xu);
-            require_apart(xo, xw, true);
-            const Shape batch = xo.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(batch), vw = xw.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                in_place_map<T>(vo, vw, 12.0, [&](const StackView<T> &to) {
-                    subspan::grassmann_log<T>(vu, vw, to, static_cast<Checks>(checks));
-                });
-                require_no_overflow<T>(vo, "the logarithm", {vu, vw});
-            });
-        },
-        py::arg("u"), py::arg("w"), py::arg("out"), py::arg("checks"));
-    m.def(
-        "grassmann_hessian",
-        [](const py::object &u, const py::object &egrad, const py::object &ehess, const py::object &h, const py::object &out,
-           int checks) {
-            const Array xu(u, "U"), xg(egrad, "egrad"), xe(ehess, "ehess"), xh(h, "H"), xo(out, "out", true);
-            same_dtype(xu, {&xg, &xe, &xh, &xo});
-            same_matrices(xu, {&xg, &xe, &xh, &xo});
-            for (const Array *x : {&xu, &xg, &xe, &xh}) require_apart(xo, *x);
-            const Shape batch = xo.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(batch), vg = xg.stack<const T>(batch), ve = xe.stack<const T>(batch);
-                const auto vh = xh.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                subspan::riemannian_hessian<T>(vu, vg, ve, vh, vo, static_cast<Checks>(checks));
-            });
-        },
-        py::arg("u"), py::arg("egrad"), py::arg("ehess"), py::arg("h"), py::arg("out"), py::arg("checks"));
+void sgd_step(py::handle context, py::handle u, py::handle grad, py::handle buffer, py::handle lr, py::handle momentum, py::handle dampening,
+              py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const SgdSettings o(lr, momentum, dampening, retraction, transport, maximize, !buffer.is_none());
+    const bool looks = truth(check, "check");
+    const StepArguments x(call, u, grad, "buffer", buffer);
+    const Shape batch = x.u.leading();
+    dispatch(x.u.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x.u.stack<T>(batch);
+        const auto vg = x.grad.stack<const T>(batch);
+        std::vector<StackView<T>> changed{vu};
+        if (x.moment) changed.push_back(x.moment->stack<T>(batch));
+        const py::gil_scoped_release release;
+        whole_step<T>(changed, 8.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()), [&](const std::vector<StackView<T>> &to) {
+            subspan::sgd_step<T>(to[0], vg, x.moment ? &to[1] : nullptr, o.momentum, o.dampening, step_options(o.rate, o.retraction, o.parallel, looks));
+        });
+    });
+    if (x.moment) x.moment->written();
+    x.u.written();
 }
 
-void register_metric(py::module_ &m) {
-    m.def(
-        "tangent_inner",
-        [](const py::object &h, const py::object &v, const py::object &out) {
-            const Array xh(h, "H"), xo(out, "out", true);
-            std::optional<Array> xv; // none: the norm of H
-            if (!v.is_none()) xv.emplace(v, "V");
-            xo.require_dtype(xh.dtype());
-            if (xv) same_matrices(xh, {&*xv});
-            const Shape batch = xo.leading();
-            dispatch(xh.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vh = xh.stack<const T>(batch), vv = xv ? xv->stack<const T>(batch) : vh;
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                if (xv)
-                    subspan::tangent_inner<T>(vh, vv, vo);
-                else
-                    subspan::tangent_norm<T>(vh, vo);
-                require_no_overflow<T>(vo, xv ? "the inner product" : "the norm", {vh, vv});
-            });
-        },
-        py::arg("h"), py::arg("v"), py::arg("out"));
+void adam_step(py::handle context, py::handle u, py::handle grad, py::handle first, py::handle second, py::handle step, py::handle lr, py::handle betas,
+               py::handle eps, py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const AdamSettings o(step, lr, betas, eps, retraction, transport, maximize);
+    const bool looks = truth(check, "check");
+    const StepArguments x(call, u, grad, "first_moment", first);
+    Array xv(call, second, "second_moment", Access::in_place);
+    x.check_second(xv);
+    xv.add_axis(true);
+    xv.add_axis(true);
+    const Shape batch = x.u.leading();
+    dispatch(x.u.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vu = x.u.stack<T>(batch), vm = x.moment->stack<T>(batch), vv = xv.stack<T>(batch);
+        const auto vg = x.grad.stack<const T>(batch);
+        const py::gil_scoped_release release;
+        whole_step<T>({vu, vm, vv}, 17.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()), [&](const std::vector<StackView<T>> &to) {
+            subspan::adam_step<T>(to[0], vg, to[1], to[2], o.step, o.beta1, o.beta2, o.eps, step_options(o.rate, o.retraction, o.parallel, looks));
+        });
+    });
+    x.moment->written();
+    xv.written();
+    x.u.written();
 }
 
-void register_angles(py::module_ &m) {
-    m.def(
-        "principal_angles",
-        [](const py::object &u, const py::object &w, const py::object &angles, const py::object &p, const py::object &q,
-           int checks) {
-            load_lapack();
-            const Array xu(u, "U"), xw(w, "W"), xa(angles, "angles", true);
-            same_dtype(xu, {&xw, &xa});
-            same_matrices(xu, {&xw});
-            std::optional<Array> xp, xq;
-            if (!p.is_none()) {
-                xp.emplace(p, "P", true);
-                xq.emplace(q, "Q", true);
-                same_dtype(xu, {&*xp, &*xq});
-            }
-            const Shape batch = xa.leading(1);
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(batch), vw = xw.stack<const T>(batch);
-                const auto va = xa.row_stack<T>(batch);
-                StackView<T> vp, vq;
-                if (xp) {
-                    vp = xp->stack<T>(batch);
-                    vq = xq->stack<T>(batch);
-                }
-                const py::gil_scoped_release release;
-                subspan::principal_angles<T>(vu, vw, va, xp ? &vp : nullptr, xp ? &vq : nullptr, static_cast<Checks>(checks));
-            });
-        },
-        py::arg("u"), py::arg("w"), py::arg("angles"), py::arg("p"), py::arg("q"), py::arg("checks"));
-    m.def(
-        "subspace_distance",
-        [](const py::object &u, const py::object &w, const py::object &out, int kind, int checks) {
-            load_lapack();
-            const Array xu(u, "U"), xw(w, "W"), xo(out, "out", true);
-            same_dtype(xu, {&xw, &xo});
-            same_matrices(xu, {&xw});
-            const Shape batch = xo.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(batch), vw = xw.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                subspan::subspace_distance<T>(vu, vw, static_cast<Distance>(kind), vo, static_cast<Checks>(checks));
-            });
-        },
-        py::arg("u"), py::arg("w"), py::arg("out"), py::arg("kind"), py::arg("checks"));
-    m.def(
-        "pairwise_distance",
-        [](const py::object &u, const py::object &w, const py::object &out, int kind) {
-            load_lapack();
-            const Array xu(u, "U"), xo(out, "out", true);
-            std::optional<Array> xw;
-            if (!w.is_none()) xw.emplace(w, "W");
-            xo.require_dtype(xu.dtype());
-            if (xw) xw->require_dtype(xu.dtype());
-            return dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(xu.leading());
-                const auto vw = xw ? xw->stack<const T>(xw->leading()) : vu;
-                const auto vo = xo.matrix<T>();
-                std::vector<std::pair<std::int64_t, std::int64_t>> close;
-                {
-                    const py::gil_scoped_release release;
-                    close = subspan::pairwise_distance<T>(vu, vw, static_cast<Distance>(kind), !xw, vo);
-                }
-                std::vector<std::int64_t> pairs;
-                for (const auto &[i, j] : close) {
-                    pairs.push_back(i);
-                    pairs.push_back(j);
-                }
-                const auto count = py::ssize_t(close.size());
-                return hand_over(std::move(pairs), {count, py::ssize_t(2)});
-            });
-        },
-        py::arg("u"), py::arg("w"), py::arg("out"), py::arg("kind"));
-    m.def(
-        "grassmann_mean",
-        [](const py::object &u, const py::object &weights, const py::object &initial, const py::object &out, double tolerance,
-           std::int64_t max_iterations, int checks, const py::object &progress) {
-            load_lapack();
-            const Array xu(u, "U"), xo(out, "out", true);
-            same_dtype(xu, {&xo});
-            same_matrices(xu, {&xo});
-            std::optional<Array> xw, xi;
-            if (!weights.is_none()) {
-                xw.emplace(weights, "weights");
-                xw->require_dtype(DType::f64);
-            }
-            if (!initial.is_none()) {
-                xi.emplace(initial, "initial");
-                same_dtype(xu, {&*xi});
-                same_matrices(xu, {&*xi});
-                require_apart(xo, *xi, true);
-            }
-            require_apart(xo, xu);
-            const Shape points = xu.leading(), batch = xo.leading();
-            std::int64_t means = 1;
-            for (const auto n : batch) means *= n;
-            std::vector<MeanReport> reports(static_cast<std::size_t>(means));
-            const auto hear = [&](std::int64_t which, const MeanReport &r) {
-                const py::gil_scoped_acquire acquire;
-                if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-                if (!progress.is_none()) progress(which, r.iterations, r.gradient_norm, r.variance);
-                return true;
-            };
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<const T>(points);
-                const auto vo = xo.stack<T>(batch);
-                const double *w = xw ? xw->vector<const double>(points.empty() ? 0 : points[0]) : nullptr;
-                StackView<const T> vi;
-                if (xi) vi = xi->stack<const T>(batch);
-                const py::gil_scoped_release release;
-                subspan::grassmann_mean<T>(vu, w, xi ? &vi : nullptr, tolerance, max_iterations, vo, reports.data(),
-                                           static_cast<Checks>(checks), hear);
-            });
-            py::list result;
-            for (const auto &r : reports) result.append(py::make_tuple(r.gradient_norm, r.variance, r.iterations, r.converged));
-            return result;
-        },
-        py::arg("u"), py::arg("weights"), py::arg("initial"), py::arg("out"), py::arg("tolerance"), py::arg("max_iterations"),
-        py::arg("checks"), py::arg("progress"));
+py::object logits(py::handle context, py::handle x, py::handle u, py::handle scale) {
+    const Call call(context);
+    const double factor = real(scale, "scale");
+    const Features f(call, x, u, py::none());
+    const Array xo = call.empty({f.x.shape(0), f.u.shape(0)}, f.x.dtype());
+    dispatch(f.x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vx = f.x.matrix<const T>();
+        const auto vu = f.u.stack<const T>({f.u.shape(0)});
+        const auto vo = xo.matrix<T>();
+        const py::gil_scoped_release release;
+        subspan::grassmann_logits<T>(vx, vu, factor, vo);
+        require_no_overflow<T>(StackView<T>(vo), "a logit", {StackView<const T>(vx), vu});
+    });
+    return xo.object();
 }
 
-void register_steps(py::module_ &m) {
-    m.def(
-        "grassmann_sgd_step",
-        [](const py::object &u, const py::object &grad, const py::object &buffer, double lr, double momentum, double dampening,
-           int retraction, bool parallel, bool check) {
-            load_lapack();
-            const Array xu(u, "U", true), xg(grad, "grad");
-            same_dtype(xu, {&xg});
-            same_matrices(xu, {&xg});
-            require_apart(xu, xg);
-            std::optional<Array> xb;
-            if (!buffer.is_none()) {
-                xb.emplace(buffer, "buffer", true);
-                same_dtype(xu, {&*xb});
-                same_matrices(xu, {&*xb});
-                require_apart(xu, *xb);
-                require_apart(*xb, xg);
-            }
-            const Shape batch = xu.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<T>(batch);
-                const auto vg = xg.stack<const T>(batch);
-                StackView<T> vb;
-                if (xb) vb = xb->stack<T>(batch);
-                const py::gil_scoped_release release;
-                std::vector<StackView<T>> changed{vu};
-                if (xb) changed.push_back(vb);
-                whole_step<T>(changed, 8.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()),
-                              [&](const std::vector<StackView<T>> &x) {
-                                  subspan::sgd_step<T>(x[0], vg, xb ? &x[1] : nullptr, momentum, dampening,
-                                                       step_options(lr, retraction, parallel, check));
-                              });
-            });
-        },
-        py::arg("u"), py::arg("grad"), py::arg("buffer"), py::arg("lr"), py::arg("momentum"), py::arg("dampening"),
-        py::arg("retraction"), py::arg("parallel"), py::arg("check"));
-    m.def(
-        "grassmann_adam_step",
-        [](const py::object &u, const py::object &grad, const py::object &first, const py::object &second, std::int64_t step,
-           double lr, double beta1, double beta2, double eps, int retraction, bool parallel, bool check) {
-            load_lapack();
-            const Array xu(u, "U", true), xg(grad, "grad"), xm(first, "first_moment", true), xv(second, "second_moment", true);
-            same_dtype(xu, {&xg, &xm, &xv});
-            same_matrices(xu, {&xg, &xm});
-            require_apart(xu, xg);
-            require_apart(xu, xm);
-            require_apart(xm, xg);
-            require_apart(xv, xu);
-            require_apart(xv, xg);
-            require_apart(xv, xm);
-            const Shape batch = xu.leading();
-            dispatch(xu.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vu = xu.stack<T>(batch), vm = xm.stack<T>(batch), vv = xv.stack<T>(batch);
-                const auto vg = xg.stack<const T>(batch);
-                const py::gil_scoped_release release;
-                whole_step<T>({vu, vm, vv}, 17.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()),
-                              [&](const std::vector<StackView<T>> &x) {
-                                  subspan::adam_step<T>(x[0], vg, x[1], x[2], step, beta1, beta2, eps,
-                                                        step_options(lr, retraction, parallel, check));
-                              });
-            });
-        },
-        py::arg("u"), py::arg("grad"), py::arg("first"), py::arg("second"), py::arg("step"), py::arg("lr"), py::arg("beta1"),
-        py::arg("beta2"), py::arg("eps"), py::arg("retraction"), py::arg("parallel"), py::arg("check"));
-}
-
-void register_head(py::module_ &m) {
-    m.def(
-        "grassmann_logits",
-        [](const py::object &x, const py::object &u, const py::object &out, double scale) {
-            const Array xx(x, "x"), xu(u, "U"), xo(out, "out", true);
-            same_dtype(xx, {&xu, &xo});
-            require_apart(xo, xx);
-            require_apart(xo, xu);
-            const Shape batch = xu.leading();
-            dispatch(xx.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vx = xx.matrix<const T>();
-                const auto vu = xu.stack<const T>(batch);
-                const auto vo = xo.matrix<T>();
-                const py::gil_scoped_release release;
-                subspan::grassmann_logits<T>(vx, vu, scale, vo);
-            });
-        },
-        py::arg("x"), py::arg("u"), py::arg("out"), py::arg("scale"));
-    m.def(
-        "grassmann_logits_backward",
-        [](const py::object &grad, const py::object &x, const py::object &u, const py::object &dx, const py::object &du,
-           double scale) {
-            const Array xg(grad, "grad"), xx(x, "x"), xu(u, "U"), xdx(dx, "dx", true), xdu(du, "dU", true);
-            same_dtype(xx, {&xg, &xu, &xdx, &xdu});
-            const Shape batch = xu.leading();
-            dispatch(xx.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vg = xg.matrix<const T>(), vx = xx.matrix<const T>();
-                const auto vu = xu.stack<const T>(batch);
-                const auto vdx = xdx.matrix<T>();
-                const auto vdu = xdu.stack<T>(batch);
-                const py::gil_scoped_release release;
-                subspan::grassmann_logits_backward<T>(vg, vx, vu, scale, vdx, vdu);
-            });
-        },
-        py::arg("grad"), py::arg("x"), py::arg("u"), py::arg("dx"), py::arg("du"), py::arg("scale"));
+py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py::handle u, py::handle scale) {
+    const Call call(context);
+    const double factor = real(scale, "scale");
+    const Features f(call, x, u, grad);
+    const Array dx = call.empty(f.x.shape(), f.x.dtype(), "dx"), du = f.empty_like_u(call);
+    dispatch(f.x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vg = f.grad->matrix<const T>(), vx = f.x.matrix<const T>();
+        const auto vu = f.u.stack<const T>({f.u.shape(0)});
+        const auto vdx = dx.matrix<T>();
+        const auto vdu = du.stack<T>({f.u.shape(0)});
+        const py::gil_scoped_release release;
+        subspan::grassmann_logits_backward<T>(vg, vx, vu, factor, vdx, vdu);
+        require_no_overflow<T>(StackView<T>(vdx), "the gradient of x", {StackView<const T>(vg), StackView<const T>(vx), vu});
+        require_no_overflow<T>(vdu, "the gradient of U", {StackView<const T>(vg), StackView<const T>(vx), vu});
+    });
+    return py::make_tuple(dx.object(), du.object());
 }
 
 } // namespace
 
 void register_grassmann(py::module_ &m) {
-    register_maps(m);
-    register_metric(m);
-    register_angles(m);
-    register_steps(m);
-    register_head(m);
+    using py::arg;
+    m.def("tangent", &tangent, arg("call"), arg("U"), arg("G"), arg("out"), arg("check"));
+    m.def("random_tangent", &random_tangent, arg("call"), arg("U"), arg("noise"));
+    m.def("euclidean_to_riemannian_hessian", &hessian, arg("call"), arg("U"), arg("egrad"), arg("ehess"), arg("H"), arg("out"), arg("check"));
+    m.def("retract", &retract, arg("call"), arg("U"), arg("H"), arg("t"), arg("method"), arg("project"), arg("out"), arg("check"));
+    m.def("log", &log, arg("call"), arg("U"), arg("W"), arg("out"), arg("check"));
+    m.def("transport", &transport, arg("call"), arg("U"), arg("H"), arg("V"), arg("t"), arg("out"), arg("check"));
+    m.def("transport_to", &transport_to, arg("call"), arg("U"), arg("W"), arg("V"), arg("out"), arg("check"));
+    m.def("inner", [](py::handle call, py::handle u, py::handle h, py::handle v) { return metric(call, u, h, v, "the inner product"); }, arg("call"), arg("U"),
+          arg("H"), arg("V"));
+    m.def("norm", [](py::handle call, py::handle u, py::handle h) { return metric(call, u, h, py::none(), "the norm"); }, arg("call"), arg("U"), arg("H"));
+    m.def("principal_angles", &principal_angles, arg("call"), arg("U"), arg("W"), arg("vectors"), arg("check"));
+    m.def("distance", &distance, arg("call"), arg("U"), arg("W"), arg("kind"), arg("unequal"), arg("check"));
+    m.def("pairwise", &pairwise, arg("call"), arg("U"), arg("W"), arg("kind"), arg("unequal"), arg("check"));
+    m.def("mean", &mean, arg("call"), arg("U"), arg("weights"), arg("initial"), arg("tol"), arg("max_iterations"), arg("progress"), arg("out"), arg("check"));
+    m.def("sgd_step", &sgd_step, arg("call"), arg("U"), arg("grad"), arg("buffer"), arg("lr"), arg("momentum"), arg("dampening"), arg("retraction"),
+          arg("transport"), arg("maximize"), arg("check"));
+    m.def("adam_step", &adam_step, arg("call"), arg("U"), arg("grad"), arg("first_moment"), arg("second_moment"), arg("step"), arg("lr"), arg("betas"),
+          arg("eps"), arg("retraction"), arg("transport"), arg("maximize"), arg("check"));
+    m.def("logits", &logits, arg("call"), arg("x"), arg("U"), arg("scale"));
+    m.def("logits_backward", &logits_backward, arg("call"), arg("grad"), arg("x"), arg("U"), arg("scale"));
 }
 
 } // namespace subspan::bind

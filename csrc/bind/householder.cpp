@@ -1,36 +1,53 @@
-#include "convert.hpp"
-#include "lapack_capsules.hpp"
+#include "host.hpp"
 #include "register.hpp"
 #include "subspan/householder.hpp"
-
-#include <pybind11/stl.h>
 
 namespace subspan::bind {
 namespace {
 
-// V and, when given, tau: two arrays with the same leading axes.
+// V and, when given, tau: two arrays with the same leading axes. `packed`: V is LAPACK's form, with ones implied on the diagonal
+// and zeros above it; it is copied.
 class ReflectionsArgument {
   public:
-    ReflectionsArgument(const py::object &v, const py::object &tau) : v_(v, "V") {
+    ReflectionsArgument(const Call &call, py::handle v, py::handle tau, bool packed = false) : v_(call, v, "V"), vector_(v_.ndim() == 1) {
+        v_.as_matrix(true);
         v_.require_matrices();
-        if (tau.is_none()) return;
-        tau_.emplace(tau, "tau");
-        tau_->require_dtype(v_.dtype());
-        auto want = v_.leading();
-        want.push_back(v_.shape(v_.ndim() - 1));
-        if (tau_->leading(0) != want)
-            throw py::value_error("tau must have one entry for each column of V, shape " + v_.shape_text() + ", got shape " +
-                                  tau_->shape_text());
+        if (packed && tau.is_none()) throw py::value_error("packed=True needs tau: LAPACK's reflections are not all of unit length");
+        if (!tau.is_none()) {
+            tau_.emplace(call, tau, "tau");
+            tau_->require_dtype_of(v_);
+        }
+        // Of a wide matrix the columns beyond are R's.
+        cols_ = packed ? std::min(v_.rows(), v_.cols()) : v_.cols();
+        if (tau_) {
+            Shape want = v_.leading();
+            want.push_back(cols_);
+            if (tau_->shape() != want)
+                throw py::value_error("tau must have one entry for each column of V, shape " + v_.shape_text() + ", got shape " + tau_->shape_text());
+        }
+        if (packed)
+            dispatch(v_.dtype(), [&](auto t) {
+                using T = decltype(t);
+                auto &unit = std::get<std::optional<Temporary<T>>>(unpacked_);
+                unit.emplace(v_.leading(), v_.rows(), cols_);
+                const auto from = v_.stack<const T>(v_.leading());
+                for (std::int64_t i = 0; i < from.size(); ++i)
+                    for (std::int64_t r = 0; r < from.rows(); ++r)
+                        for (std::int64_t c = 0; c < cols_; ++c) unit->stack[i](r, c) = r > c ? from[i](r, c) : T(r == c ? 1 : 0);
+            });
     }
     const Array &v() const { return v_; }
     const Array *tau() const { return tau_ ? &*tau_ : nullptr; }
+    std::int64_t cols() const { return cols_; }
+    bool vector() const { return vector_; }
 
     template <class T> struct View {
         StackView<const T> tau;
         Reflections<T> h;
     };
-    template <class T> void view(const std::vector<std::int64_t> &batch, View<T> &out) const {
-        out.h.v = v_.stack<const T>(batch);
+    template <class T> void view(const Shape &batch, View<T> &out) const {
+        const auto &unit = std::get<std::optional<Temporary<T>>>(unpacked_);
+        out.h.v = unit ? unit->over(batch) : v_.stack<const T>(batch);
         if (!tau_) return;
         out.tau = tau_->row_stack<const T>(batch);
         out.h.tau = &out.tau;
@@ -38,181 +55,265 @@ class ReflectionsArgument {
 
   private:
     Array v_;
+    bool vector_;
+    std::int64_t cols_ = 0;
     std::optional<Array> tau_;
+    std::tuple<std::optional<Temporary<float>>, std::optional<Temporary<double>>> unpacked_;
 };
 
-Side side_of(bool left) { return left ? Side::left : Side::right; }
+void require_rows(const Array &v, const Array &c, bool left) {
+    const std::int64_t rows = left ? c.rows() : c.cols();
+    if (v.rows() != rows)
+        throw py::value_error("V must have " + std::to_string(rows) + " rows to act on C " + c.shape_text() + " from the " + (left ? "left" : "right") +
+                              ", got " + std::to_string(v.rows()) + convolution_hint(c.shape(), "C"));
+}
+
+// The shape of C over more leading axes, and C and the result as matrices.
+Array result_of(const Call &call, const py::object &out, Array &c, bool left, const Shape &batch, bool vector) {
+    Shape shape = batch;
+    if (!vector || left) shape.push_back(c.rows());
+    if (!vector || !left) shape.push_back(c.cols());
+    Array result = call.output(out, shape, c.dtype());
+    if (vector) result.add_axis(left);
+    return result;
+}
+
+py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) {
+    const Call call(context);
+    Array xa(call, a, "A");
+    const bool by_pivots = truth(pivoting, "pivoting");
+    xa.as_matrix(true);
+    xa.require_matrices();
+    if (by_pivots) load_lapack();
+    const Shape batch = xa.leading();
+    const std::int64_t m = xa.rows(), n = xa.cols(), k = std::min(m, n);
+    const auto make = [&](std::initializer_list<std::int64_t> sizes, const char *name) {
+        Shape shape = batch;
+        shape.insert(shape.end(), sizes);
+        return call.empty(shape, xa.dtype(), name);
+    };
+    const Array v = make({m, k}, "V"), tau = make({k}, "tau"), t = make({k, std::min(k, kReflectionBlock)}, "T"), r = make({k, n}, "R");
+    py::object order = py::none();
+    std::int64_t *po = nullptr;
+    if (by_pivots) {
+        std::vector<py::ssize_t> shape(batch.begin(), batch.end());
+        shape.push_back(n);
+        py::array_t<std::int64_t> columns(shape);
+        po = columns.mutable_data();
+        order = columns;
+    }
+    dispatch(xa.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto va = xa.stack<const T>(batch);
+        const auto vv = v.stack<T>(batch), vr = r.stack<T>(batch), vt = t.stack<T>(batch);
+        const auto vtau = tau.row_stack<T>(batch);
+        const py::gil_scoped_release release;
+        if (by_pivots)
+            subspan::householder_qr_pivoted<T>(va, vv, vr, vtau, vt, po);
+        else
+            subspan::householder_qr<T>(va, vv, vr, vtau, vt);
+        if (!subspan::all_finite<T>(StackView<const T>(vr))) throw ValueError("R overflows the dtype although A is finite; scale A"); // A was looked at
+    });
+    if (by_pivots) return py::make_tuple(v.object(), tau.object(), t.object(), r.object(), order);
+    return py::make_tuple(v.object(), tau.object(), t.object(), r.object());
+}
+
+py::object factored_apply(py::handle context, py::handle v, py::handle t, py::handle c, py::handle side, py::handle transpose, const py::object &out,
+                          py::handle check) {
+    const Call call(context);
+    Array xc(call, c, "C");
+    const bool left = is_left(side), turned = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
+    xc.as_matrix(left);
+    xc.require_matrices();
+    const Array xv(call, v, "Q"), xt(call, t, "T");
+    if (xv.dtype() != xc.dtype()) throw py::type_error(std::string("C must be ") + xv.dtype_name() + " as Q is, got " + xc.dtype_name());
+    const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
+    if ((left ? xc.rows() : xc.cols()) != xv.rows())
+        throw py::value_error("C must have " + std::to_string(xv.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + xc.shape_text() +
+                              convolution_hint(xc.shape(), "C"));
+    const Array xo = result_of(call, out, xc, left, batch, vector);
+    require_apart(xo, xc, true);
+    require_apart(xo, xv);
+    require_apart(xo, xt);
+    dispatch(xc.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vv = xv.stack<const T>(batch), vt = xt.stack<const T>(batch), vc = xc.stack<const T>(batch);
+        const auto vo = xo.stack<T>(batch);
+        const py::gil_scoped_release release;
+        const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(vv.cols());
+        whole<T>(vo, vo.first.data == vc.first.data, flops,
+                 [&](const StackView<T> &to) { subspan::factored_apply<T>(vv, vt, vc, side_of(left), turned, to, checks); });
+        if (checks) require_no_overflow<T>(vo, "Q C", {});
+    });
+    xo.written();
+    return xo.object();
+}
+
+py::object factored_array(py::handle context, py::handle v, py::handle t, py::handle full) {
+    const Call call(context);
+    const Array xv(call, v, "V"), xt(call, t, "T");
+    xt.require_dtype_of(xv);
+    const Shape batch = xv.leading();
+    Shape shape = batch;
+    shape.insert(shape.end(), {xv.rows(), truth(full, "full") ? xv.rows() : xv.cols()});
+    const Array xq = call.empty(shape, xv.dtype());
+    dispatch(xv.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vv = xv.stack<const T>(batch), vt = xt.stack<const T>(batch);
+        const auto vq = xq.stack<T>(batch);
+        const py::gil_scoped_release release;
+        subspan::factored_array<T>(vv, vt, vq);
+    });
+    return xq.object();
+}
+
+py::object householder_apply(py::handle context, py::handle v, py::handle c, py::handle tau, py::handle side, py::handle transpose, py::handle packed,
+                             const py::object &out, py::handle check) {
+    const Call call(context);
+    Array xc(call, c, "C");
+    const bool left = is_left(side), turned = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
+    xc.as_matrix(left);
+    xc.require_matrices();
+    const ReflectionsArgument h(call, v, tau, truth(packed, "packed"));
+    h.v().require_dtype_of(xc);
+    require_rows(h.v(), xc, left);
+    const Shape batch = broadcast_leading({{&xc, 2}, {&h.v(), 2}});
+    const Array xo = result_of(call, out, xc, left, batch, vector);
+    require_apart(xo, xc, true);
+    require_apart(xo, h.v());
+    if (h.tau() != nullptr) require_apart(xo, *h.tau());
+    dispatch(xc.dtype(), [&](auto s) {
+        using T = decltype(s);
+        ReflectionsArgument::View<T> r;
+        h.view(batch, r);
+        const auto vc = xc.stack<const T>(batch);
+        const auto vo = xo.stack<T>(batch);
+        const py::gil_scoped_release release;
+        const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(r.h.v.cols());
+        whole<T>(vo, vo.first.data == vc.first.data, flops,
+                 [&](const StackView<T> &to) { subspan::householder_apply<T>(r.h, vc, side_of(left), turned, to, checks); });
+        if (checks) require_no_overflow<T>(vo, "H C", {});
+    });
+    xo.written();
+    return xo.object();
+}
+
+// A fresh array of zeros of the shape of x: gradients of what is broadcast are summed there.
+Array zeros_like(const Call &call, const Array &x, const char *name) {
+    Array out = call.empty(x.shape(), x.dtype(), name);
+    std::int64_t n = size_of(x.dtype());
+    for (const auto s : x.shape()) n *= s;
+    std::fill_n(static_cast<char *>(out.data()), n, char(0));
+    return out;
+}
+
+py::object shaped(const Array &x, bool vector) { return vector ? py::object(x.object().attr("reshape")(-1)) : x.object(); }
+
+py::tuple householder_apply_backward(py::handle context, py::handle grad, py::handle v, py::handle c, py::handle tau, py::handle side, py::handle transpose,
+                                     py::handle check) {
+    const Call call(context);
+    Array xc(call, c, "C");
+    const bool left = is_left(side), turned = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
+    xc.as_matrix(left);
+    xc.require_matrices();
+    const ReflectionsArgument h(call, v, tau);
+    h.v().require_dtype_of(xc);
+    Array xg(call, grad, "grad");
+    xg.as_matrix(left);
+    xg.require_dtype_of(xc);
+    require_rows(h.v(), xc, left);
+    const Shape batch = xc.leading();
+    if (broadcast_leading({{&xc, 2}, {&h.v(), 2}}) != batch)
+        throw py::value_error("C must have all leading axes of V for gradients, got shapes " + xc.shape_text() + " and " + h.v().shape_text());
+    if (xg.shape() != xc.shape()) throw py::value_error("grad must have the shape of C, " + xc.shape_text() + ", got " + xg.shape_text());
+    const Array dv = zeros_like(call, h.v(), "dV"), dc = call.empty(xc.shape(), xc.dtype(), "dC");
+    std::optional<Array> dtau;
+    if (h.tau() != nullptr) dtau.emplace(zeros_like(call, *h.tau(), "dtau"));
+    dispatch(xc.dtype(), [&](auto s) {
+        using T = decltype(s);
+        ReflectionsArgument::View<T> r;
+        h.view(batch, r);
+        const auto vc = xc.stack<const T>(batch), vg = xg.stack<const T>(batch);
+        const auto vdv = dv.stack<T>(batch), vdc = dc.stack<T>(batch);
+        StackView<T> vdtau;
+        if (dtau) vdtau = dtau->row_stack<T>(batch);
+        const py::gil_scoped_release release;
+        subspan::householder_apply_backward<T>(r.h, vc, vg, side_of(left), turned, vdv, dtau ? &vdtau : nullptr, vdc, checks);
+        if (!checks) return;
+        require_no_overflow<T>(vdv, "the gradient of V", {});
+        require_no_overflow<T>(vdc, "the gradient of C", {});
+        if (dtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
+    });
+    const py::object to_v = shaped(dv, h.vector()), to_c = shaped(dc, vector);
+    if (dtau) return py::make_tuple(to_v, to_c, dtau->object());
+    return py::make_tuple(to_v, to_c);
+}
+
+py::object householder_product(py::handle context, py::handle v, py::handle tau, py::handle packed, py::handle check) {
+    const Call call(context);
+    const ReflectionsArgument h(call, v, tau, truth(packed, "packed"));
+    const bool checks = truth(check, "check");
+    const Shape batch = h.v().leading();
+    Shape shape = batch;
+    shape.insert(shape.end(), {h.v().rows(), std::min(h.v().rows(), h.cols())});
+    const Array xq = call.empty(shape, h.v().dtype());
+    dispatch(h.v().dtype(), [&](auto s) {
+        using T = decltype(s);
+        ReflectionsArgument::View<T> r;
+        h.view(batch, r);
+        const auto vq = xq.stack<T>(batch);
+        const py::gil_scoped_release release;
+        subspan::householder_product<T>(r.h, vq, checks);
+        if (checks) require_no_overflow<T>(vq, "the product of the reflections", {});
+    });
+    return xq.object();
+}
+
+py::object householder_product_backward(py::handle context, py::handle grad, py::handle v, py::handle tau, py::handle check) {
+    const Call call(context);
+    const ReflectionsArgument h(call, v, tau);
+    const bool checks = truth(check, "check");
+    Array xg(call, grad, "grad");
+    xg.as_matrix(true);
+    xg.require_dtype_of(h.v());
+    const Shape batch = h.v().leading();
+    Shape want = batch;
+    want.insert(want.end(), {h.v().rows(), std::min(h.v().rows(), h.v().cols())});
+    xg.require_shape(want);
+    const Array dv = zeros_like(call, h.v(), "dV");
+    std::optional<Array> dtau;
+    if (h.tau() != nullptr) dtau.emplace(zeros_like(call, *h.tau(), "dtau"));
+    dispatch(h.v().dtype(), [&](auto s) {
+        using T = decltype(s);
+        ReflectionsArgument::View<T> r;
+        h.view(batch, r);
+        const auto vg = xg.stack<const T>(batch);
+        const auto vdv = dv.stack<T>(batch);
+        StackView<T> vdtau;
+        if (dtau) vdtau = dtau->row_stack<T>(batch);
+        const py::gil_scoped_release release;
+        subspan::householder_product_backward<T>(r.h, vg, vdv, dtau ? &vdtau : nullptr, checks);
+        if (!checks) return;
+        require_no_overflow<T>(vdv, "the gradient of V", {});
+        if (dtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
+    });
+    const py::object to_v = shaped(dv, h.vector());
+    return dtau ? py::object(py::make_tuple(to_v, dtau->object())) : to_v;
+}
 
 } // namespace
 
 void register_householder(py::module_ &m) {
-    m.def(
-        "householder_qr", // with an order (int64, C order) to write to: by pivots
-        [](const py::object &a, const py::object &v, const py::object &r, const py::object &tau, const py::object &t,
-           std::optional<py::array_t<std::int64_t, py::array::c_style>> order) {
-            const Array xa(a, "A"), xv(v, "V", true), xr(r, "R", true), xtau(tau, "tau", true), xt(t, "T", true);
-            for (const Array *x : {&xv, &xr, &xtau, &xt}) x->require_dtype(xa.dtype());
-            const auto batch = xa.leading();
-            if (order) load_lapack();
-            dispatch(xa.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto va = xa.stack<const T>(batch);
-                const auto vv = xv.stack<T>(batch), vr = xr.stack<T>(batch), vt = xt.stack<T>(batch);
-                const auto vtau = xtau.row_stack<T>(batch);
-                if (order && std::int64_t(order->size()) != va.size() * va.cols()) throw py::value_error("order does not fit A");
-                std::int64_t *to = order ? order->mutable_data() : nullptr;
-                const py::gil_scoped_release release;
-                if (to != nullptr)
-                    subspan::householder_qr_pivoted<T>(va, vv, vr, vtau, vt, to);
-                else
-                    subspan::householder_qr<T>(va, vv, vr, vtau, vt);
-            });
-        },
-        py::arg("a"), py::arg("v"), py::arg("r"), py::arg("tau"), py::arg("t"), py::arg("order").noconvert() = py::none());
-    m.def(
-        "factored_apply",
-        [](const py::object &v, const py::object &t, const py::object &c, bool left, bool transpose,
-           const py::object &out, bool check) {
-            const Array xv(v, "V"), xt(t, "T"), xc(c, "C"), xo(out, "out", true);
-            if (xv.dtype() != xc.dtype() || xt.dtype() != xc.dtype())
-                throw py::type_error(std::string("C is ") + xc.dtype_name() + " and Q is " + xv.dtype_name());
-            xo.require_dtype(xc.dtype());
-            xc.require_matrices();
-            const auto batch = xc.leading();
-            require_apart(xo, xc, true);
-            require_apart(xo, xv);
-            require_apart(xo, xt);
-            dispatch(xc.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vv = xv.stack<const T>(batch), vt = xt.stack<const T>(batch), vc = xc.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(vv.cols());
-                whole<T>(vo, vo.first.data == vc.first.data, flops, [&](const StackView<T> &to) {
-                    subspan::factored_apply<T>(vv, vt, vc, side_of(left), transpose, to, check);
-                });
-                if (check) require_no_overflow<T>(vo, "Q C", {});
-            });
-        },
-        py::arg("v"), py::arg("t"), py::arg("c"), py::arg("left"), py::arg("transpose"), py::arg("out"), py::arg("check"));
-    m.def(
-        "factored_array",
-        [](const py::object &v, const py::object &t, const py::object &q) {
-            const Array xv(v, "V"), xt(t, "T"), xq(q, "out", true);
-            xt.require_dtype(xv.dtype());
-            xq.require_dtype(xv.dtype());
-            const auto batch = xv.leading();
-            dispatch(xv.dtype(), [&](auto s) {
-                using T = decltype(s);
-                const auto vv = xv.stack<const T>(batch), vt = xt.stack<const T>(batch);
-                const auto vq = xq.stack<T>(batch);
-                const py::gil_scoped_release release;
-                subspan::factored_array<T>(vv, vt, vq);
-            });
-        },
-        py::arg("v"), py::arg("t"), py::arg("q"));
-    m.def(
-        "householder_apply",
-        [](const py::object &v, const py::object &tau, const py::object &c, bool left, bool transpose,
-           const py::object &out, bool check) {
-            const ReflectionsArgument h(v, tau);
-            const Array xc(c, "C"), xo(out, "out", true);
-            xc.require_dtype(h.v().dtype());
-            xo.require_dtype(h.v().dtype());
-            xc.require_matrices();
-            const auto batch = xc.leading();
-            require_apart(xo, xc, true);
-            require_apart(xo, h.v());
-            if (h.tau() != nullptr) require_apart(xo, *h.tau());
-            dispatch(xc.dtype(), [&](auto s) {
-                using T = decltype(s);
-                ReflectionsArgument::View<T> r;
-                h.view(batch, r);
-                const auto vc = xc.stack<const T>(batch);
-                const auto vo = xo.stack<T>(batch);
-                const py::gil_scoped_release release;
-                const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(r.h.v.cols());
-                whole<T>(vo, vo.first.data == vc.first.data, flops, [&](const StackView<T> &to) {
-                    subspan::householder_apply<T>(r.h, vc, side_of(left), transpose, to, check);
-                });
-                if (check) require_no_overflow<T>(vo, "H C", {});
-            });
-        },
-        py::arg("v"), py::arg("tau"), py::arg("c"), py::arg("left"), py::arg("transpose"), py::arg("out"), py::arg("check"));
-    m.def(
-        "householder_apply_backward",
-        [](const py::object &v, const py::object &tau, const py::object &c, const py::object &grad, bool left,
-           bool transpose, const py::object &dv, const py::object &dtau, const py::object &dc, bool check) {
-            const ReflectionsArgument h(v, tau);
-            const Array xc(c, "C"), xg(grad, "grad"), xdv(dv, "dV", true), xdc(dc, "dC", true);
-            for (const Array *x : {&xc, &xg, &xdv, &xdc}) x->require_dtype(h.v().dtype());
-            std::optional<Array> xdtau;
-            if (!dtau.is_none()) xdtau.emplace(dtau, "dtau", true);
-            const auto batch = xc.leading();
-            if (xg.leading(0) != xc.leading(0))
-                throw py::value_error("grad must have the shape of C, " + xc.shape_text() + ", got " + xg.shape_text());
-            dispatch(xc.dtype(), [&](auto s) {
-                using T = decltype(s);
-                ReflectionsArgument::View<T> r;
-                h.view(batch, r);
-                const auto vc = xc.stack<const T>(batch), vg = xg.stack<const T>(batch);
-                const auto vdv = xdv.stack<T>(batch), vdc = xdc.stack<T>(batch);
-                StackView<T> vdtau;
-                if (xdtau) vdtau = xdtau->row_stack<T>(batch);
-                const py::gil_scoped_release release;
-                subspan::householder_apply_backward<T>(r.h, vc, vg, side_of(left), transpose, vdv,
-                                                       xdtau ? &vdtau : nullptr, vdc, check);
-                if (!check) return;
-                require_no_overflow<T>(vdv, "the gradient of V", {});
-                require_no_overflow<T>(vdc, "the gradient of C", {});
-                if (xdtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
-            });
-        },
-        py::arg("v"), py::arg("tau"), py::arg("c"), py::arg("grad"), py::arg("left"), py::arg("transpose"),
-        py::arg("dv"), py::arg("dtau"), py::arg("dc"), py::arg("check"));
-    m.def(
-        "householder_product",
-        [](const py::object &v, const py::object &tau, const py::object &q, bool check) {
-            const ReflectionsArgument h(v, tau);
-            const Array xq(q, "out", true);
-            const auto batch = h.v().leading();
-            dispatch(h.v().dtype(), [&](auto s) {
-                using T = decltype(s);
-                ReflectionsArgument::View<T> r;
-                h.view(batch, r);
-                const auto vq = xq.stack<T>(batch);
-                const py::gil_scoped_release release;
-                subspan::householder_product<T>(r.h, vq, check);
-                if (check) require_no_overflow<T>(vq, "the product of the reflections", {});
-            });
-        },
-        py::arg("v"), py::arg("tau"), py::arg("q"), py::arg("check"));
-    m.def(
-        "householder_product_backward",
-        [](const py::object &v, const py::object &tau, const py::object &grad, const py::object &dv,
-           const py::object &dtau, bool check) {
-            const ReflectionsArgument h(v, tau);
-            const Array xg(grad, "grad"), xdv(dv, "dV", true);
-            xg.require_dtype(h.v().dtype());
-            std::optional<Array> xdtau;
-            if (!dtau.is_none()) xdtau.emplace(dtau, "dtau", true);
-            const auto batch = h.v().leading();
-            dispatch(h.v().dtype(), [&](auto s) {
-                using T = decltype(s);
-                ReflectionsArgument::View<T> r;
-                h.view(batch, r);
-                const auto vg = xg.stack<const T>(batch);
-                const auto vdv = xdv.stack<T>(batch);
-                StackView<T> vdtau;
-                if (xdtau) vdtau = xdtau->row_stack<T>(batch);
-                const py::gil_scoped_release release;
-                subspan::householder_product_backward<T>(r.h, vg, vdv, xdtau ? &vdtau : nullptr, check);
-                if (!check) return;
-                require_no_overflow<T>(vdv, "the gradient of V", {});
-                if (xdtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
-            });
-        },
-        py::arg("v"), py::arg("tau"), py::arg("grad"), py::arg("dv"), py::arg("dtau"), py::arg("check"));
+    m.def("householder_qr", &householder_qr, py::arg("call"), py::arg("A"), py::arg("pivoting"));
+    m.def("factored_apply", &factored_apply, py::arg("call"), py::arg("V"), py::arg("T"), py::arg("C"), py::arg("side"), py::arg("transpose"), py::arg("out"),
+          py::arg("check"));
+    m.def("factored_array", &factored_array, py::arg("call"), py::arg("V"), py::arg("T"), py::arg("full"));
+    m.def("householder_apply", &householder_apply, py::arg("call"), py::arg("V"), py::arg("C"), py::arg("tau"), py::arg("side"), py::arg("transpose"),
+          py::arg("packed"), py::arg("out"), py::arg("check"));
+    m.def("householder_apply_backward", &householder_apply_backward, py::arg("call"), py::arg("grad"), py::arg("V"), py::arg("C"), py::arg("tau"),
+          py::arg("side"), py::arg("transpose"), py::arg("check"));
+    m.def("householder_product", &householder_product, py::arg("call"), py::arg("V"), py::arg("tau"), py::arg("packed"), py::arg("check"));
+    m.def("householder_product_backward", &householder_product_backward, py::arg("call"), py::arg("grad"), py::arg("V"), py::arg("tau"), py::arg("check"));
 }
 
 } // namespace subspan::bind

@@ -1,41 +1,16 @@
-#include "convert.hpp"
+#include "host.hpp"
+#include "mixing.hpp"
 #include "register.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/plucker_mix.hpp"
 #include "subspan/plucker_state.hpp"
 
-#include <mutex>
-#include <optional>
-#include <pybind11/stl.h>
-#include <tuple>
 #include <memory>
-#include <vector>
+#include <mutex>
+#include <pybind11/stl.h>
 
 namespace subspan::bind {
 namespace {
-
-using Shape = std::vector<std::int64_t>;
-
-// norm, eps, weighting, past_first, bias_always, rope, rope_base, rope_start (one, or one for each sequence): as the Python side normalised them.
-using Settings = std::tuple<int, double, int, bool, bool, int, double, std::vector<std::int64_t>>;
-
-MixOptions options(const std::vector<std::int64_t> &offsets, const Settings &s) {
-    MixOptions o;
-    o.offsets = offsets;
-    o.norm = static_cast<MixNorm>(std::get<0>(s));
-    o.eps = std::get<1>(s);
-    o.weighting = static_cast<MixWeights>(std::get<2>(s));
-    o.past_first = std::get<3>(s);
-    o.bias_always = std::get<4>(s);
-    o.rope = static_cast<Rope>(std::get<5>(s));
-    o.rope_base = std::get<6>(s);
-    const auto &starts = std::get<7>(s);
-    if (starts.size() == 1)
-        o.rope_start = starts[0];
-    else
-        o.rope_starts = starts;
-    return o;
-}
 
 std::optional<Array> optional(const py::object &x, const char *name, DType dtype, bool writable = false) {
     std::optional<Array> out;
@@ -46,43 +21,66 @@ std::optional<Array> optional(const py::object &x, const char *name, DType dtype
     return out;
 }
 
-// The arguments that every call has, borrowed for as long as it runs.
-struct Input {
-    Array z;
-    std::optional<Array> weights, mask;
-    Shape batch;
+// An array broadcast to a whole shape, as matrices of its last two axes (or of one row each of its last one).
+template <class T> StackView<const T> spread(const Array &x, const Shape &whole, bool rows) {
+    const Shape steps = x.leading_strides(whole, 0);
+    const std::size_t core = rows ? 1 : 2, lead = whole.size() - core;
+    const MatrixView<const T> first(static_cast<const T *>(x.data()), rows ? 1 : whole[lead], whole.back(), rows ? 0 : steps[lead], steps.back());
+    return {first, Shape(whole.begin(), whole.end() - std::ptrdiff_t(core)), Shape(steps.begin(), steps.end() - std::ptrdiff_t(core))};
+}
 
-    Input(const py::object &z_, const py::object &weights_, const py::object &mask_)
-        : z(z_, "z"), weights(optional(weights_, "weights", z.dtype())), mask(optional(mask_, "mask", z.dtype())), batch(z.leading()) {
-        z.require_matrices();
-    }
-    template <class T> struct Views {
-        StackView<const T> z, weights, mask;
-        MixInput<T> input;
-    };
-    template <class T> void views(Views<T> &v) const {
-        v.z = z.stack<const T>(batch);
-        v.input.z = v.z;
-        if (weights) {
-            v.weights = weights->stack<const T>(batch);
-            v.input.weights = &v.weights;
+template <class T> struct Views {
+    StackView<const T> z, weights, mask;
+    MixInput<T> input;
+    explicit Views(const MixArguments &x) : z(x.z.stack<const T>(x.batch)) {
+        input.z = z;
+        if (x.weights) {
+            weights = spread<T>(*x.weights, x.shape(std::int64_t(x.options.offsets.size())), false);
+            input.weights = &weights;
         }
-        if (mask) {
-            v.mask = mask->row_stack<const T>(batch);
-            v.input.mask = &v.mask;
+        if (x.mask) {
+            Shape tokens = x.z.shape();
+            tokens.pop_back();
+            mask = spread<T>(*x.mask, tokens, true);
+            input.mask = &mask;
         }
     }
+    Views(const Views &) = delete;
+    Views &operator=(const Views &) = delete;
 };
+
+// Items of b one after the other.
+template <class T> class Bias {
+  public:
+    explicit Bias(const ProjectionArguments &p) {
+        if (!p.b) return;
+        data_ = static_cast<const T *>(p.b->data());
+        if (p.d() <= 1 || p.b->stride(0) == 1) return;
+        for (std::int64_t i = 0; i < p.d(); ++i) copy_.push_back(data_[i * p.b->stride(0)]);
+        data_ = copy_.data();
+    }
+    const T *data() const { return data_; }
+
+  private:
+    std::vector<T> copy_;
+    const T *data_ = nullptr;
+};
+
+[[noreturn]] void overflow(const char *what, MixNorm norm) {
+    throw py::value_error(std::string(what) + " overflows the dtype although the input is finite; " +
+                          (norm == MixNorm::none ? "scale z, or use norm='clamp'" : "use a larger eps, norm='soft', or scale what goes in"));
+}
 
 // One class per dtype; Python makes the right one.
 template <class T> class MixState {
   public:
     MixState(std::int64_t r, std::int64_t batch, const py::object &w, const py::object &b, const std::vector<std::int64_t> &offsets,
-             const Settings &settings) {
+             bool weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope, py::handle rope_base,
+             py::handle rope_start, const Shape &shape) {
         const auto xw = optional(w, "W", own()), xb = optional(b, "b", own());
         MatrixView<const T> vw;
         if (xw) vw = xw->template matrix<const T>();
-        state_ = std::make_unique<PluckerMixState<T>>(options(offsets, settings), r, batch, vw,
+        state_ = std::make_unique<PluckerMixState<T>>(mix_options(offsets, weighted, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, shape), r, batch, vw,
                                                       xb ? xb->template vector<const T>(vw.rows) : nullptr);
     }
     void step(const py::object &z, const py::object &weights, const py::object &mask, const py::object &out) {
@@ -144,8 +142,11 @@ template <class T> class MixState {
 
 template <class T> void bind_state(py::module_ &m, const char *name) {
     py::class_<MixState<T>>(m, name)
-        .def(py::init<std::int64_t, std::int64_t, const py::object &, const py::object &, const std::vector<std::int64_t> &, const Settings &>(),
-             py::arg("r"), py::arg("batch"), py::arg("w"), py::arg("b"), py::arg("offsets"), py::arg("settings"))
+        .def(py::init<std::int64_t, std::int64_t, const py::object &, const py::object &, const std::vector<std::int64_t> &, bool,
+                      py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, const Shape &>(),
+             py::arg("r"), py::arg("batch"), py::arg("w"), py::arg("b"), py::arg("offsets"), py::arg("weighted"),
+             py::arg("weighting"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("bias"), py::arg("rope"), py::arg("rope_base"),
+             py::arg("rope_start"), py::arg("shape"))
         .def("step", &MixState<T>::step, py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("out"))
         .def("prefill", &MixState<T>::prefill, py::arg("z"), py::arg("mask"))
         .def("position", &MixState<T>::position)
@@ -153,112 +154,130 @@ template <class T> void bind_state(py::module_ &m, const char *name) {
         .def("restore", &MixState<T>::restore, py::arg("tokens"), py::arg("counts"), py::arg("position"));
 }
 
+py::object mix(py::handle context, SUBSPAN_MIXING, const py::object &out) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const Array xo = call.output(out, x.shape(x.pairs()), x.z.dtype());
+    x.require_apart_from(xo);
+    dispatch(x.z.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const Views<T> v(x);
+        const auto vo = xo.stack<T>(x.batch);
+        bool good;
+        {
+            const py::gil_scoped_release release;
+            good = subspan::plucker_mix<T>(v.input, x.options, vo);
+        }
+        if (!good) overflow("the wedge of two tokens", x.options.norm);
+    });
+    xo.written();
+    return xo.object();
+}
+
+// Weights of every token, in double, and whether they were given.
+std::optional<Array> gradients_of_weights(const Call &call, const MixArguments &x) {
+    std::optional<Array> out;
+    if (x.weights) out.emplace(call.empty(x.shape(std::int64_t(x.options.offsets.size())), DType::f64, "dweights"));
+    return out;
+}
+
+// dz, and the gradients of the weights of every token, or None.
+py::tuple mix_backward(py::handle context, py::handle grad, SUBSPAN_MIXING) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const Array g = x.gradient(call, grad, x.pairs()), dz = call.empty(x.shape(x.r), x.z.dtype(), "dz");
+    const std::optional<Array> dw = gradients_of_weights(call, x);
+    dispatch(x.z.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const Views<T> v(x);
+        const auto vg = g.stack<const T>(x.batch);
+        const auto vdz = dz.stack<T>(x.batch);
+        StackView<double> vdw;
+        if (dw) vdw = dw->stack<double>(x.batch);
+        bool good;
+        {
+            const py::gil_scoped_release release;
+            good = subspan::plucker_mix_backward<T>(vg, v.input, x.options, vdz, dw ? &vdw : nullptr);
+        }
+        if (!good) overflow("the gradient of z", x.options.norm);
+    });
+    return py::make_tuple(dz.object(), dw ? dw->object() : py::none());
+}
+
+py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, const py::object &out) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const Array xo = call.output(out, x.shape(p.d()), x.z.dtype());
+    x.require_apart_from(xo);
+    p.require_apart_from(xo);
+    dispatch(x.z.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const Views<T> v(x);
+        const auto vw = p.w.matrix<const T>();
+        const Bias<T> vb(p);
+        const auto vo = xo.stack<T>(x.batch);
+        bool good;
+        {
+            const py::gil_scoped_release release;
+            good = subspan::plucker_mix_project<T>(v.input, vw, vb.data(), x.options, vo);
+        }
+        if (!good) overflow("the projection of the mixed coordinates", x.options.norm);
+    });
+    xo.written();
+    return xo.object();
+}
+
+// dz, dW, db or None, and the gradients of the weights of every token, or None.
+py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w, py::handle b, SUBSPAN_MIXING) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const DType dtype = x.z.dtype();
+    const Array g = x.gradient(call, grad, p.d()), dz = call.empty(x.shape(x.r), dtype, "dz"), dw = call.empty({p.d(), x.pairs()}, dtype, "dW");
+    std::optional<Array> db;
+    if (p.b) db.emplace(call.empty({p.d()}, dtype, "db"));
+    const std::optional<Array> da = gradients_of_weights(call, x);
+    dispatch(dtype, [&](auto s) {
+        using T = decltype(s);
+        const Views<T> v(x);
+        const auto vg = g.stack<const T>(x.batch);
+        const auto vw = p.w.matrix<const T>();
+        const Bias<T> vb(p);
+        const auto vdz = dz.stack<T>(x.batch);
+        const auto vdw = dw.matrix<T>();
+        StackView<double> vda;
+        if (da) vda = da->stack<double>(x.batch);
+        bool good;
+        {
+            const py::gil_scoped_release release;
+            good = subspan::plucker_mix_project_backward<T>(vg, v.input, vw, vb.data(), x.options, vdz, vdw, db ? static_cast<T *>(db->data()) : nullptr,
+                                                            da ? &vda : nullptr);
+        }
+        if (!good) overflow("a gradient", x.options.norm);
+    });
+    return py::make_tuple(dz.object(), dw.object(), db ? db->object() : py::none(), da ? da->object() : py::none());
+}
+
 } // namespace
 
 void register_plucker(py::module_ &m) {
     bind_state<float>(m, "MixStateF32");
     bind_state<double>(m, "MixStateF64");
+    using py::arg;
+    m.def("mix", &mix, arg("call"), SUBSPAN_MIXING_NAMES, arg("out"));
+    m.def("mix_backward", &mix_backward, arg("call"), arg("grad"), SUBSPAN_MIXING_NAMES);
+    m.def("mix_project", &mix_project, arg("call"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES, arg("out"));
+    m.def("mix_project_backward", &mix_project_backward, arg("call"), arg("grad"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES);
+    // Raises what a call with these choices would, and gives the offsets as a list.
     m.def(
-        "plucker_mix",
-        [](const py::object &z, const py::object &weights, const py::object &mask, const py::object &out,
-           const std::vector<std::int64_t> &offsets, const Settings &settings) {
-            const Input in(z, weights, mask);
-            const Array xo(out, "out", true);
-            xo.require_dtype(in.z.dtype());
-            require_apart(xo, in.z);
-            if (in.weights) require_apart(xo, *in.weights);
-            const auto o = options(offsets, settings);
-            return dispatch(in.z.dtype(), [&](auto s) {
-                using T = decltype(s);
-                Input::Views<T> v;
-                in.views(v);
-                const auto vo = xo.stack<T>(in.batch);
-                const py::gil_scoped_release release;
-                return subspan::plucker_mix<T>(v.input, o, vo);
-            });
+        "check_mixing",
+        [](py::handle offsets, bool weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,
+           py::handle rope_base, py::handle rope_start, std::int64_t r) {
+            return mix_options(read_offsets(offsets, true), weighted, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, {}).offsets;
         },
-        py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("out"), py::arg("offsets"), py::arg("settings"));
-    m.def(
-        "plucker_mix_backward",
-        [](const py::object &grad, const py::object &z, const py::object &weights, const py::object &mask, const py::object &dz,
-           const py::object &dweights, const std::vector<std::int64_t> &offsets, const Settings &settings) {
-            const Input in(z, weights, mask);
-            const Array xg(grad, "grad"), xdz(dz, "dz", true);
-            xg.require_dtype(in.z.dtype());
-            xdz.require_dtype(in.z.dtype());
-            const auto xdw = optional(dweights, "dweights", DType::f64, true);
-            const auto o = options(offsets, settings);
-            return dispatch(in.z.dtype(), [&](auto s) {
-                using T = decltype(s);
-                Input::Views<T> v;
-                in.views(v);
-                const auto vg = xg.stack<const T>(in.batch);
-                const auto vdz = xdz.stack<T>(in.batch);
-                StackView<double> vdw;
-                if (xdw) vdw = xdw->stack<double>(in.batch);
-                const py::gil_scoped_release release;
-                return subspan::plucker_mix_backward<T>(vg, v.input, o, vdz, xdw ? &vdw : nullptr);
-            });
-        },
-        py::arg("grad"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("dz"), py::arg("dweights"), py::arg("offsets"),
-        py::arg("settings"));
-    m.def(
-        "plucker_mix_project",
-        [](const py::object &z, const py::object &weights, const py::object &mask, const py::object &w, const py::object &b,
-           const py::object &out, const std::vector<std::int64_t> &offsets, const Settings &settings) {
-            const Input in(z, weights, mask);
-            const Array xw(w, "W"), xo(out, "out", true);
-            xw.require_dtype(in.z.dtype());
-            xo.require_dtype(in.z.dtype());
-            const auto xb = optional(b, "b", in.z.dtype());
-            require_apart(xo, in.z);
-            require_apart(xo, xw);
-            if (xb) require_apart(xo, *xb);
-            if (in.weights) require_apart(xo, *in.weights);
-            const auto o = options(offsets, settings);
-            return dispatch(in.z.dtype(), [&](auto s) {
-                using T = decltype(s);
-                Input::Views<T> v;
-                in.views(v);
-                const auto vw = xw.matrix<const T>();
-                const T *vb = xb ? xb->vector<const T>(vw.rows) : nullptr;
-                const auto vo = xo.stack<T>(in.batch);
-                const py::gil_scoped_release release;
-                return subspan::plucker_mix_project<T>(v.input, vw, vb, o, vo);
-            });
-        },
-        py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("w"), py::arg("b"), py::arg("out"), py::arg("offsets"),
-        py::arg("settings"));
-    m.def(
-        "plucker_mix_project_backward",
-        [](const py::object &grad, const py::object &z, const py::object &weights, const py::object &mask, const py::object &w,
-           const py::object &b, const py::object &dz, const py::object &dw, const py::object &db, const py::object &dweights,
-           const std::vector<std::int64_t> &offsets, const Settings &settings) {
-            const Input in(z, weights, mask);
-            const DType dtype = in.z.dtype();
-            const Array xg(grad, "grad"), xw(w, "W"), xdz(dz, "dz", true), xdw(dw, "dW", true);
-            for (const Array *x : {&xg, &xw, &xdz, &xdw}) x->require_dtype(dtype);
-            const auto xb = optional(b, "b", dtype), xdb = optional(db, "db", dtype, true);
-            const auto xda = optional(dweights, "dweights", DType::f64, true);
-            const auto o = options(offsets, settings);
-            return dispatch(dtype, [&](auto s) {
-                using T = decltype(s);
-                Input::Views<T> v;
-                in.views(v);
-                const auto vg = xg.stack<const T>(in.batch);
-                const auto vw = xw.matrix<const T>();
-                const T *vb = xb ? xb->vector<const T>(vw.rows) : nullptr;
-                const auto vdz = xdz.stack<T>(in.batch);
-                const auto vdw = xdw.matrix<T>();
-                T *vdb = xdb ? xdb->vector<T>(vw.rows) : nullptr;
-                StackView<double> vda;
-                if (xda) vda = xda->stack<double>(in.batch);
-                const py::gil_scoped_release release;
-                return subspan::plucker_mix_project_backward<T>(vg, v.input, vw, vb, o, vdz, vdw, vdb, xda ? &vda : nullptr);
-            });
-        },
-        py::arg("grad"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("w"), py::arg("b"), py::arg("dz"), py::arg("dw"),
-        py::arg("db"), py::arg("dweights"), py::arg("offsets"), py::arg("settings"));
+        arg("offsets"), arg("weighted"), arg("weighting"), arg("norm"), arg("eps"), arg("order"), arg("bias"), arg("rope"), arg("rope_base"),
+        arg("rope_start"), arg("r"));
 }
 
 } // namespace subspan::bind

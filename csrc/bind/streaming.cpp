@@ -31,7 +31,7 @@ class Stream {
 
     void update(const py::object &rows) {
         const Array a(rows, "rows");
-        with(a.dtype(), "rows", [&](auto &s, auto t) { s.update(a.rows<const decltype(t)>()); });
+        with(a.dtype(), "rows", [&](auto &s, auto t) { s.update(a.as_rows<const decltype(t)>()); });
     }
     void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
                     std::int64_t cols) {
@@ -43,7 +43,7 @@ class Stream {
     }
     void downdate(const py::object &rows) {
         const Array a(rows, "rows");
-        with(a.dtype(), "rows", [&](auto &s, auto t) { s.downdate(a.rows<const decltype(t)>()); });
+        with(a.dtype(), "rows", [&](auto &s, auto t) { s.downdate(a.as_rows<const decltype(t)>()); });
     }
     void merge(Stream &other) {
         const py::gil_scoped_release release;
@@ -177,7 +177,7 @@ class Stream {
         const Array a(x, "X");
         return dispatch(a.dtype(), [&](auto t) {
             using T = decltype(t);
-            const auto rows = a.rows<const T>();
+            const auto rows = a.as_rows<const T>();
             return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.rank(); },
                              [&](auto &s, MatrixView<T> z) { s.project(rows, z); });
         });
@@ -196,7 +196,7 @@ class Stream {
         const Array a(z, "Z");
         return dispatch(a.dtype(), [&](auto t) {
             using T = decltype(t);
-            const auto rows = a.rows<const T>();
+            const auto rows = a.as_rows<const T>();
             return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.features(); },
                              [&](auto &s, MatrixView<T> x) { s.reconstruct(rows, x); });
         });
@@ -205,7 +205,7 @@ class Stream {
         const Array a(x, "X");
         return dispatch(a.dtype(), [&](auto t) {
             using T = decltype(t);
-            const auto rows = a.rows<const T>();
+            const auto rows = a.as_rows<const T>();
             return result<T>(a, out, rows.rows, a.ndim() > 1, nullptr, [&](auto &s, MatrixView<T> r) { residuals(s, rows, r); });
         });
     }
@@ -356,7 +356,7 @@ class Stream {
         if constexpr (std::is_same_v<X, Csr>) {
             if (!input.all_finite()) return;
         } else {
-            if (!subspan::all_finite<T>(StackView<const T>(input.template rows<const T>()))) return;
+            if (!subspan::all_finite<T>(StackView<const T>(input.template as_rows<const T>()))) return;
         }
         throw ValueError("the result overflows the dtype although X is finite; scale the data");
     }

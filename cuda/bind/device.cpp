@@ -1,4 +1,4 @@
-#include "device_array.hpp"
+#include "device.hpp"
 #include "register.hpp"
 #include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/runtime.hpp"
@@ -10,6 +10,12 @@
 namespace subspan::bind {
 
 void register_device(py::module_ &m) {
+    register_device_arrays();
+    // A kernel that finds its table empty asks Python for the libraries that are there.
+    cuda::set_library_loader([] {
+        const py::gil_scoped_acquire gil;
+        py::module_::import("subspan._lib.device").attr("load_libraries")();
+    });
     py::register_local_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);
@@ -20,6 +26,13 @@ void register_device(py::module_ &m) {
         } catch (const BackendError &e) {
             PyErr_SetString(PyExc_ImportError, e.what());
         }
+    });
+    // What has no kernel on a device says so here, for all functions alike.
+    m.def("__getattr__", [](const std::string &name) -> py::object {
+        if (name.rfind("__", 0) == 0) throw py::attribute_error(name);
+        py::set_error(py::module_::import("subspan._lib.device").attr("NotOnDeviceError"),
+                      (name + " is not implemented on CUDA devices: it runs on the CPU and moves no data by itself").c_str());
+        throw py::error_already_set();
     });
     m.def("device_count", &cuda::device_count);
     m.def("versions", [] {

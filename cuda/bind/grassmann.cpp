@@ -1,215 +1,309 @@
-#include "device_array.hpp"
+#include "device.hpp"
+#include "points.hpp"
 #include "register.hpp"
-#include "subspan/cuda/grassmann_steps.hpp"
-#include "subspan/cuda/principal_angles.hpp"
 #include "subspan/cuda/grassmann_logits.hpp"
 #include "subspan/cuda/grassmann_mean.hpp"
+#include "subspan/cuda/grassmann_steps.hpp"
+#include "subspan/cuda/principal_angles.hpp"
 
 #include <optional>
 
 namespace subspan::bind {
 namespace {
 
-// f(context, U, x, out) for stacks over the leading axes of out, which may be x.
-template <class F> void map_of_points(const py::tuple &where, const py::object &u, const py::object &x, const char *name, const py::object &out, bool may_be_u, const F &f) {
-    const Call call(where);
-    const DeviceArray xu(u, "U", call), xx(x, name, call), xo(out, "out", call, true);
-    require_apart(xo, xu, may_be_u);
-    require_apart(xo, xx, true);
-    const auto batch = xo.leading();
-    const auto su = xu.stack(batch), sx = xx.stack(batch), so = xo.stack(batch);
+// f(context, U, x, out): what a map of a point and one more makes; out may be x, and with `may_be_u` the point.
+template <class F> py::object map_of_points(const Call &call, const Points &x, const py::object &out, bool may_be_u, const F &f) {
+    const Array xo = x.output(call, out);
+    require_apart(xo, x[0], may_be_u);
+    require_apart(xo, x[1], true);
+    const Stack su = stack(x[0], x.batch), sx = stack(x[1], x.batch), so = stack(xo, x.batch);
     const Memory memory(call, 0);
+    {
+        const py::gil_scoped_release release;
+        f(memory.context(), su, sx, so);
+    }
+    xo.written();
+    return xo.object();
+}
+
+py::object tangent(py::handle context, py::handle u, py::handle g, const py::object &out, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    return map_of_points(call, Points(call, {{"U", u}, {"G", g}}), out, false, &cuda::tangent);
+}
+
+py::object retract(py::handle context, py::handle u, py::handle h, py::handle t, py::handle method, py::handle project, const py::object &out,
+                   py::handle check) {
+    const Call call(context);
+    const Retraction how = retraction_of(method, "method");
+    truth(project, "project");
+    truth(check, "check");
+    const double time = real(t, "t");
+    return map_of_points(call, Points(call, {{"U", u}, {"H", h}}), out, true,
+                         [&](const cuda::Context &c, const Stack &su, const Stack &sx, const Stack &so) { cuda::retract(c, su, sx, time, how, so); });
+}
+
+py::object log(py::handle context, py::handle u, py::handle w, const py::object &out, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    return map_of_points(call, Points(call, {{"U", u}, {"W", w}}), out, false, &cuda::grassmann_log);
+}
+
+py::object transport(py::handle context, py::handle u, py::handle h, py::handle v, py::handle t, const py::object &out, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    const double time = real(t, "t");
+    const Points x(call, {{"U", u}, {"H", h}, {"V", v}});
+    const Array xo = x.output(call, out);
+    require_apart(xo, x[0]);
+    require_apart(xo, x[1]);
+    require_apart(xo, x[2], true);
+    const Stack su = stack(x[0], x.batch), sh = stack(x[1], x.batch), sv = stack(x[2], x.batch), so = stack(xo, x.batch);
+    const Memory memory(call, 0);
+    {
+        const py::gil_scoped_release release;
+        cuda::transport(memory.context(), su, sh, sv, time, so);
+    }
+    xo.written();
+    return xo.object();
+}
+
+py::object principal_angles(py::handle context, py::handle u, py::handle w, py::handle vectors, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    const bool wanted = truth(vectors, "vectors");
+    const Points x(call, {{"U", u}, {"W", w}});
+    const Array angles = call.empty(x.with({x.cols()}), x.dtype());
+    std::optional<Array> p, q;
+    Stack sp, sq;
+    if (wanted) {
+        p.emplace(call.empty(x.with({x.rows(), x.cols()}), x.dtype()));
+        q.emplace(call.empty(x.with({x.rows(), x.cols()}), x.dtype()));
+        sp = stack(*p, x.batch);
+        sq = stack(*q, x.batch);
+    }
+    const Stack su = stack(x[0], x.batch), sw = stack(x[1], x.batch), sa = stack(angles, x.batch, 1);
+    const Memory memory(call, 0);
+    {
+        const py::gil_scoped_release release;
+        cuda::principal_angles(memory.context(), su, sw, sa, p ? &sp : nullptr, q ? &sq : nullptr);
+    }
+    if (!wanted) return angles.object();
+    return py::make_tuple(angles.object(), p->object(), q->object());
+}
+
+py::object distance(py::handle context, py::handle u, py::handle w, py::handle kind, py::handle unequal, py::handle check) {
+    const Call call(context);
+    const Distance which = distance_of(kind);
+    choice(unequal, "unequal", {"containment", "metric"});
+    truth(check, "check");
+    const Points x(call, {{"U", u}, {"W", w}});
+    Array xo = call.empty(x.batch, x.dtype());
+    xo.add_axis(true);
+    xo.add_axis(true);
+    const Stack su = stack(x[0], x.batch), sw = stack(x[1], x.batch), so = stack(xo, x.batch);
+    const Memory memory(call, 0);
+    {
+        const py::gil_scoped_release release;
+        cuda::subspace_distance(memory.context(), su, sw, which, so);
+    }
+    return xo.object();
+}
+
+// The means, and norm of the gradient, variance, iterations and convergence of each. `weights`: NumPy's, of float64, or none.
+py::tuple mean(py::handle context, py::handle u, const py::object &weights, const py::object &initial, double tolerance, std::int64_t limit,
+               const py::object &progress, const py::object &out, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    const Array xu(call, u, "U");
+    require_float32_or_64(xu);
+    const Shape points = xu.leading(), batch(points.begin() + 1, points.end());
+    Shape shape = batch;
+    shape.insert(shape.end(), {xu.rows(), xu.cols()});
+    const std::int64_t count = points[0];
+    std::optional<Array> xi;
+    if (!initial.is_none()) {
+        xi.emplace(call, initial, "initial");
+        xi->require_dtype_of(xu);
+    }
+    const Array xo = call.output(out, shape, xu.dtype());
+    py::array_t<double> w(count);
+    std::vector<double> given(std::size_t(count), 1.0 / double(count));
+    if (!weights.is_none()) {
+        const auto numbers = py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(weights);
+        double total = 0;
+        for (std::int64_t i = 0; i < count; ++i) {
+            const double x = numbers.data()[i];
+            if (!(std::isfinite(x) && x >= 0)) throw py::value_error("weights must be finite and not negative");
+            total += x;
+        }
+        if (!(total > 0 && std::isfinite(total))) throw py::value_error("weights must have a positive, finite sum");
+        for (std::int64_t i = 0; i < count; ++i) given[std::size_t(i)] = numbers.data()[i] / total;
+    }
+    std::copy(given.begin(), given.end(), w.mutable_data());
+    if (xi && xi->shape() != shape) throw py::value_error("initial must have the shape of the means, " + shape_text(shape) + ", got " + xi->shape_text());
+    std::int64_t means = 1;
+    for (const auto n : batch) means *= n;
+    py::list reports;
+    if (means * xu.rows() * xu.cols() == 0) {
+        for (std::int64_t i = 0; i < means; ++i) reports.append(py::make_tuple(0.0, 0.0, 0, true));
+        return py::make_tuple(xo.object(), reports);
+    }
+    const auto best = std::max_element(given.begin(), given.end()) - given.begin();
+    const Array at(call, call.place.attr("copied")(xi ? xi->object() : py::object(xu.object()[py::int_(best)])), "the means", Access::out);
+    require_apart(xo, at); // an out that overlaps itself
+    const Array direction = call.empty(shape, xu.dtype()), next = call.empty(shape, xu.dtype()), trial = call.empty(shape, xu.dtype());
+    const Array logs = call.empty(xu.shape(), xu.dtype());
+    cuda::MeanIteration it;
+    it.mean = stack(at, batch);
+    const std::int64_t rows = cuda::mean_rows(it.mean);
+    const Array numbers = call.empty({rows, means}, DType::f64);
+    const Array device_weights(call, call.place.attr("from_host")(w), "weights");
+    at.contiguous();
+    it.u = stack(xu, points);
+    it.mean_of_each = stack(at, points);
+    it.direction = stack(direction, batch);
+    it.next = stack(next, batch);
+    it.trial = stack(trial, batch);
+    it.logs = stack(logs, points);
+    it.weights = static_cast<const double *>(device_weights.contiguous());
+    it.numbers = static_cast<double *>(numbers.data());
+    it.tolerance = tolerance;
+    it.limit = limit;
+    const Memory memory(call, 0);
+    {
+        const py::gil_scoped_release release;
+        cuda::mean_begin(memory.context(), it);
+    }
+    constexpr int unheard = 4; // iterations between two looks at how far they are, where nobody wants to hear of each
+    std::vector<double> seen(std::size_t(5 * means));
+    const auto value = [&](std::int64_t row, std::int64_t i) { return seen[std::size_t(row * means + i)]; }; // length, variance, norm, iterations, status
+    while (true) {
+        const auto host = py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(call.place.attr("host")(numbers.object()[py::slice(0, 5, 1)]));
+        std::copy_n(host.data(), 5 * means, seen.begin());
+        bool running = false;
+        for (std::int64_t i = 0; i < means; ++i) {
+            const auto status = static_cast<cuda::MeanStatus>(int(value(4, i)));
+            if (status == cuda::MeanStatus::not_finite) throw py::value_error("U or initial holds NaN or infinity, or bases that are far from orthonormal");
+            running = running || status == cuda::MeanStatus::running;
+        }
+        if (!running) break;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        if (!progress.is_none())
+            for (std::int64_t i = 0; i < means; ++i)
+                if (int(value(4, i)) == 0) progress(i, std::int64_t(value(3, i)), value(2, i), value(1, i));
+        const py::gil_scoped_release release;
+        for (int i = 0; i < (progress.is_none() ? unheard : 1); ++i) cuda::mean_iterate(memory.context(), it);
+    }
+    call.place.attr("assign")(xo.object(), at.object());
+    for (std::int64_t i = 0; i < means; ++i)
+        reports.append(py::make_tuple(value(2, i), value(1, i), std::int64_t(value(3, i)), static_cast<cuda::MeanStatus>(int(value(4, i))) == cuda::MeanStatus::converged));
+    xo.written();
+    return py::make_tuple(xo.object(), reports);
+}
+
+void sgd_step(py::handle context, py::handle u, py::handle grad, py::handle buffer, py::handle lr, py::handle momentum, py::handle dampening,
+              py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
+    const Call call(context);
+    const SgdSettings given(lr, momentum, dampening, retraction, transport, maximize, !buffer.is_none());
+    truth(check, "check");
+    const StepArguments x(call, u, grad, "buffer", buffer);
+    const Shape batch = x.u.leading();
+    const Stack su = stack(x.u, batch), sg = stack(x.grad, batch);
+    Stack sb;
+    if (x.moment) sb = stack(*x.moment, batch);
+    cuda::SgdOptions o;
+    o.lr = given.rate;
+    o.momentum = given.momentum;
+    o.weight = x.moment ? 1.0 - given.dampening : 1.0;
+    o.retraction = given.retraction;
+    o.parallel = given.parallel;
+    const Memory memory(call, 0);
+    {
+        const py::gil_scoped_release release;
+        cuda::sgd_step(memory.context(), su, sg, x.moment ? &sb : nullptr, o);
+    }
+    if (x.moment) x.moment->written();
+    x.u.written();
+}
+
+void adam_step(py::handle context, py::handle u, py::handle grad, py::handle first, py::handle second, py::handle step, py::handle lr, py::handle betas,
+               py::handle eps, py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
+    const Call call(context);
+    const AdamSettings given(step, lr, betas, eps, retraction, transport, maximize);
+    truth(check, "check");
+    const StepArguments x(call, u, grad, "first_moment", first);
+    Array xv(call, second, "second_moment", Access::in_place);
+    x.check_second(xv);
+    xv.add_axis(true);
+    xv.add_axis(true);
+    const Shape batch = x.u.leading();
+    const Stack su = stack(x.u, batch), sg = stack(x.grad, batch), sm = stack(*x.moment, batch), sv = stack(xv, batch);
+    cuda::AdamOptions o;
+    o.lr = given.rate;
+    o.beta1 = given.beta1;
+    o.beta2 = given.beta2;
+    o.eps = given.eps;
+    o.step = given.step;
+    o.retraction = given.retraction;
+    o.parallel = given.parallel;
+    const Memory memory(call, cuda::adam_step_workspace(su));
+    {
+        const py::gil_scoped_release release;
+        cuda::adam_step(memory.context(), su, sg, sm, sv, o);
+    }
+    x.moment->written();
+    xv.written();
+    x.u.written();
+}
+
+py::object logits(py::handle context, py::handle x, py::handle u, py::handle scale) {
+    const Call call(context);
+    const double factor = real(scale, "scale");
+    const Features f(call, x, u, py::none());
+    const Array xx = for_blas(call, x, "x"), xo = call.empty({f.x.shape(0), f.u.shape(0)}, f.x.dtype());
+    const Stack sx = stack(xx, {}), su = stack(f.u, f.u.leading()), so = stack(xo, {});
+    const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, false, call.device));
     const py::gil_scoped_release release;
-    f(memory.context(), su, sx, so);
+    cuda::grassmann_logits(memory.context(), sx, su, factor, so);
+    return xo.object();
+}
+
+py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py::handle u, py::handle scale) {
+    const Call call(context);
+    const double factor = real(scale, "scale");
+    const Features f(call, x, u, grad);
+    const Array xx = for_blas(call, x, "x"), dx = call.empty(f.x.shape(), f.x.dtype(), "dx"), du = f.empty_like_u(call);
+    if (f.x.shape(0) == 0 || f.u.shape(0) == 0) { // nothing to add up
+        for (const Array *g : {&dx, &du}) call.place.attr("assign")(g->object(), 0);
+        return py::make_tuple(dx.object(), du.object());
+    }
+    const Stack sg = stack(*f.grad, {}), sx = stack(xx, {}), su = stack(f.u, f.u.leading()), sdx = stack(dx, {}), sdu = stack(du, du.leading());
+    const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, true, call.device));
+    {
+        const py::gil_scoped_release release;
+        cuda::grassmann_logits_backward(memory.context(), sg, sx, su, factor, sdx, sdu);
+    }
+    return py::make_tuple(dx.object(), du.object());
 }
 
 } // namespace
 
 void register_device_grassmann(py::module_ &m) {
-    m.def(
-        "grassmann_sgd_step",
-        [](const py::tuple &where, const py::object &u, const py::object &grad, const py::object &buffer, double lr, double momentum, double dampening,
-           int retraction, bool parallel) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call, true), xg(grad, "grad", call);
-            std::optional<DeviceArray> xb;
-            require_apart(xu, xg);
-            if (!buffer.is_none()) {
-                xb.emplace(buffer, "buffer", call, true);
-                require_apart(xu, *xb);
-                require_apart(*xb, xg);
-            }
-            const auto batch = xu.leading();
-            const auto su = xu.stack(batch), sg = xg.stack(batch);
-            Stack sb;
-            if (xb) sb = xb->stack(batch);
-            cuda::SgdOptions o;
-            o.lr = lr;
-            o.momentum = momentum;
-            o.weight = xb ? 1.0 - dampening : 1.0;
-            o.retraction = static_cast<cuda::Retraction>(retraction);
-            o.parallel = parallel;
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            cuda::sgd_step(memory.context(), su, sg, xb ? &sb : nullptr, o);
-        },
-        py::arg("call"), py::arg("u"), py::arg("grad"), py::arg("buffer"), py::arg("lr"), py::arg("momentum"), py::arg("dampening"),
-        py::arg("retraction"), py::arg("parallel"));
-    m.def(
-        "grassmann_adam_step",
-        [](const py::tuple &where, const py::object &u, const py::object &grad, const py::object &first, const py::object &second, std::int64_t step, double lr,
-           double beta1, double beta2, double eps, int retraction, bool parallel) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call, true), xg(grad, "grad", call), xm(first, "first_moment", call, true), xv(second, "second_moment", call, true);
-            for (const DeviceArray *x : {&xg, &xm, &xv}) require_apart(xu, *x);
-            require_apart(xm, xg);
-            require_apart(xv, xg);
-            require_apart(xv, xm);
-            const auto batch = xu.leading();
-            const auto su = xu.stack(batch), sg = xg.stack(batch), sm = xm.stack(batch), sv = xv.stack(batch);
-            cuda::AdamOptions o;
-            o.lr = lr;
-            o.beta1 = beta1;
-            o.beta2 = beta2;
-            o.eps = eps;
-            o.step = step;
-            o.retraction = static_cast<cuda::Retraction>(retraction);
-            o.parallel = parallel;
-            const Memory memory(call, cuda::adam_step_workspace(su));
-            const py::gil_scoped_release release;
-            cuda::adam_step(memory.context(), su, sg, sm, sv, o);
-        },
-        py::arg("call"), py::arg("u"), py::arg("grad"), py::arg("first_moment"), py::arg("second_moment"), py::arg("step"), py::arg("lr"), py::arg("beta1"),
-        py::arg("beta2"), py::arg("eps"), py::arg("retraction"), py::arg("parallel"));
-    m.def(
-        "grassmann_transport",
-        [](const py::tuple &where, const py::object &u, const py::object &h, const py::object &v, const py::object &out, double t) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call), xh(h, "H", call), xv(v, "V", call), xo(out, "out", call, true);
-            require_apart(xo, xu);
-            require_apart(xo, xh);
-            require_apart(xo, xv, true);
-            const auto batch = xo.leading();
-            const auto su = xu.stack(batch), sh = xh.stack(batch), sv = xv.stack(batch), so = xo.stack(batch);
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            cuda::transport(memory.context(), su, sh, sv, t, so);
-        },
-        py::arg("call"), py::arg("u"), py::arg("h"), py::arg("v"), py::arg("out"), py::arg("t"));
-    m.def(
-        "grassmann_retract",
-        [](const py::tuple &where, const py::object &u, const py::object &h, const py::object &out, double t, int method) {
-            map_of_points(where, u, h, "H", out, true, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
-                cuda::retract(context, su, sx, t, static_cast<cuda::Retraction>(method), so);
-            });
-        },
-        py::arg("call"), py::arg("u"), py::arg("h"), py::arg("out"), py::arg("t"), py::arg("method"));
-    m.def(
-        "grassmann_tangent",
-        [](const py::tuple &where, const py::object &u, const py::object &g, const py::object &out) {
-            map_of_points(where, u, g, "G", out, false, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
-                cuda::tangent(context, su, sx, so);
-            });
-        },
-        py::arg("call"), py::arg("u"), py::arg("g"), py::arg("out"));
-    m.def(
-        "grassmann_angles",
-        [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &angles, const py::object &p, const py::object &q) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call), xw(w, "W", call), xa(angles, "angles", call);
-            std::optional<DeviceArray> xp, xq;
-            const auto batch = xa.leading(1);
-            Stack sp, sq;
-            if (!p.is_none()) {
-                xp.emplace(p, "principal vectors", call);
-                xq.emplace(q, "principal vectors", call);
-                sp = xp->stack(batch);
-                sq = xq->stack(batch);
-            }
-            const auto su = xu.stack(batch), sw = xw.stack(batch), sa = xa.stack(batch, 1);
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            cuda::principal_angles(memory.context(), su, sw, sa, xp ? &sp : nullptr, xq ? &sq : nullptr);
-        },
-        py::arg("call"), py::arg("u"), py::arg("w"), py::arg("angles"), py::arg("p"), py::arg("q"));
-    m.def(
-        "grassmann_distance",
-        [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &out, int kind) {
-            map_of_points(where, u, w, "W", out, false, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
-                cuda::subspace_distance(context, su, sx, static_cast<cuda::Distance>(kind), so);
-            });
-        },
-        py::arg("call"), py::arg("u"), py::arg("w"), py::arg("out"), py::arg("kind"));
-    m.def(
-        "grassmann_log",
-        [](const py::tuple &where, const py::object &u, const py::object &w, const py::object &out) {
-            map_of_points(where, u, w, "W", out, false, [&](const cuda::Context &context, const Stack &su, const Stack &sx, const Stack &so) {
-                cuda::grassmann_log(context, su, sx, so);
-            });
-        },
-        py::arg("call"), py::arg("u"), py::arg("w"), py::arg("out"));
-    m.def(
-        "grassmann_mean_rows",
-        [](const py::tuple &where, const py::object &mean) {
-            const Call call(where);
-            const DeviceArray xm(mean, "mean", call);
-            return cuda::mean_rows(xm.stack(xm.leading()));
-        },
-        py::arg("call"), py::arg("mean"));
-    m.def(
-        "grassmann_mean",
-        [](const py::tuple &where, const py::object &u, const py::object &weights, const py::object &mean, const py::object &direction, const py::object &next,
-           const py::object &trial, const py::object &logs, const py::object &numbers, double tolerance, std::int64_t limit, int rounds) {
-            const Call call(where);
-            const DeviceArray xu(u, "U", call), xw(weights, "weights", call), xm(mean, "mean", call, true), xd(direction, "direction", call, true),
-                xn(next, "next", call, true), xt(trial, "trial", call, true), xl(logs, "logs", call, true), xr(numbers, "numbers", call, true);
-            for (const DeviceArray *x : {&xm, &xd, &xn, &xt, &xl, &xr}) x->contiguous();
-            xr.require_dtype(DType::f64);
-            xw.require_dtype(DType::f64);
-            const auto batch = xm.leading(), points = xu.leading();
-            cuda::MeanIteration it;
-            it.u = xu.stack(points);
-            it.mean_of_each = xm.stack(points);
-            it.mean = xm.stack(batch);
-            it.direction = xd.stack(batch);
-            it.next = xn.stack(batch);
-            it.trial = xt.stack(batch);
-            it.logs = xl.stack(points);
-            it.weights = static_cast<const double *>(xw.contiguous());
-            it.numbers = static_cast<double *>(xr.data());
-            it.tolerance = tolerance;
-            it.limit = limit;
-            if (xw.ndim() != 1 || points.empty() || xw.shape(0) != points[0]) throw ValueError("weights must have one entry for each point");
-            xr.require_shape({cuda::mean_rows(it.mean), it.mean.size()});
-            const Memory memory(call, 0);
-            const py::gil_scoped_release release;
-            if (rounds == 0) cuda::mean_begin(memory.context(), it);
-            for (int i = 0; i < rounds; ++i) cuda::mean_iterate(memory.context(), it);
-        },
-        py::arg("call"), py::arg("u"), py::arg("weights"), py::arg("mean"), py::arg("direction"), py::arg("next"), py::arg("trial"), py::arg("logs"),
-        py::arg("numbers"), py::arg("tolerance"), py::arg("limit"), py::arg("rounds"));
-    m.def(
-        "grassmann_logits",
-        [](const py::tuple &where, const py::object &x, const py::object &u, const py::object &out, double scale) {
-            const Call call(where);
-            const DeviceArray xx(x, "x", call), xu(u, "U", call), xo(out, "out", call);
-            const auto sx = xx.stack({}), su = xu.stack(xu.leading()), so = xo.stack({});
-            const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, false, call.device));
-            const py::gil_scoped_release release;
-            cuda::grassmann_logits(memory.context(), sx, su, scale, so);
-        },
-        py::arg("call"), py::arg("x"), py::arg("u"), py::arg("out"), py::arg("scale"));
-    m.def(
-        "grassmann_logits_backward",
-        [](const py::tuple &where, const py::object &grad, const py::object &x, const py::object &u, const py::object &dx, const py::object &du, double scale) {
-            const Call call(where);
-            const DeviceArray xg(grad, "grad", call), xx(x, "x", call), xu(u, "U", call), xdx(dx, "dx", call), xdu(du, "dU", call);
-            const auto sg = xg.stack({}), sx = xx.stack({}), su = xu.stack(xu.leading()), sdx = xdx.stack({}), sdu = xdu.stack(xdu.leading());
-            const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, true, call.device));
-            const py::gil_scoped_release release;
-            cuda::grassmann_logits_backward(memory.context(), sg, sx, su, scale, sdx, sdu);
-        },
-        py::arg("call"), py::arg("grad"), py::arg("x"), py::arg("u"), py::arg("dx"), py::arg("du"), py::arg("scale"));
+    using py::arg;
+    m.def("tangent", &tangent, arg("call"), arg("U"), arg("G"), arg("out"), arg("check"));
+    m.def("retract", &retract, arg("call"), arg("U"), arg("H"), arg("t"), arg("method"), arg("project"), arg("out"), arg("check"));
+    m.def("log", &log, arg("call"), arg("U"), arg("W"), arg("out"), arg("check"));
+    m.def("transport", &transport, arg("call"), arg("U"), arg("H"), arg("V"), arg("t"), arg("out"), arg("check"));
+    m.def("principal_angles", &principal_angles, arg("call"), arg("U"), arg("W"), arg("vectors"), arg("check"));
+    m.def("distance", &distance, arg("call"), arg("U"), arg("W"), arg("kind"), arg("unequal"), arg("check"));
+    m.def("mean", &mean, arg("call"), arg("U"), arg("weights"), arg("initial"), arg("tol"), arg("max_iterations"), arg("progress"), arg("out"), arg("check"));
+    m.def("sgd_step", &sgd_step, arg("call"), arg("U"), arg("grad"), arg("buffer"), arg("lr"), arg("momentum"), arg("dampening"), arg("retraction"),
+          arg("transport"), arg("maximize"), arg("check"));
+    m.def("adam_step", &adam_step, arg("call"), arg("U"), arg("grad"), arg("first_moment"), arg("second_moment"), arg("step"), arg("lr"), arg("betas"),
+          arg("eps"), arg("retraction"), arg("transport"), arg("maximize"), arg("check"));
+    m.def("logits", &logits, arg("call"), arg("x"), arg("U"), arg("scale"));
+    m.def("logits_backward", &logits_backward, arg("call"), arg("grad"), arg("x"), arg("U"), arg("scale"));
 }
 
 } // namespace subspan::bind

@@ -1,126 +1,372 @@
-#include "device_array.hpp"
+#include "basis.hpp"
+#include "device.hpp"
+#include "points.hpp"
 #include "register.hpp"
-#include "subspan/cuda/householder_qr.hpp"
 #include "subspan/cuda/householder.hpp"
+#include "subspan/cuda/householder_qr.hpp"
 
 #include <optional>
 
 namespace subspan::bind {
 namespace {
 
-// Reflections with where their gradients go, over the leading axes of a result.
-class Gradients {
+std::int64_t count_of(const Shape &shape) {
+    std::int64_t n = 1;
+    for (const auto s : shape) n *= s;
+    return n;
+}
+
+// V and, when given, tau, float32 or float64; their leading axes broadcast. `packed`: LAPACK's form, unpacked by the library.
+class Reflections {
   public:
-    Gradients(const py::object &v, const py::object &core, const py::object &tau, const py::object &dv, const py::object &dtau, const Call &call,
-              const std::vector<std::int64_t> &batch)
-        : v_(v, "V", call), core_(core, "core", call), dv_(dv, "dV", call) {
-        r_.v = v_.stack(batch);
-        r_.core = core_.stack(batch);
-        r_.dv = dv_.stack(batch);
-        if (tau.is_none()) return;
-        tau_.emplace(tau, "tau", call);
-        dtau_.emplace(dtau, "dtau", call);
-        stau_ = tau_->stack(batch, 1);
-        sdtau_ = dtau_->stack(batch, 1);
-        r_.tau = &stau_;
-        r_.dtau = &sdtau_;
+    Reflections(const Call &call, py::handle given, py::handle scales, bool packed = false) : v(call, given, "V"), vector(v.ndim() == 1) {
+        require_float32_or_64(v);
+        if (packed) {
+            if (scales.is_none()) throw py::value_error("packed=True needs tau: LAPACK's reflections are not all of unit length");
+            unpacked_ = call.place.attr("unit_lower")(vector ? py::object(v.object().attr("reshape")(-1, 1)) : v.object());
+            v = Array(call, unpacked_, "V");
+        }
+        v.as_matrix(true);
+        v.require_matrices();
+        if (!scales.is_none()) {
+            tau.emplace(call, scales, "tau");
+            tau->require_dtype_of(v);
+            if (tau->ndim() < 1 || tau->shape().back() != v.cols())
+                throw py::value_error("tau must have " + std::to_string(v.cols()) + " entries, one for each column of V, got shape " + tau->shape_text());
+        }
+        batch = tau ? broadcast_leading({{&v, 2}, {&*tau, 1}}) : v.leading();
     }
-    Gradients(const Gradients &) = delete;
-    Gradients &operator=(const Gradients &) = delete;
-    const cuda::ReflectionGradients &get() const { return r_; }
+    Array v;
+    bool vector;
+    std::optional<Array> tau;
+    Shape batch;
+
+    /// Whether cuBLAS takes the reflections; else there is one block for each matrix.
+    bool by_products() const {
+        constexpr std::int64_t large = std::int64_t(1) << 17, few = 32;
+        return v.cols() > cuda::kReflections || (v.rows() * v.cols() > large && count_of(batch) < few);
+    }
+    /// -T over the leading axes of both.
+    Array core(const Call &call) const {
+        Shape shape = batch;
+        shape.insert(shape.end(), {v.cols(), v.cols()});
+        Array out = call.empty(shape, v.dtype(), "core");
+        const bool products = by_products();
+        const Array x = products ? for_blas(call, v.object(), "V") : Array(call, v.object(), "V");
+        Array shaped(call, x.object(), "V");
+        shaped.as_matrix(true);
+        const Stack sv = stack(shaped, batch), sc = stack(out, batch);
+        Stack st;
+        if (tau) st = stack(*tau, batch, 1);
+        const Memory memory(call, products ? cuda::wide_reflection_core_workspace(sv, sc, call.device) : 0);
+        const py::gil_scoped_release release;
+        (products ? cuda::wide_reflection_core : cuda::reflection_core)(memory.context(), sv, tau ? &st : nullptr, sc);
+        return out;
+    }
 
   private:
-    DeviceArray v_, core_, dv_;
-    std::optional<DeviceArray> tau_, dtau_;
-    Stack stau_, sdtau_;
-    cuda::ReflectionGradients r_;
+    py::object unpacked_;
 };
 
-// The core of given reflections: small ones in one kernel, any others by products.
-template <class Room, class F> auto core_binding(Room room, F f) {
-    return [room, f](const py::tuple &where, const py::object &v, const py::object &tau, const py::object &core) {
-        const Call call(where);
-        const DeviceArray xv(v, "V", call), xc(core, "core", call);
-        std::optional<DeviceArray> xtau;
-        const auto batch = xc.leading();
-        const auto sv = xv.stack(batch), sc = xc.stack(batch);
-        Stack stau;
-        if (!tau.is_none()) {
-            xtau.emplace(tau, "tau", call);
-            stau = xtau->stack(batch, 1);
-        }
-        const Memory memory(call, room(sv, sc, call.device));
-        const py::gil_scoped_release release;
-        f(memory.context(), sv, xtau ? &stau : nullptr, sc);
+py::tuple shape_tuple(const Shape &shape) {
+    py::tuple t(shape.size());
+    for (std::size_t i = 0; i < shape.size(); ++i) t[i] = shape[i];
+    return t;
+}
+
+// The first columns of the identity, or those from `first` on.
+Array identity(const Call &call, const Shape &shape, DType dtype, std::int64_t first = 0) {
+    return Array(call, call.place.attr("identity")(shape_tuple(shape), name_of(dtype), first), "Q", Access::out);
+}
+
+Array zeros(const Call &call, const Shape &shape, DType dtype, const char *name) {
+    return Array(call, call.place.attr("zeros")(shape_tuple(shape), name_of(dtype)), name, Access::out);
+}
+
+py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) {
+    const Call call(context);
+    if (truth(pivoting, "pivoting")) throw py::type_error("pivoting is not implemented on CUDA devices: it runs on the CPU and moves no data by itself");
+    Array xa(call, a, "A");
+    require_float32_or_64(xa);
+    xa.as_matrix(true);
+    xa.require_matrices();
+    const Shape batch = xa.leading();
+    const std::int64_t m = xa.rows(), n = xa.cols(), k = std::min(m, n);
+    const auto make = [&](std::initializer_list<std::int64_t> sizes, const char *name) {
+        Shape shape = batch;
+        shape.insert(shape.end(), sizes);
+        return call.empty(shape, xa.dtype(), name);
     };
+    const Array v = make({m, k}, "V"), tau = make({k}, "tau"), t = make({k, k}, "T"), r = make({k, n}, "R");
+    const Stack sa = stack(xa, batch), sv = stack(v, batch), sr = stack(r, batch), stau = stack(tau, batch, 1), st = stack(t, batch);
+    const bool small = cuda::fits_a_block(sa, call.device);
+    const Memory memory(call, small ? 0 : cuda::large_householder_qr_workspace(sa, sv, st, call.device));
+    {
+        const py::gil_scoped_release release;
+        (small ? cuda::householder_qr : cuda::large_householder_qr)(memory.context(), sa, sv, sr, stau, st);
+    }
+    return py::make_tuple(v.object(), tau.object(), t.object(), r.object());
+}
+
+// C + V N VᵀC, or with Nᵀ, or from the right.
+void act(const Call &call, const Array &c, const Array &v, const Array &core, bool left, bool transpose, const Array &out, const Shape &batch) {
+    Stack n = stack(core, batch);
+    if (transpose) n = n.transposed();
+    apply_core(call, c, &v, nullptr, {&n, false, 1.0}, 1.0, left, out, batch);
+}
+
+Array result_of(const Call &call, const py::object &out, const Array &c, bool left, const Shape &batch, bool vector) {
+    Shape shape = batch;
+    if (!vector || left) shape.push_back(c.rows());
+    if (!vector || !left) shape.push_back(c.cols());
+    Array result = call.output(out, shape, c.dtype());
+    if (vector) result.add_axis(left);
+    return result;
+}
+
+py::object factored_apply(py::handle context, py::handle v, py::handle t, py::handle c, py::handle side, py::handle transpose, const py::object &out,
+                          py::handle check) {
+    const Call call(context);
+    Array xc(call, c, "C");
+    const bool left = is_left(side), turned = truth(transpose, "transpose"), vector = xc.ndim() == 1;
+    truth(check, "check");
+    xc.as_matrix(left);
+    xc.require_matrices();
+    const Array xv(call, v, "Q");
+    if (xv.dtype() != xc.dtype()) throw py::type_error(std::string("C must be ") + xv.dtype_name() + " as Q is, got " + xc.dtype_name());
+    if ((left ? xc.rows() : xc.cols()) != xv.rows())
+        throw py::value_error("C must have " + std::to_string(xv.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + xc.shape_text() +
+                              convolution_hint(xc.shape(), "C"));
+    const Array core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
+    const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
+    const Array xo = result_of(call, out, xc, left, batch, vector);
+    require_apart(xo, xc, true);
+    require_apart(xo, xv);
+    act(call, xc, xv, core, left, turned, xo, batch);
+    xo.written();
+    return xo.object();
+}
+
+py::object factored_array(py::handle context, py::handle v, py::handle t, py::handle full) {
+    const Call call(context);
+    const Array xv(call, v, "V"), core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
+    const Shape batch = xv.leading();
+    Shape shape = batch;
+    shape.insert(shape.end(), {xv.rows(), truth(full, "full") ? xv.rows() : xv.cols()});
+    const Array q = identity(call, shape, xv.dtype());
+    act(call, q, xv, core, true, false, q, batch);
+    return q.object();
+}
+
+// The last columns of the Householder Q of U.
+py::object complement(py::handle context, py::handle u, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    Array xu(call, u, "U");
+    xu.as_matrix(true);
+    xu.require_matrices();
+    require_tall(xu);
+    const auto factors = householder_qr(context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)), py::bool_(false));
+    const Array v(call, factors[0], "V"), core(call, call.place.attr("scaled")(factors[2], -1.0), "T");
+    const Shape batch = v.leading();
+    Shape shape = batch;
+    shape.insert(shape.end(), {xu.rows(), xu.rows() - xu.cols()});
+    const Array q = identity(call, shape, xu.dtype(), xu.cols());
+    if (count_of(shape) > 0) act(call, q, v, core, true, false, q, batch);
+    return q.object();
+}
+
+py::object householder_apply(py::handle context, py::handle v, py::handle c, py::handle tau, py::handle side, py::handle transpose, py::handle packed,
+                             const py::object &out, py::handle check) {
+    const Call call(context);
+    Array xc(call, c, "C");
+    const bool left = is_left(side), turned = truth(transpose, "transpose"), vector = xc.ndim() == 1;
+    truth(check, "check");
+    xc.as_matrix(left);
+    xc.require_matrices();
+    const Reflections h(call, v, tau, truth(packed, "packed"));
+    h.v.require_dtype_of(xc);
+    if (h.v.rows() != (left ? xc.rows() : xc.cols()))
+        throw py::value_error("V must have " + std::to_string(left ? xc.rows() : xc.cols()) + " rows to act on C " + xc.shape_text() + " from the " +
+                              (left ? "left" : "right") + ", got " + std::to_string(h.v.rows()) + convolution_hint(xc.shape(), "C"));
+    const Array core = h.core(call);
+    const Shape batch = broadcast_leading({{&xc, 2}, {&core, 2}});
+    const Array xo = result_of(call, out, xc, left, batch, vector);
+    require_apart(xo, xc, true);
+    require_apart(xo, h.v);
+    act(call, xc, h.v, core, left, turned, xo, batch);
+    xo.written();
+    return xo.object();
+}
+
+py::object householder_product(py::handle context, py::handle v, py::handle tau, py::handle packed, py::handle check) {
+    const Call call(context);
+    const Reflections h(call, v, tau, truth(packed, "packed"));
+    truth(check, "check");
+    const Array core = h.core(call);
+    Shape shape = h.batch;
+    shape.insert(shape.end(), {h.v.rows(), std::min(h.v.rows(), h.v.cols())});
+    if (!h.by_products()) {
+        const Array q = identity(call, shape, h.v.dtype());
+        act(call, q, h.v, core, true, false, q, h.batch);
+        return q.object();
+    }
+    const Array q = call.empty(shape, h.v.dtype()), x = for_blas(call, h.v.object(), "V");
+    const Stack sv = stack(x, h.batch), sc = stack(core, h.batch), sq = stack(q, h.batch);
+    const Memory memory(call, cuda::reflection_product_workspace(sv, sq, call.device));
+    const py::gil_scoped_release release;
+    cuda::reflection_product(memory.context(), sv, sc, sq);
+    return q.object();
+}
+
+py::object reshaped(const Array &x, bool vector) { return vector ? py::object(x.object().attr("reshape")(-1)) : x.object(); }
+
+// Where gradients of V and tau go, with views of all of them over `batch`.
+struct Gradients {
+    Gradients(const Call &call, const Reflections &h)
+        : dv(zeros(call, h.v.shape(), h.v.dtype(), "dV")) {
+        if (h.tau) dtau.emplace(zeros(call, h.tau->shape(), h.v.dtype(), "dtau"));
+    }
+    Array dv;
+    std::optional<Array> dtau;
+    Stack tau, to_tau;
+    cuda::ReflectionGradients views(const Array &v, const Array &core, const Reflections &h, const Shape &batch) {
+        cuda::ReflectionGradients r;
+        r.v = stack(v, batch);
+        r.core = stack(core, batch);
+        r.dv = stack(dv, batch);
+        if (h.tau) {
+            tau = stack(*h.tau, batch, 1);
+            to_tau = stack(*dtau, batch, 1);
+            r.tau = &tau;
+            r.dtau = &to_tau;
+        }
+        return r;
+    }
+};
+
+Array as_given(const Call &call, py::handle x, const char *name, bool column) {
+    Array a = for_blas(call, x, name);
+    a.as_matrix(column);
+    return a;
+}
+
+py::object householder_product_backward(py::handle context, py::handle grad, py::handle v, py::handle tau, py::handle check) {
+    const Call call(context);
+    const Reflections h(call, v, tau);
+    truth(check, "check");
+    const Array core = h.core(call);
+    Shape want = h.batch;
+    want.insert(want.end(), {h.v.rows(), std::min(h.v.rows(), h.v.cols())});
+    const Array xg = as_given(call, grad, "grad", true), xv = as_given(call, v, "V", true);
+    xg.require_dtype_of(h.v);
+    xg.require_shape(want);
+    Gradients to(call, h);
+    const auto r = to.views(xv, core, h, h.batch);
+    const Stack sg = stack(xg, h.batch);
+    const Memory memory(call, cuda::reflection_product_backward_workspace(r, sg, call.device));
+    {
+        const py::gil_scoped_release release;
+        cuda::reflection_product_backward(memory.context(), r, sg);
+    }
+    const py::object dv = reshaped(to.dv, h.vector);
+    return to.dtau ? py::object(py::make_tuple(dv, to.dtau->object())) : dv;
+}
+
+py::tuple householder_apply_backward(py::handle context, py::handle grad, py::handle v, py::handle c, py::handle tau, py::handle side, py::handle transpose,
+                                     py::handle check) {
+    const Call call(context);
+    Array given(call, c, "C");
+    const bool left = is_left(side), turned = truth(transpose, "transpose"), vector = given.ndim() == 1;
+    truth(check, "check");
+    given.as_matrix(left);
+    given.require_matrices();
+    const Reflections h(call, v, tau);
+    h.v.require_dtype_of(given);
+    const Shape shape = given.shape();
+    {
+        Array g(call, grad, "grad");
+        g.as_matrix(left);
+        g.require_dtype_of(given);
+        if (g.shape() != shape) throw py::value_error("grad must have the shape of C, " + shape_text(shape) + ", got " + g.shape_text());
+    }
+    Shape whole = h.tau ? broadcast_leading({{&given, 2}, {&h.v, 2}, {&*h.tau, 1}}) : broadcast_leading({{&given, 2}, {&h.v, 2}});
+    if (whole != given.leading())
+        throw py::value_error("C must have all leading axes of V and tau for gradients, got shapes " + shape_text(shape) + " and " + h.v.shape_text());
+    if (h.v.rows() != shape[shape.size() - (left ? 2 : 1)])
+        throw py::value_error("V must have " + std::to_string(shape[shape.size() - (left ? 2 : 1)]) + " rows to act on C " + shape_text(shape) +
+                              " from the " + (left ? "left" : "right") + ", got " + std::to_string(h.v.rows()));
+    const Array core = h.core(call);
+    const Array dc = call.empty(vector ? Shape{count_of(shape)} : shape, given.dtype(), "dC");
+    Gradients to(call, h);
+    if (count_of(shape) > 0) {
+        const Array xv = as_given(call, v, "V", true);
+        Array xc = as_given(call, c, "C", left), xg = as_given(call, grad, "grad", left), xd(call, dc.object(), "dC", Access::out);
+        xd.as_matrix(left);
+        Shape batch = whole;
+        const bool one = count_of(h.batch) == 1;
+        std::vector<py::object> kept;
+        if (!left && one) { // one set of reflections for all rows
+            batch.clear();
+            for (Array *x : {&xc, &xg, &xd}) {
+                kept.push_back(x->object().attr("reshape")(-1, shape.back()));
+                *x = Array(call, kept.back(), x->name());
+            }
+        }
+        // Leading axes of one, for which the rows together have no place.
+        const auto flat = [&](const Array &x, int core_axes) {
+            py::tuple t(static_cast<std::size_t>(core_axes));
+            for (int i = 0; i < core_axes; ++i) t[std::size_t(i)] = x.shape(x.ndim() - core_axes + i);
+            kept.push_back(x.object().attr("reshape")(t));
+            return Array(call, kept.back(), x.name());
+        };
+        cuda::ReflectionGradients r;
+        std::optional<Array> fv, fc, fd, ft, fdt;
+        if (one) {
+            fv.emplace(flat(xv.ndim() == 2 && h.vector ? h.v : xv, 2));
+            fc.emplace(flat(core, 2));
+            fd.emplace(flat(to.dv, 2));
+            r.v = stack(*fv, batch);
+            r.core = stack(*fc, batch);
+            r.dv = stack(*fd, batch);
+            if (h.tau) {
+                ft.emplace(flat(*h.tau, 1));
+                fdt.emplace(flat(*to.dtau, 1));
+                to.tau = stack(*ft, batch, 1);
+                to.to_tau = stack(*fdt, batch, 1);
+                r.tau = &to.tau;
+                r.dtau = &to.to_tau;
+            }
+        } else {
+            r = to.views(xv, core, h, batch);
+        }
+        Stack sc = stack(xc, batch), sg = stack(xg, batch), sd = stack(xd, batch);
+        if (!left) { // C H = (Hᵀ Cᵀ)ᵀ
+            sc = sc.transposed();
+            sg = sg.transposed();
+            sd = sd.transposed();
+        }
+        const Memory memory(call, cuda::reflection_apply_backward_workspace(r, sc, call.device));
+        const py::gil_scoped_release release;
+        cuda::reflection_apply_backward(memory.context(), r, sc, sg, turned == left, sd);
+    }
+    const py::object dv = reshaped(to.dv, h.vector);
+    if (to.dtau) return py::make_tuple(dv, dc.object(), to.dtau->object());
+    return py::make_tuple(dv, dc.object());
 }
 
 } // namespace
 
 void register_device_householder(py::module_ &m) {
-    m.def(
-        "householder_qr",
-        [](const py::tuple &where, const py::object &a, const py::object &v, const py::object &r, const py::object &tau, const py::object &t) {
-            const Call call(where);
-            const DeviceArray xa(a, "A", call), xv(v, "V", call), xr(r, "R", call), xtau(tau, "tau", call), xt(t, "T", call);
-            const auto batch = xa.leading();
-            const auto sa = xa.stack(batch), sv = xv.stack(batch), sr = xr.stack(batch), stau = xtau.stack(batch, 1), st = xt.stack(batch);
-            const bool small = cuda::fits_a_block(sa, call.device);
-            const Memory memory(call, small ? 0 : cuda::large_householder_qr_workspace(sa, sv, st, call.device));
-            const py::gil_scoped_release release;
-            (small ? cuda::householder_qr : cuda::large_householder_qr)(memory.context(), sa, sv, sr, stau, st);
-        },
-        py::arg("call"), py::arg("a"), py::arg("v"), py::arg("r"), py::arg("tau"), py::arg("t"));
-    m.def("reflection_core", core_binding([](const Stack &, const Stack &, int) { return std::int64_t(0); }, &cuda::reflection_core), py::arg("call"),
-          py::arg("v"), py::arg("tau"), py::arg("core"));
-    m.def("wide_reflection_core", core_binding(&cuda::wide_reflection_core_workspace, &cuda::wide_reflection_core), py::arg("call"), py::arg("v"),
-          py::arg("tau"), py::arg("core"));
-    m.def(
-        "reflection_product",
-        [](const py::tuple &where, const py::object &v, const py::object &core, const py::object &q) {
-            const Call call(where);
-            const DeviceArray xv(v, "V", call), xc(core, "core", call), xq(q, "Q", call);
-            const auto batch = xq.leading();
-            const auto sv = xv.stack(batch), sc = xc.stack(batch), sq = xq.stack(batch);
-            const Memory memory(call, cuda::reflection_product_workspace(sv, sq, call.device));
-            const py::gil_scoped_release release;
-            cuda::reflection_product(memory.context(), sv, sc, sq);
-        },
-        py::arg("call"), py::arg("v"), py::arg("core"), py::arg("q"));
-    m.def(
-        "reflection_product_backward",
-        [](const py::tuple &where, const py::object &v, const py::object &core, const py::object &tau, const py::object &grad, const py::object &dv,
-           const py::object &dtau) {
-            const Call call(where);
-            const DeviceArray xg(grad, "grad", call);
-            const auto batch = xg.leading();
-            const Gradients r(v, core, tau, dv, dtau, call, batch);
-            const auto sg = xg.stack(batch);
-            const Memory memory(call, cuda::reflection_product_backward_workspace(r.get(), sg, call.device));
-            const py::gil_scoped_release release;
-            cuda::reflection_product_backward(memory.context(), r.get(), sg);
-        },
-        py::arg("call"), py::arg("v"), py::arg("core"), py::arg("tau"), py::arg("grad"), py::arg("dv"), py::arg("dtau"));
-    m.def(
-        "reflection_apply_backward",
-        [](const py::tuple &where, const py::object &v, const py::object &core, const py::object &tau, const py::object &c, const py::object &grad, bool left,
-           bool transpose, const py::object &dv, const py::object &dtau, const py::object &dc) {
-            const Call call(where);
-            const DeviceArray xc(c, "C", call), xg(grad, "grad", call), xd(dc, "dC", call);
-            const auto batch = xd.leading();
-            const Gradients r(v, core, tau, dv, dtau, call, batch);
-            auto sc = xc.stack(batch), sg = xg.stack(batch), sd = xd.stack(batch);
-            if (!left) { // C H = (Hᵀ Cᵀ)ᵀ
-                sc = sc.transposed();
-                sg = sg.transposed();
-                sd = sd.transposed();
-            }
-            const Memory memory(call, cuda::reflection_apply_backward_workspace(r.get(), sc, call.device));
-            const py::gil_scoped_release release;
-            cuda::reflection_apply_backward(memory.context(), r.get(), sc, sg, transpose == left, sd);
-        },
-        py::arg("call"), py::arg("v"), py::arg("core"), py::arg("tau"), py::arg("c"), py::arg("grad"), py::arg("left"), py::arg("transpose"), py::arg("dv"),
-        py::arg("dtau"), py::arg("dc"));
+    using py::arg;
+    m.def("householder_qr", &householder_qr, arg("call"), arg("A"), arg("pivoting"));
+    m.def("complement", &complement, arg("call"), arg("U"), arg("check"));
+    m.def("factored_apply", &factored_apply, arg("call"), arg("V"), arg("T"), arg("C"), arg("side"), arg("transpose"), arg("out"), arg("check"));
+    m.def("factored_array", &factored_array, arg("call"), arg("V"), arg("T"), arg("full"));
+    m.def("householder_apply", &householder_apply, arg("call"), arg("V"), arg("C"), arg("tau"), arg("side"), arg("transpose"), arg("packed"), arg("out"), arg("check"));
+    m.def("householder_apply_backward", &householder_apply_backward, arg("call"), arg("grad"), arg("V"), arg("C"), arg("tau"), arg("side"), arg("transpose"), arg("check"));
+    m.def("householder_product", &householder_product, arg("call"), arg("V"), arg("tau"), arg("packed"), arg("check"));
+    m.def("householder_product_backward", &householder_product_backward, arg("call"), arg("grad"), arg("V"), arg("tau"), arg("check"));
 }
 
 } // namespace subspan::bind

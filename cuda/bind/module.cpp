@@ -8,7 +8,6 @@ PYBIND11_MODULE(SUBSPAN_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
     m.doc() = "CUDA kernels of subspan. Use the functions of the package instead.";
     subspan::bind::register_device(m);
     subspan::bind::register_device_orth(m);
-    subspan::bind::register_device_int4(m);
     subspan::bind::register_device_householder(m);
     subspan::bind::register_device_plucker(m);
     subspan::bind::register_device_streaming(m);

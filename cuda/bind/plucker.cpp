@@ -1,169 +1,170 @@
-#include "device_array.hpp"
+#include "device.hpp"
+#include "mixing.hpp"
 #include "register.hpp"
 #include "subspan/cuda/plucker_mix.hpp"
-
-#include <optional>
-#include <pybind11/stl.h>
-#include <vector>
 
 namespace subspan::bind {
 namespace {
 
-using Offsets = std::vector<std::int64_t>;
-
-cuda::MixOptions options_of(const Offsets &offsets, const py::tuple &t) {
-    cuda::MixOptions o;
-    o.offsets = offsets;
-    o.norm = t[0].cast<int>();
-    o.eps = t[1].cast<double>();
-    o.weighting = t[2].cast<int>();
-    o.past_first = t[3].cast<bool>();
-    o.bias_always = t[4].cast<bool>();
-    o.rope = t[5].cast<int>();
-    o.rope_base = t[6].cast<double>();
-    o.rope_start = py::cast<std::int64_t>(py::tuple(t[7])[0]);
-    return o;
+void require_one_start(const MixOptions &o) {
+    if (!o.rope_starts.empty()) throw py::type_error("rope_start with a position for each sequence is not implemented on CUDA devices");
 }
 
 // The tokens and what goes with them. For decoding z is a ring and `first` the position of the newest token.
 class Input {
   public:
-    Input(const Call &call, const py::object &z, const py::object &weights, const py::object &mask, const Offsets &offsets, std::int64_t ring = 0,
-          std::int64_t first = 0)
-        : z_(z, "z", call) {
-        batch = z_.leading();
-        in.z = z_.stack(batch);
+    explicit Input(const MixArguments &x, std::int64_t ring = 0, std::int64_t first = 0) {
+        require_one_start(x.options);
+        in.z = stack(x.z, x.batch);
         in.ring = ring;
         in.first = first;
-        const std::int64_t length = ring > 0 ? 1 : in.z.rows;
-        auto whole = batch;
-        whole.push_back(length);
-        if (!mask.is_none()) {
-            mask_.emplace(mask, "mask", call);
-            auto wanted = batch;
+        if (x.mask) {
+            Shape wanted = x.batch;
             wanted.push_back(in.z.rows); // of a ring as well: which of its tokens take part
-            mask_stack_ = mask_->broadcast(wanted, 1);
-            in.mask = &mask_stack_;
+            mask_ = broadcast(*x.mask, wanted, 1);
+            in.mask = &mask_;
         }
-        if (!weights.is_none()) {
-            weights_.emplace(weights, "weights", call);
-            whole.push_back(std::int64_t(offsets.size()));
-            weights_stack_ = weights_->broadcast(whole, 2);
-            in.weights = &weights_stack_;
+        if (x.weights) {
+            Shape whole = x.batch;
+            whole.insert(whole.end(), {ring > 0 ? 1 : in.z.rows, std::int64_t(x.options.offsets.size())});
+            weights_ = broadcast(*x.weights, whole, 2);
+            in.weights = &weights_;
         }
     }
     Input(const Input &) = delete;
     Input &operator=(const Input &) = delete;
-
     cuda::MixInput in;
-    Offsets batch; // leading axes
-
-    void apart(const DeviceArray &out) const {
-        require_apart(out, z_);
-        if (weights_) require_apart(out, *weights_);
-        if (mask_) require_apart(out, *mask_);
-    }
 
   private:
-    DeviceArray z_;
-    std::optional<DeviceArray> weights_, mask_;
-    Stack weights_stack_, mask_stack_;
+    Stack weights_, mask_;
 };
+
+struct Projection {
+    Stack w, b;
+    explicit Projection(const ProjectionArguments &p) : w(stack(p.w, {})) {
+        if (p.b) b = stack(*p.b, {}, 1);
+    }
+};
+
+py::object mix(py::handle context, SUBSPAN_MIXING, const py::object &out) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const Array xo = call.output(out, x.shape(x.pairs()), x.z.dtype());
+    x.require_apart_from(xo);
+    const Input input(x);
+    const Stack so = stack(xo, x.batch);
+    const Memory memory(call, cuda::plucker_workspace(input.in, x.options, 0, false, call.device));
+    {
+        const py::gil_scoped_release release;
+        cuda::plucker_mix(memory.context(), input.in, x.options, so);
+    }
+    xo.written();
+    return xo.object();
+}
+
+// Weights of every token, in what sums are kept in, and whether they were given.
+std::optional<Array> gradients_of_weights(const Call &call, const MixArguments &x) {
+    std::optional<Array> out;
+    if (x.weights) out.emplace(call.empty(x.shape(std::int64_t(x.options.offsets.size())), wide(x.z.dtype()), "dweights"));
+    return out;
+}
+
+py::tuple mix_backward(py::handle context, py::handle grad, SUBSPAN_MIXING) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const Array g = x.gradient(call, grad, x.pairs()), dz = call.empty(x.shape(x.r), x.z.dtype(), "dz");
+    const std::optional<Array> dw = gradients_of_weights(call, x);
+    const Input input(x);
+    const Stack sg = stack(g, x.batch), sd = stack(dz, x.batch);
+    Stack sw;
+    if (dw) sw = stack(*dw, x.batch);
+    const Memory memory(call, cuda::plucker_workspace(input.in, x.options, 0, true, call.device));
+    {
+        const py::gil_scoped_release release;
+        cuda::plucker_mix_backward(memory.context(), sg, input.in, x.options, sd, dw ? &sw : nullptr);
+    }
+    return py::make_tuple(dz.object(), dw ? dw->object() : py::none());
+}
+
+py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, const py::object &out) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const Array xo = call.output(out, x.shape(p.d()), x.z.dtype());
+    x.require_apart_from(xo);
+    p.require_apart_from(xo);
+    const Input input(x);
+    const Projection to(p);
+    const Stack so = stack(xo, x.batch);
+    const Memory memory(call, cuda::plucker_workspace(input.in, x.options, p.d(), false, call.device));
+    {
+        const py::gil_scoped_release release;
+        cuda::plucker_mix_project(memory.context(), input.in, to.w, p.b ? &to.b : nullptr, x.options, so);
+    }
+    xo.written();
+    return xo.object();
+}
+
+py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w, py::handle b, SUBSPAN_MIXING) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const Array g = x.gradient(call, grad, p.d()), dz = call.empty(x.shape(x.r), x.z.dtype(), "dz"), dw = call.empty({p.d(), x.pairs()}, x.z.dtype(), "dW");
+    std::optional<Array> db;
+    if (p.b) db.emplace(call.empty({p.d()}, x.z.dtype(), "db"));
+    const std::optional<Array> da = gradients_of_weights(call, x);
+    std::int64_t tokens = 1;
+    for (std::size_t i = 0; i + 1 < x.z.shape().size(); ++i) tokens *= x.z.shape()[i];
+    require_one_start(x.options);
+    if (tokens == 0) {
+        call.place.attr("assign")(dw.object(), 0);
+        if (db) call.place.attr("assign")(db->object(), 0);
+    } else {
+        const Input input(x);
+        const Projection to(p);
+        const Stack sg = stack(g, x.batch), sdz = stack(dz, x.batch), sdw = stack(dw, {});
+        Stack sdb, sda;
+        if (db) sdb = stack(*db, {}, 1);
+        if (da) sda = stack(*da, x.batch);
+        const Memory memory(call, cuda::plucker_workspace(input.in, x.options, p.d(), true, call.device));
+        const py::gil_scoped_release release;
+        cuda::plucker_mix_project_backward(memory.context(), sg, input.in, to.w, p.b ? &to.b : nullptr, x.options, sdz, sdw, db ? &sdb : nullptr,
+                                           da ? &sda : nullptr);
+    }
+    return py::make_tuple(dz.object(), dw.object(), db ? db->object() : py::none(), da ? da->object() : py::none());
+}
+
+// The newest token of a ring of tokens, (..., 1, width); without W its coordinates.
+void mix_ring(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, std::int64_t ring, std::int64_t first, py::handle out) {
+    const Call call(context);
+    SUBSPAN_MIXING_ARGUMENTS(call);
+    const Array xo(call, out, "out", Access::out);
+    x.require_apart_from(xo);
+    const Input input(x, ring, first);
+    const Stack so = stack(xo, x.batch);
+    if (w.is_none()) {
+        const Memory memory(call, cuda::plucker_workspace(input.in, x.options, 0, false, call.device));
+        const py::gil_scoped_release release;
+        cuda::plucker_mix(memory.context(), input.in, x.options, so);
+        return;
+    }
+    const ProjectionArguments p(call, w, b, x.z, x.r);
+    p.require_apart_from(xo);
+    const Projection to(p);
+    const Memory memory(call, cuda::plucker_workspace(input.in, x.options, p.d(), false, call.device));
+    const py::gil_scoped_release release;
+    cuda::plucker_mix_project(memory.context(), input.in, to.w, p.b ? &to.b : nullptr, x.options, so);
+}
 
 } // namespace
 
 void register_device_plucker(py::module_ &m) {
-    m.def(
-        "plucker_mix",
-        [](const py::tuple &where, const py::object &z, const py::object &weights, const py::object &mask, const py::object &out,
-           const Offsets &offsets, const py::tuple &settings, std::int64_t ring, std::int64_t first) {
-            const Call call(where);
-            const Input input(call, z, weights, mask, offsets, ring, first);
-            const DeviceArray xo(out, "out", call, true);
-            input.apart(xo);
-            const auto so = xo.stack(input.batch);
-            const auto o = options_of(offsets, settings);
-            const Memory memory(call, cuda::plucker_workspace(input.in, o, 0, false, call.device));
-            const py::gil_scoped_release release;
-            cuda::plucker_mix(memory.context(), input.in, o, so);
-        },
-        py::arg("call"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("out"), py::arg("offsets"), py::arg("settings"),
-        py::arg("ring") = 0, py::arg("first") = 0);
-    m.def(
-        "plucker_mix_backward",
-        [](const py::tuple &where, const py::object &grad, const py::object &z, const py::object &weights, const py::object &mask,
-           const py::object &dz, const py::object &dweights, const Offsets &offsets, const py::tuple &settings) {
-            const Call call(where);
-            const Input input(call, z, weights, mask, offsets);
-            const DeviceArray xg(grad, "grad", call), xd(dz, "dz", call);
-            std::optional<DeviceArray> xw;
-            Stack sw;
-            if (!dweights.is_none()) {
-                xw.emplace(dweights, "dweights", call);
-                sw = xw->stack(input.batch);
-            }
-            const auto sg = xg.stack(input.batch), sd = xd.stack(input.batch);
-            const auto o = options_of(offsets, settings);
-            const Memory memory(call, cuda::plucker_workspace(input.in, o, 0, true, call.device));
-            const py::gil_scoped_release release;
-            cuda::plucker_mix_backward(memory.context(), sg, input.in, o, sd, xw ? &sw : nullptr);
-        },
-        py::arg("call"), py::arg("grad"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("dz"), py::arg("dweights"),
-        py::arg("offsets"), py::arg("settings"));
-    m.def(
-        "plucker_mix_project",
-        [](const py::tuple &where, const py::object &z, const py::object &weights, const py::object &mask, const py::object &w,
-           const py::object &b, const py::object &out, const Offsets &offsets, const py::tuple &settings, std::int64_t ring, std::int64_t first) {
-            const Call call(where);
-            const Input input(call, z, weights, mask, offsets, ring, first);
-            const DeviceArray xw(w, "W", call), xo(out, "out", call, true);
-            std::optional<DeviceArray> xb;
-            Stack sb;
-            if (!b.is_none()) {
-                xb.emplace(b, "b", call);
-                sb = xb->stack({}, 1);
-                require_apart(xo, *xb);
-            }
-            input.apart(xo);
-            require_apart(xo, xw);
-            const auto sw = xw.stack({});
-            const auto so = xo.stack(input.batch);
-            const auto o = options_of(offsets, settings);
-            const Memory memory(call, cuda::plucker_workspace(input.in, o, sw.rows, false, call.device));
-            const py::gil_scoped_release release;
-            cuda::plucker_mix_project(memory.context(), input.in, sw, xb ? &sb : nullptr, o, so);
-        },
-        py::arg("call"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("w"), py::arg("b"), py::arg("out"), py::arg("offsets"),
-        py::arg("settings"), py::arg("ring") = 0, py::arg("first") = 0);
-    m.def(
-        "plucker_mix_project_backward",
-        [](const py::tuple &where, const py::object &grad, const py::object &z, const py::object &weights, const py::object &mask,
-           const py::object &w, const py::object &b, const py::object &dz, const py::object &dw, const py::object &db, const py::object &dweights,
-           const Offsets &offsets, const py::tuple &settings) {
-            const Call call(where);
-            const Input input(call, z, weights, mask, offsets);
-            const DeviceArray xg(grad, "grad", call), xw(w, "W", call), xdz(dz, "dz", call), xdw(dw, "dW", call);
-            std::optional<DeviceArray> xb, xdb, xdweights;
-            Stack sb, sdb, sdweights;
-            if (!b.is_none()) {
-                xb.emplace(b, "b", call);
-                sb = xb->stack({}, 1);
-                xdb.emplace(db, "db", call);
-                sdb = xdb->stack({}, 1);
-            }
-            if (!dweights.is_none()) {
-                xdweights.emplace(dweights, "dweights", call);
-                sdweights = xdweights->stack(input.batch);
-            }
-            const auto sg = xg.stack(input.batch), sw = xw.stack({}), sdz = xdz.stack(input.batch), sdw = xdw.stack({});
-            const auto o = options_of(offsets, settings);
-            const Memory memory(call, cuda::plucker_workspace(input.in, o, sw.rows, true, call.device));
-            const py::gil_scoped_release release;
-            cuda::plucker_mix_project_backward(memory.context(), sg, input.in, sw, xb ? &sb : nullptr, o, sdz, sdw, xdb ? &sdb : nullptr,
-                                               xdweights ? &sdweights : nullptr);
-        },
-        py::arg("call"), py::arg("grad"), py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("w"), py::arg("b"), py::arg("dz"),
-        py::arg("dw"), py::arg("db"), py::arg("dweights"), py::arg("offsets"), py::arg("settings"));
+    using py::arg;
+    m.def("mix", &mix, arg("call"), SUBSPAN_MIXING_NAMES, arg("out"));
+    m.def("mix_backward", &mix_backward, arg("call"), arg("grad"), SUBSPAN_MIXING_NAMES);
+    m.def("mix_project", &mix_project, arg("call"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES, arg("out"));
+    m.def("mix_project_backward", &mix_project_backward, arg("call"), arg("grad"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES);
+    m.def("mix_ring", &mix_ring, arg("call"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES, arg("ring"), arg("first"), arg("out"));
 }
 
 } // namespace subspan::bind

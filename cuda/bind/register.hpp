@@ -5,8 +5,8 @@
 namespace subspan::bind {
 
 void register_device(pybind11::module_ &m);
+void register_device_arrays();
 void register_device_orth(pybind11::module_ &m);
-void register_device_int4(pybind11::module_ &m);
 void register_device_householder(pybind11::module_ &m);
 void register_device_streaming(pybind11::module_ &m);
 void register_device_truncated(pybind11::module_ &m);

@@ -1,4 +1,4 @@
-#include "device_array.hpp"
+#include "device.hpp"
 #include "register.hpp"
 #include "subspan/cuda/streaming_svd.hpp"
 
@@ -11,15 +11,15 @@ namespace {
 class Stream {
   public:
     Stream(const py::tuple &parts, std::int64_t rank, bool robust, const Call &call)
-        : components_(py::object(parts[0]), "components", call), values_(py::object(parts[1]), "values", call), totals_(py::object(parts[3]), "totals", call) {
-        state_.components = components_.stack({});
-        for (const DeviceArray *x : {&values_, &totals_}) x->require_dtype(DType::f64);
+        : components_(call, parts[0], "components"), values_(call, parts[1], "values"), totals_(call, parts[3], "totals") {
+        state_.components = stack(components_, {});
+        for (const Array *x : {&values_, &totals_}) x->require_dtype(DType::f64);
         values_.require_shape({state_.components.rows});
         totals_.require_shape({cuda::kStreamTotals});
         state_.values = static_cast<double *>(values_.contiguous());
         state_.totals = static_cast<double *>(totals_.contiguous());
         if (const py::object mean = parts[2]; !mean.is_none()) {
-            mean_.emplace(mean, "mean", call);
+            mean_.emplace(call, mean, "mean");
             mean_->require_dtype(DType::f64);
             mean_->require_shape({state_.components.cols});
             state_.mean = static_cast<double *>(mean_->contiguous());
@@ -30,8 +30,8 @@ class Stream {
     const cuda::StreamState &state() const { return state_; }
 
   private:
-    DeviceArray components_, values_, totals_;
-    std::optional<DeviceArray> mean_;
+    Array components_, values_, totals_;
+    std::optional<Array> mean_;
     cuda::StreamState state_;
 };
 
@@ -43,8 +43,8 @@ void register_device_streaming(py::module_ &m) {
         [](const py::tuple &where, const py::tuple &stream, std::int64_t rank, bool robust, const py::object &rows, double forget, std::int64_t at_once) {
             const Call call(where);
             const Stream state(stream, rank, robust, call);
-            const DeviceArray xr(rows, "rows", call);
-            const cuda::StreamBlock block{xr.stack({}), forget, at_once};
+            const Array xr(call, rows, "rows");
+            const cuda::StreamBlock block{stack(xr, {}), forget, at_once};
             const Memory memory(call, cuda::stream_update_workspace(state.state(), block, call.device));
             const py::gil_scoped_release release;
             return cuda::stream_update(memory.context(), state.state(), block);

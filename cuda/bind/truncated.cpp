@@ -1,6 +1,5 @@
-#include "device_array.hpp"
+#include "device.hpp"
 #include "register.hpp"
-#include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/truncated_svd.hpp"
 
 #include <deque>
@@ -12,14 +11,14 @@ void register_device_truncated(py::module_ &m) {
         "truncated_svd",
         [](const py::tuple &where, const py::list &calls, std::int64_t vectors, std::int64_t power_iterations, bool complete) {
             const Call call(where);
-            std::deque<DeviceArray> arrays; // whose elements stay where they are
+            std::deque<Array> arrays; // whose elements stay where they are
             std::vector<cuda::TruncatedCall> c;
             for (const auto item : calls) { // A, initial, U, S, Vh, key
                 const auto parts = py::cast<py::tuple>(item);
                 cuda::TruncatedCall one;
                 const auto matrix = [&](int i, const char *name, int core) {
                     const py::object x = parts[std::size_t(i)];
-                    return x.is_none() ? Stack{} : arrays.emplace_back(x, name, call).stack({}, core);
+                    return x.is_none() ? Stack{} : stack(arrays.emplace_back(call, x, name), {}, core);
                 };
                 one.a = matrix(0, "A", 2);
                 one.initial = matrix(1, "initial", 2);
@@ -39,8 +38,8 @@ void register_device_truncated(py::module_ &m) {
         "complete_vectors",
         [](const py::tuple &where, const py::object &vh, const py::object &values, std::uint64_t key) {
             const Call call(where);
-            const DeviceArray xv(vh, "Vh", call, true), xs(values, "S", call);
-            const auto sv = xv.stack({}), ss = xs.stack({}, 1);
+            const Array xv(call, vh, "Vh", Access::in_place), xs(call, values, "S");
+            const auto sv = stack(xv, {}), ss = stack(xs, {}, 1);
             const Memory memory(call, cuda::complete_vectors_workspace(sv, call.device));
             const py::gil_scoped_release release;
             cuda::complete_vectors(memory.context(), sv, ss, key);
@@ -50,28 +49,15 @@ void register_device_truncated(py::module_ &m) {
         "squared_norm",
         [](const py::tuple &where, const py::object &a, const py::object &out) {
             const Call call(where);
-            const DeviceArray xa(a, "A", call), xo(out, "out", call);
+            const Array xa(call, a, "A"), xo(call, out, "out");
             xo.require_dtype(DType::f64);
             xo.require_shape({1});
-            const auto sa = xa.stack({});
+            const auto sa = stack(xa, {});
             const Memory memory(call, cuda::squared_norm_workspace());
             const py::gil_scoped_release release;
             cuda::squared_norm(memory.context(), sa, static_cast<double *>(xo.data()));
         },
         py::arg("call"), py::arg("a"), py::arg("out"));
-    m.def(
-        "matrix_product",
-        [](const py::tuple &where, const py::object &a, const py::object &b, double alpha, const py::object &out) {
-            const Call call(where);
-            const DeviceArray xa(a, "a factor", call), xb(b, "a factor", call), xo(out, "out", call, true);
-            require_apart(xo, xa);
-            require_apart(xo, xb);
-            const auto sa = xa.stack({}), sb = xb.stack({}), so = xo.stack({});
-            const Memory memory(call, cuda::blas_workspace(call.device));
-            const py::gil_scoped_release release;
-            cuda::matrix_product(memory.context(), sa, sb, alpha, so);
-        },
-        py::arg("call"), py::arg("a"), py::arg("b"), py::arg("alpha"), py::arg("out"));
 }
 
 } // namespace subspan::bind

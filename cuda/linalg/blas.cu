@@ -12,6 +12,7 @@ namespace {
 
 BlasTable table;
 std::mutex guard;
+void (*loader)() = nullptr;
 
 // cuBLAS's numbers (cublas_api.h, library_types.h).
 int type_of(DType d) { return d == DType::f64 ? 1 : (d == DType::f32 ? 0 : (d == DType::f16 ? 2 : 14)); }
@@ -39,6 +40,12 @@ Seen seen(const Operand &x) { // rows of x are columns there: x as it is means x
 void set_blas(const BlasTable &t) {
     const std::lock_guard<std::mutex> lock(guard);
     table = t;
+}
+
+void set_library_loader(void (*load)()) { loader = load; }
+
+void load_libraries() {
+    if (loader != nullptr) loader();
 }
 
 bool has_blas() {
@@ -91,6 +98,7 @@ void matrix_product(const Context &context, const Stack &a, const Stack &b, doub
 }
 
 Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {
+    if (!has_blas()) load_libraries();
     BlasTable t;
     {
         const std::lock_guard<std::mutex> lock(guard);

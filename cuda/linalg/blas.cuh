@@ -30,6 +30,9 @@ template <class T> Operand own(const T *data, int64_t rows, int64_t cols, int64_
 }
 template <class T> Operand own(const T *data, int64_t rows, int64_t cols) { return own(data, rows, cols, cols, rows * cols); }
 
+/// Asks the loader of libraries, if there is one, to fill the tables.
+void load_libraries();
+
 /// Whether cuBLAS can read and write a matrix.
 bool blas_layout(const Operand &x);
 /// ValueError for a matrix that it cannot.

@@ -21,6 +21,7 @@ void require(int status, const char *what) {
 }
 
 SolverTable solver() {
+    if (!has_solver()) load_libraries();
     const std::lock_guard<std::mutex> lock(guard);
     if (table.geqrf32 == nullptr) throw BackendError("cuSOLVER was not found, and this call needs it; install nvidia-cusolver, cupy-cuda13x[ctk] or PyTorch with CUDA");
     return table;

@@ -136,7 +136,7 @@ void check(const MixInput &in, const MixOptions &o) {
     for (const int64_t d : o.offsets)
         if (d == 0) throw ValueError("offsets holds 0");
     if (in.z.dtype == DType::u8) throw ValueError("z must be a floating-point array");
-    if (o.weighting != 0 && in.weights == nullptr) throw ValueError("weights are missing");
+    if (o.weighting != MixWeights::mean && in.weights == nullptr) throw ValueError("weights are missing");
     if (in.weights != nullptr) {
         if (in.weights->dtype != in.z.dtype) throw ValueError(std::string("weights must be ") + name_of(in.z.dtype) + " as z is");
         if (in.weights->cols != m) throw ValueError("weights must have " + std::to_string(m) + " columns");
@@ -146,14 +146,14 @@ void check(const MixInput &in, const MixOptions &o) {
 }
 
 Positions positions_of(const MixInput &in, const MixOptions &o) {
-    if (o.rope == 0) return {0, 0};
+    if (o.rope == Rope::none) return {0, 0};
     if (in.ring > 0) return {std::max<int64_t>(0, in.first + 1 - in.ring), std::min(in.ring, in.first + 1)};
     return {0, in.z.rows};
 }
 
 namespace {
 
-bool plain(const MixInput &in, const MixOptions &o) { return o.weighting == 0 && in.mask == nullptr; }
+bool plain(const MixInput &in, const MixOptions &o) { return o.weighting == MixWeights::mean && in.mask == nullptr; }
 int64_t turns_count(const MixInput &in, const MixOptions &o) { return positions_of(in, o).count * (in.z.cols / 2) * 2; }
 
 } // namespace
@@ -176,12 +176,12 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
     a.tokens = unsigned(tokens_of(in));
     a.r = int(in.z.cols);
     a.m = int(o.offsets.size());
-    a.norm = o.norm;
-    a.weighting = o.weighting;
+    a.norm = int(o.norm);
+    a.weighting = int(o.weighting);
     using L = typename LagOf<T>::type;
     a.eps = L(o.eps);
     a.sign = o.past_first ? L(-1) : L(1);
-    a.rope = o.rope;
+    a.rope = int(o.rope);
     const Positions p = positions_of(in, o);
     a.turns_from = p.from;
     for (int j = 0; j < a.m; ++j) {
@@ -190,7 +190,7 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
         a.ahead = std::max(a.ahead, -a.offsets[j]);
     }
     a.whole = L(1) / L(a.m);
-    if (o.rope != 0) {
+    if (o.rope != Rope::none) {
         double *turns = work.take<double>(turns_count(in, o));
         a.turns = turns;
         Frequencies f{};

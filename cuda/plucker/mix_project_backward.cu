@@ -320,7 +320,7 @@ std::int64_t plucker_workspace(const MixInput &in, const MixOptions &o, std::int
     return bytes + dispatch(in.z.dtype, [&](auto tag) -> int64_t {
         using T = decltype(tag);
         int64_t more = 2 * room<Kept<T>>(tokens * r);
-        if (sizeof(T) == 2 && o.rope == 0) more += room<Sent>(tokens * int64_t(o.offsets.size()));
+        if (sizeof(T) == 2 && o.rope == Rope::none) more += room<Sent>(tokens * int64_t(o.offsets.size()));
         if (d == 0) return more;
         Context context;
         context.device = device;
@@ -354,7 +354,7 @@ void plucker_mix_project_backward(const Context &context, const Stack &grad, con
         auto *partial = work.take<Kept<T>>(int64_t(runs) * p.d * (p.pairs + 1));
         back<T>(s, a, p, grad, dz_own, du, kept, kept_pitch);
         BiasGradient<T> bias{};
-        if (b != nullptr && dweights != nullptr && o.weighting == given && !o.bias_always) bias = {p.b, p.b_stride, p.d, Matrices<const T>(grad)};
+        if (b != nullptr && dweights != nullptr && o.weighting == MixWeights::given && !o.bias_always) bias = {p.b, p.b_stride, p.d, Matrices<const T>(grad)};
         auto *sent = sends(a) ? work.take<Sent>(int64_t(a.tokens) * a.m) : nullptr;
         gather_gradients<T>(s, a, dz_own, du, dz, dweights, sent, bias);
         if constexpr (kTensor<T>) {

@@ -113,7 +113,6 @@ __global__ void __launch_bounds__(32) total_kernel(const double *parts, int n, d
 constexpr int kParts = 1024;
 
 bool readable(const Stack &a) { return (a.dtype == DType::f32 || a.dtype == DType::f64) && blas_layout(operand(a)); } // by cuBLAS as it is
-DType wide(DType d) { return d == DType::f64 ? DType::f64 : DType::f32; }
 
 struct Plan {
     int64_t l, k, longest = 0, widest = 0, columns = 0, items; // longest of m and n; of m; of n

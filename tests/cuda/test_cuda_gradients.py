@@ -204,7 +204,7 @@ def test_packed_bases_too_wide_for_shared_memory(gpu, rng):
         orth.project_out(gpu.put(C), packed, orthonormal=True)
     with pytest.raises(TypeError, match=r"U is on the CPU and C on CUDA device 0"):
         orth.project_out(gpu.put(C), orth.quantize_int4(U))
-    with pytest.raises(TypeError, match="C is float64 and the codes of V stand for float32"):
+    with pytest.raises(TypeError, match="V must be float64 as C is, got float32"):
         orth.apply_core(gpu.put(wide(C)), packed, 1.0)
 
 

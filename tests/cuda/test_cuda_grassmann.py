@@ -283,7 +283,7 @@ def test_transport_is_an_isometry(gpu, rng, dtype, angle):
 
 def test_transport_of_points_elsewhere(gpu, rng):
     G = gpu.put(rng.standard_normal((20, 3)))
-    with pytest.raises(TypeError, match="U is on the CPU and H on CUDA device 0"):
+    with pytest.raises(TypeError, match="U is on the CPU and V on CUDA device 0"):
         grassmann.transport(np.eye(20, 3), G, G)
 
 

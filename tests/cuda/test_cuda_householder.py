@@ -143,3 +143,17 @@ def test_gradients_of_any_strides(gpu, rng):
     room[:, ::2, ::2] = gpu.put(C)
     got = orth.householder_apply_backward(gpu.put(grad), backwards, room[:, ::2, ::2])
     assert max(apart(x, y, np.float64, 5) for x, y in zip(got, want, strict=True)) <= 200
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(12, 5), (3, 9, 9), (2, 2, 40, 7), (6, 0), (8,)])
+def test_complement(gpu, rng, shape, dtype):
+    """All that is orthogonal to a basis, for stacks, whole spaces, nothing and a vector."""
+    U = np.linalg.qr(rng.standard_normal(shape if len(shape) > 1 else (*shape, 1)))[0].astype(dtype)
+    given = U if len(shape) > 1 else U[:, 0]
+    W = gpu.get(orth.complement(gpu.put(given)))
+    *batch, n, k = U.shape
+    assert W.shape == (*batch, n, n - k)
+    whole = np.concatenate([U, W], axis=-1).astype(np.float64)
+    error = np.abs(np.swapaxes(whole, -1, -2) @ whole - np.eye(n)).max(initial=0)
+    assert error < 30 * np.finfo(dtype).eps * np.sqrt(n)

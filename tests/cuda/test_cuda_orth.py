@@ -380,7 +380,7 @@ def test_arguments_that_do_not_fit(gpu, rng):
         orth.project_out(C, gpu.put(basis(rng, 8, 2, np.float64)))
     with pytest.raises(TypeError, match="C must be float16"):
         orth.apply_core(gpu.put(np.ones((8, 6), np.int32)), U, 1.0)
-    with pytest.raises(ValueError, match="M must have 2 rows and columns"):
+    with pytest.raises(ValueError, match="M must be a number, or have shape"):
         orth.apply_core(C, U, gpu.put(np.eye(3, dtype=np.float32)))
     both = gpu.put(rng.standard_normal((8, 8)).astype(np.float32))
     with pytest.raises(ValueError, match="out overlaps V"):
@@ -406,7 +406,7 @@ def test_a_host_array_among_device_arrays(gpu, rng):
 def test_arrays_on_two_devices(emulation, rng):
     emulation.control.devices(2, 0)
     C, U = rng.standard_normal((8, 6)).astype(np.float32), basis(rng, 8, 2, np.float32)
-    with pytest.raises(ValueError, match="U is on CUDA device 1 and C on 0; all must be on one"):
+    with pytest.raises(ValueError, match="U is on CUDA device 1 and the call on device 0"):
         orth.project_out(emulation.put(C), emulation.put(U, 1))
     # All on the second one, while the first is current: the call changes to it and back.
     out = orth.project_out(emulation.put(C, 1), emulation.put(U, 1))

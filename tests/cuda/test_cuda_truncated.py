@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from references import eps, wide
+from subspan._lib.device_truncated import Problem, _bytes_of_work
 from subspan.svd import StreamingSVD, truncated_svd
-from subspan.svd.device_truncated import Problem, _bytes_of_work
 
 WIDE = [np.dtype(np.float32), np.dtype(np.float64)]
 IDS = ["f32", "f64"]

@@ -527,7 +527,7 @@ def test_shapes_and_values(rng):
         grassmann.sgd_step(U, G, b, lr=0.1, momentum=np.nan)
     with pytest.raises(ValueError, match="retraction must be one of"):
         grassmann.sgd_step(U, G, lr=0.1, retraction="svd")
-    with pytest.raises(ValueError, match="transport must be one of"):
+    with pytest.raises(ValueError, match="transport must be 'project' or 'parallel'"):
         grassmann.sgd_step(U, G, lr=0.1, transport="vector")
     with pytest.raises(ValueError, match="needs retraction 'exp'"):
         grassmann.sgd_step(U, G, b, lr=0.1, transport="parallel", retraction="polar")

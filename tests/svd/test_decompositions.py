@@ -356,7 +356,7 @@ def test_gavish_donoho_constants():
     n = 101
     noise = 1.5 / (4 / np.sqrt(3) * np.sqrt(n))
     assert choose_rank(s, rule="gavish-donoho", shape=(n, n), noise=noise) == np.count_nonzero(s > 1.5)
-    from subspan.svd import _marchenko_pastur_median
+    from subspan.svd.rank import _marchenko_pastur_median
 
     assert 4 / np.sqrt(3) / np.sqrt(_marchenko_pastur_median(1.0)) == pytest.approx(2.858, abs=1e-3)
     cut = 0.5

@@ -1,13 +1,12 @@
 // C <- alpha C + V M (VᵀC), the one product under every projection: only the small core M differs between them.
 #pragma once
 
+#include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
 
 namespace subspan {
-
-enum class Side { left, right };
 
 /// The k x k core M. A scalar stands for a multiple of the identity, `diagonal` is 1 x k, `full` is k x k.
 template <class T> struct Core {

@@ -5,16 +5,12 @@
 // A Grassmann manifold handbook, Adv. Comput. Math. 50 (2024).
 #pragma once
 
+#include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
 
 namespace subspan {
-
-/// exp: the geodesic. cholesky and qr: the Q factor, with positive diagonal of R, of U + tH (by a Cholesky factorisation of
-/// I + X, and by Householder QR where X is large). polar: its nearest orthonormal matrix. cayley: the Cayley transform of
-/// the skew H Uᵀ - U Hᵀ (Wen and Yin, Math. Program. 142, 2013), whose 2k x 2k Woodbury system is two k x k ones here.
-enum class Retraction { exp, cholesky, polar, qr, cayley };
 
 /// What is verified of the points and tangents of a map; ValueError names the matrix that fails.
 enum class Checks { none, points, points_and_tangents };

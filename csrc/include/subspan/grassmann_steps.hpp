@@ -3,15 +3,12 @@
 #pragma once
 
 #include "subspan/grassmann.hpp"
+#include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
 
 namespace subspan {
-
-/// What becomes of the momentum when the point moves: it stays as it is and is projected where it is used (Grassmann Class
-/// Representation, Xiong et al., ICCV 2023), or its tangent part moves in parallel along the step (exp only).
-enum class MomentumTransport { project, parallel };
 
 struct StepOptions {
     double lr = 0;

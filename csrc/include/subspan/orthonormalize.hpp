@@ -1,13 +1,12 @@
 // Orthonormal bases of column spaces: the QR factor, the polar factor, and Haar-random ones.
 #pragma once
 
+#include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
 
 namespace subspan {
-
-enum class Orthonormalization { automatic, cholesky, householder, polar };
 
 /// Columns of `q` (m x k, contiguous rows) become an orthonormal basis of the columns of `a` (m x k, k <= m), for every
 /// matrix of a stack; `q` may be `a`. A column is dependent when what it has outside of the columns before it is within

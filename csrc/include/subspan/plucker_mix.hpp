@@ -1,6 +1,7 @@
 // Plücker mixing of a sequence: the coordinates of the plane through each token and its past, summed over offsets.
 #pragma once
 
+#include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
@@ -8,25 +9,7 @@
 
 namespace subspan {
 
-enum class MixNorm { none, clamp, soft };          // divide a wedge by 1, max(n, eps), sqrt(n² + eps), n its length
-enum class MixWeights { mean, given, softmax };    // of the offsets that apply; softmax: `weights` are logits
-enum class Rope { none, interleaved, half };       // rotate the pairs (2i, 2i + 1) or (i, i + r/2) by the position
 
-struct MixOptions {
-    std::vector<std::int64_t> offsets; // how far back; negative: ahead; never zero
-    MixNorm norm = MixNorm::clamp;
-    double eps = 1e-8;
-    MixWeights weighting = MixWeights::mean;
-    bool past_first = false;  // z_{t-δ} ∧ z_t instead of z_t ∧ z_{t-δ}: the other sign
-    bool bias_always = false; // the bias once for every token, instead of times its sum of weights
-    Rope rope = Rope::none;
-    double rope_base = 1e4;
-    std::int64_t rope_start = 0; // position of the first token
-    std::vector<std::int64_t> rope_starts; // of each sequence, in C order of the leading axes, instead; empty: one for all
-    std::int64_t start_of(std::int64_t sequence) const {
-        return rope_starts.empty() ? rope_start : rope_starts[std::size_t(sequence)];
-    }
-};
 
 /// What is mixed: z (T x r for each sequence), weights (T x m, any stride may be zero) and a mask (1 x T, zero: the token
 /// takes no part, neither as t nor as t - δ), the last two or null.

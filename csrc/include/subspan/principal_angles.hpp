@@ -2,15 +2,12 @@
 #pragma once
 
 #include "subspan/grassmann.hpp"
+#include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
 
 namespace subspan {
-
-/// Of principal angles θ (Ye and Lim, SIAM J. Matrix Anal. Appl. 37, 2016): geodesic ‖θ‖, chordal ‖sin θ‖, projection
-/// max sin θ, procrustes ‖2 sin(θ/2)‖, fubini_study arccos ∏ cos θ, binet_cauchy √(1 - ∏ cos² θ).
-enum class Distance { geodesic, chordal, projection, procrustes, fubini_study, binet_cauchy };
 
 /// Ascending principal angles between the spans of u and w (both n x k), as 1 x k matrices. p and q (n x k), when not null,
 /// become the principal vectors: orthonormal bases of both spans with pᵀq = diag(cos θ). Angles come from cosines above π/4 and from the singular values of (I - UUᵀ)W below (Björck

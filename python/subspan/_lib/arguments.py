@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arrays import Array, as_array, check_float, check_library, library_of, to_library
+from subspan._lib.arrays import Array, as_array, check_float, check_library, detached, to_library, whole_number, written
 from subspan._lib.device import device_of
 
 
@@ -73,8 +72,7 @@ def finish(x: Any, fresh: bool, library: str, like: Array = None) -> Array:
     """The result in the caller's library; autograd is told of tensors that were written to."""
     if fresh:
         return to_library(x, library, like)
-    if library_of(x) == "torch":
-        sys.modules["torch"].autograd.graph.increment_version(x)
+    written(x)
     return x
 
 
@@ -108,58 +106,23 @@ def broadcast(c: Array, *others: tuple[Array, int]) -> tuple[Array, tuple[int, .
     return c, (*batch, *shape[-2:])
 
 
-def detached(x: Array) -> Array:
-    """Tensors without their history. What autograd would have to record is an error instead of a wrong gradient."""
-    if library_of(x) != "torch":
-        return x
-    torch = sys.modules["torch"]
-    if x.requires_grad and torch.is_grad_enabled():
-        raise TypeError(
-            "a tensor requires grad, and autograd does not see this function; call it under torch.no_grad(), pass "
-            "x.detach(), or wrap it and its *_backward in a torch.autograd.Function"
-        )
-    if torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
-        raise TypeError(
-            "a tensor carries a tangent, and forward-mode autograd does not see this function; pass the primal"
-        )
-    return x.detach().resolve_neg()  # a lazy minus sign is not in the memory that is handed over
-
-
-def check_basis(U: Array, name: str, *, advice: str = "") -> None:
+def check_basis(U: Array, name: str) -> None:
     """Orthonormal columns to 64 eps √k, by two products with vectors."""
-    U, dtype = matrices(U, name)
-    n, k = U.shape[-2:]
-    if k > n:
-        raise ValueError(f"{name} has {k} columns of {n} entries: so many cannot be orthonormal")
-    defect = _core.orthonormality_defect(detached(U))
-    if math.isnan(defect) or math.isinf(defect):
-        if _core.all_finite(detached(U)):
-            raise ValueError(
-                f"the columns of {name} are not orthonormal: their squares overflow; orthonormalize {name}"
-            )
-        raise ValueError(f"{name} holds NaN or infinity")
-    bound = 64 * float(np.finfo(dtype).eps) * math.sqrt(max(k, 1))
-    if defect > bound:
-        raise ValueError(
-            f"the columns of {name} are not orthonormal: ||({name}ᵀ{name} - I) z|| / ||z|| is {defect:.1e}, more than "
-            f"{bound:.1e}; {advice}orthonormalize {name} "
-            f"(subspan.orth.range_basis where columns may depend on each other: "
-            "orthonormalize completes those, and the span grows), or pass check=False"
-        )
-
-
-def one_rank(ranks: Any) -> int:
-    values = np.unique(ranks)
-    if values.size > 1:
-        raise ValueError(
-            f"the matrices of the stack give spaces of different dimensions, {values.tolist()}, "
-            "which no one array can hold"
-        )
-    return int(values[0]) if values.size else 0
+    _core.check_basis(None, U, name)
 
 
 def product(A: np.ndarray[Any, Any], B: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    batch = np.broadcast_shapes(A.shape[:-2], B.shape[:-2])
-    out = np.empty((*batch, A.shape[-2], B.shape[-1]), A.dtype)
-    _core.product(A, B, out)
-    return out
+    found: np.ndarray[Any, Any] = _core.product(None, A, B, 1.0, None)
+    return found
+
+
+def stack_shape(n: int, k: int, batch: Any) -> tuple[int, ...]:
+    """``(*batch, n, k)`` of orthonormal columns, checked."""
+    n, k = whole_number(n, "n", 0), whole_number(k, "k", 0)
+    if k > n:
+        raise ValueError(f"k must be at most n = {n}, got {k}")
+    sizes = batch if isinstance(batch, (tuple, list)) else (batch,)
+    shape = (*(whole_number(size, "batch", 0) for size in sizes), n, k)
+    if math.prod(shape) > 2**58:
+        raise ValueError(f"{shape} are more numbers than memory can hold")
+    return shape

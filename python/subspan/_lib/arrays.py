@@ -317,7 +317,10 @@ def check_float(x: Array, name: str) -> np.dtype[Any]:
         if dtype.names is not None or dtype.kind in "OSUMm":
             raise TypeError(f"{name} must be float32 or float64, got {dtype}, which holds no numbers of one kind")
         if not dtype.isnative:
-            how = f"{name}.astype({name}.dtype.newbyteorder('='))"
+            raise TypeError(
+                f"{name} must be float32 or float64, got {dtype}, which is big-endian; convert it first, e.g. "
+                f"{name}.astype({name}.dtype.newbyteorder('='))"
+            )
         raise TypeError(f"{name} must be float32 or float64, got {dtype}; convert it first, e.g. {how}")
     return dtype
 
@@ -422,3 +425,53 @@ def truth(value: Any, name: str) -> bool:
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+_READ, _OUT, _IN_PLACE = 0, 1, 2
+
+
+def prepared(x: Any, name: str, access: int) -> Array:
+    """What the bindings read in place of an argument that is no plain NumPy array; an error says what is wrong with it.
+
+    ``access``: 0 where it is read, 1 where results are written to it, 2 where it is changed in place.
+    """
+    if access == _READ:
+        return detached(as_array(x, name))
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, and its mask would be ignored")
+    if not isinstance(x, np.ndarray) and not hasattr(x, "__dlpack__"):
+        if access == _IN_PLACE:
+            raise TypeError(f"{name} must be an array that can be written to, got {type(x).__name__}")
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    library = library_of(x)
+    if library == "jax":
+        why = ", and this changes it in place" if access == _IN_PLACE else ""
+        raise TypeError(f"{name}: JAX arrays are immutable{why}")
+    if library == "torch" and x.is_neg():
+        raise ValueError(f"{name} is a lazily negated view, which cannot be written to; pass {name}.resolve_neg()")
+    if library == "torch" and access == _OUT and x.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise ValueError(f"{name} requires grad; write to it under torch.no_grad()")
+    return np.asarray(x) if isinstance(x, np.ndarray) else detached(x)
+
+
+def detached(x: Array) -> Array:
+    """Tensors without their history. What autograd would have to record is an error instead of a wrong gradient."""
+    if library_of(x) != "torch":
+        return x
+    torch = sys.modules["torch"]
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            "a tensor requires grad, and autograd does not see this function; call it under torch.no_grad(), pass "
+            "x.detach(), or wrap it and its *_backward in a torch.autograd.Function"
+        )
+    if torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        raise TypeError(
+            "a tensor carries a tangent, and forward-mode autograd does not see this function; pass the primal"
+        )
+    return x.detach().resolve_neg()  # a lazy minus sign is not in the memory that is handed over
+
+
+def written(x: Array) -> None:
+    """Autograd is told of a tensor that was written to."""
+    if library_of(x) == "torch":
+        sys.modules["torch"].autograd.graph.increment_version(x)

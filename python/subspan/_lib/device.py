@@ -17,8 +17,8 @@ from subspan._lib.arrays import Array, check_writable, library_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    # Stream, device, where workspace comes from, and whether arrays are likely CuPy's.
-    Call = tuple[int, int, Callable[[int], Any], bool]
+Context = tuple[int, int, bool, "Place"]
+"""Stream, device, whether arrays are likely CuPy's, and the library's memory there."""
 
 _CUDA = 2  # DLPack's number of the device type
 _WIDE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
@@ -26,6 +26,10 @@ _WIDE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "flo
 
 class CudaError(RuntimeError):
     """A CUDA call failed, or there are no CUDA kernels or devices. The error is cleared before it is raised."""
+
+
+class NotOnDeviceError(TypeError, AttributeError):
+    """A function that has no kernel on a device. Also an AttributeError, as ``hasattr`` of the module expects."""
 
 
 def device_of(x: Any) -> int | None:
@@ -55,7 +59,7 @@ def on_device(*arrays: Any) -> bool:
 def on_one_side(**arrays: Any) -> None:
     """TypeError, which names both, where the first is in the host's memory and another on a CUDA device."""
     if on_device(*arrays.values()):
-        Place(**arrays)
+        placed(**arrays)
 
 
 _module: Any = None
@@ -76,6 +80,12 @@ def kernels() -> Any:
         except ImportError as e:
             raise CudaError(f"the CUDA kernels of subspan could not be loaded: {e}") from e
     return _module
+
+
+def load_libraries() -> None:
+    """Fills the tables of cuBLAS and cuSOLVER, for the kernel that has just found them empty."""
+    need_blas()
+    need_solver()
 
 
 # CUDA 13's and 12's, as the loaders of Linux and Windows know them, and NVIDIA's wheels.
@@ -123,45 +133,16 @@ def dtype_name(x: Any) -> str:
     return name
 
 
-def quick_call(x: Any, *others: Any) -> Call | None:
-    """What bindings take for an array of CuPy, or a CUDA tensor that autograd does not follow; None for all else.
-
-    Also None unless the others, of which some may be None, are of its type and autograd does not follow them either.
-    """
-    kind, library = type(x), library_of(x)
-    if library == "cupy":
-        for y in others:
-            if type(y) is not kind and y is not None:
-                return None
-        return _context(library, x.device.id)()
-    if library != "torch" or not x.is_cuda or x.requires_grad or x.is_neg():
-        return None
-    for y in others:
-        if y is not None and (type(y) is not kind or y.requires_grad or y.is_neg()):
-            return None
-    return _context(library, x.get_device())()
-
-
-def like(first: Any, shape: tuple[int, ...]) -> Any:
-    """A fresh array of the library, dtype and device of what :func:`quick_call` took."""
-    if library_of(first) == "torch":
-        return first.new_empty(shape)
-    cupy = sys.modules["cupy"]
-    device = first.device.id
-    if cupy.cuda.runtime.getDevice() == device:
-        return cupy.empty(shape, first.dtype)
-    with cupy.cuda.Device(device):
-        return cupy.empty(shape, first.dtype)
-
-
 def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any:
     if library == "torch":
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=getattr(torch, dtype), device=torch.device("cuda", device))
     if library == "cupy":
         cupy = sys.modules["cupy"]
+        if cupy.cuda.runtime.getDevice() == device:
+            return cupy.empty(shape, _numpy_dtype(dtype))
         with cupy.cuda.Device(device):
-            return cupy.empty(shape, dtype=_numpy_dtype(dtype))
+            return cupy.empty(shape, _numpy_dtype(dtype))
     raise TypeError(
         f"results cannot be allocated by {library!r} on a device; pass out=, or CuPy arrays or PyTorch "
         "tensors of the same memory (cupy.from_dlpack, torch.from_dlpack)"
@@ -169,19 +150,21 @@ def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any
 
 
 @functools.cache
-def _context(library: str, device: int) -> Callable[[], Call]:
+def _context(library: str, device: int) -> Callable[[], Context]:
     """What makes a call's context; looked up once, as each attribute takes its share of a microsecond."""
-
-    def allocate(count: int) -> Any:
-        return _empty(library, device, (count,), "uint8")
-
+    place = Place(library, device)
     if library == "torch":
         tensors = sys.modules["torch"].cuda.current_stream
-        return lambda: (tensors(device).cuda_stream, device, allocate, False)
+        return lambda: (tensors(device).cuda_stream, device, False, place)
     if library == "cupy":
         arrays = sys.modules["cupy"].cuda.get_current_stream
-        return lambda: (arrays(device).ptr, device, allocate, True)
-    return lambda: (0, device, allocate, False)  # a library that does not tell: the default stream
+        return lambda: (arrays(device).ptr, device, True, place)
+    return lambda: (0, device, False, place)  # a library that does not tell: the default stream
+
+
+def read_context(library: str, device: int) -> Context:
+    """What bindings take: the library's current stream on a device, and memory there."""
+    return _context(library, device)()
 
 
 def check_dtype(x: Any, name: str) -> str:
@@ -213,44 +196,54 @@ def wide_dtype(dtype: str) -> str:
     return _WIDE[dtype]
 
 
-class Place:
-    """The library and the device of a call's first array: there results and workspace are allocated."""
+def placed(**arrays: Any) -> Place:
+    """The place of a call's arrays, which must all be on one device; errors name them."""
+    first = next(name for name, x in arrays.items() if device_of(x) is not None)
+    # Memory and the stream are those of a library that has both; JAX's own stream is not to be had.
+    libraries = [library_of(x) for x in arrays.values() if x is not None and device_of(x) is not None]
+    library = next((name for name in libraries if name in ("cupy", "torch")), libraries[0])
+    device = device_of(arrays[first])
+    assert device is not None
+    for name, x in arrays.items():
+        if x is None or isinstance(x, (int, float, list, tuple)):
+            continue  # what is no array is looked at where it is read
+        there = device_of(x)
+        if there is None:
+            raise TypeError(
+                f"{name} is on the CPU and {first} on CUDA device {device}; move it first, e.g. "
+                f"cupy.asarray({name}) or {name}.to('cuda')"
+            )
+        if there != device:
+            raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
+    return Place(library, device)
 
-    def __init__(self, **arrays: Any) -> None:
-        first = next(name for name, x in arrays.items() if device_of(x) is not None)
-        # Memory and the stream are those of a library that has both; JAX's own stream is not to be had.
-        libraries = [library_of(x) for x in arrays.values() if x is not None and device_of(x) is not None]
-        self.library = next((name for name in libraries if name in ("cupy", "torch")), libraries[0])
-        device = device_of(arrays[first])
-        assert device is not None
-        self.device = device
-        for name, x in arrays.items():
-            if x is None or isinstance(x, (int, float)):
-                continue
-            there = device_of(x)
-            if there is None:
-                raise TypeError(
-                    f"{name} is on the CPU and {first} on CUDA device {device}; move it first, e.g. "
-                    f"cupy.asarray({name}) or {name}.to('cuda')"
-                )
-            if there != device:
-                raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
-        self.module = kernels()
+
+class Place:
+    """Memory of a library on a device: there results and workspace are allocated."""
+
+    def __init__(self, library: str, device: int) -> None:
+        self.library, self.device = library, device
+
+    @property
+    def module(self) -> Any:
+        return kernels()
 
     @classmethod
     def current(cls, library: str) -> Place:
         """Where a library puts new arrays: its current device."""
-        self = cls.__new__(cls)
         if library == "torch":
             device = sys.modules["torch"].cuda.current_device()
         elif library == "cupy":
             device = sys.modules["cupy"].cuda.Device().id
         else:
             raise ValueError(f"library is {library!r}, wanted 'cupy' or 'torch'")
-        self.library, self.device, self.module = library, int(device), kernels()
-        return self
+        return cls(library, int(device))
 
-    def call(self) -> Call:
+    def allocate(self, count: int) -> Any:
+        """So many bytes."""
+        return _empty(self.library, self.device, (count,), "uint8")
+
+    def call(self) -> Context:
         """What bindings take: the library's current stream, the device, and where workspace comes from."""
         return _context(self.library, self.device)()
 
@@ -265,6 +258,16 @@ class Place:
             return x.to(getattr(sys.modules["torch"], dtype))
         with self.inside():
             return x.astype(_numpy_dtype(dtype))
+
+    def bytes_of(self, mask: Any, name: str) -> Any:
+        """A mask, boolean or of integers, as bytes."""
+        kind = dtype_name(mask)
+        if not kind.startswith(("bool", "int", "uint")):
+            raise TypeError(f"{name} must be boolean or integer, not zero where a token counts, got {kind}")
+        if kind not in ("bool", "uint8"):
+            with self.inside():
+                mask = mask != 0
+        return self.converted(mask, "uint8")
 
     def summed_to(self, full: Any, shape: tuple[int, ...], dtype: str) -> Any:
         """The gradient of an array that was broadcast."""
@@ -301,33 +304,36 @@ class Place:
         with self.inside():
             return x.clone() if self.library == "torch" else x.copy()
 
-    def for_blas(self, x: Any) -> Any:
-        """``x``, or a contiguous copy where cuBLAS could read neither the rows nor the columns of its matrices."""
-        torch = self.library == "torch" and library_of(x) == "torch"
-        item = 1 if torch else int(np.dtype(x.dtype).itemsize) if library_of(x) == "cupy" else 0
-        if item == 0:
-            return x
-        *batch, si, sj = x.stride() if torch else (s // item for s in x.strides)
-        m, n = (int(s) for s in x.shape[-2:])
-
-        def lines(count: int, length: int, stride: int, step: int) -> bool:
-            return (step == 1 or length <= 1) and (count <= 1 or stride >= max(length, 1))
-
-        if (lines(m, n, si, sj) or lines(n, m, sj, si)) and min(batch, default=0) >= 0:
-            return x
+    def contiguous(self, x: Any) -> Any:
+        """A copy in C order."""
         with self.inside():
-            return x.contiguous() if torch else sys.modules["cupy"].ascontiguousarray(x)
+            return x.contiguous() if library_of(x) == "torch" else sys.modules["cupy"].ascontiguousarray(x)
+
+    def scaled(self, x: Any, factor: float) -> Any:
+        with self.inside():
+            return factor * x
+
+    def assign(self, x: Any, value: Any) -> None:
+        with self.inside():
+            x[...] = value
+
+    def unit_lower(self, x: Any) -> Any:
+        """Unit lower trapezoidal vectors from LAPACK's packed form."""
+        with self.inside():
+            x = x[..., : min(int(s) for s in x.shape[-2:])]
+            lower = x.tril(-1) if self.library == "torch" else sys.modules["cupy"].tril(x, -1)
+            return lower + self.identity(tuple(int(s) for s in x.shape), dtype_name(x))
 
     def turned(self, x: Any) -> Any:
         """A view of transposed matrices."""
         return x.mT if self.library == "torch" else x.swapaxes(-1, -2)
 
-    def identity(self, shape: tuple[int, ...], dtype: str) -> Any:
-        """The first columns of identity matrices: a stack ``(..., m, n)`` with ``n <= m``."""
+    def identity(self, shape: tuple[int, ...], dtype: str, first: int = 0) -> Any:
+        """Columns of identity matrices from ``first`` on: a stack ``(..., m, n)`` with ``n <= m - first``."""
         *batch, m, n = shape
         x = self.zeros((*batch, m * n), dtype)
         with self.inside():
-            x[..., : n * (n + 1) : n + 1] = 1
+            x[..., first * n : (first + n) * n : n + 1] = 1
         return x.reshape(shape)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
@@ -356,19 +362,3 @@ def _numpy_dtype(dtype: str) -> Any:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(dtype)
-
-
-def broadcast_batch(**arrays: tuple[Any, int]) -> tuple[int, ...]:
-    """Leading axes of several arrays together; the numbers say how many trailing axes of each are its own."""
-    try:
-        return np.broadcast_shapes(*(tuple(x.shape)[: len(x.shape) - core] for x, core in arrays.values()))
-    except ValueError:
-        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, (x, _) in arrays.items())
-        raise ValueError(f"leading axes do not broadcast: {shapes}") from None
-
-
-def matrix(x: Any, name: str) -> Any:
-    if len(x.shape) < 2:
-        raise ValueError(f"{name} must have at least 2 dimensions, got shape {tuple(x.shape)}")
-    check_dtype(x, name)
-    return x

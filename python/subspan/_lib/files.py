@@ -48,10 +48,11 @@ def _digest(value: Any, into: Any) -> None:
         _digest(value.item(), into)
     else:
         if not isinstance(value, np.ndarray):
-            from subspan._lib.arguments import detached, numpy
-            from subspan._lib.device import Place, on_device
+            from subspan._lib.arguments import numpy
+            from subspan._lib.arrays import detached
+            from subspan._lib.device import on_device, placed
 
-            value = Place(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
+            value = placed(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
         x = np.asarray(value)
         if (
             x.dtype.hasobject or x.ndim == 0

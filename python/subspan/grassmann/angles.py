@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from subspan import _core
-from subspan._lib.arguments import check_basis, detached, finish, matrices, numpy, product
-from subspan._lib.arrays import Array, as_array, library_of, output, real_number, to_library, truth, whole_number
-from subspan._lib.device import Place, on_device, on_one_side, same_dtype
-from subspan.grassmann import device
-from subspan.grassmann.common import one_of, same_matrices
-from subspan.orth.spaces import orthonormalize
+from subspan._lib.arguments import numpy
+from subspan._lib.arrays import Array, as_array, detached, library_of, real_number, whole_number
+from subspan._lib.call import call_of
+from subspan._lib.device import dtype_name, on_device, placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_KINDS = {"geodesic": 0, "chordal": 1, "projection": 2, "procrustes": 3, "fubini-study": 4, "binet-cauchy": 5}
 
 
 class PrincipalAngles(NamedTuple):
@@ -69,48 +63,9 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
     >>> grassmann.principal_angles(U, W)
     array([1.00000000e-09, 1.57079633e+00])
     """
-    vectors = truth(vectors, "vectors")
-    if on_device(U, W):
-        there = device.principal_angles(U, W, vectors)
-        return PrincipalAngles(*there) if vectors else there[0]
-    U, W = _of_one_dimension(U, W, check)
-    (U, W), dtype, shape = same_matrices(U=U, W=W)
-    library = library_of(U)
-    angles = np.empty((*shape[:-2], shape[-1]), dtype)
-    p = np.empty(shape, dtype) if vectors else None
-    q = np.empty(shape, dtype) if vectors else None
-    _core.principal_angles(detached(U), detached(W), angles, p, q, int(truth(check, "check")))
-    if p is None or q is None:
-        return to_library(angles, library)
-    return PrincipalAngles(to_library(angles, library), to_library(p, library), to_library(q, library))
-
-
-def _of_one_dimension(U: Array, W: Array, check: bool) -> tuple[Array, Array]:
-    """Of two spaces of different dimension the smaller, and the part of the larger that is nearest to it.
-
-    With ``WᵀU = X cos(Θ) Yᵀ`` that is the span of ``W X``: its angles to ``U`` are those of ``W``. Where an angle is
-    π/2 ``X`` is completed, and any direction does.
-    """
-    U, W = as_array(U, "U"), as_array(W, "W")
-    shapes = [tuple(x.shape) for x in (U, W)]
-    if min(len(s) for s in shapes) < 2 or shapes[0][-1] == shapes[1][-1] or shapes[0][-2] != shapes[1][-2]:
-        return U, W  # what is wrong with them is said where it belongs
-    U, dtype = matrices(U, "U")
-    W, other = matrices(W, "W")
-    if other != dtype:
-        raise TypeError(f"W must be {dtype} as U is, got {other}")
-    for x, name in ((U, "U"), (W, "W")):
-        if truth(check, "check"):
-            check_basis(x, name)
-        elif x.shape[-1] > x.shape[-2]:
-            raise ValueError(
-                f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal"
-            )
-    small, large = (U, W) if U.shape[-1] < W.shape[-1] else (W, U)
-    u, w = numpy(small), numpy(large)
-    x = orthonormalize(product(np.swapaxes(w, -1, -2), u))
-    near = to_library(product(w, x), library_of(U), U)
-    return (U, near) if small is U else (near, W)
+    call = call_of(U=U, W=W)
+    found = call.give(call.kernels.principal_angles(call.context, U, W, vectors, check))
+    return PrincipalAngles(*found) if vectors is True or type(found) is tuple else found
 
 
 def distance(U: Array, W: Array, *, kind: str = "geodesic", unequal: str = "containment", check: bool = True) -> Array:
@@ -147,35 +102,8 @@ def distance(U: Array, W: Array, *, kind: str = "geodesic", unequal: str = "cont
     >>> np.allclose(grassmann.distance(U, W, kind="chordal"), np.linalg.norm(U @ U.T - W @ W.T) / np.sqrt(2))
     True
     """
-    which = one_of(kind, _KINDS, "kind")
-    if on_device(U, W):
-        return device.distance(U, W, which)
-    if not isinstance(unequal, str) or unequal not in ("containment", "metric"):
-        raise ValueError(f"unequal must be 'containment' or 'metric', got {unequal!r}")
-    U, W = as_array(U, "U"), as_array(W, "W")
-    more = abs(int(U.shape[-1]) - int(W.shape[-1])) if min(len(np.shape(x)) for x in (U, W)) >= 2 else 0
-    U, W = _of_one_dimension(U, W, check)
-    (U, W), dtype, shape = same_matrices(U=U, W=W)
-    out = np.empty((*shape[:-2], 1, 1), dtype)
-    _core.subspace_distance(detached(U), detached(W), out, which, int(truth(check, "check")))
-    result = out[..., 0, 0]
-    if more and unequal == "metric":
-        result = _with_right_angles(result, more, kind).astype(dtype)
-    library = library_of(U)
-    if library == "numpy":
-        return result if result.ndim else result[()]
-    return to_library(np.ascontiguousarray(result).reshape(shape[:-2]), library, U)
-
-
-def _with_right_angles(d: np.ndarray[Any, Any], count: int, kind: str) -> np.ndarray[Any, Any]:
-    """A distance with so many more angles of π/2."""
-    if kind in ("projection", "binet-cauchy"):
-        return np.ones_like(d)
-    if kind == "fubini-study":
-        return np.full_like(d, np.pi / 2)
-    added = {"geodesic": count * np.pi**2 / 4, "chordal": count, "procrustes": 2 * count}[kind]
-    total: np.ndarray[Any, Any] = np.sqrt(np.square(d.astype(np.float64)) + added)
-    return total
+    call = call_of(U=U, W=W)
+    return call.number(call.kernels.distance(call.context, U, W, kind, unequal, check))
 
 
 def pairwise(
@@ -211,52 +139,8 @@ def pairwise(
     >>> D.shape, bool(np.allclose(D[1, 2], grassmann.distance(U[1], U[2], kind="chordal")))
     ((5, 5), True)
     """
-    which = one_of(kind, _KINDS, "kind")
-    if on_device(U, W):
-        raise TypeError("pairwise is not implemented on CUDA devices; distance(U[:, None], W[None]) is")
-    U, dtype = matrices(U, "U")
-    symmetric = W is None
-    other: Any = U
-    if not symmetric:
-        other, second = matrices(W, "W")
-        if second != dtype:
-            raise TypeError(f"W must be {dtype} as U is, got {second}")
-    for x, name in ((U, "U"), (other, "W")):
-        if len(x.shape) != 3:
-            raise ValueError(f"{name} must have shape (number, n, k), got {tuple(x.shape)}")
-        if x.shape[-1] > x.shape[-2]:
-            raise ValueError(
-                f"{name} has {x.shape[-1]} columns of {x.shape[-2]} entries: so many cannot be orthonormal"
-            )
-        if x.shape[-2] != U.shape[-2]:
-            raise ValueError(f"U and W must live in one space, got {U.shape[-2]} and {x.shape[-2]} rows")
-        if truth(check, "check"):
-            check_basis(x, name)
-    u, w = numpy(U), numpy(other)
-    out = np.empty((u.shape[0], w.shape[0]), dtype)
-    settings: dict[str, Any] = {"kind": kind, "unequal": unequal, "check": False}
-    more = abs(u.shape[-1] - w.shape[-1])
-    if kind in ("chordal", "projection"):
-        if not isinstance(unequal, str) or unequal not in ("containment", "metric"):
-            raise ValueError(f"unequal must be 'containment' or 'metric', got {unequal!r}")
-        close = _core.pairwise_distance(u, None if symmetric else w, out, which)
-        if more and unequal == "metric":
-            out = _with_right_angles(out, more, kind).astype(dtype)
-        strip = max(1, 2**22 // max(1, u.shape[1] * (u.shape[2] + w.shape[2])))
-        for start in range(0, len(close), strip):
-            i, j = close[start : start + strip].T
-            out[i, j] = distance(u[i], w[j], **settings)
-            if symmetric:
-                out[j, i] = out[i, j]
-        return to_library(out, library_of(U), U)
-    for i in range(u.shape[0]):
-        if not symmetric:
-            out[i] = distance(u[i], w, **settings)
-            continue
-        out[i, i] = 0
-        if i + 1 < u.shape[0]:
-            out[i, i + 1 :] = out[i + 1 :, i] = distance(u[i], w[i + 1 :], **settings)
-    return to_library(out, library_of(U), U)
+    call = call_of(U=U, W=W)
+    return call.give(call.kernels.pairwise(call.context, U, W, kind, unequal, check))
 
 
 class MeanResult(NamedTuple):
@@ -356,12 +240,9 @@ def mean(
     >>> bool(grassmann.distance(middle, U) < 1e-14)
     True
     """
-    there = on_device(U, initial)
-    if there:
-        on_one_side(U=U, initial=initial)
-        dtype: Any = np.dtype(same_dtype({"U": U}))
-    else:
-        U, dtype = matrices(U, "U")
+    call = call_of(U=U, initial=initial, out=out)
+    if not hasattr(U, "shape"):
+        U = as_array(U, "U")
     if len(U.shape) < 3:
         raise ValueError(f"U must have at least 3 dimensions, the first one of points, got shape {tuple(U.shape)}")
     count, *batch, n, k = (int(s) for s in U.shape)
@@ -370,38 +251,34 @@ def mean(
     if k > n:
         raise ValueError(f"U has {k} columns of {n} entries: so many cannot be orthonormal")
     limit = whole_number(max_iterations, "max_iterations", 0)
-    w = None
-    if weights is not None:
-        if on_device(weights):
-            if library_of(weights) not in ("cupy", "torch"):
-                raise TypeError("weights on a CUDA device must be of CuPy or PyTorch; they may be on the CPU, too")
-            host = Place(weights=weights).host(detached(weights))
-        else:
-            host = numpy(as_array(weights, "weights"))
-        if host.dtype.kind not in "fiu":
-            raise TypeError(f"weights must be real numbers, got {host.dtype}")
-        w = np.ascontiguousarray(host, dtype=np.float64)
-        if w.shape != (count,):
-            raise ValueError(f"weights must have shape ({count},), one for each point, got {w.shape}")
-    eps = float(np.finfo(dtype).eps)
-    tol = 50 * eps * math.sqrt(max(k, 1)) if tol is None else real_number(tol, "tol", 0.0)
+    w = None if weights is None else _weights(weights, count)
+    if tol is None:
+        tolerance = (
+            50 * float(np.finfo(np.float32 if dtype_name(U) == "float32" else np.float64).eps) * max(k, 1) ** 0.5
+        )
+    else:
+        tolerance = real_number(tol, "tol", 0.0)
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be callable, got {type(progress).__name__}")
-    if there:
-        found, reports = device.mean(U, w, initial, tol, limit, progress, out)
-        return _mean_result(found, reports, batch, tol, full_output)
-    start = None
-    if initial is not None:
-        start, other = matrices(initial, "initial")
-        if other != dtype:
-            raise TypeError(f"initial must be {dtype} as U is, got {other}")
-        start = detached(start)
-    library = library_of(U)
-    result, fresh = output(out, (*batch, n, k), dtype, library)
-    reports = _core.grassmann_mean(
-        detached(U), w, start, detached(result), tol, limit, int(truth(check, "check")), progress
-    )
-    return _mean_result(finish(result, fresh, library), reports, batch, tol, full_output)
+    args = (U, w, initial, tolerance, limit, progress, out, check)
+    found, reports = call.kernels.mean(call.context, *args)
+    return _mean_result(call.give(found, out), reports, batch, tolerance, full_output)
+
+
+def _weights(weights: Array, count: int) -> np.ndarray[Any, Any]:
+    """In NumPy and float64, from wherever they are: so few numbers may cross."""
+    if on_device(weights):
+        if library_of(weights) not in ("cupy", "torch"):
+            raise TypeError("weights on a CUDA device must be of CuPy or PyTorch; they may be on the CPU, too")
+        host = placed(weights=weights).host(detached(weights))
+    else:
+        host = numpy(as_array(weights, "weights"))
+    if host.dtype.kind not in "fiu":
+        raise TypeError(f"weights must be real numbers, got {host.dtype}")
+    w = np.ascontiguousarray(host, dtype=np.float64)
+    if w.shape != (count,):
+        raise ValueError(f"weights must have shape ({count},), one for each point, got {w.shape}")
+    return w
 
 
 def _mean_result(

@@ -8,24 +8,19 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import check_basis, detached, finish, matrices, numpy, product
+from subspan._lib.arguments import numpy, stack_shape
 from subspan._lib.arrays import (
     Array,
+    as_array,
+    check_float,
+    float_dtype,
     generator_of,
-    library_of,
-    output,
-    real_number,
+    rng_key,
     stoppable,
-    to_library,
     truth,
     whole_number,
 )
-from subspan._lib.device import on_device, on_one_side
-from subspan.grassmann import device
-from subspan.grassmann.common import RETRACTIONS, one_of, same_matrices
-from subspan.orth.spaces import orthonormalize, random_orthogonal
-
-_CHECK_POINTS, _CHECK_ALL = 1, 2
+from subspan._lib.call import call_of
 
 
 def random(
@@ -56,9 +51,9 @@ def random(
     >>> grassmann.random(20, 3, batch=5, rng=0).shape
     (5, 20, 3)
     """
-    sizes = batch if isinstance(batch, (tuple, list)) else (batch,)
-    shape = tuple(whole_number(size, "batch", 0) for size in sizes)
-    return random_orthogonal(n, k, batch=shape, rng=rng, dtype=dtype)
+    shape, single = stack_shape(n, k, batch), float_dtype(dtype) == np.float32
+    drawn: np.ndarray[Any, Any] = _core.random_orthogonal(None, rng_key(rng), shape, single)
+    return drawn
 
 
 def random_tangent(U: Array, *, rng: int | np.random.Generator | None = None) -> Array:
@@ -75,17 +70,10 @@ def random_tangent(U: Array, *, rng: int | np.random.Generator | None = None) ->
     >>> bool(np.abs(U.T @ H).max() < 1e-15), round(float(np.linalg.norm(H)), 12)
     (True, 1.0)
     """
-    U, dtype = matrices(U, "U")
-    noise = generator_of(rng).standard_normal(tuple(U.shape), dtype=np.float64).astype(dtype, copy=False)
-    if U.shape[-1] == U.shape[-2]:
-        return to_library(np.zeros_like(noise), library_of(U))
-    point, H = np.asarray(numpy(U)), noise
-    # Where n - k is small little may be left, and what that still has along U comes off at unit length.
-    for _ in range(2):
-        H = tangent(point, H, out=H)
-        length = np.sqrt(np.einsum("...ij,...ij->...", H, H))[..., None, None]
-        np.divide(H, length, out=H)
-    return to_library(H, library_of(U))
+    call = call_of(U=U)
+    make = call.kernels.random_tangent
+    shape = tuple(U.shape) if hasattr(U, "shape") else np.shape(U)
+    return call.give(make(call.context, U, generator_of(rng).standard_normal(shape)))
 
 
 def tangent(U: Array, G: Array, *, out: Array | None = None, check: bool = True) -> Array:
@@ -119,13 +107,8 @@ def tangent(U: Array, G: Array, *, out: Array | None = None, check: bool = True)
     >>> np.allclose(grassmann.tangent(U, G), G - U @ (U.T @ G))
     True
     """
-    if on_device(U, G):
-        return device.tangent(U, G, out)
-    (U, G), dtype, shape = same_matrices(U=U, G=G)
-    library = library_of(G)
-    result, fresh = output(out, shape, dtype, library)
-    _core.grassmann_tangent(detached(U), detached(G), detached(result), _CHECK_POINTS if truth(check, "check") else 0)
-    return finish(result, fresh, library)
+    call = call_of(G=G, U=U, out=out)
+    return call.give(call.kernels.tangent(call.context, U, G, out, check), out)
 
 
 euclidean_to_riemannian_gradient = tangent
@@ -172,12 +155,9 @@ def euclidean_to_riemannian_hessian(
     >>> grassmann.euclidean_to_riemannian_hessian(U, -A @ U, -A @ H, H)[2, 0].item()  # the gap 5 - 1
     4.0
     """
-    (U, egrad, ehess, H), dtype, shape = same_matrices(U=U, egrad=egrad, ehess=ehess, H=H)
-    library = library_of(H)
-    result, fresh = output(out, shape, dtype, library)
-    arrays = (detached(U), detached(egrad), detached(ehess), detached(H))
-    _core.grassmann_hessian(*arrays, detached(result), _CHECK_ALL if truth(check, "check") else 0)
-    return finish(result, fresh, library)
+    call = call_of(H=H, U=U, egrad=egrad, ehess=ehess, out=out)
+    found = call.kernels.euclidean_to_riemannian_hessian(call.context, U, egrad, ehess, H, out, check)
+    return call.give(found, out)
 
 
 def retract(
@@ -234,19 +214,8 @@ def retract(
     >>> np.allclose(grassmann.retract(U, H), Q * np.sign(np.diag(R)))
     True
     """
-    which = one_of(method, RETRACTIONS, "method")
-    return _retract(U, H, which, t, truth(project, "project"), out, truth(check, "check"))
-
-
-def _retract(U: Array, H: Array, method: int, t: float, project: bool, out: Array | None, check: bool) -> Array:
-    if on_device(U, H):
-        return device.retract(U, H, method, real_number(t, "t"), out)
-    (U, H), dtype, shape = same_matrices(U=U, H=H)
-    library = library_of(U)
-    result, fresh = output(out, shape, dtype, library)
-    checks = 0 if not check else (_CHECK_POINTS if project else _CHECK_ALL)
-    _core.grassmann_retract(detached(U), detached(H), detached(result), real_number(t, "t"), method, checks)
-    return finish(result, fresh, library)
+    call = call_of(U=U, H=H, out=out)
+    return call.give(call.kernels.retract(call.context, U, H, t, method, project, out, check), out)
 
 
 def exp(U: Array, H: Array, t: float = 1.0, *, out: Array | None = None, check: bool = True) -> Array:
@@ -284,7 +253,8 @@ def exp(U: Array, H: Array, t: float = 1.0, *, out: Array | None = None, check: 
     >>> bool(grassmann.distance(there, W) < 1e-14)
     True
     """
-    return _retract(U, H, RETRACTIONS["exp"], t, False, out, truth(check, "check"))
+    call = call_of(U=U, H=H, out=out)
+    return call.give(call.kernels.retract(call.context, U, H, t, "exp", False, out, check), out)
 
 
 def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> Array:
@@ -323,13 +293,8 @@ def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> 
     >>> np.allclose(np.linalg.svd(grassmann.log(U, W))[1], np.pi / 2)
     True
     """
-    if on_device(U, W):
-        return device.log(U, W, out)
-    (U, W), dtype, shape = same_matrices(U=U, W=W)
-    library = library_of(U)
-    result, fresh = output(out, shape, dtype, library)
-    _core.grassmann_log(detached(U), detached(W), detached(result), _CHECK_POINTS if truth(check, "check") else 0)
-    return finish(result, fresh, library)
+    call = call_of(U=U, W=W, out=out)
+    return call.give(call.kernels.log(call.context, U, W, out, check), out)
 
 
 def transport(U: Array, H: Array, V: Array, t: float = 1.0, *, out: Array | None = None, check: bool = True) -> Array:
@@ -372,15 +337,8 @@ def transport(U: Array, H: Array, V: Array, t: float = 1.0, *, out: Array | None
     >>> np.allclose(grassmann.exp(U, H).T @ there, 0)
     True
     """
-    if on_device(U, H, V):
-        return device.transport(U, H, V, real_number(t, "t"), out)
-    (U, H, V), dtype, shape = same_matrices(U=U, H=H, V=V)
-    library = library_of(V)
-    result, fresh = output(out, shape, dtype, library)
-    arrays = (detached(U), detached(H), detached(V))
-    checks = _CHECK_ALL if truth(check, "check") else 0
-    _core.grassmann_transport(*arrays, detached(result), real_number(t, "t"), checks)
-    return finish(result, fresh, library)
+    call = call_of(V=V, U=U, H=H, out=out)
+    return call.give(call.kernels.transport(call.context, U, H, V, t, out, check), out)
 
 
 def projection_transport(U: Array, G: Array, *, out: Array | None = None, check: bool = True) -> Array:
@@ -450,21 +408,8 @@ def transport_to(U: Array, W: Array, V: Array, *, out: Array | None = None, chec
     >>> np.allclose(W.T @ there, 0), np.allclose(np.linalg.norm(there), 1)
     (True, True)
     """
-    if on_device(U, W, V):
-        raise TypeError("transport_to is not implemented on CUDA devices; log, transport and a product are")
-    (U, W, V), dtype, shape = same_matrices(U=U, W=W, V=V)
-    u, w, v = (numpy(x) for x in (U, W, V))
-    H = log(u, w, check=check)
-    there = exp(u, H, check=False)
-    moved = transport(u, H, v, check=check)
-    turn = product(np.swapaxes(there, -1, -2), w)  # orthogonal as it is: two bases of one span
-    library = library_of(V)
-    result, fresh = output(out, shape, dtype, library)
-    if not fresh:
-        _core.require_apart(detached(result), u, "out", "U", False)
-        _core.require_apart(detached(result), w, "out", "W", False)
-    _core.product(moved, turn, detached(result))
-    return finish(result, fresh, library, V)
+    call = call_of(V=V, U=U, W=W, out=out)
+    return call.give(call.kernels.transport_to(call.context, U, W, V, out, check), out)
 
 
 def inner(U: Array, H: Array, V: Array) -> Array:
@@ -482,18 +427,8 @@ def inner(U: Array, H: Array, V: Array) -> Array:
     >>> bool(np.isclose(grassmann.inner(U, H, H), 1.0))
     True
     """
-    on_one_side(U=U, H=H, V=V)
-    if on_device(U, H, V):
-        raise TypeError("inner is not implemented on CUDA devices; (H * V).sum((-2, -1)) is the same")
-    (_, H, V), dtype, shape = same_matrices(U=U, H=H, V=V)
-    return _metric(H, V, dtype, shape)
-
-
-def _metric(H: Array, V: Array | None, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    out = np.empty((*shape[:-2], 1, 1), dtype)
-    _core.tangent_inner(detached(H), None if V is None else detached(V), out)
-    found, library = out[..., 0, 0], library_of(H)
-    return found[()] if library == "numpy" and not found.ndim else to_library(found, library, H)
+    call = call_of(H=H, U=U, V=V)
+    return call.number(call.kernels.inner(call.context, U, H, V))
 
 
 def norm(U: Array, H: Array) -> Array:
@@ -508,10 +443,8 @@ def norm(U: Array, H: Array) -> Array:
     >>> bool(np.isclose(grassmann.norm(U, 3 * grassmann.random_tangent(U, rng=1)), 3.0))
     True
     """
-    if on_device(U, H):
-        raise TypeError("norm is not implemented on CUDA devices; (H * H).sum((-2, -1)) ** 0.5 is the same")
-    (_, H), dtype, shape = same_matrices(U=U, H=H)
-    return _metric(H, None, dtype, shape)
+    call = call_of(H=H, U=U)
+    return call.number(call.kernels.norm(call.context, U, H))
 
 
 def projector(U: Array, *, check: bool = True) -> Array:
@@ -528,15 +461,10 @@ def projector(U: Array, *, check: bool = True) -> Array:
     >>> np.allclose(P @ P, P), bool((P == P.T).all())
     (True, True)
     """
-    if on_device(U):
-        raise TypeError("projector is not implemented on CUDA devices; U @ U.mT is the same")
-    U, _ = matrices(U, "U")
-    if truth(check, "check"):
-        check_basis(U, "U")
-    u = numpy(U)
-    p = np.empty((*u.shape[:-1], u.shape[-2]), u.dtype)
-    _core.outer_product(u, p)
-    return to_library(p, library_of(U), U)
+    call = call_of(U=U)
+    if truth(check, "check") and call.context is None:
+        call.kernels.check_basis(None, U, "U")
+    return call.give(call.kernels.outer_product(call.context, U))
 
 
 def from_projector(P: Array, k: int, *, check: bool = True) -> Array:
@@ -552,12 +480,14 @@ def from_projector(P: Array, k: int, *, check: bool = True) -> Array:
     >>> bool(grassmann.distance(grassmann.from_projector(grassmann.projector(U), 2), U) < 1e-14)
     True
     """
-    if on_device(P):
-        raise TypeError("from_projector is not implemented on CUDA devices")
-    P, dtype = matrices(P, "P")
-    n = int(P.shape[-1])
-    if P.shape[-2] != n:
+    call = call_of(P=P)
+    if call.context is not None:
+        return call.kernels.from_projector  # which is missing there, and says so
+    P = as_array(P, "P")
+    dtype = check_float(P, "P")
+    if len(P.shape) < 2 or P.shape[-2] != P.shape[-1]:
         raise ValueError(f"P must hold square matrices, got shape {tuple(P.shape)}")
+    n = int(P.shape[-1])
     k = whole_number(k, "k", 0, n)
     p = numpy(P).astype(np.float64)
     if not np.isfinite(p).all():
@@ -571,4 +501,4 @@ def from_projector(P: Array, k: int, *, check: bool = True) -> Array:
                 f"P is no orthogonal projector of rank {k}: an eigenvalue is off by {off:.1e}; or pass check=False"
             )
     basis = np.ascontiguousarray(vectors[..., n - k :]).astype(dtype)
-    return to_library(np.asarray(orthonormalize(basis, out=basis)), library_of(P), P)
+    return call.give(_core.orthonormalize(None, basis, "auto", basis, "complete", False))

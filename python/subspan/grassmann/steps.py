@@ -2,76 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import numpy as np
-
-from subspan import _core
-from subspan._lib.arguments import convolution_hint, detached, finish, matrices
-from subspan._lib.arrays import Array, as_array, check_float, library_of, real_number, to_library, truth, whole_number
-from subspan._lib.device import on_device
-from subspan.grassmann import device
-from subspan.grassmann.common import (
-    RETRACTIONS,
-    SgdSettings,
-    check_second_moment,
-    in_place,
-    one_of,
-)
-
-_TRANSPORTS = {"project": 0, "parallel": 1}
-
-
-def _stack(U: Array, **others: Array) -> list[Array]:
-    """U and arrays of its very shape and dtype."""
-    in_place(U, "U")
-    U, dtype = matrices(U, "U")
-    n, k = U.shape[-2:]
-    if k > n:
-        raise ValueError(f"U has {k} columns of {n} entries: so many cannot be orthonormal")
-    out = [U]
-    for name, x in others.items():
-        if name != "grad":
-            in_place(x, name)
-        x, other = matrices(x, name)
-        if other != dtype:
-            raise TypeError(f"{name} must be {dtype} as U is, got {other}")
-        if tuple(x.shape) != tuple(U.shape):
-            hint = convolution_hint(tuple(x.shape), name)
-            raise ValueError(f"{name} must have the shape of U, {tuple(U.shape)}, got {tuple(x.shape)}{hint}")
-        out.append(x)
-    return out
-
-
-def _rate(lr: float, maximize: bool) -> float:
-    rate: float = real_number(lr, "lr", 0.0)
-    return -rate if truth(maximize, "maximize") else rate
-
-
-def _check_sgd_settings(
-    lr: float, maximize: bool, momentum: float, dampening: float, retraction: str, transport: str
-) -> SgdSettings:
-    which = one_of(retraction, RETRACTIONS, "retraction")
-    parallel = one_of(transport, _TRANSPORTS, "transport") == 1
-    return (
-        _rate(lr, maximize),
-        real_number(momentum, "momentum", 0.0),
-        real_number(dampening, "dampening"),
-        which,
-        parallel,
-    )
-
-
-_sgd_settings_before = functools.lru_cache(maxsize=256, typed=True)(_check_sgd_settings)
-
-
-def _sgd_settings(*given: Any) -> SgdSettings:
-    """The settings of a step, as the kernels take them; those of an optimiser are checked once."""
-    try:
-        return _sgd_settings_before(*given)
-    except TypeError:  # something that has no hash; or an error, which comes again
-        return _check_sgd_settings(*given)
+from subspan._lib.arrays import Array
+from subspan._lib.call import call_of
 
 
 def sgd_step(
@@ -150,31 +82,11 @@ def sgd_step(
     >>> bool(grassmann.distance(U, np.eye(5)[:, :2]) < 1e-12)
     True
     """
-    settings = _sgd_settings(lr, maximize, momentum, dampening, retraction, transport)
-    if buffer is None:
-        if settings[1] != 0:
-            raise ValueError(f"momentum is {momentum} and there is no buffer: pass an array of zeros like U")
-        if settings[2] != 0:
-            raise ValueError(f"dampening is {dampening} and there is no buffer: it damps what goes into one")
-    if type(U) is not np.ndarray or type(grad) is not np.ndarray or on_device(buffer):
-        if device.quick_sgd_step(U, grad, buffer, settings):
-            return U
-        if on_device(U, grad, buffer):
-            return device.sgd_step(U, grad, buffer, settings)
-    if buffer is None:
-        U, grad = _stack(U, grad=grad)
-    else:
-        U, grad, buffer = _stack(U, grad=grad, buffer=buffer)
-    _core.grassmann_sgd_step(
-        detached(U),
-        detached(grad),
-        None if buffer is None else detached(buffer),
-        *settings,
-        truth(check, "check"),
+    call = call_of(U=U, grad=grad, buffer=buffer)
+    call.kernels.sgd_step(
+        call.context, U, grad, buffer, lr, momentum, dampening, retraction, transport, maximize, check
     )
-    if buffer is not None:
-        finish(buffer, False, "")
-    return finish(U, False, "")
+    return U
 
 
 def adam_step(
@@ -233,64 +145,10 @@ def adam_step(
     >>> bool(grassmann.distance(U, np.eye(5)[:, :2]) < 1e-8)
     True
     """
-    which = one_of(retraction, RETRACTIONS, "retraction")
-    parallel = one_of(transport, _TRANSPORTS, "transport") == 1
-    rate = _rate(lr, maximize)
-    count = whole_number(step, "step", 1)
-    try:
-        beta1, beta2 = betas
-    except (TypeError, ValueError):
-        raise TypeError(f"betas must be a pair of numbers, got {betas!r}") from None
-    beta1, beta2 = real_number(beta1, "betas[0]"), real_number(beta2, "betas[1]")
-    eps = real_number(eps, "eps", 0.0)
-    if on_device(U, grad, first_moment, second_moment):
-        pair = (beta1, beta2)
-        return device.adam_step(U, grad, first_moment, second_moment, count, rate, pair, eps, which, parallel)
-    U, grad, first_moment = _stack(U, grad=grad, first_moment=first_moment)
-    if isinstance(second_moment, np.ma.MaskedArray):
-        raise TypeError("second_moment is a masked array, and its mask would be ignored")
-    in_place(second_moment, "second_moment")
-    check_second_moment(second_moment, check_float(second_moment, "second_moment"), U, check_float(U, "U"))
-    _core.grassmann_adam_step(
-        detached(U),
-        detached(grad),
-        detached(first_moment),
-        detached(second_moment)[..., None, None],
-        count,
-        rate,
-        beta1,
-        beta2,
-        eps,
-        which,
-        parallel,
-        truth(check, "check"),
-    )
-    for x in (first_moment, second_moment):
-        finish(x, False, "")
-    return finish(U, False, "")
-
-
-def _features(x: Array, U: Array) -> tuple[Array, Array, np.dtype[Any]]:
-    x = as_array(x, "x")
-    dtype = check_float(x, "x")
-    if len(x.shape) != 2:
-        raise ValueError(f"x must have shape (batch, n), got {tuple(x.shape)}")
-    U, other = matrices(U, "U")
-    if other != dtype:
-        raise TypeError(f"U must be {dtype} as x is, got {other}")
-    if len(U.shape) != 3:
-        raise ValueError(f"U must have shape (classes, n, k), got {tuple(U.shape)}")
-    if U.shape[1] != x.shape[1]:
-        raise ValueError(
-            f"x has {x.shape[1]} features and the subspaces of U, shape {tuple(U.shape)}, are of {U.shape[1]}"
-        )
-    return x, U, dtype
-
-
-def _finite(found: Any, what: str, *inputs: Array) -> None:
-    """ValueError where finite input gave what the dtype cannot hold."""
-    if not _core.all_finite(found) and all(_core.all_finite(detached(x)) for x in inputs):
-        raise ValueError(f"{what} overflows the dtype although the input is finite; scale what goes in")
+    call = call_of(U=U, grad=grad, first_moment=first_moment, second_moment=second_moment)
+    arrays = (U, grad, first_moment, second_moment)
+    call.kernels.adam_step(call.context, *arrays, step, lr, betas, eps, retraction, transport, maximize, check)
+    return U
 
 
 def logits(x: Array, U: Array, *, scale: float = 25.0) -> Array:
@@ -323,14 +181,8 @@ def logits(x: Array, U: Array, *, scale: float = 25.0) -> Array:
     >>> int(scores.argmax()), round(float(scores.max()), 12)
     (2, 25.0)
     """
-    scale = real_number(scale, "scale")
-    if on_device(x, U):
-        return device.logits(x, U, scale)
-    x, U, dtype = _features(x, U)
-    out = np.empty((x.shape[0], U.shape[0]), dtype)
-    _core.grassmann_logits(detached(x), detached(U), out, scale)
-    _finite(out, "a logit", x, U)
-    return to_library(out, library_of(x), x)
+    call = call_of(x=x, U=U)
+    return call.give(call.kernels.logits(call.context, x, U, scale))
 
 
 def logits_backward(grad: Array, x: Array, U: Array, *, scale: float = 25.0) -> tuple[Array, Array]:
@@ -363,22 +215,6 @@ def logits_backward(grad: Array, x: Array, U: Array, *, scale: float = 25.0) -> 
     >>> dx.shape, dU.shape
     ((5, 20), (4, 20, 3))
     """
-    scale = real_number(scale, "scale")
-    if on_device(grad, x, U):
-        return device.logits_backward(grad, x, U, scale)
-    x, U, dtype = _features(x, U)
-    grad = as_array(grad, "grad")
-    if check_float(grad, "grad") != dtype:
-        raise TypeError(f"grad must be {dtype} as x is, got {check_float(grad, 'grad')}")
-    if tuple(grad.shape) != (x.shape[0], U.shape[0]):
-        raise ValueError(f"grad must have shape {(x.shape[0], U.shape[0])}, got {tuple(grad.shape)}")
-    dx = np.empty(tuple(x.shape), dtype)
-    classes, n, k = U.shape
-    strides = U.stride() if library_of(U) == "torch" else getattr(U, "strides", (0, 1, 0))
-    by_columns = n > 1 and k > 1 and abs(strides[1]) < abs(strides[2])
-    dU = np.empty((classes, k, n), dtype).swapaxes(1, 2) if by_columns else np.empty((classes, n, k), dtype)
-    _core.grassmann_logits_backward(detached(grad), detached(x), detached(U), dx, dU, scale)
-    for found, what in ((dx, "the gradient of x"), (dU, "the gradient of U")):
-        _finite(found, what, grad, x, U)
-    library = library_of(x)
-    return to_library(dx, library, x), to_library(dU, library, U)
+    call = call_of(x=x, grad=grad, U=U)
+    dx, dU = call.give(call.kernels.logits_backward(call.context, grad, x, U, scale))
+    return dx, dU

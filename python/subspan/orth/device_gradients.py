@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subspan._lib.arguments import detached, finish
-from subspan._lib.arrays import Array, library_of
-from subspan._lib.device import Place, check_dtype, device_of, need_blas, wide_dtype
-from subspan.orth.device_int4 import product
+from subspan._lib.arrays import Array, detached, library_of
+from subspan._lib.device import check_dtype, device_of, placed, wide_dtype
+from subspan._lib.device_truncated import Problem, solve
 from subspan.orth.int4 import Int4Basis, quantize_int4
-from subspan.svd.device_truncated import Problem, solve
 
 if TYPE_CHECKING:
     from subspan.orth.gradients import GradientProjector
@@ -25,9 +23,9 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
     """
     jobs = []
     for p, G in zip(projectors, gradients, strict=True):
-        p._check_device(G)
+        check(p, G, "G")
         a = detached(G)
-        place = Place(G=a)
+        place = placed(G=a)
         if not p._right(a):
             a = place.turned(a)
         full = min(int(x) for x in a.shape)
@@ -99,42 +97,10 @@ def check(p: GradientProjector, x: Array, name: str) -> str:
         return dtype
     if device_of(basis) is None:
         raise TypeError(f"{name} is on CUDA device {device_of(x)} and the basis on the CPU; make a new projector")
-    Place(**{name: x}, basis=basis)
+    placed(**{name: x}, basis=basis)
     if library_of(x) != library_of(basis):
         raise TypeError(f"{name} must be of {library_of(basis)} as before, got {library_of(x)}")
     known = p._dtype_there
     if known is not None and dtype != known:
         raise TypeError(f"{name} must be {known} as before, got {dtype}")
     return dtype
-
-
-def fresh(G: Array, shape: tuple[int, ...]) -> Array:
-    place = Place(G=G)
-    return place.empty(shape, check_dtype(G, "G"))
-
-
-def check_out(out: Array, G: Array, shape: tuple[int, ...]) -> None:
-    """Whatever a product would refuse of ``out``, before a basis is refreshed for it."""
-    place = Place(G=G, out=out)
-    place.output(out, shape, check_dtype(G, "G"))
-    if place.for_blas(out) is not out:
-        raise ValueError("out must have rows or columns that are contiguous and lie one after the other")
-    place.module.require_apart(place.call(), detached(out), detached(G), "G")
-
-
-def multiply(
-    p: GradientProjector, x: Array, right: bool, back: bool, shape: tuple[int, ...], scale: float, out: Array | None
-) -> Array:
-    name = "R" if back else "G"
-    dtype = check(p, x, name)
-    transpose = back if right else not back
-    if isinstance(p.basis, Int4Basis):
-        return product(p.basis, x, not right, transpose, shape, scale, out, name)
-    place = Place(**{name: x}, out=out)
-    need_blas()
-    result = place.output(out, shape, dtype)
-    basis = place.turned(p.basis) if transpose else p.basis
-    x = place.for_blas(detached(x))
-    a, b = (x, basis) if right else (basis, x)
-    place.module.matrix_product(place.call(), a, b, scale, detached(result))
-    return finish(result, False, place.library)

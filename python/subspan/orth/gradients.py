@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import convolution_hint, detached, finish, matrices, numpy
+from subspan._lib.arguments import numpy
 from subspan._lib.arrays import (
     Array,
+    as_array,
     check_float,
+    check_library,
+    detached,
     library_of,
-    output,
     real_number,
     rng_key,
     to_library,
     truth,
     whole_number,
 )
-from subspan._lib.device import dtype_name, matrix, on_device
+from subspan._lib.call import call_of
+from subspan._lib.device import dtype_name, on_device
 from subspan._lib.files import checked_state, sealed_state
 from subspan.orth import device_gradients
 from subspan.orth.int4 import Int4Basis, quantize_int4
-from subspan.svd import truncated_svd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,10 +155,13 @@ class GradientProjector:
         return m >= n if self.side == "auto" else self.side == "right"
 
     def _gradient(self, G: Array) -> Array:
-        G = matrix(G, "G") if on_device(G) else matrices(G, "G")[0]
+        G = as_array(G, "G")
         if len(G.shape) != 2:
-            hint = convolution_hint(tuple(G.shape), "G")
+            hint = _core.convolution_hint(tuple(G.shape), "G")
             raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}{hint}")
+        if not on_device(G):
+            check_float(G, "G")
+            check_library(G, "G")
         if self._shape is not None and tuple(G.shape) != self._shape:
             raise ValueError(f"G must have shape {self._shape} as before, got {tuple(G.shape)}")
         if self.rank > min(G.shape):
@@ -175,27 +180,20 @@ class GradientProjector:
         if on_device(G):
             device_gradients.refresh([self], [G])
             return self
-        self._on_the_cpu("G")
-        if self._first is not None and numpy(G).dtype != self._first.dtype:
-            raise TypeError(f"G must be {self._first.dtype} as before, got {numpy(G).dtype}")
+        self._check_place(G, "G")
         a = numpy(G)
         a = a if self._right(G) else a.T
         if self.basis is None:
-            found = truncated_svd(a, self.rank, rng=np.random.default_rng(self._key))
+            start, more, power, key = None, 10, 2, self._key
         else:
             last = self.basis.to_array() if isinstance(self.basis, Int4Basis) else self.basis
             # A few random directions beside the last basis find what has turned up since.
-            found = truncated_svd(
-                a,
-                self.rank,
-                oversample=max(8, self.rank // 8),
-                power_iterations=self.iterations - 1,
-                initial=numpy(last).T,
-                rng=np.random.default_rng(self._key + self.refreshes),
-            )
-        first = found.Vh[0].copy()
+            start, more, power = numpy(last).T, max(8, self.rank // 8), self.iterations - 1
+            key = self._key + self.refreshes
+        _, _, vh = _core.truncated_svd(a, self.rank, 0.0, 0.0, more, power, start, rng_key(np.random.default_rng(key)))
+        first = vh[0].copy()
         cosine = None if self._first is None else abs(float(first @ self._first))
-        basis: Any = np.ascontiguousarray(found.Vh.T)
+        basis: Any = np.ascontiguousarray(vh.T)
         library = library_of(G)
         if self.bits == 4:
             basis = quantize_int4(basis, self.group)
@@ -242,13 +240,6 @@ class GradientProjector:
             if i not in there:
                 projectors[i].refresh(G)
 
-    def _check_device(self, x: Array) -> None:
-        device_gradients.check(self, x, "G")
-
-    def _on_the_cpu(self, name: str) -> None:
-        if self._dtype_there is not None:
-            raise TypeError(f"{name} is on the CPU and the basis on a CUDA device; move one of them")
-
     def _adapted(self, similarity: deque[float]) -> int:
         """The interval after these values, which are forgotten where it changes."""
         if not self.adapt or len(similarity) < self.history:
@@ -271,74 +262,65 @@ class GradientProjector:
         right = self._right(g)
         m, n = g.shape
         shape = (m, self.rank) if right else (self.rank, n)
-        if on_device(g):
-            self._check_device(g)
-            if out is not None:
-                device_gradients.check_out(out, g, shape)
-            else:  # no memory for it is no reason to have a new basis
-                out = device_gradients.fresh(g, shape)
-        elif out is not None:  # before anything of the projector changes
-            self._check_out(out, shape, g)
+        self._check_place(g, "G")
+        out = self._output(g, shape, out)  # no memory for it is no reason to have a new basis
         if self.basis is None or (self.interval > 0 and self._since >= self.interval):
             self.refresh(G)
-        result = self._multiply(g, right, False, shape, 1.0, out)
+        result = self._multiply(g, "G", right, not right, 1.0, out)
         self._since += 1
         return result
-
-    def _check_out(self, out: Array, shape: tuple[int, ...], x: Array) -> None:
-        output(out, shape, check_float(x, "G"), library_of(x))
-        if check_float(out, "out") != check_float(x, "G"):
-            raise TypeError(f"out must be {check_float(x, 'G')}, got {check_float(out, 'out')}")
-        _core.require_apart(detached(out), detached(x), "out", "G or R", False)
-        view = numpy(out)
-        if view.shape[1] > 1 and view.strides[1] != view.itemsize:
-            raise ValueError("out must have contiguous rows")
 
     def up(self, R: Array, *, out: Array | None = None) -> Array:
         """The update at full size: ``scale · R Pᵀ`` or ``scale · P R``, ``(m, n)``."""
         if self.basis is None or self._shape is None:
             raise ValueError("there is no basis yet: call down or refresh first")
-        R = matrix(R, "R") if on_device(R) else matrices(R, "R")[0]
+        R = as_array(R, "R")
         m, n = self._shape
         right = m >= n if self.side == "auto" else self.side == "right"
         want = (m, self.rank) if right else (self.rank, n)
         if tuple(R.shape) != want:
-            hint = convolution_hint(tuple(R.shape), "R")
+            hint = _core.convolution_hint(tuple(R.shape), "R")
             raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}{hint}")
-        return self._multiply(detached(R), right, True, (m, n), self.scale, out)
+        self._check_place(R, "R")
+        out = self._output(R, (m, n), out)
+        return self._multiply(R, "R", right, right, self.scale, out)
 
-    def _multiply(
-        self, x: Array, right: bool, back: bool, shape: tuple[int, ...], scale: float, out: Array | None
-    ) -> Array:
+    def _check_place(self, x: Array, name: str) -> None:
+        """The library, the device and the dtype must be those of before."""
         if on_device(x):
-            return device_gradients.multiply(self, x, right, back, shape, scale, out)
-        library = library_of(x)
-        name = "R" if back else "G"
-        self._on_the_cpu(name)
+            device_gradients.check(self, x, name)
+            return
+        if self._dtype_there is not None:
+            raise TypeError(f"{name} is on the CPU and the basis on a CUDA device; move one of them")
         dtype = check_float(x, name)
         if self._first is not None and dtype != self._first.dtype:
-            raise TypeError(f"{name} must be {self._first.dtype} as the basis is, got {dtype}")
-        if out is not None:
-            self._check_out(out, shape, x)
-        # A NaN anywhere in G shows in its small product; R is small itself.
-        if back and not _core.all_finite(x):
-            raise ValueError("R holds NaN or infinity")
-        result, fresh = output(out, shape, dtype, library)
-        target = detached(result)
-        transpose = back if right else not back
-        if scale != 1.0:  # of the small operand, not of the large result
-            x = numpy(x) * dtype.type(scale)
+            raise TypeError(f"{name} must be {self._first.dtype} as before, got {dtype}")
+
+    @staticmethod
+    def _output(x: Array, shape: tuple[int, ...], out: Array | None) -> Array:
+        """``out``, with all that a product would refuse of it, or a fresh array."""
+        call = call_of(x=x, out=out)
+        found = call.kernels.product_output(call.context, x, shape, out)
+        return call.give(found, out)
+
+    def _multiply(self, x: Array, name: str, right: bool, transpose: bool, scale: float, out: Array) -> Array:
+        call = call_of(**{name: x}, out=out)
         if isinstance(self.basis, Int4Basis):
-            _core.int4_product(self.basis._parts(), x, not right, transpose, target)
+            side = "right" if right else "left"
+            args = (self.basis._parts(), x, side, transpose, scale, out, False, name)
+            call.kernels.int4_product(call.context, *args)
         else:
-            p = numpy(self.basis)
-            p = p.T if transpose else p
-            _core.product(x if right else p, p if right else x, target)
-        if not _core.all_finite(target):
-            if not back and not _core.all_finite(detached(x)):
-                raise ValueError("G holds NaN or infinity")
+            p = self.basis
+            if transpose:
+                p = p.mT if library_of(p) == "torch" else p.swapaxes(-1, -2)
+            a, b = (x, p) if right else (p, x)
+            call.kernels.product(call.context, a, b, scale, out)
+        if call.context is None and not _core.all_finite(out):
+            # A NaN anywhere in the input shows in its product.
+            if not _core.all_finite(x):
+                raise ValueError(f"{name} holds NaN or infinity")
             raise ValueError("the result overflows the dtype although the input is finite; scale it")
-        return finish(result, fresh, library)
+        return out
 
     def __repr__(self) -> str:
         kind = "no basis yet" if self.basis is None else f"gradients {self._shape}, refreshed {self.refreshes} times"

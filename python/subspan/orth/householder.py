@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 
-from subspan import _core
-from subspan._lib.arguments import (
-    broadcast,
-    column,
-    convolution_hint,
-    detached,
-    finish,
-    is_left,
-    is_vector,
-    matrices,
-    numpy,
-    of_vector,
-    same_dtype,
-)
-from subspan._lib.arrays import Array, as_array, check_float, library_of, output, to_library, truth
-from subspan._lib.device import Place, check_dtype, dtype_name, on_device
+from subspan._lib.arguments import numpy
+from subspan._lib.arrays import Array, library_of, truth
+from subspan._lib.call import call_of
+from subspan._lib.device import dtype_name
 from subspan._lib.files import checked_state, sealed_state
-from subspan.orth import device
 
 _FORMAT = "subspan.HouseholderQ/1"
-_BLOCK = 128  # reflections of a block in a factored Q, as in the C++ header
 
 
 class HouseholderQ:
@@ -84,7 +69,7 @@ class HouseholderQ:
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
-        return np.dtype(check_dtype(self.V, "V")) if on_device(self.V) else check_float(self.V, "V")
+        return np.dtype(dtype_name(self.V))
 
     def apply(
         self, C: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None, check: bool = True
@@ -94,30 +79,9 @@ class HouseholderQ:
         ``C`` is ``(..., m, n)`` or ``(..., n, m)``, or a vector ``(m,)``; ``out`` may be ``C``. ``4 m n k - 2 n k²``
         flops.
         """
-        transpose = truth(transpose, "transpose") != self.transposed
-        if is_vector(C):
-            return of_vector(lambda c, to: self._apply(c, side, transpose, to, check), C, side, out)
-        return self._apply(C, side, transpose, out, check)
-
-    def _apply(self, C: Array, side: str, transpose: bool, out: Array | None, check: bool) -> Array:
-        if on_device(C, self.V):
-            return device.factored_apply(self.V, self._T, C, side, bool(transpose), out)
-        C, dtype = matrices(C, "C")
-        left = is_left(side)
-        library = library_of(C)
-        c, shape = broadcast(detached(C), (self.V, 2))
-        if check_float(self.V, "Q") != dtype:
-            raise TypeError(f"C must be {check_float(self.V, 'Q')} as Q is, got {dtype}")
-        m = int(self.V.shape[-2])
-        if int(c.shape[-2 if left else -1]) != m:
-            where = "rows" if left else "columns"
-            hint = convolution_hint(tuple(C.shape), "C")
-            raise ValueError(f"C must have {m} {where} as Q has, got shape {tuple(C.shape)}{hint}")
-        result, fresh = output(out, shape, dtype, library)
-        _core.factored_apply(
-            detached(self.V), detached(self._T), c, left, transpose, detached(result), truth(check, "check")
-        )
-        return finish(result, fresh, library, C)
+        call = call_of(C=C, V=self.V, out=out)
+        turned = truth(transpose, "transpose") != self.transposed
+        return call.give(call.kernels.factored_apply(call.context, self.V, self._T, C, side, turned, out, check), out)
 
     def to_array(self, *, full: bool = False) -> Array:
         """The first k columns of ``Q`` as an array ``(..., m, k)``, or all m of them with ``full``.
@@ -127,12 +91,8 @@ class HouseholderQ:
         if self.transposed:
             whole = self.T.to_array(full=full)
             return whole.mT if library_of(whole) == "torch" else whole.swapaxes(-1, -2)
-        if on_device(self.V):
-            return device.factored_array(self.V, self._T, full)
-        *batch, m, k = self.V.shape
-        q = np.empty((*batch, m, m if full else k), self.dtype)
-        _core.factored_array(detached(self.V), detached(self._T), q)
-        return to_library(q, library_of(self.V))
+        call = call_of(V=self.V)
+        return call.give(call.kernels.factored_array(call.context, self.V, self._T, full))
 
     def __getstate__(self) -> dict[str, Any]:
         state = {"format": _FORMAT, "V": self.V, "tau": self.tau, "_T": self._T, "transposed": self.transposed}
@@ -184,25 +144,10 @@ def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
     >>> np.allclose(Q.to_array() @ R, A), np.allclose(Q.apply(A, transpose=True)[:, :20], R)
     (True, True)
     """
-    pivoting = truth(pivoting, "pivoting")
-    if on_device(A):
-        if pivoting:
-            raise TypeError("pivoting is not implemented on CUDA devices")
-        *factors, R = device.householder_qr(A)
-        return HouseholderQ(*factors), R
-    A, dtype = matrices(column(A), "A")
-    library = library_of(A)
-    *batch, m, n = A.shape
-    k = min(m, n)
-    V, R = np.empty((*batch, m, k), dtype), np.empty((*batch, k, n), dtype)
-    tau, T = np.empty((*batch, k), dtype), np.empty((*batch, k, min(k, _BLOCK)), dtype)
-    order = np.empty((*batch, n), np.int64) if pivoting else None
-    _core.householder_qr(detached(A), V, R, tau, T, order)
-    if not _core.all_finite(R):  # A was looked at
-        raise ValueError("R overflows the dtype although A is finite; scale A")
-    hand = [to_library(x, library, A) for x in (V, tau, T, R)]
-    Q = HouseholderQ(*hand[:3])
-    return (Q, hand[3]) if order is None else (Q, hand[3], order)
+    call = call_of(A=A)
+    *factors, R = call.give(found := call.kernels.householder_qr(call.context, A, pivoting))[:4]
+    Q = HouseholderQ(*factors)
+    return (Q, R) if len(found) == 4 else (Q, R, found[4])
 
 
 def householder_product(V: Array, tau: Array | None = None, *, packed: bool = False, check: bool = True) -> Array:
@@ -232,37 +177,8 @@ def householder_product(V: Array, tau: Array | None = None, *, packed: bool = Fa
     >>> np.allclose(Q.T @ Q, np.eye(3))
     True
     """
-    if truth(packed, "packed"):
-        V = _unpacked(V, tau)
-    if on_device(V, tau):
-        return device.householder_product(V, tau)
-    V = column(V)
-    V, dtype = matrices(V, "V")
-    *batch, m, k = V.shape
-    q = np.empty((*batch, m, min(m, k)), dtype)
-    _core.householder_product(detached(V), _tau(tau), q, truth(check, "check"))
-    return to_library(q, library_of(V))
-
-
-def _unpacked(V: Array, tau: Array | None) -> Array:
-    """Unit lower trapezoidal vectors from LAPACK's packed form."""
-    if tau is None:
-        raise ValueError("packed=True needs tau: LAPACK's reflections are not all of unit length")
-    V = column(V)
-    if on_device(V):
-        place = Place(V=V)
-        with place.inside():
-            V = V[..., : min(int(s) for s in V.shape[-2:])]
-            lower = V.tril(-1) if place.library == "torch" else sys.modules["cupy"].tril(V, -1)
-            return lower + place.identity(tuple(int(s) for s in V.shape), dtype_name(V))
-    x, dtype = matrices(V, "V")
-    a = numpy(x)
-    a = a[..., : min(a.shape[-2:])]  # of a wide matrix the columns beyond are R's
-    return to_library(np.tril(a, -1) + np.eye(a.shape[-2], a.shape[-1], dtype=dtype), library_of(x), x)
-
-
-def _tau(tau: Array | None) -> Array | None:
-    return None if tau is None else detached(as_array(tau, "tau"))
+    call = call_of(V=V, tau=tau)
+    return call.give(call.kernels.householder_product(call.context, V, tau, packed, check))
 
 
 def householder_product_backward(
@@ -275,23 +191,8 @@ def householder_product_backward(
     matrices. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers expect; on a CUDA device
     they always pass. Of a vector ``V (m,)`` ``dV`` is one, too.
     """
-    if is_vector(V):
-        found = householder_product_backward(column(grad), column(V), tau, check=check)
-        dv, *rest = found if isinstance(found, tuple) else (found,)
-        return (dv.reshape(-1), *rest) if rest else dv.reshape(-1)
-    if on_device(grad, V, tau):
-        there, dtau_there = device.householder_product_backward(grad, V, tau)
-        return there if dtau_there is None else (there, dtau_there)
-    V, dtype = matrices(V, "V")
-    library = library_of(V)
-    dv = np.zeros(tuple(V.shape), dtype)
-    dtau = None if tau is None else np.zeros(tuple(as_array(tau, "tau").shape), dtype)
-    g, other = matrices(grad, "grad")
-    same_dtype(dtype, other, "grad", "V")
-    _core.householder_product_backward(detached(V), _tau(tau), detached(g), dv, dtau, truth(check, "check"))
-    if dtau is None:
-        return to_library(dv, library)
-    return to_library(dv, library), to_library(dtau, library)
+    call = call_of(V=V, grad=grad, tau=tau)
+    return call.give(call.kernels.householder_product_backward(call.context, grad, V, tau, check))
 
 
 def householder_apply(
@@ -332,35 +233,9 @@ def householder_apply(
     >>> np.allclose(householder_apply(V, x, side="right"), x * [-1, 1, 1, 1, 1, 1, 1, 1])
     True
     """
-    transpose = truth(transpose, "transpose")
-    if truth(packed, "packed"):
-        V = _unpacked(V, tau)
-    if is_vector(C):
-        return of_vector(
-            lambda c, to: householder_apply(V, c, tau, side=side, transpose=transpose, out=to, check=check),
-            C,
-            side,
-            out,
-        )
-    V = column(V)
-    if on_device(V, C, tau):
-        return device.householder_apply(V, C, tau, side, transpose, out)
-    C, dtype = matrices(C, "C")
-    V, other = matrices(V, "V")
-    same_dtype(dtype, other, "V", "C")
-    rows = C.shape[-2] if is_left(side) else C.shape[-1]
-    if V.shape[-2] != rows:
-        hint = convolution_hint(tuple(C.shape), "C")
-        raise ValueError(
-            f"V must have {rows} rows to act on C {tuple(C.shape)} from the {side}, got {V.shape[-2]}{hint}"
-        )
-    library = library_of(C)
-    c, shape = broadcast(detached(C), (V, 2))
-    result, fresh = output(out, shape, dtype, library)
-    _core.householder_apply(
-        detached(V), _tau(tau), c, is_left(side), transpose, detached(result), truth(check, "check")
-    )
-    return finish(result, fresh, library, C)
+    call = call_of(C=C, V=V, tau=tau, out=out)
+    args = (V, C, tau, side, transpose, packed, out, check)
+    return call.give(call.kernels.householder_apply(call.context, *args), out)
 
 
 def householder_apply_backward(
@@ -379,38 +254,7 @@ def householder_apply_backward(
     axes along which they were broadcast. About ``12 m n k`` flops. ``check=False`` lets NaN and infinity through; on a
     CUDA device they always pass. Of vectors ``V`` and ``C`` the gradients are vectors.
     """
-    transpose = truth(transpose, "transpose")
-    if is_vector(V):
-        dv, *rest = householder_apply_backward(grad, column(V), C, tau, side=side, transpose=transpose, check=check)
-        return (dv.reshape(-1), *rest)
-    if is_vector(C):
-        left = is_left(side)
-        c, g = (x[:, None] if left else x[None] for x in (as_array(C, "C"), as_array(grad, "grad")))
-        dv, dc, *rest = householder_apply_backward(g, V, c, tau, side=side, transpose=transpose, check=check)
-        return (dv, dc.reshape(-1), *rest)
-    if on_device(grad, V, C, tau):
-        return device.householder_apply_backward(grad, V, C, tau, side, transpose)
-    C, dtype = matrices(C, "C")
-    V, other = matrices(V, "V")
-    same_dtype(dtype, other, "V", "C")
-    g, other = matrices(grad, "grad")
-    same_dtype(dtype, other, "grad", "C")
-    library = library_of(C)
-    rows = C.shape[-2] if is_left(side) else C.shape[-1]
-    if V.shape[-2] != rows:
-        hint = convolution_hint(tuple(C.shape), "C")
-        raise ValueError(
-            f"V must have {rows} rows to act on C {tuple(C.shape)} from the {side}, got {V.shape[-2]}{hint}"
-        )
-    _, shape = broadcast(C, (V, 2))
-    if shape != tuple(C.shape):
-        raise ValueError(
-            f"C must have all leading axes of V for gradients, got shapes {tuple(C.shape)} and {tuple(V.shape)}"
-        )
-    dv, dc = np.zeros(tuple(V.shape), dtype), np.empty(shape, dtype)
-    dtau = None if tau is None else np.zeros(tuple(as_array(tau, "tau").shape), dtype)
-    _core.householder_apply_backward(
-        detached(V), _tau(tau), detached(C), detached(g), is_left(side), transpose, dv, dtau, dc, truth(check, "check")
-    )
-    out = [dv, dc] if dtau is None else [dv, dc, dtau]
-    return tuple(to_library(x, library) for x in out)
+    call = call_of(C=C, grad=grad, V=V, tau=tau)
+    args = (grad, V, C, tau, side, transpose, check)
+    found: tuple[Array, ...] = call.give(call.kernels.householder_apply_backward(call.context, *args))
+    return found

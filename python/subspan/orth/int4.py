@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from subspan import _core
-from subspan._lib.arguments import column, convolution_hint, detached, finish, is_left, is_vector, matrices, of_vector
-from subspan._lib.arrays import Array, check_float, library_of, output, to_library, truth, whole_number
-from subspan._lib.device import device_of, dtype_name, matrix, on_device
+from subspan._lib.arrays import Array, to_library, whole_number
+from subspan._lib.call import call_of
+from subspan._lib.device import dtype_name
 from subspan._lib.files import checked_state, sealed_state
-from subspan.orth import device_int4
 
 _FORMAT = "subspan.Int4Basis/2"
 
@@ -93,11 +91,9 @@ class Int4Basis:
 
     def _gram_core(self) -> tuple[Any, float]:
         """``(UᵀU)⁺`` of what is stored and its condition, kept after the first call: ``k²`` entries."""
-        if self._core is None and device_of(self.codes) is not None:
-            self._core = device_int4.gram_core(self), 1.0  # nobody waits for the condition
         if self._core is None:
-            core = np.empty((self.shape[1], self.shape[1]), self.dtype)
-            self._core = core, _core.gram_core(self._parts(), core)
+            call = call_of(codes=self.codes)
+            self._core = call.kernels.gram_core(call.context, self)
         return self._core
 
     def _parts(self) -> tuple[Any, ...]:
@@ -105,11 +101,9 @@ class Int4Basis:
 
     def to_array(self) -> Array:
         """The dense matrix ``(n, k)``, of the dtype of the scales."""
-        if device_of(self.codes) is not None:
-            return device_int4.to_array(self)
-        out = np.empty(self.shape, self.dtype)
-        _core.unpack_int4(self._parts(), out)
-        return to_library(out, self._library)
+        call = call_of(codes=self.codes)
+        dense = call.kernels.unpack_int4(call.context, self._parts())
+        return to_library(dense, self._library) if call.context is None else dense
 
     def apply(
         self, X: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None, check: bool = True
@@ -120,29 +114,9 @@ class Int4Basis:
         ``2 m n k`` flops; work memory is a block of each operand, whatever their sizes. ``check`` looks for NaN and
         infinity in ``X``. On a CUDA device values are not looked at, and the work memory holds the dense matrix.
         """
-        transpose = truth(transpose, "transpose")
-        if is_vector(X):
-            return of_vector(
-                lambda x, to: self.apply(x, side=side, transpose=transpose, out=to, check=check), X, side, out
-            )
-        there = on_device(self.codes, X)
-        X = matrix(X, "X") if there else matrices(X, "X")[0]
-        left = is_left(side)
-        rows, cols = self.shape[::-1] if transpose else self.shape
-        shape = tuple(X.shape)
-        if shape[-2 if left else -1] != (cols if left else rows):
-            where = f"{cols} rows" if left else f"{rows} columns"
-            raise ValueError(f"X must have {where}, got shape {shape}{convolution_hint(shape, 'X')}")
-        shape = (*shape[:-2], rows, shape[-1]) if left else (*shape[:-1], cols)
-        if there:
-            return device_int4.product(self, X, left, transpose, shape, 1.0, out)
-        dtype = check_float(X, "X")
-        library = library_of(X)
-        result, fresh = output(out, shape, dtype, library)
-        if check and not _core.all_finite(detached(X)):
-            raise ValueError("X holds NaN or infinity")
-        _core.int4_product(self._parts(), detached(X), left, transpose, detached(result))
-        return finish(result, fresh, library)
+        call = call_of(X=X, codes=self.codes, out=out)
+        args = (self._parts(), X, side, transpose, 1.0, out, check, "X")
+        return call.give(call.kernels.int4_product(call.context, *args), out)
 
     def __repr__(self) -> str:
         return f"Int4Basis(shape={self.shape}, group={self.group}, dtype={self.dtype}, {self.nbytes} bytes)"
@@ -165,22 +139,6 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
     >>> B.nbytes < U.nbytes / 7, bool(np.linalg.norm(B.to_array() - U) < 0.15 * np.linalg.norm(U))
     (True, True)
     """
-    U = column(U)
-    U = matrix(U, "U") if on_device(U) else matrices(U, "U")[0]
-    if len(U.shape) != 2:
-        raise ValueError(f"U must have 2 dimensions, got shape {tuple(U.shape)}")
-    if isinstance(group, bool) or not isinstance(group, (int, np.integer)):
-        raise TypeError(f"group must be an int, got {type(group).__name__}")
-    if group < 1:
-        raise ValueError(f"group must be at least 1, got {group}")
-    n, k = (int(x) for x in U.shape)
-    group = min(int(group), max(n * k, 1))
-    if on_device(U):
-        there = device_int4.quantize(U, group)
-        return Int4Basis(there[0], there[1], there[2], (n, k), group, there[3])
-    dtype = check_float(U, "U")
-    groups = -(-n * k // group)
-    codes = np.empty((n * k + 1) // 2, np.uint8)
-    scale, zero = np.empty(groups, dtype), np.empty(groups, dtype)
-    _core.quantize_int4(detached(U), int(group), codes, scale, zero)
-    return Int4Basis(codes, scale, zero, (n, k), int(group), library_of(U))
+    call = call_of(U=U)
+    codes, scale, zero, shape, each = call.kernels.quantize_int4(call.context, U, group)
+    return Int4Basis(codes, scale, zero, shape, each, call.library)

@@ -2,69 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import (
-    check_basis,
-    column,
-    detached,
-    finish,
-    is_vector,
-    matrices,
-    numpy,
-    one_rank,
-    product,
-    same_dtype,
-)
-from subspan._lib.arrays import (
-    Array,
-    as_array,
-    check_float,
-    float_dtype,
-    library_of,
-    output,
-    real_number,
-    rng_key,
-    stoppable,
-    to_library,
-    truth,
-    whole_number,
-)
-from subspan.orth.householder import householder_qr
-
-
-def padded_span(
-    A: Array, tol: float | None = None, name: str = "U"
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Orthonormal bases of the spans of the matrices of a stack, with columns of zeros past the rank, and the ranks.
-
-    Columns are taken at unit length; singular values up to tol times the largest one count as zero.
-    """
-    a = numpy(A)
-    tol = max(a.shape[-2:]) * float(np.finfo(a.dtype).eps) if tol is None else tol
-    top = np.abs(a).max(axis=-2, keepdims=True, initial=0)
-    if not np.isfinite(top).all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    a = a / np.where(top > 0, top, 1)
-    length = np.linalg.norm(a, axis=-2, keepdims=True)
-    q, r = householder_qr(a / np.where(length > 0, length, 1))
-    x, s, _ = stoppable(np.linalg.svd, r)
-    kept = s > tol * s[..., :1]
-    x = x[..., :, : s.shape[-1]] * kept[..., None, :]
-    return product(q.to_array(), np.ascontiguousarray(x)), np.count_nonzero(kept, axis=-1)
-
-
-def span(A: Array, name: str) -> np.ndarray[Any, Any]:
-    """Orthonormal basis of the columns of A; the matrices of a stack must have one rank."""
-    basis, ranks = padded_span(A, name=name)
-    return np.ascontiguousarray(basis[..., : one_rank(ranks)])
-
-
-_METHODS = {"auto": 0, "cholesky": 1, "householder": 2, "polar": 3}
+from subspan._lib.arguments import stack_shape
+from subspan._lib.arrays import Array, float_dtype, rng_key, whole_number
+from subspan._lib.call import call_of
 
 
 def orthonormalize(
@@ -115,52 +60,11 @@ def orthonormalize(
     >>> np.allclose(orthonormalize(A, method="polar"), U @ Vt)
     True
     """
-    if is_vector(A):
-        found = orthonormalize(
-            column(A),
-            method=method,
-            out=None if out is None else column(out),
-            rank_deficient=rank_deficient,
-            return_rank=return_rank,
-        )
-        q = out if out is not None else (found[0] if return_rank else found).reshape(-1)
-        return (q, found[1]) if return_rank else q
-    A, dtype = matrices(A, "A")
-    if not isinstance(method, str) or method not in _METHODS:
-        raise ValueError(f"method must be one of {', '.join(map(repr, _METHODS))}, got {method!r}")
-    if not isinstance(rank_deficient, str) or rank_deficient not in ("complete", "raise"):
-        raise ValueError(f"rank_deficient must be 'complete' or 'raise', got {rank_deficient!r}")
-    library = library_of(A)
-    result, fresh = output(out, tuple(A.shape), dtype, library)
-    ranks = np.zeros(tuple(A.shape[:-2]), np.int64) if truth(return_rank, "return_rank") else None
-    _core.orthonormalize(detached(A), detached(result), _METHODS[method], rank_deficient == "complete", ranks)
-    Q = finish(result, fresh, library, A)
-    return Q if ranks is None else (Q, int(ranks) if ranks.ndim == 0 else ranks)
-
-
-def _cutoff(rcond: float | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> float:
-    if rcond is None:
-        return max(shape[-2:]) * float(np.finfo(dtype).eps)
-    value = real_number(rcond, "rcond", 0.0)
-    if value >= 1:
-        raise ValueError(f"rcond must be in [0, 1), got {value}")
-    return value
-
-
-def _any_matrices(A: Array, name: str) -> tuple[np.ndarray[Any, Any], np.dtype[Any], str]:
-    """In NumPy, of entries near one."""
-    x, dtype = matrices(column(A), name)
-    library = library_of(x)
-    a = numpy(x)
-    top = np.abs(a).max(axis=(-2, -1), keepdims=True, initial=0)
-    if not np.isfinite(top).all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    # By a power of two, which is exact.
-    return (
-        a / np.where(top > 0, 2.0 ** np.floor(np.log2(np.where(top > 0, top, 1))), 1).astype(dtype),
-        dtype,
-        library,
-    )
+    call = call_of(A=A, out=out)
+    found = call.kernels.orthonormalize(call.context, A, method, out, rank_deficient, return_rank)
+    if return_rank is True:
+        return call.give(found[0], out), found[1]
+    return call.give(found, out)
 
 
 def range_basis(A: Array, *, rcond: float | None = None) -> Array:
@@ -181,19 +85,8 @@ def range_basis(A: Array, *, rcond: float | None = None) -> Array:
     >>> range_basis(A).shape
     (5, 1)
     """
-    a, dtype, library = _any_matrices(A, "A")
-    return to_library(_range(a, _cutoff(rcond, a.shape, dtype)), library, A)
-
-
-def _range(a: np.ndarray[Any, Any], tol: float) -> np.ndarray[Any, Any]:
-    if a.shape[-2] <= a.shape[-1]:  # a factor R would be no smaller
-        x, s, _ = stoppable(np.linalg.svd, a, full_matrices=False)
-        rank = one_rank(np.count_nonzero(s > tol * s[..., :1], axis=-1))
-        return np.ascontiguousarray(x[..., :rank])
-    q, r = householder_qr(a)
-    x, s, _ = stoppable(np.linalg.svd, r, full_matrices=False)
-    rank = one_rank(np.count_nonzero(s > tol * s[..., :1], axis=-1))
-    return product(q.to_array(), np.ascontiguousarray(x[..., :, :rank]))
+    call = call_of(A=A)
+    return call.give(call.kernels.range_basis(call.context, A, rcond))
 
 
 def null_space(A: Array, *, rcond: float | None = None) -> Array:
@@ -210,12 +103,8 @@ def null_space(A: Array, *, rcond: float | None = None) -> Array:
     >>> N.shape, bool(np.abs(N[0] + N[1]).max() < 1e-15)
     ((3, 2), True)
     """
-    a, dtype, library = _any_matrices(A, "A")
-    tol = _cutoff(rcond, a.shape, dtype)
-    if a.shape[-2] > a.shape[-1]:
-        _, a = householder_qr(a)  # the same rows, as far as their span goes
-    rows = _range(np.swapaxes(a, -1, -2), tol)
-    return to_library(np.asarray(complement(rows, check=False)), library, A)
+    call = call_of(A=A)
+    return call.give(call.kernels.null_space(call.context, A, rcond))
 
 
 def random_orthogonal(
@@ -240,17 +129,9 @@ def random_orthogonal(
     >>> U.shape, np.allclose(np.swapaxes(U, 1, 2) @ U, np.eye(4))
     ((3, 10, 4), True)
     """
-    k = n if k is None else k
-    n, k = whole_number(n, "n", 0), whole_number(k, "k", 0)
-    if k > n:
-        raise ValueError(f"k must be at most n = {n}, got {k}")
-    sizes = batch if isinstance(batch, (tuple, list)) else (batch,)
-    shape = (*(whole_number(size, "batch", 0) for size in sizes), n, k)
-    if math.prod(shape) > 2**58:
-        raise ValueError(f"{shape} are more numbers than memory can hold")
-    out = np.empty(shape, float_dtype(dtype))
-    _core.random_orthogonal(rng_key(rng), out)
-    return out
+    shape = stack_shape(n, n if k is None else k, batch)
+    drawn: np.ndarray[Any, Any] = _core.random_orthogonal(None, rng_key(rng), shape, float_dtype(dtype) == np.float32)
+    return drawn
 
 
 def complement(U: Array, *, check: bool = True) -> Array:
@@ -268,51 +149,8 @@ def complement(U: Array, *, check: bool = True) -> Array:
     >>> W.shape, bool(np.abs(U.T @ W).max() < 1e-14)
     ((6, 4), True)
     """
-    U, dtype = matrices(column(U), "U")
-    if truth(check, "check"):
-        check_basis(U, "U")
-    *batch, n, k = U.shape
-    if k > n:
-        raise ValueError(f"U has {k} columns of {n} entries: so many cannot be orthonormal")
-    q, _ = householder_qr(numpy(U))
-    out = np.zeros((*batch, n, n - k), dtype)
-    out[..., np.arange(k, n), np.arange(n - k)] = 1
-    q.apply(out, out=out, check=False)
-    return to_library(out, library_of(U))
-
-
-def _tolerance(tol: float | None, dtype: np.dtype[Any]) -> float:
-    if tol is None:
-        return math.pow(float(np.finfo(dtype).eps), 2 / 3)
-    value = real_number(tol, "tol", 0.0)
-    if value >= 1:
-        raise ValueError(f"tol must be in [0, 1), got {value}")
-    return value
-
-
-def _two_bases(
-    U: Array, W: Array, check: bool
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.dtype[Any], str]:
-    U, dtype = matrices(column(U), "U")
-    W, other = matrices(column(W), "W")
-    same_dtype(dtype, other, "W", "U")
-    if U.shape[-2] != W.shape[-2]:
-        raise ValueError(f"U and W must live in one space, got {U.shape[-2]} and {W.shape[-2]} rows")
-    if truth(check, "check"):
-        check_basis(U, "U")
-        check_basis(W, "W")
-    return numpy(U), numpy(W), dtype, library_of(U)
-
-
-def _residual(U: np.ndarray[Any, Any], W: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """W minus its part in the span of U, projected twice."""
-    if U.shape[-2] != W.shape[-2]:
-        raise ValueError(f"U and W must live in one space, got {U.shape[-2]} and {W.shape[-2]} rows")
-    shape = np.broadcast_shapes(U.shape[:-2], W.shape[:-2])
-    rest = np.empty((*shape, *W.shape[-2:]), W.dtype)
-    _core.apply_core(np.broadcast_to(W, rest.shape), U, None, -1.0, 1.0, True, rest, False)
-    _core.apply_core(rest, U, None, -1.0, 1.0, True, rest, False)
-    return rest
+    call = call_of(U=U)
+    return call.give(call.kernels.complement(call.context, U, check))
 
 
 def span_sum(U: Array, W: Array, *, tol: float | None = None, check: bool = True) -> Array:
@@ -330,17 +168,8 @@ def span_sum(U: Array, W: Array, *, tol: float | None = None, check: bool = True
     >>> span_sum(I[:, :2], I[:, 1:4]).shape
     (5, 4)
     """
-    u, w, dtype, library = _two_bases(U, W, check)
-    tol = _tolerance(tol, dtype)
-    rest = _residual(u, w)
-    q, r = householder_qr(rest)
-    x, s, _ = stoppable(np.linalg.svd, r)
-    new = one_rank(np.count_nonzero(s > tol, axis=-1))
-    extra = product(q.to_array(), np.ascontiguousarray(x[..., :, :new]))
-    extra = _residual(u, extra)
-    orthonormalize(extra, out=extra)
-    u = np.broadcast_to(u, (*extra.shape[:-2], *u.shape[-2:]))
-    return to_library(np.concatenate([u, extra], axis=-1), library)
+    call = call_of(U=U, W=W)
+    return call.give(call.kernels.span_sum(call.context, U, W, tol, check))
 
 
 def span_intersection(U: Array, W: Array, *, tol: float | None = None, check: bool = True) -> Array:
@@ -358,14 +187,8 @@ def span_intersection(U: Array, W: Array, *, tol: float | None = None, check: bo
     >>> np.abs(span_intersection(I[:, :3], I[:, 2:])).T
     array([[0., 0., 1., 0., 0.]])
     """
-    u, w, dtype, library = _two_bases(U, W, check)
-    tol = _tolerance(tol, dtype)
-    _, r = householder_qr(_residual(u, w))
-    _, s, vt = stoppable(np.linalg.svd, r)
-    inside = np.count_nonzero(s <= tol, axis=-1) + (w.shape[-1] - s.shape[-1])
-    count = one_rank(inside)
-    basis = product(np.ascontiguousarray(w), np.swapaxes(vt[..., vt.shape[-2] - count :, :], -1, -2).copy())
-    return to_library(np.asarray(orthonormalize(basis, out=basis)), library)
+    call = call_of(U=U, W=W)
+    return call.give(call.kernels.span_intersection(call.context, U, W, tol, check))
 
 
 def contains(U: Array, W: Array, *, tol: float | None = None, check: bool = True) -> np.ndarray[Any, Any]:
@@ -381,17 +204,9 @@ def contains(U: Array, W: Array, *, tol: float | None = None, check: bool = True
     >>> bool(contains(np.eye(4)[:, :3], np.eye(4)[:, 1:3])), bool(contains(np.eye(4)[:, :1], np.eye(4)[:, 1:3]))
     (True, False)
     """
-    U, dtype = matrices(column(U), "U")
-    W, other = matrices(column(W), "W")
-    same_dtype(dtype, other, "W", "U")
-    if truth(check, "check"):
-        check_basis(U, "U")
-    tol = _tolerance(tol, dtype)
-    w, _ = padded_span(W, name="W")
-    rest = _residual(numpy(U), w)
-    if rest.shape[-1] == 0:
-        return np.ones(rest.shape[:-2], bool)
-    return np.asarray(np.linalg.norm(rest, ord=2, axis=(-2, -1)) <= tol)
+    call = call_of(U=U, W=W)
+    found: np.ndarray[Any, Any] = call.kernels.contains(call.context, U, W, tol, check)
+    return found
 
 
 def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Array:
@@ -422,33 +237,8 @@ def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Arr
     >>> np.allclose(basis[3:], B @ A @ basis[:3])
     True
     """
-    U, dtype = matrices(column(U), "U")
-    W, other = matrices(column(W), "W")
-    same_dtype(dtype, other, "W", "U")
-    library, tol = library_of(U), _tolerance(tol, dtype)
-    if isinstance(shared, bool) or not isinstance(shared, (int, np.integer)):
-        raise TypeError(f"shared must be an int, got {type(shared).__name__}")
-    if not 0 <= shared <= min(U.shape[-2], W.shape[-2]):
-        raise ValueError(f"shared must be from 0 to {min(U.shape[-2], W.shape[-2])}, got {shared}")
-    # Orthonormal bases first: the tolerance then means an angle.
-    u, w = span(U, "U"), span(W, "W")
-    s, k = u.shape[-2] - shared, u.shape[-1]
-    batch = np.broadcast_shapes(u.shape[:-2], w.shape[:-2])
-    u, w = np.broadcast_to(u, (*batch, *u.shape[-2:])), np.broadcast_to(w, (*batch, *w.shape[-2:]))
-    joint = np.concatenate([u[..., s:, :], -w[..., :shared, :]], axis=-1)
-    if shared > joint.shape[-1]:
-        _, joint = householder_qr(joint)
-    _, values, vt = stoppable(np.linalg.svd, joint)
-    free = one_rank(joint.shape[-1] - np.count_nonzero(values > tol, axis=-1)) if values.size else joint.shape[-1]
-    null = np.swapaxes(vt[..., vt.shape[-2] - free :, :], -1, -2).copy()
-    ends = np.concatenate(
-        [product(u[..., :s, :], null[..., :k, :]), product(w[..., shared:, :], null[..., k:, :])], axis=-2
-    )
-    # Not relative: a pair whose ends vanish is a loop over the shared coordinates, and spans nothing.
-    q, r = householder_qr(ends)
-    x, values, _ = stoppable(np.linalg.svd, r)
-    rank = one_rank(np.count_nonzero(values > tol, axis=-1))
-    return to_library(product(q.to_array(), np.ascontiguousarray(x[..., :, :rank])), library)
+    call = call_of(U=U, W=W)
+    return call.give(call.kernels.compose(call.context, U, W, shared, tol))
 
 
 def hadamard(
@@ -482,22 +272,8 @@ def hadamard(
     >>> np.allclose(hadamard(hadamard(x), transpose=True), x)
     True
     """
-    x = as_array(x, "x")
-    dtype = check_float(x, "x")
-    shape = tuple(x.shape)
-    if len(shape) < 1:
-        raise ValueError("x must have at least 1 dimension")
-    library = library_of(x)
-    n = shape[-1]
-    if n == 0:
-        raise ValueError("the last axis of x is empty")
-    factor = 1.0 / math.sqrt(n) if scale is None else real_number(scale, "scale")
-    result, fresh = output(out, shape, dtype, library)
-    source, target = detached(x), detached(result)
-    if len(shape) == 1:
-        source, target = source[None], target[None]
-    _core.hadamard(source, target, factor, truth(transpose, "transpose"), truth(check, "check"))
-    return finish(result, fresh, library)
+    call = call_of(x=x, out=out)
+    return call.give(call.kernels.hadamard(call.context, x, out, scale, transpose, check), out)
 
 
 def hadamard_matrix(n: int, dtype: Any = np.float64) -> np.ndarray[Any, Any]:

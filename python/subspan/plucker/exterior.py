@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import detached, finish, matrices, numpy
-from subspan._lib.arrays import Array, as_array, check_float, library_of, output, to_library, whole_number
+from subspan._lib.arrays import Array
+from subspan._lib.call import call_of
 from subspan.plucker.common import summed_to
-
-
-def _vectors(x: Array, name: str, length: int | None = None) -> tuple[Array, np.dtype[Any]]:
-    x = as_array(x, name)
-    dtype = check_float(x, name)
-    if len(x.shape) < 1:
-        raise ValueError(f"{name} must have at least 1 dimension")
-    if length is not None and x.shape[-1] != length:
-        raise ValueError(f"{name} must have {length} entries along its last axis, got shape {tuple(x.shape)}")
-    return x, dtype
-
-
-def _same_dtype(x: Array, name: str, dtype: np.dtype[Any], first: str) -> None:
-    if check_float(x, name) != dtype:
-        raise TypeError(f"{name} must be {dtype} as {first} is, got {check_float(x, name)}")
-
-
-_MOST = 2**31  # numbers of an array here, and dimensions of a space
-
-
-def _comb(n: int, k: int, what: str = "") -> int:
-    """C(n, k), found out to be too much before it is computed: it passes 2³¹ after 34 factors."""
-    count, few = 1, min(k, n - k)
-    for i in range(1, few + 1):
-        count = count * (n - few + i) // i
-        if count > _MOST:
-            raise ValueError(f"{what or f'n={n}, k={k}'}: C({n}, {k}) is more than 2³¹, and no array here is as long")
-    return count if few >= 0 else 0
-
-
-def _grades(n: Any, k: Any, least: int = 1) -> tuple[int, int, int]:
-    """n, k and C(n, k)."""
-    n, k = whole_number(n, "n", 1, _MOST), whole_number(k, "k", least, _MOST)
-    if k > n:
-        raise ValueError(f"k must be at most n, got k={k} and n={n}")
-    return n, k, _comb(n, k)
-
-
-def _countable(n: int, k: int, name: str, shape: tuple[int, ...]) -> int:
-    return _comb(n, k, f"{name}, shape {shape}")
-
-
-def _finite(good: bool, what: str) -> None:
-    if not good:
-        raise ValueError(f"{what} overflows the dtype although the input is finite; scale what goes in")
 
 
 def coordinates(A: Array, *, out: Array | None = None) -> Array:
@@ -93,14 +47,8 @@ def coordinates(A: Array, *, out: Array | None = None) -> Array:
     >>> plucker.coordinates(np.array([[1.0, 0.0], [2.0, 1.0], [0.0, 3.0]]))
     array([1., 3., 6.])
     """
-    A, dtype = matrices(A, "A")
-    n, k = (int(x) for x in A.shape[-2:])
-    if not 1 <= k <= n:
-        raise ValueError(f"A must have from 1 to {n} columns of {n} entries, got shape {tuple(A.shape)}")
-    library = library_of(A)
-    result, fresh = output(out, (*A.shape[:-2], _countable(n, k, "A", tuple(A.shape))), dtype, library)
-    _finite(_core.plucker_coordinates(detached(A), detached(result)), "a minor")
-    return finish(result, fresh, library)
+    call = call_of(A=A, out=out)
+    return call.give(call.kernels.coordinates(call.context, A, out), out)
 
 
 def coordinates_backward(grad: Array, A: Array) -> Array:
@@ -127,42 +75,8 @@ def coordinates_backward(grad: Array, A: Array) -> Array:
     array([[ 4., -3.],
            [-2.,  1.]])
     """
-    A, dtype = matrices(A, "A")
-    n, k = (int(x) for x in A.shape[-2:])
-    if not 1 <= k <= n:
-        raise ValueError(f"A must have from 1 to {n} columns of {n} entries, got shape {tuple(A.shape)}")
-    grad = as_array(grad, "grad")
-    _same_dtype(grad, "grad", dtype, "A")
-    if tuple(grad.shape) != (*A.shape[:-2], _comb(n, k)):
-        raise ValueError(f"grad must have shape {(*A.shape[:-2], _comb(n, k))}, got {tuple(grad.shape)}")
-    dA = np.empty(tuple(A.shape), dtype)
-    _finite(_core.plucker_coordinates_backward(detached(grad), detached(A), dA), "the gradient of A")
-    return to_library(dA, library_of(A))
-
-
-def _wedge_arguments(z: Array, w: Array, n: Any, grades: Any) -> tuple[Any, ...]:
-    z, dtype = _vectors(z, "z")
-    w, _ = _vectors(w, "w")
-    _same_dtype(w, "w", dtype, "z")
-    try:
-        k, m = grades
-    except (TypeError, ValueError):
-        raise TypeError(f"grades must be a pair of integers, got {grades!r}") from None
-    k, m = whole_number(k, "grades[0]", 0, _MOST), whole_number(m, "grades[1]", 0, _MOST)
-    if n is None:
-        if 1 not in (k, m):
-            raise ValueError(f"n is needed for grades {(k, m)}: neither of them is a vector, whose length is n")
-        n = int((z if k == 1 else w).shape[-1])
-    n = whole_number(n, "n", 1, _MOST)
-    for x, name, grade in ((z, "z", k), (w, "w", m)):
-        count = _comb(n, grade, f"n={n}, grades={(k, m)}")
-        if x.shape[-1] != count:
-            raise ValueError(f"{name} must have C({n}, {grade}) = {count} entries, got shape {tuple(x.shape)}")
-    try:
-        batch = np.broadcast_shapes(tuple(z.shape[:-1]), tuple(w.shape[:-1]))
-    except ValueError:
-        raise ValueError(f"leading axes do not broadcast: {tuple(z.shape)} with {tuple(w.shape)}") from None
-    return z, w, dtype, n, k, m, batch
+    call = call_of(A=A, grad=grad)
+    return call.give(call.kernels.coordinates_backward(call.context, grad, A))
 
 
 def wedge(
@@ -202,11 +116,8 @@ def wedge(
     >>> plucker.wedge(plucker.wedge(e[0], e[2]), e[1], grades=(2, 1))  # 012 013 023 123
     array([-1.,  0.,  0.,  0.])
     """
-    z, w, dtype, n, k, m, batch = _wedge_arguments(z, w, n, grades)
-    library = library_of(z)
-    result, fresh = output(out, (*batch, _comb(n, k + m)), dtype, library)
-    _finite(_core.wedge(detached(z), detached(w), detached(result), n, k, m), "the wedge")
-    return finish(result, fresh, library)
+    call = call_of(z=z, w=w, out=out)
+    return call.give(call.kernels.wedge(call.context, z, w, n, grades, out), out)
 
 
 def wedge_backward(
@@ -241,18 +152,11 @@ def wedge_backward(
     >>> dz, dw
     (array([ 5., -3.]), array([-2.,  1.]))
     """
-    z, w, dtype, n, k, m, batch = _wedge_arguments(z, w, n, grades)
-    grad = as_array(grad, "grad")
-    _same_dtype(grad, "grad", dtype, "z")
-    if tuple(grad.shape) != (*batch, _comb(n, k + m)):
-        raise ValueError(f"grad must have shape {(*batch, _comb(n, k + m))}, got {tuple(grad.shape)}")
-    dz, dw = np.zeros((*batch, z.shape[-1]), dtype), np.zeros((*batch, w.shape[-1]), dtype)
-    if k + m <= n:
-        _finite(_core.wedge_backward(detached(grad), detached(z), detached(w), dz, dw, n, k, m), "a gradient")
-    library = library_of(z)
-    return to_library(summed_to(dz, tuple(z.shape), dtype), library), to_library(
-        summed_to(dw, tuple(w.shape), dtype), library
-    )
+    call = call_of(z=z, w=w, grad=grad)
+    dz, dw = call.kernels.wedge_backward(call.context, grad, z, w, n, grades)
+    shapes = (np.shape(x) if isinstance(x, (list, tuple)) else tuple(x.shape) for x in (z, w))
+    dz, dw = (summed_to(full, shape, full.dtype) for full, shape in zip((dz, dw), shapes, strict=True))
+    return call.give(dz), call.give(dw)
 
 
 def relations(p: Array, n: int, k: int, *, out: Array | None = None) -> Array:
@@ -285,14 +189,8 @@ def relations(p: Array, n: int, k: int, *, out: Array | None = None) -> Array:
     >>> float(abs(plucker.relations(p, 4, 2)).max())
     1.0
     """
-    n, k, length = _grades(n, k)
-    p, dtype = _vectors(p, "p", length)
-    library = library_of(p)
-    shape = (*p.shape[:-1], _comb(n, k - 1), _comb(n, k + 1))
-    result, fresh = output(out, shape, dtype, library)
-    if math.prod(shape[-2:]) > 0:
-        _finite(_core.plucker_relations(detached(p), detached(result), n, k), "a relation")
-    return finish(result, fresh, library)
+    call = call_of(p=p, out=out)
+    return call.give(call.kernels.relations(call.context, p, n, k, out), out)
 
 
 def relations_backward(grad: Array, p: Array, n: int, k: int) -> Array:
@@ -326,17 +224,8 @@ def relations_backward(grad: Array, p: Array, n: int, k: int) -> Array:
     >>> plucker.relations_backward(R, p, 4, 2)  # of ||R||² / 2
     array([4., 0., 0., 0., 0., 4.])
     """
-    n, k, length = _grades(n, k)
-    p, dtype = _vectors(p, "p", length)
-    grad = as_array(grad, "grad")
-    _same_dtype(grad, "grad", dtype, "p")
-    shape = (*p.shape[:-1], _comb(n, k - 1), _comb(n, k + 1))
-    if tuple(grad.shape) != shape:
-        raise ValueError(f"grad must have shape {shape}, got {tuple(grad.shape)}")
-    dp = np.zeros(tuple(p.shape), dtype)
-    if math.prod(shape[-2:]) > 0:
-        _finite(_core.plucker_relations_backward(detached(grad), detached(p), dp, n, k), "the gradient of p")
-    return to_library(dp, library_of(p))
+    call = call_of(p=p, grad=grad)
+    return call.give(call.kernels.relations_backward(call.context, grad, p, n, k))
 
 
 def basis(p: Array, n: int, k: int, *, check: bool = True, out: Array | None = None) -> Array:
@@ -377,38 +266,8 @@ def basis(p: Array, n: int, k: int, *, check: bool = True, out: Array | None = N
     >>> bool(np.allclose(plucker.coordinates(U) * np.linalg.norm(p), p))
     True
     """
-    n, k, length = _grades(n, k)
-    p, dtype = _vectors(p, "p", length)
-    library = library_of(p)
-    plain = detached(p)
-    result, fresh = output(out, (*p.shape[:-1], n, k), dtype, library)
-    _named(_core.plucker_basis(plain, detached(result), n, k), tuple(p.shape[:-1]))
-    if check:
-        values = numpy(plain).astype(np.float64)
-        unit = np.empty(tuple(p.shape), np.float64)
-        _core.plucker_coordinates(numpy(result).astype(np.float64), unit)
-        size = np.abs(values).max(-1, keepdims=True)
-        values /= size
-        along = (values * unit).sum(-1, keepdims=True)
-        rest = np.linalg.norm(values - along * unit, axis=-1) / np.linalg.norm(values, axis=-1)
-        tolerance = math.sqrt(float(np.finfo(dtype).eps))
-        if rest.size and rest.max() > tolerance:
-            where = np.unravel_index(int(rest.argmax()), rest.shape)
-            raise ValueError(
-                f"p{_index(where)} is no wedge of {k} vectors: {rest.max():.1e} of it lies off the nearest one found, "
-                f"more than {tolerance:.1e}; look at relations(p, n, k), or pass check=False"
-            )
-    return finish(result, fresh, library)
-
-
-def _index(where: Any) -> str:
-    return f"[{', '.join(str(int(i)) for i in where)}]" if len(where) else ""
-
-
-def _named(item: int, batch: tuple[int, ...]) -> None:
-    if item >= 0:
-        where = _index(np.unravel_index(item, batch)) if batch else ""
-        raise ValueError(f"p{where} is zero or holds NaN or infinity, and spans nothing")
+    call = call_of(p=p, out=out)
+    return call.give(call.kernels.basis(call.context, p, n, k, check, out), out)
 
 
 def basis_backward(grad: Array, p: Array, n: int, k: int) -> Array:
@@ -447,17 +306,8 @@ def basis_backward(grad: Array, p: Array, n: int, k: int) -> Array:
     >>> plucker.basis_backward(np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]]), p, 3, 2)
     array([ 0. ,  0. , -0.5])
     """
-    n, k, length = _grades(n, k)
-    p, dtype = _vectors(p, "p", length)
-    grad = as_array(grad, "grad")
-    _same_dtype(grad, "grad", dtype, "p")
-    if tuple(grad.shape) != (*p.shape[:-1], n, k):
-        raise ValueError(f"grad must have shape {(*p.shape[:-1], n, k)}, got {tuple(grad.shape)}")
-    dp = np.empty(tuple(p.shape), dtype)
-    item = _core.plucker_basis_backward(detached(grad), detached(p), dp, n, k)
-    _finite(item != -2, "the gradient of p")
-    _named(item, tuple(p.shape[:-1]))
-    return to_library(dp, library_of(p))
+    call = call_of(p=p, grad=grad)
+    return call.give(call.kernels.basis_backward(call.context, grad, p, n, k))
 
 
 def complement_signs(n: int, k: int) -> np.ndarray[Any, Any]:
@@ -477,10 +327,8 @@ def complement_signs(n: int, k: int) -> np.ndarray[Any, Any]:
     >>> plucker.complement_signs(4, 2)
     array([ 1., -1.,  1.,  1., -1.,  1.])
     """
-    n, k, length = _grades(n, k, 0)
-    out = np.empty(length, np.float64)
-    _core.complement_signs(n, k, out)
-    return out
+    signs: np.ndarray[Any, Any] = _core.complement_signs(n, k)
+    return signs
 
 
 def hodge(p: Array, n: int, k: int) -> Array:
@@ -509,7 +357,5 @@ def hodge(p: Array, n: int, k: int) -> Array:
     >>> plucker.hodge(plucker.wedge(np.array([1.0, 0, 0]), np.array([0, 1.0, 0])), 3, 2)  # the cross product
     array([0., 0., 1.])
     """
-    n, k, length = _grades(n, k, 0)
-    p, dtype = _vectors(p, "p", length)
-    dual = complement_signs(n, k).astype(dtype) * numpy(detached(p)) + dtype.type(0)  # no negative zeros
-    return to_library(np.ascontiguousarray(dual[..., ::-1]), library_of(p))
+    call = call_of(p=p)
+    return call.give(call.kernels.hodge(call.context, p, n, k))

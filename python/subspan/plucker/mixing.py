@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
-
-from subspan import _core
-from subspan._lib.arguments import detached, finish
-from subspan._lib.arrays import Array, output, to_library
-from subspan._lib.device import on_one_side
-from subspan.plucker import device
-from subspan.plucker.common import Sequences, chosen, gradient, overflow, projection, sequences, weights_gradient
+from subspan._lib.arrays import Array
+from subspan._lib.call import call_of
+from subspan.plucker.common import LISTED, beside, summed_gradient
 
 
 def mix(
@@ -103,18 +97,11 @@ def mix(
     >>> bool(np.allclose(p[0, 1], plucker.wedge(z[0, 1], z[0, 0]) / np.linalg.norm(plucker.wedge(z[0, 1], z[0, 0]))))
     True
     """
-    s = sequences(z, offsets, **chosen(locals()))
-    if s.place is not None:
-        return device.mix(s, out)
-    on_one_side(z=z, out=out)
-    result, fresh = output(out, (*s.shape, math.comb(s.r, 2)), s.dtype, s.library)
-    if not _core.plucker_mix(s.z, s.weights, s.mask, detached(result), s.offsets, s.settings):
-        raise ValueError(overflow("the wedge of two tokens", norm))
-    return finish(result, fresh, s.library)
-
-
-def _of_each_token(s: Sequences, weights: Array | None) -> np.ndarray[Any, Any] | None:
-    return None if weights is None else np.empty((*s.shape, len(s.offsets)), np.float64)
+    call = call_of(z=z, weights=weights, mask=mask, out=out)
+    if mask is not None or type(weights) in LISTED:
+        weights, mask = beside(call, z, weights, mask)
+    choices = (z, offsets, weights, weighting, mask, norm, eps, order, causal, "weighted", rope, rope_base, rope_start)
+    return call.give(call.kernels.mix(call.context, *choices, out), out)
 
 
 def mix_backward(
@@ -168,18 +155,11 @@ def mix_backward(
     >>> dz.shape, dweights.shape
     ((10, 4), (2,))
     """
-    s = sequences(z, offsets, **chosen(locals()))
-    if s.place is not None:
-        return device.mix_backward(s, grad, weights)
-    on_one_side(z=z, grad=grad)
-    g = gradient(grad, s, math.comb(s.r, 2))
-    dz = np.empty((*s.shape, s.r), s.dtype)
-    dweights = _of_each_token(s, weights)
-    if not _core.plucker_mix_backward(g, s.z, s.weights, s.mask, dz, dweights, s.offsets, s.settings):
-        raise ValueError(overflow("the gradient of z", norm))
-    if dweights is None or weights is None:
-        return to_library(dz, s.library)
-    return to_library(dz, s.library), weights_gradient(dweights, weights, s, g)
+    call = call_of(z=z, grad=grad, weights=weights, mask=mask)
+    w, mask = beside(call, z, weights, mask)
+    choices = (z, offsets, w, weighting, mask, norm, eps, order, causal, "weighted", rope, rope_base, rope_start)
+    dz, full = call.kernels.mix_backward(call.context, grad, *choices)
+    return call.give(dz) if full is None else (call.give(dz), summed_gradient(call, full, weights, z, w, grad))
 
 
 def mix_project(
@@ -274,20 +254,11 @@ def mix_project(
     >>> bool((g[:, 0] == 0).all())  # the first token has no past, and no bias
     True
     """
-    if mask is None and type(z) is not np.ndarray:
-        rest = (weighting, norm, eps, order, bias, rope, rope_base, rope_start)
-        found = device.quick(z, W, b, weights, out, offsets, causal, *rest)
-        if found is not None:
-            return found
-    s = sequences(z, offsets, **chosen(locals()))
-    if s.place is not None:
-        return device.mix_project(s, W, b, out)
-    on_one_side(z=z, W=W, b=b, out=out)
-    matrix, vector = projection(W, b, s)
-    result, fresh = output(out, (*s.shape, int(matrix.shape[0])), s.dtype, s.library)
-    if not _core.plucker_mix_project(s.z, s.weights, s.mask, matrix, vector, detached(result), s.offsets, s.settings):
-        raise ValueError(overflow("the projection of the mixed coordinates", norm))
-    return finish(result, fresh, s.library)
+    call = call_of(z=z, W=W, b=b, weights=weights, mask=mask, out=out)
+    if mask is not None or type(weights) in LISTED:
+        weights, mask = beside(call, z, weights, mask)
+    choices = (z, offsets, weights, weighting, mask, norm, eps, order, causal, bias, rope, rope_base, rope_start)
+    return call.give(call.kernels.mix_project(call.context, W, b, *choices, out), out)
 
 
 def mix_project_backward(
@@ -344,21 +315,9 @@ def mix_project_backward(
     >>> dz.shape, dW.shape, db.shape
     ((2, 100, 8), (16, 28), (16,))
     """
-    s = sequences(z, offsets, **chosen(locals()))
-    if s.place is not None:
-        return device.mix_project_backward(s, grad, W, b, weights)
-    on_one_side(z=z, grad=grad, W=W, b=b)
-    matrix, vector = projection(W, b, s)
-    d = int(matrix.shape[0])
-    g = gradient(grad, s, d)
-    dz, dW = np.empty((*s.shape, s.r), s.dtype), np.empty((d, math.comb(s.r, 2)), s.dtype)
-    db = None if b is None else np.empty(d, s.dtype)
-    dweights = _of_each_token(s, weights)
-    if not _core.plucker_mix_project_backward(
-        g, s.z, s.weights, s.mask, matrix, vector, dz, dW, db, dweights, s.offsets, s.settings
-    ):
-        raise ValueError(overflow("a gradient", norm))
-    results = [to_library(dz, s.library), to_library(dW, s.library), None if db is None else to_library(db, s.library)]
-    if dweights is not None and weights is not None:
-        results.append(weights_gradient(dweights, weights, s, g, matrix, vector))
-    return tuple(results)
+    call = call_of(z=z, grad=grad, W=W, b=b, weights=weights, mask=mask)
+    w, mask = beside(call, z, weights, mask)
+    choices = (z, offsets, w, weighting, mask, norm, eps, order, causal, bias, rope, rope_base, rope_start)
+    *found, full = call.kernels.mix_project_backward(call.context, grad, W, b, *choices)
+    results = call.give(tuple(found))
+    return results if full is None else (*results, summed_gradient(call, full, weights, z, w, grad, W, b))

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import detached, finish, numpy
-from subspan._lib.arrays import Array, as_array, check_float, library_of, output, whole_number
-from subspan._lib.device import Place, check_dtype, dtype_name, on_device
+from subspan._lib.arguments import finish, numpy
+from subspan._lib.arrays import Array, as_array, check_float, detached, library_of, output, whole_number
+from subspan._lib.device import Place, check_dtype, dtype_name, on_device, placed
 from subspan._lib.files import checked_state, read_archive, sealed_state, write_archive
-from subspan.plucker.common import first_positions, mask_array, numbers_for, offset_list, settings, with_positions
+from subspan.plucker.common import first_positions, mask_array, numbers_for, offset_list
 from subspan.plucker.device import Ring
 
 _FORMAT = "subspan.plucker.MixState/2"
@@ -109,7 +109,13 @@ class MixState:
         }
         starts = first_positions(rope_start, np.shape(rope_start))
         self._per_sequence = starts is not None
-        self._settings = settings(**{**given, "rope_start": 0 if self._per_sequence else rope_start}, r=self.r)
+        self._choices = tuple(
+            given[name] for name in ("weighting", "norm", "eps", "order", "bias", "rope", "rope_base")
+        )
+        start = 0 if self._per_sequence else rope_start
+        _core.check_mixing(
+            self.offsets, weighting != "mean", weighting, norm, eps, order, bias, rope, rope_base, start, self.r
+        )
         # Plain values, as they come back from an archive, whatever the caller's were.
         self._options: dict[str, Any] = {name: None if x is None else str(x) for name, x in given.items()}
         self._options.update(eps=float(eps), rope_base=float(rope_base))
@@ -165,9 +171,8 @@ class MixState:
         if self._dtype is not None and dtype != self._dtype:
             raise TypeError(f"{name} must be {self._dtype} as W is, got {dtype}")
         make = _core.MixStateF32 if dtype == np.float32 else _core.MixStateF64
-        starts = first_positions(self._options["rope_start"], batch)
-        chosen = with_positions(self._settings, starts)
-        self._core = make(self.r, math.prod(batch), self._W, self._b, self.offsets, chosen)
+        chosen = (self._choices[0] != "mean", *self._choices, self._options["rope_start"], batch)
+        self._core = make(self.r, math.prod(batch), self._W, self._b, self.offsets, *chosen)
         self._dtype, self._batch = dtype, batch
         if self._weights is not None and self._listed:
             self._weights = self._weights.astype(dtype)
@@ -280,7 +285,7 @@ class MixState:
     def _device_begin(self, z: Array, batch: tuple[int, ...], name: str, **others: Any) -> Place:
         if self._per_sequence:
             raise TypeError("rope_start with a position for each sequence is not implemented on CUDA devices")
-        place = Place(**{name: z}, W=self._W, **others)
+        place = placed(**{name: z}, W=self._W, **others)
         dtype = check_dtype(z, name)
         known = None if self._W is None and self._core is None else str(self._dtype)
         if known is not None and dtype != known:
@@ -317,7 +322,8 @@ class MixState:
                 )
             result = place.output(out, (*shape[:-1], self._width), str(self._dtype))
             rows = None if w is None else detached(w)
-            self._core.step(detached(z), rows, mask, self._W, self._b, self._settings, detached(result))
+            chosen = (*self._choices, self._options["rope_start"])
+            self._core.step(detached(z), rows, mask, self._W, self._b, chosen, detached(result))
         except BaseException:  # an interrupt, too
             if new:
                 self._forget()
@@ -436,7 +442,7 @@ class MixState:
         parts = [f"offsets={self.offsets}", f"r={self.r}"]
         if self._W is not None:
             parts.append(f"W=<{self._W.shape[0]} x {self._W.shape[1]}>")
-        defaults = _settings_defaults()
+        defaults = _defaults()
         implied = "mean" if self._weights is None else "given"
         defaults = {**defaults, "weighting": implied}
         for k, v in self._options.items():
@@ -454,7 +460,7 @@ def _own(x: Array | None, name: str) -> Any:
     if x is None:
         return None
     if on_device(x):
-        return Place(**{name: x}).copied(detached(x))
+        return placed(**{name: x}).copied(detached(x))
     return np.array(numpy(detached(as_array(x, name))))
 
 
@@ -462,7 +468,7 @@ def _dtype(x: Any, name: str) -> Any:
     return check_dtype(x, name) if on_device(x) else check_float(x, name)
 
 
-def _settings_defaults() -> dict[str, Any]:
+def _defaults() -> dict[str, Any]:
     defaults = MixState.__init__.__kwdefaults__
     assert defaults is not None
     return defaults

@@ -7,15 +7,10 @@ device (docs/cuda.md).
 
 from __future__ import annotations
 
-from subspan.svd.streaming import (
-    FrequentDirections,
-    StreamingSVD,
-    TruncatedSVD,
-    choose_rank,
-    merge_svd,
-    product_svd,
-    truncated_svd,
-)
+from subspan.svd.frequent_directions import FrequentDirections
+from subspan.svd.rank import choose_rank
+from subspan.svd.streaming import StreamingSVD
+from subspan.svd.truncated import TruncatedSVD, merge_svd, product_svd, truncated_svd
 
 __all__ = [
     "FrequentDirections",

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.arguments import detached
-from subspan._lib.arrays import Array
-from subspan._lib.device import Place, check_dtype, need_blas
+from subspan._lib.arrays import Array, detached
+from subspan._lib.device import Place, check_dtype, placed
 
 _ARRAYS = ("components", "values", "mean", "totals")
 _NUMBERS = ("rank", "rows", "inner")
@@ -49,7 +48,6 @@ class DeviceStream:
         self.rank, self.rows = 0, 0
 
     def _configure(self, place: Place, n: int, forget: float, method: str, dtype: str) -> None:
-        need_blas()
         self.place, self.n, self.forget, self.dtype = place, n, forget, dtype
         self._turn = threading.Lock()  # launches of two updates must not mix
         # The Gram matrix of float64 rows would lose what is below 1e-8 of the first value.
@@ -66,7 +64,7 @@ class DeviceStream:
         return new
 
     def check(self, rows: Array, name: str) -> Any:
-        place = Place(**{name: rows})
+        place = placed(**{name: rows})
         self.check_dtype(rows, name)
         if len(rows.shape) != 2 or int(rows.shape[1]) != self.n:
             raise ValueError(f"{name} must have shape (b, {self.n}), got {tuple(rows.shape)}")
@@ -154,11 +152,7 @@ class DeviceStream:
         shape = (int(a.shape[0]), int(b.shape[1]))
         if 0 in (*shape, int(a.shape[1])):
             return self.place.zeros(shape, self.dtype)
-        need_blas()
-        result = self.place.empty(shape, self.dtype)
-        a, b = self.place.for_blas(detached(a)), self.place.for_blas(detached(b))
-        self.place.module.matrix_product(self.place.call(), a, b, 1.0, result)
-        return result
+        return self.place.module.product(self.place.call(), a, b, 1.0, None)
 
     def shown_components(self, count: int) -> Any:
         """The first of them, in the dtype of the rows; a fresh array."""

@@ -23,6 +23,11 @@ _MOST_COLUMNS = 2**18  # of an operator: its matrix is n² entries to look throu
 _MOST_ENTRIES = 2**28  # of the matrix that an operator turns out to be: 2 GiB
 
 
+def signs_of_rows(v: Any) -> Any:
+    """Of the entry of largest magnitude in each row."""
+    return np.where(v[np.arange(v.shape[0]), np.abs(v).argmax(axis=1)] < 0, -1.0, 1.0)
+
+
 def no_overflow(y: Any, x: Any, what: str) -> Any:
     """``y``, made of ``x``; ValueError where it is not finite and ``x`` is."""
     if not np.isfinite(y).all() and np.isfinite(x).all():

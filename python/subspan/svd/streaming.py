@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
 import os
-import sys
 import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import detached, finish, numpy, on_the_cpu
+from subspan._lib.arguments import finish, numpy, on_the_cpu
 from subspan._lib.arrays import (
     Array,
     as_array,
@@ -23,27 +21,23 @@ from subspan._lib.arrays import (
     check_output,
     csr_parts,
     dense_rows,
-    dtype_of,
+    detached,
     float_array,
-    float_beside,
     float_dtype,
     is_sparse,
     library_of,
     real_number,
-    rng_key,
     to_library,
     truth,
     whole_number,
 )
-from subspan._lib.device import Place, device_of, on_device, same_dtype
+from subspan._lib.device import device_of, on_device, placed, same_dtype
 from subspan._lib.files import checked_state, read_archive, sealed_state, write_archive
-from subspan.svd import device_truncated
 from subspan.svd.device import DeviceStream
-from subspan.svd.inner_product import InnerProduct, no_overflow
+from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
 
 _FORMAT = "subspan.StreamingSVD/2"
 # Results are handed back to the library that rows came from; a saved stream may name no other module.
-_SKETCH_FORMAT = "subspan.FrequentDirections/2"
 _NEEDED = {
     "format",
     "rank",
@@ -79,14 +73,6 @@ _MEMBERS = _NEEDED | {
 }
 _FIRST = threading.Lock()  # of the first rows of a stream on a device
 _LIBRARIES = ("numpy", "torch", "jax", "cupy")
-
-
-class TruncatedSVD(NamedTuple):
-    """``U (m, k)``, ``S (k,)`` descending and ``Vh (k, n)`` of a rank-k approximation ``U @ diag(S) @ Vh``."""
-
-    U: Array
-    S: Array
-    Vh: Array
 
 
 class Rotation(NamedTuple):
@@ -361,7 +347,7 @@ class StreamingSVD:
             dtype = same_dtype({"rows": rows})
             if self._dtype is not None and self._dtype != np.dtype(dtype):
                 raise TypeError(f"rows must be {self._dtype} as the stream is, got {dtype}")
-            place = Place(rows=rows)
+            place = placed(rows=rows)
             self._require_device_options()
             if len(rows.shape) == 1:
                 rows = rows[None]
@@ -478,7 +464,7 @@ class StreamingSVD:
         """Signs that components ``v`` of the core get where they are shown: with weight in other coordinates."""
         if self._inner is None or not self._canonical():
             return np.ones(len(v))
-        return _signs_of_rows(self._inner.backward(v))
+        return signs_of_rows(self._inner.backward(v))
 
     def _in_dtype(self, x: Any, what: str) -> Any:
         """What a stream with weight has worked out in float64, in the dtype of its rows."""
@@ -517,7 +503,7 @@ class StreamingSVD:
         v = self._core.components()
         if v is not None and self._inner is not None:
             v = self._inner.backward(v)
-            v = self._in_dtype(v * _signs_of_rows(v)[:, None] if self._canonical() else v, "components")
+            v = self._in_dtype(v * signs_of_rows(v)[:, None] if self._canonical() else v, "components")
         return to_library(self._empty(0, 0) if v is None else v, self._library)
 
     @property
@@ -883,11 +869,6 @@ class StreamingSVD:
         )
 
 
-def _signs_of_rows(v: Any) -> Any:
-    """Of the entry of largest magnitude in each row."""
-    return np.where(v[np.arange(v.shape[0]), np.abs(v).argmax(axis=1)] < 0, -1.0, 1.0)
-
-
 def _known_library(name: Any) -> str:
     """A saved library, imported: results go to it."""
     if name not in _LIBRARIES:
@@ -895,576 +876,3 @@ def _known_library(name: Any) -> str:
     if name != "numpy":
         importlib.import_module(name)
     return str(name)
-
-
-def _triplet(parts: tuple[Any, Any, Any], library: str, like: Array = None) -> TruncatedSVD:
-    u, s, vh = parts
-    return TruncatedSVD(*(None if x is None else to_library(x, library, like) for x in (u, s, vh)))
-
-
-def truncated_svd(
-    A: Array,
-    rank: int | None = None,
-    *,
-    energy: float | None = None,
-    tol: float | None = None,
-    oversample: int = 10,
-    power_iterations: int | str = 2,
-    initial: Array | None = None,
-    rng: int | np.random.Generator | None = None,
-    signs: str = "v",
-    weight: Array | None = None,
-) -> TruncatedSVD:
-    """Leading singular triplets of a matrix by randomized subspace iteration.
-
-    Parameters
-    ----------
-    A : array, sparse matrix or operator ``(m, n)``
-        Dense of any library; ``scipy.sparse`` (CSR is taken as it is); or any object with ``shape``, ``matmat`` and
-        ``rmatmat``, a ``scipy.sparse.linalg.LinearOperator`` say.
-    rank : int, optional
-        Number of triplets. Without it ``energy`` or ``tol`` decides: subspaces of growing size are tried, each started
-        from the one before.
-    energy : float, optional
-        Smallest rank that holds this share of the squared Frobenius norm (not for operators); ``rank`` is then the
-        upper limit.
-    tol : float, optional
-        Leave out singular values below ``tol`` times the first.
-    oversample, power_iterations : int
-        ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them. ``power_iterations="auto"``
-        is scikit-learn's choice: 7 where ``rank`` is below a tenth of the smaller side, else 4. scikit-learn's
-        ``n_iter`` counts the same iterations, so who comes from ``TruncatedSVD(n_iter=5)`` takes
-        ``power_iterations=5``.
-    initial : array ``(j, n)``, optional
-        A warm start, ``Vh`` of a nearby matrix: with one, ``power_iterations=0`` or 1 is often enough.
-    rng : None, int or numpy.random.Generator
-        Draws the key of a counter-based generator: the same for any number of threads.
-    signs : {"v", "u"}
-        Which entry of largest magnitude is positive: that of each row of ``Vh``, or that of each column of ``U`` (as
-        scikit-learn's ``svd_flip`` by default).
-    weight : array ``(n,)``, array or sparse matrix ``(n, n)``, or operator, optional
-        The inner product ``x·W·y`` of rows, as in :class:`StreamingSVD`: ``Vh @ W @ Vh.T`` is the identity, and ``A``
-        is near ``U @ diag(S) @ Vh``.
-
-    Returns
-    -------
-    TruncatedSVD
-        ``U (m, k)``, ``S (k,)``, ``Vh (k, n)``. Of integers, which are converted where float64 holds them all (up to 32
-        bits), they are float64.
-
-    Raises
-    ------
-    ValueError
-        NaN or infinity in ``A``, sizes that do not fit, or singular values that overflow the dtype.
-
-    Notes
-    -----
-    ``4 m n l (power_iterations + 1)`` flops. Work memory ``4 l (m + n)`` items. Halko, Martinsson and Tropp, SIAM
-    Review 53 (2011), algorithms 4.4 and 5.1, with Cholesky QR between the products. On a CUDA device ``energy`` and
-    ``tol`` wait for it and a ``rank`` alone does not: NaN in ``A`` then shows as NaN in all results. float32 values
-    below 2e-6 of the first are zero there, and their vectors an arbitrary completion.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from subspan.svd import truncated_svd
-    >>> A = np.diag(np.arange(50.0, 0.0, -1.0))
-    >>> truncated_svd(A, 3, power_iterations=12, rng=0).S.round(1)
-    array([50., 49., 48.])
-    """
-    if rank is None and energy is None and tol is None:
-        raise ValueError("one of rank, energy and tol must be given")
-    rank = None if rank is None else whole_number(rank, "rank", 1)
-    energy = None if energy is None else real_number(energy, "energy")
-    tol = None if tol is None else real_number(tol, "tol")
-    if energy is not None and not 0.0 < energy < 1.0:
-        raise ValueError(f"energy must be in (0, 1), got {energy}")
-    if tol is not None and not 0.0 < tol < 1.0:
-        raise ValueError(f"tol must be in (0, 1), got {tol}")
-    if not isinstance(signs, str) or signs not in ("v", "u"):
-        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
-    oversample = whole_number(oversample, "oversample", 0)
-    if weight is not None:
-        return _weighted(A, rank, weight, energy, tol, oversample, power_iterations, initial, rng, signs)
-    if isinstance(power_iterations, str):
-        if power_iterations != "auto":
-            raise ValueError(f"power_iterations must be an int or 'auto', got {power_iterations!r}")
-        A = A if hasattr(A, "shape") else as_array(A, "A")
-        if len(A.shape) != 2:
-            raise ValueError(f"A must have 2 dimensions, got shape {tuple(A.shape)}")
-        power_iterations = 7 if rank is not None and rank < 0.1 * min(int(x) for x in A.shape) else 4
-    power_iterations = whole_number(power_iterations, "power_iterations", 0, 2**20)
-    options = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
-    key = rng_key(rng)
-    if initial is not None and not on_device(initial):
-        initial = float_array(initial, "initial", float_beside(A))
-    start = initial if initial is None or on_device(initial) else detached(initial)
-    if is_sparse(A):
-        data, indices, indptr, m, n = csr_parts(A, "A")
-        check_float(data, "A")
-        parts = _core.truncated_svd_csr(data, indices, indptr, m, n, *options, start, key)
-        found = _triplet(parts, "numpy")
-    elif hasattr(A, "matmat") and hasattr(A, "rmatmat"):
-        m, n, single = _operator(A)
-        parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, start, key)
-        found = _triplet(parts, "numpy")
-    elif on_device(A, initial):
-        found = TruncatedSVD(*device_truncated.truncated_svd(A, *options, initial, key))
-        if signs == "u":
-            raise TypeError("signs='u' is not implemented on CUDA devices")
-    else:
-        A = as_array(A, "A")
-        check_library(A, "A")
-        x = detached(as_float(A, "A"))
-        check_float(x, "A")
-        found = _triplet(_core.truncated_svd(x, *options, start, key), library_of(A), A)
-    return _with_signs(found, signs)
-
-
-def _operator(A: Any) -> tuple[int, int, bool]:
-    """Shape of an operator, and whether it is of float32."""
-    shape = getattr(A, "shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise TypeError(f"A is an operator, and its shape must be a pair, got {shape!r}")
-    m, n = whole_number(shape[0], "A.shape[0]", 0, 2**58), whole_number(shape[1], "A.shape[1]", 0, 2**58)
-    for f, name in ((A.matmat, "matmat"), (A.rmatmat, "rmatmat")):
-        if not callable(f):
-            raise TypeError(f"A.{name} must be callable, got {type(f).__name__}")
-    given = getattr(A, "dtype", None)
-    try:
-        dtype = np.dtype(np.float64 if given is None else str(given).rpartition(".")[2])
-    except TypeError:
-        raise TypeError(f"A is an operator of dtype {given!r}, wanted float32 or float64") from None
-    if dtype.kind == "c":
-        raise TypeError("A must be real, got a complex operator")
-    return m, n, dtype == np.float32
-
-
-def _with_signs(found: TruncatedSVD, signs: str) -> TruncatedSVD:
-    """The largest entry of each column of U positive, where that was asked for; that of rows of Vh is already."""
-    if signs == "v" or found.U is None:
-        return found
-    u, vh = (np.asarray(x) if library_of(x) == "numpy" else np.from_dlpack(x) for x in (found.U, found.Vh))
-    if u.shape[0] == 0:
-        return found
-    flip = np.where(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])] < 0, -1, 1).astype(u.dtype)
-    library = library_of(found.U)
-    return TruncatedSVD(
-        to_library(u * flip, library, found.U), found.S, to_library(vh * flip[:, None], library, found.Vh)
-    )
-
-
-def _weighted(
-    A: Array,
-    rank: int | None,
-    weight: Any,
-    energy: float | None,
-    tol: float | None,
-    oversample: int,
-    power_iterations: Any,
-    initial: Any,
-    rng: Any,
-    signs: str,
-) -> TruncatedSVD:
-    """The decomposition in the inner product ``x·W·y`` of rows: that of ``A F`` with ``W = F Fᵀ``."""
-    inner = InnerProduct(weight)
-    dtype: Any = None
-    if on_device(A, initial):
-        raise TypeError("weight is not implemented on CUDA devices")
-    x: Any
-    library, like = "numpy", None
-    if is_sparse(A):
-        data, indices, indptr, *shape = csr_parts(A, "A")
-        dtype = check_float(data, "A")
-        space = sys.modules["scipy.sparse"]
-        if energy is None and isinstance(inner.factor, np.ndarray) and inner.factor.ndim == 2:
-            x = inner.behind(space.csr_array((data.astype(np.float64), indices, indptr), shape=shape))
-        else:
-            x = inner.forward_csr((data, indices, indptr, *shape), "A")
-            x = space.csr_array(x[:3], shape=x[3:]) if isinstance(x, tuple) else x
-    elif hasattr(A, "matmat") and hasattr(A, "rmatmat") and not hasattr(A, "__dlpack__"):
-        dtype = np.float32 if _operator(A)[2] else np.float64
-        x = inner.behind(A)
-    else:
-        A = as_array(A, "A")
-        check_library(A, "A")
-        library, like = library_of(A), A
-        x = detached(as_float(A, "A"))
-        dtype = check_float(x, "A")
-        x = inner.forward(x, "A")
-    start = None if initial is None else inner.forward(detached(as_array(initial, "initial")), "initial")
-    found = truncated_svd(
-        x,
-        rank,
-        energy=energy,
-        tol=tol,
-        oversample=oversample,
-        power_iterations=power_iterations,
-        initial=start,
-        rng=rng,
-    )
-    vh = inner.backward(found.Vh)
-    flip = _signs_of_rows(vh)
-    found = _with_signs(TruncatedSVD(found.U * flip, found.S, vh * flip[:, None]), signs)
-    with np.errstate(over="ignore"):
-        shown = [no_overflow(x.astype(dtype, copy=False), x, "a result") for x in found]
-    return TruncatedSVD(*(to_library(x, library, like) for x in shown))
-
-
-def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v") -> TruncatedSVD:
-    """SVD of ``A @ B`` from factors ``A (m, p)`` and ``B (p, n)``.
-
-    With ``p <= min(m, n)`` the product is never formed: ``2 p² (m + n)`` flops and a ``p × p`` core, against
-    ``2 m n p`` and an ``m × n`` SVD. At most ``min(m, p, n)`` triplets exist; ``rank`` keeps fewer. ``signs`` as in
-    :func:`truncated_svd`. Integers are converted as there.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from subspan.svd import product_svd
-    >>> A, B = np.ones((100, 1)), np.ones((1, 400))
-    >>> round(float(product_svd(A, B).S[0]), 6)
-    200.0
-    """
-    wanted = float_beside(A, B)
-    A, B = float_array(A, "A", wanted), float_array(B, "B", wanted)
-    check_library(A, "A")
-    rank = 0 if rank is None else whole_number(rank, "rank", 1)
-    if not isinstance(signs, str) or signs not in ("v", "u"):
-        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
-    a, b = detached(A), detached(B)
-    dtype, other = check_float(a, "A"), check_float(b, "B")
-    if other != dtype:
-        raise TypeError(f"B must be {dtype} as A is, got {other}")
-    return _with_signs(_triplet(_core.product_svd(a, b, rank), library_of(A), A), signs)
-
-
-def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
-    """Truncated SVD of the stacked matrix ``[A; B]`` from truncated SVDs of ``A`` and ``B``.
-
-    Parameters
-    ----------
-    a, b : TruncatedSVD or tuple ``(U, S, Vh)``
-        ``U`` may be None in both: then it is None in the result.
-    rank : int
-        At most ``min(ka + kb, n)``.
-    forget : float, default 1.0
-        ``a``, the past, is multiplied by this factor in (0, 1], as :class:`StreamingSVD` does at an update.
-    signs : {"v", "u"}
-        As in :func:`truncated_svd`.
-
-    Notes
-    -----
-    ``2 n (ka + kb)²`` flops and a core of size ``ka + kb``. Exact for exact input; in a tree of merges the truncations
-    add up, in any order, to at most the sum of what each left out.
-    """
-    rank = whole_number(rank, "rank", 1)
-    forget = real_number(forget, "forget")
-    if not 0.0 < forget <= 1.0:
-        raise ValueError(f"forget must be in (0, 1], got {forget}")
-    if not isinstance(signs, str) or signs not in ("v", "u"):
-        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
-    given: list[list[Any]] = []
-    for x, name in ((a, "a"), (b, "b")):
-        try:
-            u, s, vh = x
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must be a triple (U, S, Vh), got {type(x).__name__}") from None
-        if s is None or vh is None:
-            raise TypeError(f"{name}: only U may be None")
-        wanted = float_beside(u, s, vh)
-        part = [
-            None if u is None else float_array(u, f"{name}.U", wanted),
-            float_array(s, f"{name}.S", wanted),
-            float_array(vh, f"{name}.Vh", wanted),
-        ]
-        for y, field in zip(part, ("U", "S", "Vh"), strict=True):
-            if y is not None:
-                on_the_cpu(y, f"{name}.{field}")
-        given.append([None if y is None else detached(y) for y in part])
-    (ua, sa, va), (ub, sb, vb) = given
-    if (ua is None) != (ub is None):
-        raise ValueError("U must be given in both decompositions or in neither")
-    dtype = check_float(va, "a.Vh")
-    for y, name in ((ua, "a.U"), (sa, "a.S"), (ub, "b.U"), (sb, "b.S"), (vb, "b.Vh")):
-        if y is not None and check_float(y, name) != dtype:
-            raise TypeError(f"{name} must be {dtype} as a.Vh is, got {dtype_of(y)}")
-    values = []
-    for s, name in ((sa, "a.S"), (sb, "b.S")):
-        if len(s.shape) != 1:
-            raise ValueError(f"{name} must have 1 dimension, got shape {tuple(s.shape)}")
-        values.append(np.ascontiguousarray(s if isinstance(s, np.ndarray) else np.from_dlpack(s)))
-    values[0] = values[0] * dtype.type(forget)
-    like = a[2]
-    library = library_of(like) if not isinstance(like, (list, tuple)) else "numpy"
-    return _with_signs(_triplet(_core.merge_svd(ua, values[0], va, ub, values[1], vb, rank), library, like), signs)
-
-
-class FrequentDirections:
-    """Deterministic sketch ``B (size, n)`` of a tall matrix ``A``, with a guaranteed error.
-
-    ``0 <= x·(AᵀA - BᵀB)·x <= error_bound`` for every unit vector ``x``, and ``error_bound`` is at most
-    ``‖A - A_k‖_F² / (size - k)`` for every ``k < size``, to rounding: ``eps ‖A‖²`` of the dtype that the sketch is
-    returned in. Sketches of parts of a matrix can be merged.
-
-    Parameters
-    ----------
-    size : int
-        Rows of the sketch.
-    n_features : int
-        Columns.
-
-    Notes
-    -----
-    A buffer of ``2 size`` rows shrinks when it is full: ``8 size n`` flops a row on average. Ghashami, Liberty,
-    Phillips and Woodruff, SIAM J. Comput. 45 (2016).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from subspan.svd import FrequentDirections
-    >>> A = np.random.default_rng(0).standard_normal((500, 30))
-    >>> fd = FrequentDirections(10, 30).update(A)
-    >>> error = np.linalg.eigvalsh(A.T @ A - fd.sketch.T @ fd.sketch)
-    >>> bool(error.min() > -1e-9 and error.max() <= fd.error_bound * (1 + 1e-9))
-    True
-    """
-
-    def __init__(self, size: int, n_features: int) -> None:
-        self.size = whole_number(size, "size", 1, 2**28)
-        self.n_features = whole_number(n_features, "n_features", 1)
-        if self.size * self.n_features > 2**57:
-            raise ValueError(
-                f"a sketch of size {self.size} by n_features {self.n_features} is more than memory can hold"
-            )
-        self._core: Any = None
-        self._library = "numpy"
-        self._turn = threading.Lock()  # of the first rows
-
-    def _make(self, dtype: np.dtype[Any]) -> Any:
-        kind = _core.SketchF32 if dtype == np.float32 else _core.SketchF64
-        if self._core is None:
-            return kind(self.size, self.n_features)
-        if not isinstance(self._core, kind):
-            raise TypeError(f"rows must have the dtype of the sketch, got {dtype}")
-        return self._core
-
-    def _wanted(self) -> Any:
-        return None if self._core is None else np.float32 if isinstance(self._core, _core.SketchF32) else np.float64
-
-    def update(self, rows: Array) -> FrequentDirections:
-        """Add rows ``(b, n)``, dense or sparse; a vector ``(n,)`` is one row.
-
-        Integers that the dtype holds exactly are converted, as in :meth:`StreamingSVD.update`.
-        """
-        library = "numpy"
-        parts: Any = None
-        if is_sparse(rows):
-            parts = csr_parts(rows, "rows", self._wanted())
-            dtype = check_float(parts[0], "rows")
-        else:
-            rows = float_array(rows, "rows", self._wanted())
-            check_library(rows, "rows")
-            library = library_of(rows)
-            rows = detached(rows)
-            dtype = check_float(rows, "rows")
-        if self._core is not None and library != self._library:
-            raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library}")
-        with self._turn if self._core is None else contextlib.nullcontext():
-            core = self._make(dtype)
-            if parts is None:
-                core.update(rows)
-            else:
-                core.update_csr(*parts)
-            if self._core is None:
-                self._core, self._library = core, library
-        return self
-
-    def merge(self, other: FrequentDirections) -> FrequentDirections:
-        """Add another sketch over the same columns; the error bounds add."""
-        if not isinstance(other, FrequentDirections):
-            raise TypeError(f"other must be a FrequentDirections, got {type(other).__name__}")
-        if other.n_features != self.n_features:
-            raise ValueError(f"merge: other has {other.n_features} columns, this sketch has {self.n_features}")
-        if other._core is None:
-            return self
-        with self._turn if self._core is None else contextlib.nullcontext():
-            core = self._make(np.dtype(np.float32 if isinstance(other._core, _core.SketchF32) else np.float64))
-            core.merge(other._core)
-            if self._core is None:
-                self._core, self._library = core, other._library
-        return self
-
-    @property
-    def sketch(self) -> Array:
-        """``(size, n)``; rows that are not needed are zero. A fresh array."""
-        if self._core is None:
-            return np.zeros((self.size, self.n_features))
-        single = isinstance(self._core, _core.SketchF32)
-        out = np.empty((self.size, self.n_features), dtype=np.float32 if single else np.float64)
-        self._core.sketch_into(out)
-        return to_library(out, self._library)
-
-    @property
-    def error_bound(self) -> float:
-        """Upper bound of ``‖AᵀA - BᵀB‖₂`` for the sketch as it is now."""
-        if self._core is None:
-            return 0.0
-        return float(self._core.error_bound())  # with the shrink that reading the sketch may need
-
-    @property
-    def rows_seen(self) -> int:
-        """Number of rows added."""
-        return 0 if self._core is None else int(self._core.numbers()[2])
-
-    @property
-    def squared_norm(self) -> float:
-        """``‖A‖_F²`` of everything added."""
-        return 0.0 if self._core is None else float(self._core.numbers()[4])
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "format": _SKETCH_FORMAT,
-            "size": self.size,
-            "n_features": self.n_features,
-            "library": self._library,
-        }
-        if self._core is not None:
-            buffer, low, seen, bound, norm = self._core.saved()
-            state.update(buffer=buffer, low=low, bound=bound, norm=norm, seen=seen, dtype=np.dtype(self._wanted()).name)
-        return sealed_state(state)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and not state.keys() & {
-            "format",
-            "checksum",
-        }:  # of the first version, which had none
-            state = {**state, "format": "subspan.FrequentDirections/1"}
-        state = checked_state(state, "FrequentDirections", _SKETCH_FORMAT, {"size", "n_features", "library"})
-        self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
-        self._library = _known_library(state["library"])
-        if "buffer" in state:
-            buffer = state["buffer"]
-            kept = check_float(buffer, "buffer")
-            core = self._make(float_dtype(state["dtype"]) if "dtype" in state else kept)  # earlier ones were of it
-            seen = whole_number(state["seen"], "seen", 0)
-            buffer = buffer.astype(np.float64)
-            low = state.get("low", np.zeros_like(buffer))  # earlier ones had none
-            core.restore(buffer, low, float(state["bound"]), float(state["norm"]), seen)
-            self._core = core
-
-    def __repr__(self) -> str:
-        return f"FrequentDirections(size={self.size}, n_features={self.n_features}) <{self.rows_seen} rows>"
-
-
-def choose_rank(
-    singular_values: Array,
-    *,
-    energy: float | None = None,
-    threshold: float | None = None,
-    rule: str | None = None,
-    shape: tuple[int, int] | None = None,
-    noise: float | None = None,
-) -> int:
-    """How many singular values to keep.
-
-    Exactly one of ``energy``, ``threshold`` and ``rule`` is given.
-
-    Parameters
-    ----------
-    singular_values : array ``(p,)``
-        Descending. The rules with unknown noise need all ``min(shape)`` of them.
-    energy : float
-        Smallest rank whose squared singular values sum to at least this share, in (0, 1], of the whole.
-    threshold : float
-        Keep singular values above ``threshold`` times the first.
-    rule : {"gavish-donoho", "marchenko-pastur"}
-        The optimal hard threshold of Gavish and Donoho (IEEE Trans. Inf. Theory 60, 2014), or the edge
-        ``noise (√m + √n)`` of what noise alone produces (Marchenko and Pastur 1967). Both need ``shape`` and estimate
-        the noise from the median singular value when ``noise``, the standard deviation of an entry, is not given.
-    shape : tuple ``(m, n)``
-        Shape of the matrix.
-    noise : float
-        Standard deviation of the noise per entry.
-
-    Examples
-    --------
-    >>> from subspan.svd import choose_rank
-    >>> choose_rank([10.0, 5.0, 1.0, 0.1], energy=0.99)
-    2
-    """
-    on_the_cpu(singular_values, "singular_values")
-    values = as_array(singular_values, "singular_values")
-    if dtype_of(values).kind not in "fiu":
-        raise TypeError(f"singular_values must be real numbers, got {values.dtype}")
-    values = detached(values)
-    if library_of(values) == "torch":
-        values = values.double()  # NumPy does not know all of its dtypes
-    s = np.asarray(values, dtype=np.float64)
-    if s.ndim != 1:
-        raise ValueError(f"singular_values must have 1 dimension, got shape {s.shape}")
-    if not np.all(np.isfinite(s)) or np.any(s < 0):
-        raise ValueError("singular_values must be finite and not negative")
-    if np.any(np.diff(s) > 0):
-        raise ValueError("singular_values must be in descending order")
-    given = [x is not None for x in (energy, threshold, rule)]
-    if sum(given) != 1:
-        raise ValueError("exactly one of energy, threshold and rule must be given")
-    if rule is None and not (shape is None and noise is None):
-        raise ValueError("shape and noise belong to a rule")
-    empty = s.size == 0 or s[0] == 0.0
-    if energy is not None:
-        energy = real_number(energy, "energy")
-        if not 0.0 < energy <= 1.0:
-            raise ValueError(f"energy must be in (0, 1], got {energy}")
-        if empty:
-            return 0
-        total = np.cumsum((s / s[0]) ** 2)
-        # The last sum is the whole by definition: rounding must not ask for one value more.
-        return int(min(np.searchsorted(total, energy * total[-1]) + 1, s.size))
-    if threshold is not None:
-        threshold = real_number(threshold, "threshold")
-        if not 0.0 <= threshold < 1.0:
-            raise ValueError(f"threshold must be in [0, 1), got {threshold}")
-        return 0 if empty else int(np.count_nonzero(s > threshold * s[0]))
-    if not isinstance(rule, str) or rule not in ("gavish-donoho", "marchenko-pastur"):
-        raise ValueError(f"rule must be 'gavish-donoho' or 'marchenko-pastur', got {rule!r}")
-    if shape is None:
-        raise ValueError(f"rule {rule!r} needs shape")
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise ValueError(f"shape must be a pair (m, n), got {shape!r}")
-    m, n = (whole_number(x, f"shape[{i}]", 1) for i, x in enumerate(shape))
-    if s.size > min(m, n):
-        raise ValueError(f"shape {(m, n)} does not fit {s.size} singular values")
-    if noise is not None:
-        noise = real_number(noise, "noise", 0.0)
-    if empty:
-        return 0
-    beta = min(m, n) / max(m, n)
-    root = math.sqrt(max(m, n))
-    if noise is None:
-        if s.size != min(m, n):
-            raise ValueError(
-                f"rule {rule!r} estimates the noise from the median of all {min(m, n)} singular values, got {s.size}; "
-                "give noise"
-            )
-        noise = float(np.median(s)) / (root * math.sqrt(_marchenko_pastur_median(beta)))
-    if rule == "gavish-donoho":
-        cut = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta * beta + 14 * beta + 1)))
-    else:
-        cut = 1 + math.sqrt(beta)
-    return int(np.count_nonzero(s > cut * root * noise))
-
-
-def _marchenko_pastur_median(beta: float) -> float:
-    """Median of the Marchenko-Pastur law with ratio beta in (0, 1] and unit variance."""
-    lo, hi = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
-    # x = lo + (hi - lo) sin²(t/2) turns the square-root edges into a smooth integrand.
-    t = np.linspace(0.0, np.pi, 4001)
-    x = lo + (hi - lo) * np.sin(t / 2) ** 2
-    root = (hi - lo) / 2 * np.sin(t)  # sqrt((hi - x)(x - lo)) and, once more, dx/dt
-    with np.errstate(divide="ignore", invalid="ignore"):
-        density = root * root / (2 * np.pi * beta * x)
-    density[~np.isfinite(density)] = (hi - lo) / (2 * np.pi * beta)  # beta = 1: the limit at x = 0
-    cdf = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(t))])
-    return float(np.interp(0.5 * cdf[-1], cdf, x))

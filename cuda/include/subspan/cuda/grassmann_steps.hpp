@@ -5,10 +5,9 @@
 
 namespace subspan::cuda {
 
+using subspan::Retraction;
 inline constexpr std::int64_t kGrassmannWidth = 32;
 
-/// As subspan::Retraction.
-enum class Retraction { exp, cholesky, polar, qr, cayley };
 
 /// buffer = momentum · buffer + weight · grad (no buffer: grad takes its place); u moves by -lr times its part tangent at u, and with
 /// `parallel` the buffer moves along. In place; float32 or float64. A point that is not orthonormal, or whose step is not finite, stays

@@ -11,17 +11,7 @@ namespace subspan::cuda {
 inline constexpr int kOffsets = 64;        // at most so many in one call
 inline constexpr std::int64_t kDepth = 64; // dimensions of a token: their chunks stay in registers
 
-/// As subspan::MixOptions, whose values the enumerations share.
-struct MixOptions {
-    std::vector<std::int64_t> offsets;
-    int norm = 1;      // 0: none, 1: clamp, 2: soft
-    double eps = 1e-8;
-    int weighting = 0; // 0: mean, 1: given, 2: softmax
-    bool past_first = false, bias_always = false;
-    int rope = 0;      // 0: none, 1: interleaved, 2: half
-    double rope_base = 1e4;
-    std::int64_t rope_start = 0;
-};
+using subspan::MixOptions;
 
 /// z (T x r for each sequence), weights (T x m) and a mask (1 x T, uint8), the last two or null. For decoding z is a ring: token
 /// t lies in row t mod `ring`, and only the token `first` of each sequence is mixed.

@@ -6,8 +6,8 @@
 
 namespace subspan::cuda {
 
-/// As subspan::Distance.
-enum class Distance { geodesic, chordal, projection, procrustes, fubini_study, binet_cauchy };
+using subspan::Distance;
+
 
 /// angles (1 x k) ascending, absolute error a few eps at every angle; p and q (n x k), where not null, the principal vectors. With
 /// UᵀW Y = X C by one-sided rotations, columns of (W - U UᵀW) Y have the sines as lengths; where cosines are too close to tell Y apart, these

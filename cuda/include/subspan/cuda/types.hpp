@@ -2,6 +2,7 @@
 #pragma once
 
 #include "subspan/errors.hpp"
+#include "subspan/options.hpp"
 
 #include <cstdint>
 #include <stdexcept>
@@ -15,11 +16,9 @@ class CudaError : public std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-enum class DType : std::int32_t { f16, bf16, f32, f64, u8 }; // u8: masks only
-constexpr int size_of(DType d) { return d == DType::f64 ? 8 : (d == DType::f32 ? 4 : (d == DType::u8 ? 1 : 2)); }
-constexpr const char *name_of(DType d) {
-    return d == DType::f16 ? "float16" : (d == DType::bf16 ? "bfloat16" : (d == DType::f32 ? "float32" : (d == DType::f64 ? "float64" : "uint8")));
-}
+using subspan::DType;
+using subspan::name_of;
+using subspan::size_of;
 
 /// Leading axes that kernels walk themselves; axes that lie one after the other in memory count as one.
 inline constexpr int kAxes = 4;

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.arguments import detached
-from subspan._lib.arrays import Array
-from subspan._lib.device import Place, check_dtype, need_blas, same_dtype, wide_dtype
+from subspan._lib.arrays import Array, detached
+from subspan._lib.device import Place, check_dtype, placed, same_dtype, wide_dtype
 
 _AT_ONCE = 2**31  # bytes of work memory that matrices of one launch may take together
 
@@ -17,7 +16,7 @@ class Problem:
     """One matrix of a call: where it is, how it starts, and where its triplets go."""
 
     def __init__(self, A: Array, rank: int, initial: Array | None, key: int, factors: bool) -> None:
-        self.place = Place(A=A, initial=initial)
+        self.place = placed(A=A, initial=initial)
         self.dtype = check_dtype(A, "A")
         if len(A.shape) != 2:
             raise ValueError(f"A must have 2 dimensions, got shape {tuple(A.shape)}")
@@ -57,7 +56,6 @@ def _bytes_of_work(problems: list[Problem], vectors: int) -> int:
 
 def solve(problems: list[Problem], vectors: int, power_iterations: int, complete: bool = True) -> None:
     """All of one device, dtype and rank; as many in a launch as fit the work memory."""
-    need_blas()
     problems = sorted(problems, key=lambda p: max(p.shape))
     begin = 0
     while begin < len(problems):
@@ -88,7 +86,7 @@ def truncated_svd(
     key: int,
 ) -> tuple[Any, Any, Any]:
     """As on the CPU. With a rank alone nothing waits for the device."""
-    place = Place(A=A, initial=initial)
+    place = placed(A=A, initial=initial)
     same_dtype({"A": A})
     if len(A.shape) != 2 or min(A.shape) < 1:
         raise ValueError(f"A must be a matrix with at least one row and one column, got shape {tuple(A.shape)}")

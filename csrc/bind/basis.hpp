@@ -1,0 +1,171 @@
+// A basis as an argument of both modules: dense, or the 4-bit codes of an Int4Basis; and what C <- alpha C + V M (VᵀC) takes.
+#pragma once
+
+#include "array.hpp"
+#include "scalars.hpp"
+#include "subspan/sizes.hpp"
+
+#include <optional>
+
+namespace subspan::bind {
+
+/// The parts (codes, scale, zero, rows, columns, group) that an Int4Basis gives.
+class Packed {
+  public:
+    Packed(const Call &call, const py::tuple &parts, const char *name)
+        : codes_(call, parts[0], "codes", Access::read, true), scale_(call, parts[1], "scale"), zero_(call, parts[2], "zero"),
+          rows_(py::cast<std::int64_t>(parts[3])), cols_(py::cast<std::int64_t>(parts[4])), group_(py::cast<std::int64_t>(parts[5])) {
+        const std::int64_t n = checked_product({rows_, cols_}, name);
+        if (group_ < 1) throw py::value_error(std::string(name) + ": group must be at least 1, got " + std::to_string(group_));
+        group_ = std::min(group_, std::max<std::int64_t>(n, 1));
+        groups_ = (n + group_ - 1) / group_;
+        if (codes_.dtype() != DType::u8 || codes_.shape() != Shape{(n + 1) / 2})
+            throw py::value_error(std::string(name) + ": 4-bit codes do not fit the shape");
+        zero_.require_dtype(scale_.dtype());
+        for (const Array *a : {&scale_, &zero_})
+            if (a->shape() != Shape{groups_})
+                throw py::value_error(std::string(name) + ": " + std::to_string(groups_) + " scales and zeros are needed, got shape " +
+                                      a->shape_text());
+        for (const Array *a : {&codes_, &scale_, &zero_}) a->contiguous();
+    }
+    DType dtype() const { return scale_.dtype(); }
+    std::int64_t rows() const { return rows_; }
+    std::int64_t cols() const { return cols_; }
+    std::int64_t group() const { return group_; }
+    const Array &codes() const { return codes_; }
+    const Array &scale() const { return scale_; }
+    const Array &zero() const { return zero_; }
+    void require_apart_from(const Array &out) const {
+        for (const Array *a : {&codes_, &scale_, &zero_}) require_apart(out, *a);
+    }
+    template <class T> Int4View<T> view() const {
+        return {static_cast<const std::uint8_t *>(codes_.data()), static_cast<const T *>(scale_.data()), static_cast<const T *>(zero_.data()),
+                rows_, cols_, group_};
+    }
+
+  private:
+    Array codes_, scale_, zero_;
+    std::int64_t rows_, cols_, group_, groups_ = 0;
+};
+
+/// V as a dense stack, a vector as one column, or an Int4Basis.
+class BasisArgument {
+  public:
+    BasisArgument(const Call &call, py::handle v, const char *name) : name_(name), given_(py::reinterpret_borrow<py::object>(v)) {
+        if (PyTuple_Check(v.ptr()))
+            throw py::value_error(std::string(name) + " is a tuple; a pair of bases goes with side='both'");
+        if (!PyObject_TypeCheck(v.ptr(), py::detail::npy_api::get().PyArray_Type_) && py::hasattr(v, "_parts")) {
+            packed_.emplace(call, py::tuple(v.attr("_parts")()), name);
+            return;
+        }
+        dense_.emplace(call, v, name);
+        dense_->as_matrix(true);
+        dense_->require_matrices();
+    }
+    const char *name() const { return name_; }
+    const py::object &object() const { return given_; }
+    DType dtype() const { return dense_ ? dense_->dtype() : packed_->dtype(); }
+    std::int64_t rows() const { return dense_ ? dense_->rows() : packed_->rows(); }
+    std::int64_t cols() const { return dense_ ? dense_->cols() : packed_->cols(); }
+    Shape leading() const { return dense_ ? dense_->leading() : Shape{}; }
+    const Array *dense() const { return dense_ ? &*dense_ : nullptr; }
+    const Packed *packed() const { return packed_ ? &*packed_ : nullptr; }
+    void require_apart_from(const Array &out) const {
+        if (dense_)
+            require_apart(out, *dense_);
+        else
+            packed_->require_apart_from(out);
+    }
+    /// TypeError and ValueError unless this acts on c from that side.
+    void require_fits(const Array &c, bool left) const {
+        const DType wanted = packed_ ? wide(c.dtype()) : c.dtype();
+        if (dtype() != wanted)
+            throw py::type_error(wanted == c.dtype() ? std::string(name_) + " must be " + name_of(wanted) + " as " + c.name() + " is, got " + name_of(dtype())
+                                                     : std::string(c.name()) + " is " + c.dtype_name() + " and the codes of " + name_ + " stand for " + name_of(dtype()));
+        const std::int64_t want = left ? c.rows() : c.cols();
+        if (rows() != want)
+            throw py::value_error(std::string(name_) + " must have " + std::to_string(want) + " rows to act on " + c.name() + " " + c.shape_text() +
+                                  " from the " + (left ? "left" : "right") + ", got " + std::to_string(rows()) +
+                                  convolution_hint(c.shape(), c.name()));
+    }
+
+  private:
+    const char *name_;
+    py::object given_;
+    std::optional<Array> dense_;
+    std::optional<Packed> packed_;
+};
+
+/// M: a number, a diagonal, or matrices. Of 16 bits beside arrays of them it is converted to float32.
+class CoreArgument {
+  public:
+    CoreArgument(const Call &call, py::handle m, DType dtype) {
+        if (is_number(m)) {
+            value_ = real(m, "M");
+            return;
+        }
+        array_.emplace(call, m, "M");
+        if (array_->ndim() == 0) {
+            value_ = real(array_->object().attr("item")(), "M");
+            array_.reset();
+            return;
+        }
+        if (array_->dtype() == wide(dtype)) return;
+        if (array_->dtype() != dtype)
+            throw py::type_error(std::string("M must be ") + name_of(dtype) + (dtype == wide(dtype) ? std::string(" as C is") : std::string(" or ") + name_of(wide(dtype))) +
+                                 ", got " + array_->dtype_name());
+        converted_ = call.place.attr("converted")(array_->object(), name_of(wide(dtype)));
+        array_.emplace(call, converted_, "M");
+    }
+    explicit CoreArgument(double value) : value_(value) {}
+    double value() const { return value_; }
+    const Array *array() const { return array_ ? &*array_ : nullptr; }
+    bool diagonal() const { return array_ && array_->ndim() == 1; }
+    void require_fits(std::int64_t k, const char *name) const {
+        if (!array_) return;
+        const bool fits = array_->cols() == k && (diagonal() || array_->rows() == k);
+        if (!fits)
+            throw py::value_error("M must be a number, or have shape (" + std::to_string(k) + ",) or (..., " + std::to_string(k) + ", " +
+                                  std::to_string(k) + ") for the " + std::to_string(k) + " columns of " + name + ", got shape " + array_->shape_text());
+    }
+
+  private:
+    double value_ = 1.0;
+    py::object converted_;
+    std::optional<Array> array_;
+};
+
+inline bool is_both(py::handle side) { return PyUnicode_Check(side.ptr()) && PyUnicode_CompareWithASCIIString(side.ptr(), "both") == 0; }
+
+/// What is promised of a basis: 1 orthonormal, 0 anything, -1 (None) orthonormal unless it is packed.
+inline int promised(py::handle orthonormal) {
+    if (orthonormal.is_none()) return -1;
+    if (orthonormal.ptr() == Py_True) return 1;
+    if (orthonormal.ptr() == Py_False) return 0;
+    throw py::type_error("orthonormal must be True, False or None, got " + std::string(py::repr(orthonormal)));
+}
+inline int promised(int orthonormal, const BasisArgument &u) { return orthonormal < 0 ? (u.packed() != nullptr ? 0 : 1) : orthonormal; }
+
+/// C as matrices, and what becomes of the result's axes: a vector is a column where matrices act from the left, else a row.
+struct Operand {
+    Array c;
+    bool vector, left;
+    Operand(const Call &call, py::handle given, const char *name, py::handle side)
+        : c(call, given, name), vector(c.ndim() == 1), left(true) {
+        const bool both = is_both(side);
+        if (both && vector) throw py::value_error("side='both' is for matrices; a vector has one side, 'left' or 'right'");
+        if (!both) left = is_left(side);
+        c.as_matrix(left);
+        c.require_matrices();
+    }
+    Array output(const Call &call, const py::object &out, const Shape &batch, const char *name = "out") const {
+        Shape shape = batch;
+        if (!vector || left) shape.push_back(c.rows());
+        if (!vector || !left) shape.push_back(c.cols());
+        Array result = call.output(out, shape, c.dtype(), name);
+        if (vector) result.add_axis(left);
+        return result;
+    }
+};
+
+} // namespace subspan::bind

@@ -1,0 +1,846 @@
+#include "host.hpp"
+#include "register.hpp"
+#include "subspan/apply_core.hpp"
+#include "subspan/gram_core.hpp"
+#include "subspan/hadamard.hpp"
+#include "subspan/int4.hpp"
+#include "subspan/orthonormalize.hpp"
+#include "subspan/spaces.hpp"
+
+#include <deque>
+#include <pybind11/stl.h>
+
+namespace subspan::bind {
+namespace {
+
+// What makes the projector onto the span of a basis: the basis and a core. Of a basis that is not orthonormal the core is its
+// Gram core, or where rounding would grow with its condition, an orthonormal basis of the span takes its place.
+template <class T> class Projector {
+  public:
+    // The GIL must be held where u is packed: its Gram core is kept by the object.
+    Projector(const BasisArgument &u, int orthonormal, bool check) {
+        const bool packed = u.packed() != nullptr;
+        if (orthonormal == 1 && packed)
+            throw py::value_error(std::string(u.name()) + " is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal");
+        if (packed) {
+            int4_ = u.packed()->view<T>();
+            const auto found = py::tuple(u.object().attr("_gram_core")());
+            if (py::cast<double>(found[1]) > kMostCondition) {
+                const py::gil_scoped_release release;
+                Temporary<T> dense({}, int4_.rows, int4_.cols);
+                subspan::unpack<T>(int4_, dense.stack.first);
+                of_span(StackView<const T>(dense.stack), u.name());
+            } else {
+                const Array core(found[0], "the Gram core");
+                core_.emplace(Shape{}, int4_.cols, int4_.cols);
+                copy_stack<T>(core.stack<T>({}), core_->stack);
+            }
+            return;
+        }
+        dense_ = u.dense()->stack<const T>(u.dense()->leading());
+        const py::gil_scoped_release release;
+        if (orthonormal != 0) {
+            if (check) check_basis<T>(dense_, u.name(), "pass orthonormal=False for any basis, ");
+            return;
+        }
+        core_.emplace(dense_.shape, dense_.cols(), dense_.cols());
+        double worst = 0;
+        for (std::int64_t i = 0; i < (dense_.empty() ? 0 : dense_.size()); ++i)
+            worst = std::max(worst, subspan::gram_core<T>(Basis<T>(dense_), i, core_->stack[i]));
+        if (worst > kMostCondition) {
+            core_.reset();
+            of_span(dense_, u.name());
+        }
+    }
+    Basis<T> basis(const Shape &batch, const BasisArgument &u) const {
+        if (span_) return Basis<T>(span_->over(batch));
+        if (u.packed() != nullptr) return Basis<T>(int4_);
+        return Basis<T>(u.dense()->stack<const T>(batch));
+    }
+    // The core times a number.
+    Core<T> core(const Shape &batch, double factor) {
+        if (!core_) return Core<T>(static_cast<T>(factor));
+        for (std::int64_t i = 0; i < core_->stack.size() * core_->stack.rows() * core_->stack.cols(); ++i)
+            core_->items[std::size_t(i)] *= static_cast<T>(factor);
+        return Core<T>::full(core_->over(batch));
+    }
+
+  private:
+    static constexpr double kMostCondition = 100.0;
+    void of_span(const StackView<const T> &u, const char *name) {
+        const std::int64_t k = std::min(u.rows(), u.cols());
+        span_.emplace(u.shape, u.rows(), k);
+        std::vector<std::int64_t> ranks(std::size_t(u.size()));
+        subspan::column_space<T>(u, double(std::max(u.rows(), u.cols())) * double(std::numeric_limits<T>::epsilon()), true, span_->stack, ranks.data(), name);
+    }
+    Int4View<T> int4_;
+    StackView<const T> dense_;
+    std::optional<Temporary<T>> core_, span_;
+};
+
+template <class T>
+void run_core(const Array &c, const Basis<T> &basis, const Core<T> &core, double alpha, bool left, const Array &out, const Shape &batch, bool check,
+              const Array *source = nullptr) {
+    const StackView<const T> vc = c.stack<const T>(batch);
+    const StackView<T> vo = out.stack<T>(batch);
+    StackView<const T> vs;
+    if (source != nullptr) vs = source->stack<const T>(batch);
+    const py::gil_scoped_release release;
+    subspan::apply_core<T>(vc, basis, core, static_cast<T>(alpha), side_of(left), vo, check, source != nullptr ? &vs : nullptr);
+}
+
+py::object apply_core(py::handle context, py::handle given, py::handle v, py::handle m, py::handle alpha, py::handle side, const py::object &out,
+                      py::handle check) {
+    const Call call(context);
+    const Operand x(call, given, "C", side);
+    const bool checks = truth(check, "check");
+    const double a = real(alpha, "alpha");
+    const CoreArgument core(call, m, x.c.dtype());
+    const BasisArgument basis(call, v, "V");
+    basis.require_fits(x.c, x.left);
+    core.require_fits(basis.cols(), "V");
+    Shape batch = x.c.leading(), of_v = basis.leading();
+    if (!of_v.empty() || (core.array() != nullptr && !core.diagonal())) {
+        if (basis.dense() != nullptr && core.array() != nullptr && !core.diagonal())
+            batch = broadcast_leading({{&x.c, 2}, {basis.dense(), 2}, {core.array(), 2}});
+        else
+            batch = broadcast_leading({{&x.c, 2}, {basis.dense() != nullptr ? basis.dense() : core.array(), 2}});
+    }
+    const Array result = x.output(call, out, batch);
+    require_apart(result, x.c, true);
+    basis.require_apart_from(result);
+    if (core.array() != nullptr) require_apart(result, *core.array());
+    dispatch(x.c.dtype(), [&](auto t) {
+        using T = decltype(t);
+        Int4View<T> view;
+        if (basis.packed() != nullptr) view = basis.packed()->view<T>();
+        const Basis<T> b = basis.packed() != nullptr ? Basis<T>(view) : Basis<T>(basis.dense()->stack<const T>(batch));
+        Core<T> k(static_cast<T>(core.value()));
+        if (core.array() != nullptr)
+            k = core.diagonal() ? Core<T>(Core<T>::Kind::diagonal, core.array()->row_stack<const T>(batch)) : Core<T>::full(core.array()->stack<const T>(batch));
+        run_core<T>(x.c, b, k, a, x.left, result, batch, checks);
+    });
+    result.written();
+    return result.object();
+}
+
+// alpha C + factor U M UᵀC, with M what makes U M Uᵀ a projector; on one side.
+py::object project_one(const Call &call, const Operand &x, const BasisArgument &u, double alpha, double factor, const py::object &out, int orthonormal,
+                       bool check, bool looked_at = false) {
+    u.require_fits(x.c, x.left);
+    const int sure = promised(orthonormal, u);
+    Shape batch = x.c.leading();
+    if (u.dense() != nullptr && u.dense()->ndim() > 2) batch = broadcast_leading({{&x.c, 2}, {u.dense(), 2}});
+    return dispatch(x.c.dtype(), [&](auto t) {
+        using T = decltype(t);
+        if (sure == 1 && u.dense() != nullptr && !check) { // nothing to look at
+            const Array result = x.output(call, out, batch);
+            require_apart(result, x.c, true);
+            require_apart(result, *u.dense());
+            run_core<T>(x.c, Basis<T>(u.dense()->stack<const T>(batch)), Core<T>(static_cast<T>(factor)), alpha, x.left, result, batch, false);
+            result.written();
+            return result.object();
+        }
+        Projector<T> p(u, sure, check && !looked_at);
+        const Array result = x.output(call, out, batch);
+        require_apart(result, x.c, true);
+        u.require_apart_from(result);
+        run_core<T>(x.c, p.basis(batch, u), p.core(batch, factor), alpha, x.left, result, batch, check);
+        result.written();
+        return result.object();
+    });
+}
+
+// The left and then the right form. Whatever can be wrong with the right basis is found before C is written.
+py::object project_both(const Call &call, const Operand &x, py::handle pair, double alpha, double factor, const py::object &out, int orthonormal,
+                        bool check) {
+    if (!(PyTuple_Check(pair.ptr()) || PyList_Check(pair.ptr())) || py::len(pair) != 2)
+        throw py::value_error("side='both' takes U as a pair, (left basis, right basis)");
+    const auto us = py::tuple(py::reinterpret_borrow<py::object>(pair));
+    const BasisArgument left(call, us[0], "U[0]"), right(call, us[1], "U[1]");
+    left.require_fits(x.c, true);
+    right.require_fits(x.c, false);
+    Shape batch = x.c.leading();
+    for (const BasisArgument *u : {&left, &right})
+        if (u->dense() != nullptr) {
+            const Shape other = u->leading();
+            if (!other.empty()) {
+                batch = left.dense() != nullptr && right.dense() != nullptr ? broadcast_leading({{&x.c, 2}, {left.dense(), 2}, {right.dense(), 2}})
+                                                                           : broadcast_leading({{&x.c, 2}, {u->dense(), 2}});
+                break;
+            }
+        }
+    return dispatch(x.c.dtype(), [&](auto t) {
+        using T = decltype(t);
+        Projector<T> pl(left, promised(orthonormal, left), check), pr(right, promised(orthonormal, right), check);
+        if (check)
+            for (const BasisArgument *u : {&left, &right})
+                if (u->dense() != nullptr && !subspan::all_finite<T>(u->dense()->stack<const T>(u->leading())))
+                    throw py::value_error(std::string(u->name()) + " holds NaN or infinity");
+        const Array result = x.output(call, out, batch);
+        require_apart(result, x.c, true);
+        left.require_apart_from(result);
+        right.require_apart_from(result);
+        const StackView<const T> vc = x.c.stack<const T>(batch);
+        const StackView<T> vo = result.stack<T>(batch);
+        const Basis<T> bl = pl.basis(batch, left), br = pr.basis(batch, right);
+        const Core<T> cl = pl.core(batch, factor), cr = pr.core(batch, factor);
+        {
+            const py::gil_scoped_release release;
+            const Temporary<T> aside(batch, vc.rows(), vc.cols()); // an interrupt between the two leaves C as it was
+            subspan::apply_core<T>(vc, bl, cl, static_cast<T>(alpha), Side::left, aside.stack, check);
+            subspan::apply_core<T>(aside.stack, br, cr, static_cast<T>(alpha), Side::right, vo, check);
+        }
+        result.written();
+        return result.object();
+    });
+}
+
+py::object projected(py::handle context, py::handle c, py::handle u, py::handle side, double alpha, double factor, const py::object &out,
+                     py::handle orthonormal, py::handle check) {
+    const Call call(context);
+    const Operand x(call, c, "C", side);
+    const int sure = promised(orthonormal);
+    const bool checks = truth(check, "check");
+    if (is_both(side)) return project_both(call, x, u, alpha, factor, out, sure, checks);
+    return project_one(call, x, BasisArgument(call, u, "U"), alpha, factor, out, sure, checks);
+}
+
+// One by one, once all of them have been looked at: an entry that is refused leaves the others as they were.
+py::list project_out_list(py::handle context, const py::list &cs, const py::list &us, py::handle side, py::handle strength, const py::object &outs,
+                          py::handle orthonormal, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    if (is_both(side)) throw py::value_error("a list of matrices takes side='left' or 'right'");
+    const double factor = -real(strength, "strength");
+    const int sure = promised(orthonormal);
+    const bool checks = truth(check, "check");
+    std::deque<std::string> names;
+    std::deque<Operand> xs;
+    std::deque<BasisArgument> bases;
+    std::deque<Array> targets;
+    for (std::size_t i = 0; i < cs.size(); ++i) {
+        const std::string at = "[" + std::to_string(i) + "]";
+        const Operand &x = xs.emplace_back(call, cs[i], names.emplace_back("C" + at).c_str(), side);
+        const BasisArgument &u = bases.emplace_back(call, us[i], names.emplace_back("U" + at).c_str());
+        u.require_fits(x.c, x.left);
+        dispatch(x.c.dtype(), [&](auto t) {
+            using T = decltype(t);
+            if (checks && !subspan::all_finite<T>(x.c.stack<const T>(x.c.leading()))) throw py::value_error(std::string(x.c.name()) + " holds NaN or infinity");
+        });
+    }
+    if (!outs.is_none()) {
+        std::vector<Layout> a;
+        std::vector<std::vector<Layout>> b;
+        const auto list = py::list(outs);
+        for (std::size_t i = 0; i < cs.size(); ++i) {
+            const Array &to = targets.emplace_back(call, list[i], names.emplace_back("out[" + std::to_string(i) + "]").c_str(), Access::out);
+            to.require_dtype(xs[i].c.dtype());
+            a.push_back(to.layout());
+            b.push_back({xs[i].c.layout()});
+            if (bases[i].dense() != nullptr)
+                b.back().push_back(bases[i].dense()->layout());
+            else
+                for (const Array *part : {&bases[i].packed()->scale(), &bases[i].packed()->zero()}) b.back().push_back(part->layout());
+        }
+        require_entries_apart(a, b);
+    }
+    for (std::size_t i = 0; i < cs.size(); ++i) // bases are looked at before the first entry is written
+        dispatch(xs[i].c.dtype(), [&](auto t) { Projector<decltype(t)>(bases[i], promised(sure, bases[i]), checks); });
+    py::list results;
+    for (std::size_t i = 0; i < cs.size(); ++i)
+        results.append(project_one(call, xs[i], bases[i], 1.0, factor, outs.is_none() ? py::none() : py::object(py::list(outs)[i]), sure, checks, true));
+    return results;
+}
+
+py::object swap(py::handle context, py::handle base, py::handle source, py::handle r, const py::object &out, py::handle check) {
+    const Call call(context);
+    Array b(call, base, "base"), s(call, source, "source");
+    const bool vector = b.ndim() == 1 && s.ndim() == 1;
+    if (vector) {
+        b.as_matrix(false);
+        s.as_matrix(false);
+    }
+    b.require_matrices();
+    s.require_matrices();
+    s.require_dtype_of(b);
+    if (!PyObject_TypeCheck(r.ptr(), py::detail::npy_api::get().PyArray_Type_) && py::hasattr(r, "_parts"))
+        throw py::type_error("R is an Int4Basis, which is not orthonormal; pass orthonormalize(R.to_array())");
+    if (s.shape() != b.shape()) throw py::value_error("source must have the shape of base, " + b.shape_text() + ", got " + s.shape_text());
+    Array u(call, r, "R");
+    u.as_matrix(true);
+    u.require_matrices();
+    u.require_dtype_of(b);
+    if (u.rows() != b.cols())
+        throw py::value_error("R must have " + std::to_string(b.cols()) + " rows, one for each column of base, got shape " + u.shape_text() +
+                              convolution_hint(b.shape(), "base"));
+    const bool checks = truth(check, "check");
+    const Shape batch = broadcast_leading({{&b, 2}, {&u, 2}});
+    Shape shape = batch;
+    if (!vector) shape.push_back(b.rows());
+    shape.push_back(b.cols());
+    Array result = call.output(out, shape, b.dtype());
+    if (vector) result.add_axis(false);
+    require_apart(result, b, true);
+    require_apart(result, u);
+    require_apart(result, s);
+    dispatch(b.dtype(), [&](auto t) {
+        using T = decltype(t);
+        if (checks) {
+            const auto vu = u.stack<const T>(u.leading());
+            const py::gil_scoped_release release;
+            check_basis<T>(vu, "R");
+        }
+        run_core<T>(b, Basis<T>(u.stack<const T>(batch)), Core<T>(T(1)), 1.0, false, result, batch, checks, &s);
+    });
+    result.written();
+    return result.object();
+}
+
+// A vector of float64 that Python has made of what was given.
+const double *direction(const Array &v, const Operand &x) {
+    if (v.ndim() != 1) throw py::value_error(std::string(v.name()) + " must have 1 dimension, got shape " + v.shape_text());
+    const std::int64_t length = x.left ? x.c.rows() : x.c.cols();
+    if (v.shape(0) != length)
+        throw py::value_error(std::string(v.name()) + " must have " + std::to_string(length) + " entries to act on C " + x.c.shape_text() + " from the " +
+                              (x.left ? "left" : "right") + ", got " + std::to_string(v.shape(0)) + convolution_hint(x.c.shape(), "C"));
+    return v.vector<const double>(length);
+}
+
+py::object rotate(py::handle context, py::handle c, py::handle source, py::handle target, py::handle side, const py::object &out, py::handle check) {
+    const Call call(context);
+    const Operand x(call, c, "C", side);
+    const Array s(source, "source"), t(target, "target");
+    const double *ps = direction(s, x), *pt = direction(t, x);
+    const bool checks = truth(check, "check");
+    const Shape batch = x.c.leading();
+    return dispatch(x.c.dtype(), [&](auto kind) {
+        using T = decltype(kind);
+        const std::int64_t n = s.shape(0);
+        Temporary<T> v({}, n, 2), m({}, 2, 2);
+        subspan::rotation<T>(n, ps, pt, v.stack.first, m.stack.first);
+        if (!x.left) std::swap(m.items[1], m.items[2]); // C ↦ C Rᵀ
+        const Array result = x.output(call, out, batch);
+        require_apart(result, x.c, true);
+        run_core<T>(x.c, Basis<T>(v.over(batch)), Core<T>::full(m.over(batch)), 1.0, x.left, result, batch, checks);
+        result.written();
+        return result.object();
+    });
+}
+
+// A and, where it was a vector, the fact.
+Array matrices(const Call &call, py::handle given, const char *name, bool vectors = true) {
+    Array x(call, given, name);
+    if (vectors) x.as_matrix(true);
+    x.require_matrices();
+    return x;
+}
+
+py::object orthonormalize(py::handle context, py::handle a, py::handle method, const py::object &out, py::handle deficient, py::handle return_rank) {
+    const Call call(context);
+    load_lapack();
+    Array xa(call, a, "A");
+    const bool vector = xa.ndim() == 1;
+    xa.as_matrix(true);
+    xa.require_matrices();
+    const int how = choice(method, "method", {"auto", "cholesky", "householder", "polar"});
+    const bool complete = choice(deficient, "rank_deficient", {"complete", "raise"}) == 0, with_rank = truth(return_rank, "return_rank");
+    Shape shape = xa.shape();
+    if (vector) shape.pop_back();
+    Array xo = call.output(out, shape, xa.dtype());
+    if (vector) xo.add_axis(true);
+    const Shape batch = xa.leading();
+    require_apart(xo, xa, true);
+    py::object ranks = py::none();
+    std::int64_t *seen = nullptr;
+    if (with_rank) {
+        py::array_t<std::int64_t> counts(std::vector<py::ssize_t>(batch.begin(), batch.end()));
+        seen = counts.mutable_data();
+        std::fill_n(seen, counts.size(), 0);
+        ranks = batch.empty() ? py::object(py::none()) : py::object(counts);
+    }
+    std::int64_t one = 0;
+    if (with_rank && batch.empty()) seen = &one;
+    dispatch(xa.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto va = xa.stack<const T>(batch);
+        const auto vo = xo.stack<T>(batch);
+        if (vo.first.col_stride != 1 && vo.cols() > 1 && vo.rows() > 0 && vo.size() > 0) throw py::value_error("out must have contiguous rows");
+        const py::gil_scoped_release release;
+        const double n = double(va.cols()), flops = double(va.size()) * n * n * (12.0 * double(va.rows()) + 40.0 * n);
+        whole<T>(vo, vo.first.data == va.first.data, flops,
+                 [&](const StackView<T> &to) { subspan::orthonormalize<T>(va, to, static_cast<Orthonormalization>(how), complete, seen); });
+    });
+    xo.written();
+    if (!with_rank) return xo.object();
+    return py::make_tuple(xo.object(), batch.empty() ? py::object(py::int_(one)) : ranks);
+}
+
+double tolerance(py::handle tol, DType dtype) {
+    if (tol.is_none()) return std::pow(dtype == DType::f32 ? double(std::numeric_limits<float>::epsilon()) : std::numeric_limits<double>::epsilon(), 2.0 / 3.0);
+    const double value = real(tol, "tol", 0.0);
+    if (value >= 1) throw py::value_error("tol must be in [0, 1), got " + std::string(py::repr(tol)));
+    return value;
+}
+
+double cutoff(py::handle rcond, const Array &a) {
+    if (rcond.is_none())
+        return double(std::max(a.rows(), a.cols())) *
+               (a.dtype() == DType::f32 ? double(std::numeric_limits<float>::epsilon()) : std::numeric_limits<double>::epsilon());
+    const double value = real(rcond, "rcond", 0.0);
+    if (value >= 1) throw py::value_error("rcond must be in [0, 1), got " + std::string(py::repr(rcond)));
+    return value;
+}
+
+// The first `count` columns of a stack as a fresh array, behind those of `before` where there are some.
+template <class T> py::object columns(const Call &call, const StackView<T> &x, std::int64_t count, const StackView<const T> *before = nullptr) {
+    Shape shape = x.shape;
+    const std::int64_t k = before != nullptr ? before->cols() : 0;
+    shape.insert(shape.end(), {x.rows(), k + count});
+    const Array out = call.empty(shape, std::is_same_v<T, float> ? DType::f32 : DType::f64);
+    const auto to = out.stack<T>(x.shape);
+    if (to.empty()) return out.object();
+    for (std::int64_t i = 0; i < to.size(); ++i) {
+        const auto target = to[i], from = x[i];
+        for (std::int64_t r = 0; r < x.rows(); ++r) {
+            if (before != nullptr)
+                for (std::int64_t c = 0; c < k; ++c) target(r, c) = (*before)[i](r, c);
+            for (std::int64_t c = 0; c < count; ++c) target(r, k + c) = from(r, c);
+        }
+    }
+    return out.object();
+}
+
+py::object range_basis(py::handle context, py::handle a, py::handle rcond) {
+    const Call call(context);
+    load_lapack();
+    const Array x = matrices(call, a, "A");
+    const double tol = cutoff(rcond, x);
+    return dispatch(x.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto va = x.stack<const T>(x.leading());
+        const Temporary<T> q(x.leading(), x.rows(), std::min(x.rows(), x.cols()));
+        std::vector<std::int64_t> ranks(std::size_t(va.size()));
+        {
+            const py::gil_scoped_release release;
+            subspan::column_space<T>(va, tol, false, q.stack, ranks.data(), "A");
+        }
+        return columns<T>(call, q.stack, one_rank(ranks));
+    });
+}
+
+py::object null_space(py::handle context, py::handle a, py::handle rcond) {
+    const Call call(context);
+    load_lapack();
+    const Array x = matrices(call, a, "A");
+    const double tol = cutoff(rcond, x);
+    return dispatch(x.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto va = x.stack<const T>(x.leading()).transposed();
+        const Temporary<T> q(x.leading(), va.rows(), std::min(va.rows(), va.cols()));
+        std::vector<std::int64_t> ranks(std::size_t(va.size()));
+        {
+            const py::gil_scoped_release release;
+            subspan::column_space<T>(va, tol, false, q.stack, ranks.data(), "A");
+        }
+        const std::int64_t rank = one_rank(ranks);
+        Shape shape = x.leading();
+        shape.insert(shape.end(), {va.rows(), va.rows() - rank});
+        const Array out = call.empty(shape, x.dtype());
+        const auto vo = out.stack<T>(x.leading());
+        StackView<const T> rows = q.stack;
+        rows.first.cols = rank;
+        const py::gil_scoped_release release;
+        subspan::complement<T>(rows, vo);
+        return out.object();
+    });
+}
+
+py::object complement(py::handle context, py::handle u, py::handle check) {
+    const Call call(context);
+    const Array x = matrices(call, u, "U");
+    const bool checks = truth(check, "check");
+    if (x.cols() > x.rows())
+        throw py::value_error("U has " + std::to_string(x.cols()) + " columns of " + std::to_string(x.rows()) + " entries: so many cannot be orthonormal");
+    Shape shape = x.leading();
+    shape.insert(shape.end(), {x.rows(), x.rows() - x.cols()});
+    const Array out = call.empty(shape, x.dtype());
+    dispatch(x.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto vu = x.stack<const T>(x.leading());
+        const auto vo = out.stack<T>(x.leading());
+        const py::gil_scoped_release release;
+        if (checks) check_basis<T>(vu, "U");
+        subspan::complement<T>(vu, vo);
+    });
+    return out.object();
+}
+
+// Two bases of spaces in one space, and what their leading axes broadcast to.
+struct TwoBases {
+    Array u, w;
+    Shape batch;
+    TwoBases(const Call &call, py::handle a, py::handle b, py::handle check, bool both)
+        : u(matrices(call, a, "U")), w(matrices(call, b, "W")) {
+        w.require_dtype_of(u);
+        if (u.rows() != w.rows())
+            throw py::value_error("U and W must live in one space, got " + std::to_string(u.rows()) + " and " + std::to_string(w.rows()) + " rows");
+        if (truth(check, "check"))
+            dispatch(u.dtype(), [&](auto t) {
+                using T = decltype(t);
+                check_basis<T>(u.stack<const T>(u.leading()), "U");
+                if (both) check_basis<T>(w.stack<const T>(w.leading()), "W");
+            });
+        batch = broadcast_leading({{&u, 2}, {&w, 2}});
+    }
+};
+
+py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const TwoBases x(call, u, w, check, true);
+    const double cut = tolerance(tol, x.u.dtype());
+    return dispatch(x.u.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto vu = x.u.stack<const T>(x.batch), vw = x.w.stack<const T>(x.batch);
+        const Temporary<T> extra(x.batch, x.u.rows(), x.w.cols());
+        std::vector<std::int64_t> counts(std::size_t(vu.size()));
+        {
+            const py::gil_scoped_release release;
+            subspan::span_sum<T>(vu, vw, cut, extra.stack, counts.data());
+        }
+        return columns<T>(call, extra.stack, one_rank(counts), &vu);
+    });
+}
+
+py::object span_intersection(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const TwoBases x(call, u, w, check, true);
+    const double cut = tolerance(tol, x.u.dtype());
+    return dispatch(x.u.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto vu = x.u.stack<const T>(x.batch), vw = x.w.stack<const T>(x.batch);
+        const Temporary<T> common(x.batch, x.u.rows(), x.w.cols());
+        std::vector<std::int64_t> counts(std::size_t(vu.size()));
+        {
+            const py::gil_scoped_release release;
+            subspan::span_intersection<T>(vu, vw, cut, common.stack, counts.data());
+        }
+        return columns<T>(call, common.stack, one_rank(counts));
+    });
+}
+
+py::object contains(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const TwoBases x(call, u, w, check, false);
+    const double cut = tolerance(tol, x.u.dtype());
+    py::array_t<bool> found(std::vector<py::ssize_t>(x.batch.begin(), x.batch.end()));
+    dispatch(x.u.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto own = x.w.stack<const T>(x.w.leading());
+        const auto vu = x.u.stack<const T>(x.batch);
+        std::vector<double> sines(std::size_t(vu.size()));
+        {
+            const py::gil_scoped_release release;
+            const Temporary<T> q(x.w.leading(), x.w.rows(), std::min(x.w.rows(), x.w.cols()));
+            std::vector<std::int64_t> ranks(std::size_t(own.size()));
+            const double eps = double(std::max(x.w.rows(), x.w.cols())) * double(std::numeric_limits<T>::epsilon());
+            subspan::column_space<T>(own, eps, true, q.stack, ranks.data(), "W");
+            subspan::largest_sines<T>(vu, q.over(x.batch), sines.data());
+        }
+        for (std::size_t i = 0; i < sines.size(); ++i) found.mutable_data()[i] = sines[i] <= cut;
+    });
+    return found;
+}
+
+py::object compose(py::handle context, py::handle u, py::handle w, py::handle shared, py::handle tol) {
+    const Call call(context);
+    load_lapack();
+    const Array xu = matrices(call, u, "U"), xw = matrices(call, w, "W");
+    xw.require_dtype_of(xu);
+    const double cut = tolerance(tol, xu.dtype());
+    const std::int64_t p = whole_number(shared, "shared", 0), most = std::min(xu.rows(), xw.rows());
+    if (p > most) throw py::value_error("shared must be from 0 to " + std::to_string(most) + ", got " + std::to_string(p));
+    const Shape batch = broadcast_leading({{&xu, 2}, {&xw, 2}});
+    return dispatch(xu.dtype(), [&](auto t) {
+        using T = decltype(t);
+        // Orthonormal bases first: the tolerance then means an angle.
+        const auto spanned = [&](const Array &x, const char *name) {
+            const auto v = x.stack<const T>(x.leading());
+            Temporary<T> q(x.leading(), x.rows(), std::min(x.rows(), x.cols()));
+            std::vector<std::int64_t> ranks(std::size_t(v.size()));
+            const double eps = double(std::max(x.rows(), x.cols())) * double(std::numeric_limits<T>::epsilon());
+            subspan::column_space<T>(v, eps, true, q.stack, ranks.data(), name);
+            q.stack.first.cols = one_rank(ranks);
+            return q;
+        };
+        const Temporary<T> a = spanned(xu, "U"), b = spanned(xw, "W");
+        const auto va = a.over(batch), vb = b.over(batch);
+        const Temporary<T> basis(batch, xu.rows() - p + xw.rows() - p, std::min(xu.rows() - p + xw.rows() - p, va.cols() + vb.cols()));
+        std::vector<std::int64_t> counts(std::size_t(va.size()));
+        {
+            const py::gil_scoped_release release;
+            subspan::compose<T>(va, vb, p, cut, basis.stack, counts.data());
+        }
+        return columns<T>(call, basis.stack, one_rank(counts));
+    });
+}
+
+py::object hadamard(py::handle context, py::handle x, const py::object &out, py::handle scale, py::handle transpose, py::handle check) {
+    const Call call(context);
+    Array xx(call, x, "x");
+    if (xx.ndim() < 1) throw py::value_error("x must have at least 1 dimension");
+    const std::int64_t n = xx.shape(xx.ndim() - 1);
+    if (n == 0) throw py::value_error("the last axis of x is empty");
+    const double factor = scale.is_none() ? 1.0 / std::sqrt(double(n)) : real(scale, "scale");
+    const bool turned = truth(transpose, "transpose"), checks = truth(check, "check");
+    Array xo = call.output(out, xx.shape(), xx.dtype());
+    xx.as_matrix(false);
+    xo.as_matrix(false);
+    require_apart(xo, xx, true);
+    const auto batch = xx.leading();
+    dispatch(xx.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto vx = xx.stack<const T>(batch);
+        const auto vo = xo.stack<T>(batch);
+        const py::gil_scoped_release release;
+        whole<T>(vo, vo.first.data == vx.first.data, 0.0,
+                 [&](const StackView<T> &to) { subspan::hadamard<T>(vx, to, static_cast<T>(factor), turned, checks); });
+    });
+    xo.written();
+    return xo.object();
+}
+
+py::object random_orthogonal(py::handle context, std::uint64_t key, const Shape &shape, bool single) {
+    const Array xo = Call(context).empty(shape, single ? DType::f32 : DType::f64);
+    dispatch(xo.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto vo = xo.stack<T>(xo.leading());
+        const py::gil_scoped_release release;
+        subspan::random_orthogonal<T>(key, vo);
+    });
+    return xo.object();
+}
+
+py::tuple gram_core(py::handle context, py::handle v) {
+    const Call call(context);
+    load_lapack();
+    const BasisArgument xv(call, v, "V");
+    Shape shape = xv.leading();
+    shape.insert(shape.end(), {xv.cols(), xv.cols()});
+    const Array xo = call.empty(shape, xv.dtype(), "M");
+    double worst = 0;
+    dispatch(xv.dtype(), [&](auto t) {
+        using T = decltype(t);
+        Int4View<T> view;
+        if (xv.packed() != nullptr) view = xv.packed()->view<T>();
+        const Basis<T> basis = xv.packed() != nullptr ? Basis<T>(view) : Basis<T>(xv.dense()->stack<const T>(xv.leading()));
+        const StackView<T> vo = xo.stack<T>(xv.leading());
+        const py::gil_scoped_release release;
+        for (std::int64_t i = 0; i < (vo.empty() ? 0 : vo.size()); ++i) worst = std::max(worst, subspan::gram_core<T>(basis, i, vo[i]));
+    });
+    return py::make_tuple(xo.object(), worst);
+}
+
+py::tuple quantize_int4(py::handle context, py::handle u, py::handle group) {
+    const Call call(context);
+    Array xu(call, u, "U");
+    xu.as_matrix(true);
+    xu.require_ndim(2);
+    const std::int64_t n = xu.rows() * xu.cols(), each = std::min(whole_number(group, "group", 1), std::max<std::int64_t>(n, 1)), groups = (n + each - 1) / each;
+    const Array codes = call.empty({(n + 1) / 2}, DType::u8, "codes"), scale = call.empty({groups}, xu.dtype()), zero = call.empty({groups}, xu.dtype());
+    dispatch(xu.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto view = xu.matrix<const T>();
+        const py::gil_scoped_release release;
+        subspan::quantize_int4<T>(view, each, static_cast<std::uint8_t *>(codes.data()), static_cast<T *>(scale.data()), static_cast<T *>(zero.data()));
+    });
+    return py::make_tuple(codes.object(), scale.object(), zero.object(), py::make_tuple(xu.rows(), xu.cols()), each);
+}
+
+py::object unpack_int4(py::handle context, const py::tuple &parts) {
+    const Call call(context);
+    const Packed p(call, parts, "U");
+    const Array out = call.empty({p.rows(), p.cols()}, p.dtype());
+    dispatch(p.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto view = p.view<T>();
+        const auto dense = out.matrix<T>();
+        const py::gil_scoped_release release;
+        subspan::unpack<T>(view, dense);
+    });
+    return out.object();
+}
+
+// alpha U X, alpha Uᵀ X, alpha X U or alpha X Uᵀ for a packed U. With check ValueError where x is not finite.
+py::object int4_product(py::handle context, const py::tuple &parts, py::handle x, py::handle side, py::handle transpose, double alpha, const py::object &out,
+                        py::handle check, const char *name) {
+    const Call call(context);
+    const Packed p(call, parts, "U");
+    const Operand o(call, x, name, side);
+    const bool turned = truth(transpose, "transpose"), checks = truth(check, "check");
+    const std::int64_t rows = turned ? p.cols() : p.rows(), cols = turned ? p.rows() : p.cols();
+    if (o.c.dtype() != p.dtype())
+        throw py::type_error(std::string(name) + " must be " + name_of(p.dtype()) + " as the scales of the basis are, got " + o.c.dtype_name());
+    if ((o.left ? o.c.rows() : o.c.cols()) != (o.left ? cols : rows))
+        throw py::value_error(std::string(name) + " must have " + (o.left ? std::to_string(cols) + " rows" : std::to_string(rows) + " columns") +
+                              ", got shape " + o.c.shape_text() + convolution_hint(o.c.shape(), name));
+    Shape shape = o.c.leading();
+    if (!o.vector || o.left) shape.push_back(o.left ? rows : o.c.rows());
+    if (!o.vector || !o.left) shape.push_back(o.left ? o.c.cols() : cols);
+    Array xo = call.output(out, shape, o.c.dtype());
+    if (o.vector) xo.add_axis(o.left);
+    require_apart(xo, o.c);
+    p.require_apart_from(xo);
+    const auto batch = o.c.leading();
+    dispatch(p.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto view = p.view<T>();
+        auto vx = o.c.stack<const T>(batch);
+        const auto vo = xo.stack<T>(batch);
+        if (checks && !subspan::all_finite<T>(vx)) throw py::value_error(std::string(name) + " holds NaN or infinity");
+        const py::gil_scoped_release release;
+        std::optional<Temporary<T>> scaled;
+        if (alpha != 1.0) {
+            scaled.emplace(batch, vx.rows(), vx.cols());
+            for (std::int64_t i = 0; i < vx.size(); ++i)
+                for (std::int64_t r = 0; r < vx.rows(); ++r)
+                    for (std::int64_t c = 0; c < vx.cols(); ++c) scaled->stack[i](r, c) = vx[i](r, c) * static_cast<T>(alpha);
+            vx = scaled->stack;
+        }
+        subspan::int4_product<T>(view, vx, o.left, turned, vo);
+    });
+    xo.written();
+    return xo.object();
+}
+
+// out of a product with x, which it must stay apart from, or a fresh array of x's dtype: before work begins that the product
+// is for.
+py::object product_output(py::handle context, py::handle x, const Shape &shape, const py::object &out) {
+    const Call call(context);
+    const Array xx(call, x, "G or R");
+    const Array xo = call.output(out, shape, xx.dtype());
+    require_apart(xo, xx);
+    if (xo.cols() > 1 && xo.stride(1) != 1) throw py::value_error("out must have contiguous rows");
+    return xo.object();
+}
+
+// alpha A B for stacks.
+py::object product(py::handle context, py::handle a, py::handle b, double alpha, const py::object &out) {
+    const Call call(context);
+    const Array xa = matrices(call, a, "A", false), xb = matrices(call, b, "B", false);
+    xb.require_dtype_of(xa);
+    if (xa.cols() != xb.rows()) throw py::value_error("A " + xa.shape_text() + " and B " + xb.shape_text() + " do not fit each other");
+    const Shape batch = broadcast_leading({{&xa, 2}, {&xb, 2}});
+    Shape shape = batch;
+    shape.insert(shape.end(), {xa.rows(), xb.cols()});
+    const Array xo = call.output(out, shape, xa.dtype());
+    require_apart(xo, xa);
+    require_apart(xo, xb);
+    dispatch(xa.dtype(), [&](auto t) {
+        using T = decltype(t);
+        auto va = xa.stack<const T>(batch), vb = xb.stack<const T>(batch);
+        const auto vo = xo.stack<T>(batch);
+        const py::gil_scoped_release release;
+        std::optional<Temporary<T>> scaled;
+        if (alpha != 1.0) { // of the smaller operand, not of the large result
+            auto &small = va.rows() * va.cols() <= vb.rows() * vb.cols() ? va : vb;
+            scaled.emplace(batch, small.rows(), small.cols());
+            for (std::int64_t i = 0; i < small.size(); ++i)
+                for (std::int64_t r = 0; r < small.rows(); ++r)
+                    for (std::int64_t c = 0; c < small.cols(); ++c) scaled->stack[i](r, c) = small[i](r, c) * static_cast<T>(alpha);
+            small = scaled->stack;
+        }
+        subspan::product<T>(va, vb, vo);
+    });
+    xo.written();
+    return xo.object();
+}
+
+py::object outer_product(py::handle context, py::handle a) {
+    const Call call(context);
+    const Array xa = matrices(call, a, "A", false);
+    Shape shape = xa.leading();
+    shape.insert(shape.end(), {xa.rows(), xa.rows()});
+    const Array xo = call.empty(shape, xa.dtype());
+    dispatch(xa.dtype(), [&](auto t) {
+        using T = decltype(t);
+        const auto va = xa.stack<const T>(xa.leading());
+        const auto vo = xo.stack<T>(xa.leading());
+        const py::gil_scoped_release release;
+        subspan::outer_product<T>(va, vo);
+    });
+    return xo.object();
+}
+
+} // namespace
+
+void register_orth(py::module_ &m) {
+    m.def("apply_core", &apply_core, py::arg("call"), py::arg("C"), py::arg("V"), py::arg("M"), py::arg("alpha"), py::arg("side"), py::arg("out"), py::arg("check"));
+    m.def(
+        "project",
+        [](py::handle call, py::handle c, py::handle u, py::handle side, const py::object &out, py::handle orthonormal, py::handle check) {
+            load_lapack();
+            return projected(call, c, u, side, 0.0, 1.0, out, orthonormal, check);
+        },
+        py::arg("call"), py::arg("C"), py::arg("U"), py::arg("side"), py::arg("out"), py::arg("orthonormal"), py::arg("check"));
+    m.def(
+        "project_out",
+        [](py::handle call, py::handle c, py::handle u, py::handle side, py::handle strength, const py::object &out, py::handle orthonormal, py::handle check) {
+            load_lapack();
+            return projected(call, c, u, side, 1.0, -real(strength, "strength"), out, orthonormal, check);
+        },
+        py::arg("call"), py::arg("C"), py::arg("U"), py::arg("side"), py::arg("strength"), py::arg("out"), py::arg("orthonormal"), py::arg("check"));
+    m.def("project_out_list", &project_out_list, py::arg("call"), py::arg("C"), py::arg("U"), py::arg("side"), py::arg("strength"), py::arg("out"),
+          py::arg("orthonormal"), py::arg("check"));
+    m.def("swap", &swap, py::arg("call"), py::arg("base"), py::arg("source"), py::arg("R"), py::arg("out"), py::arg("check"));
+    m.def("rotate", &rotate, py::arg("call"), py::arg("C"), py::arg("source"), py::arg("target"), py::arg("side"), py::arg("out"), py::arg("check"));
+    m.def("orthonormalize", &orthonormalize, py::arg("call"), py::arg("A"), py::arg("method"), py::arg("out"), py::arg("rank_deficient"), py::arg("return_rank"));
+    m.def("range_basis", &range_basis, py::arg("call"), py::arg("A"), py::arg("rcond"));
+    m.def("null_space", &null_space, py::arg("call"), py::arg("A"), py::arg("rcond"));
+    m.def("complement", &complement, py::arg("call"), py::arg("U"), py::arg("check"));
+    m.def("span_sum", &span_sum, py::arg("call"), py::arg("U"), py::arg("W"), py::arg("tol"), py::arg("check"));
+    m.def("span_intersection", &span_intersection, py::arg("call"), py::arg("U"), py::arg("W"), py::arg("tol"), py::arg("check"));
+    m.def("contains", &contains, py::arg("call"), py::arg("U"), py::arg("W"), py::arg("tol"), py::arg("check"));
+    m.def("compose", &compose, py::arg("call"), py::arg("U"), py::arg("W"), py::arg("shared"), py::arg("tol"));
+    m.def("hadamard", &hadamard, py::arg("call"), py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("transpose"), py::arg("check"));
+    m.def("hadamard_base", &hadamard_base, py::arg("n"));
+    m.def("random_orthogonal", &random_orthogonal, py::arg("call"), py::arg("key"), py::arg("shape"), py::arg("single"));
+    m.def("gram_core", &gram_core, py::arg("call"), py::arg("V"));
+    m.def("quantize_int4", &quantize_int4, py::arg("call"), py::arg("U"), py::arg("group"));
+    m.def("unpack_int4", &unpack_int4, py::arg("call"), py::arg("parts"));
+    m.def("int4_product", &int4_product, py::arg("call"), py::arg("parts"), py::arg("X"), py::arg("side"), py::arg("transpose"), py::arg("alpha"), py::arg("out"),
+          py::arg("check"), py::arg("name"));
+    m.def("product", &product, py::arg("call"), py::arg("A"), py::arg("B"), py::arg("alpha"), py::arg("out"));
+    m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"));
+    m.def("outer_product", &outer_product, py::arg("call"), py::arg("A"));
+    m.def(
+        "check_basis",
+        [](py::handle context, py::handle u, const char *name) {
+            const Array x = matrices(Call(context), u, name);
+            dispatch(x.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto vu = x.stack<const T>(x.leading());
+                const py::gil_scoped_release release;
+                check_basis<T>(vu, name);
+            });
+        },
+        py::arg("call"), py::arg("U"), py::arg("name"));
+    m.def(
+        "all_finite",
+        [](py::handle x) {
+            Array xx(x, "x");
+            while (xx.ndim() < 2) xx.add_axis(false);
+            return dispatch(xx.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto vx = xx.stack<const T>(xx.leading());
+                const py::gil_scoped_release release;
+                return subspan::all_finite<T>(vx);
+            });
+        },
+        py::arg("x"));
+}
+
+} // namespace subspan::bind

@@ -1,0 +1,343 @@
+"""One-shot truncated decompositions."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from subspan import _core
+from subspan._lib import device_truncated
+from subspan._lib.arguments import on_the_cpu
+from subspan._lib.arrays import (
+    Array,
+    as_array,
+    as_float,
+    check_float,
+    check_library,
+    csr_parts,
+    detached,
+    dtype_of,
+    float_array,
+    float_beside,
+    is_sparse,
+    library_of,
+    real_number,
+    rng_key,
+    to_library,
+    whole_number,
+)
+from subspan._lib.device import on_device
+from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
+
+
+class TruncatedSVD(NamedTuple):
+    """``U (m, k)``, ``S (k,)`` descending and ``Vh (k, n)`` of a rank-k approximation ``U @ diag(S) @ Vh``."""
+
+    U: Array
+    S: Array
+    Vh: Array
+
+
+def _triplet(parts: tuple[Any, Any, Any], library: str, like: Array = None) -> TruncatedSVD:
+    u, s, vh = parts
+    return TruncatedSVD(*(None if x is None else to_library(x, library, like) for x in (u, s, vh)))
+
+
+def truncated_svd(
+    A: Array,
+    rank: int | None = None,
+    *,
+    energy: float | None = None,
+    tol: float | None = None,
+    oversample: int = 10,
+    power_iterations: int | str = 2,
+    initial: Array | None = None,
+    rng: int | np.random.Generator | None = None,
+    signs: str = "v",
+    weight: Array | None = None,
+) -> TruncatedSVD:
+    """Leading singular triplets of a matrix by randomized subspace iteration.
+
+    Parameters
+    ----------
+    A : array, sparse matrix or operator ``(m, n)``
+        Dense of any library; ``scipy.sparse`` (CSR is taken as it is); or any object with ``shape``, ``matmat`` and
+        ``rmatmat``, a ``scipy.sparse.linalg.LinearOperator`` say.
+    rank : int, optional
+        Number of triplets. Without it ``energy`` or ``tol`` decides: subspaces of growing size are tried, each started
+        from the one before.
+    energy : float, optional
+        Smallest rank that holds this share of the squared Frobenius norm (not for operators); ``rank`` is then the
+        upper limit.
+    tol : float, optional
+        Leave out singular values below ``tol`` times the first.
+    oversample, power_iterations : int
+        ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them. ``power_iterations="auto"``
+        is scikit-learn's choice: 7 where ``rank`` is below a tenth of the smaller side, else 4. scikit-learn's
+        ``n_iter`` counts the same iterations, so who comes from ``TruncatedSVD(n_iter=5)`` takes
+        ``power_iterations=5``.
+    initial : array ``(j, n)``, optional
+        A warm start, ``Vh`` of a nearby matrix: with one, ``power_iterations=0`` or 1 is often enough.
+    rng : None, int or numpy.random.Generator
+        Draws the key of a counter-based generator: the same for any number of threads.
+    signs : {"v", "u"}
+        Which entry of largest magnitude is positive: that of each row of ``Vh``, or that of each column of ``U`` (as
+        scikit-learn's ``svd_flip`` by default).
+    weight : array ``(n,)``, array or sparse matrix ``(n, n)``, or operator, optional
+        The inner product ``x·W·y`` of rows, as in :class:`StreamingSVD`: ``Vh @ W @ Vh.T`` is the identity, and ``A``
+        is near ``U @ diag(S) @ Vh``.
+
+    Returns
+    -------
+    TruncatedSVD
+        ``U (m, k)``, ``S (k,)``, ``Vh (k, n)``. Of integers, which are converted where float64 holds them all (up to 32
+        bits), they are float64.
+
+    Raises
+    ------
+    ValueError
+        NaN or infinity in ``A``, sizes that do not fit, or singular values that overflow the dtype.
+
+    Notes
+    -----
+    ``4 m n l (power_iterations + 1)`` flops. Work memory ``4 l (m + n)`` items. Halko, Martinsson and Tropp, SIAM
+    Review 53 (2011), algorithms 4.4 and 5.1, with Cholesky QR between the products. On a CUDA device ``energy`` and
+    ``tol`` wait for it and a ``rank`` alone does not: NaN in ``A`` then shows as NaN in all results. float32 values
+    below 2e-6 of the first are zero there, and their vectors an arbitrary completion.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.svd import truncated_svd
+    >>> A = np.diag(np.arange(50.0, 0.0, -1.0))
+    >>> truncated_svd(A, 3, power_iterations=12, rng=0).S.round(1)
+    array([50., 49., 48.])
+    """
+    if rank is None and energy is None and tol is None:
+        raise ValueError("one of rank, energy and tol must be given")
+    rank = None if rank is None else whole_number(rank, "rank", 1)
+    energy = None if energy is None else real_number(energy, "energy")
+    tol = None if tol is None else real_number(tol, "tol")
+    if energy is not None and not 0.0 < energy < 1.0:
+        raise ValueError(f"energy must be in (0, 1), got {energy}")
+    if tol is not None and not 0.0 < tol < 1.0:
+        raise ValueError(f"tol must be in (0, 1), got {tol}")
+    if not isinstance(signs, str) or signs not in ("v", "u"):
+        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
+    oversample = whole_number(oversample, "oversample", 0)
+    if weight is not None:
+        return _weighted(A, rank, weight, energy, tol, oversample, power_iterations, initial, rng, signs)
+    if isinstance(power_iterations, str):
+        if power_iterations != "auto":
+            raise ValueError(f"power_iterations must be an int or 'auto', got {power_iterations!r}")
+        A = A if hasattr(A, "shape") else as_array(A, "A")
+        if len(A.shape) != 2:
+            raise ValueError(f"A must have 2 dimensions, got shape {tuple(A.shape)}")
+        power_iterations = 7 if rank is not None and rank < 0.1 * min(int(x) for x in A.shape) else 4
+    power_iterations = whole_number(power_iterations, "power_iterations", 0, 2**20)
+    options = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
+    key = rng_key(rng)
+    if initial is not None and not on_device(initial):
+        initial = float_array(initial, "initial", float_beside(A))
+    start = initial if initial is None or on_device(initial) else detached(initial)
+    if is_sparse(A):
+        data, indices, indptr, m, n = csr_parts(A, "A")
+        check_float(data, "A")
+        parts = _core.truncated_svd_csr(data, indices, indptr, m, n, *options, start, key)
+        found = _triplet(parts, "numpy")
+    elif hasattr(A, "matmat") and hasattr(A, "rmatmat"):
+        m, n, single = _operator(A)
+        parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, start, key)
+        found = _triplet(parts, "numpy")
+    elif on_device(A, initial):
+        found = TruncatedSVD(*device_truncated.truncated_svd(A, *options, initial, key))
+        if signs == "u":
+            raise TypeError("signs='u' is not implemented on CUDA devices")
+    else:
+        A = as_array(A, "A")
+        check_library(A, "A")
+        x = detached(as_float(A, "A"))
+        check_float(x, "A")
+        found = _triplet(_core.truncated_svd(x, *options, start, key), library_of(A), A)
+    return _with_signs(found, signs)
+
+
+def _operator(A: Any) -> tuple[int, int, bool]:
+    """Shape of an operator, and whether it is of float32."""
+    shape = getattr(A, "shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise TypeError(f"A is an operator, and its shape must be a pair, got {shape!r}")
+    m, n = whole_number(shape[0], "A.shape[0]", 0, 2**58), whole_number(shape[1], "A.shape[1]", 0, 2**58)
+    for f, name in ((A.matmat, "matmat"), (A.rmatmat, "rmatmat")):
+        if not callable(f):
+            raise TypeError(f"A.{name} must be callable, got {type(f).__name__}")
+    given = getattr(A, "dtype", None)
+    try:
+        dtype = np.dtype(np.float64 if given is None else str(given).rpartition(".")[2])
+    except TypeError:
+        raise TypeError(f"A is an operator of dtype {given!r}, wanted float32 or float64") from None
+    if dtype.kind == "c":
+        raise TypeError("A must be real, got a complex operator")
+    return m, n, dtype == np.float32
+
+
+def _with_signs(found: TruncatedSVD, signs: str) -> TruncatedSVD:
+    """The largest entry of each column of U positive, where that was asked for; that of rows of Vh is already."""
+    if signs == "v" or found.U is None:
+        return found
+    u, vh = (np.asarray(x) if library_of(x) == "numpy" else np.from_dlpack(x) for x in (found.U, found.Vh))
+    if u.shape[0] == 0:
+        return found
+    flip = np.where(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])] < 0, -1, 1).astype(u.dtype)
+    library = library_of(found.U)
+    return TruncatedSVD(
+        to_library(u * flip, library, found.U), found.S, to_library(vh * flip[:, None], library, found.Vh)
+    )
+
+
+def _weighted(
+    A: Array,
+    rank: int | None,
+    weight: Any,
+    energy: float | None,
+    tol: float | None,
+    oversample: int,
+    power_iterations: Any,
+    initial: Any,
+    rng: Any,
+    signs: str,
+) -> TruncatedSVD:
+    """The decomposition in the inner product ``x·W·y`` of rows: that of ``A F`` with ``W = F Fᵀ``."""
+    inner = InnerProduct(weight)
+    dtype: Any = None
+    if on_device(A, initial):
+        raise TypeError("weight is not implemented on CUDA devices")
+    x: Any
+    library, like = "numpy", None
+    if is_sparse(A):
+        data, indices, indptr, *shape = csr_parts(A, "A")
+        dtype = check_float(data, "A")
+        space = sys.modules["scipy.sparse"]
+        if energy is None and isinstance(inner.factor, np.ndarray) and inner.factor.ndim == 2:
+            x = inner.behind(space.csr_array((data.astype(np.float64), indices, indptr), shape=shape))
+        else:
+            x = inner.forward_csr((data, indices, indptr, *shape), "A")
+            x = space.csr_array(x[:3], shape=x[3:]) if isinstance(x, tuple) else x
+    elif hasattr(A, "matmat") and hasattr(A, "rmatmat") and not hasattr(A, "__dlpack__"):
+        dtype = np.float32 if _operator(A)[2] else np.float64
+        x = inner.behind(A)
+    else:
+        A = as_array(A, "A")
+        check_library(A, "A")
+        library, like = library_of(A), A
+        x = detached(as_float(A, "A"))
+        dtype = check_float(x, "A")
+        x = inner.forward(x, "A")
+    start = None if initial is None else inner.forward(detached(as_array(initial, "initial")), "initial")
+    found = truncated_svd(
+        x,
+        rank,
+        energy=energy,
+        tol=tol,
+        oversample=oversample,
+        power_iterations=power_iterations,
+        initial=start,
+        rng=rng,
+    )
+    vh = inner.backward(found.Vh)
+    flip = signs_of_rows(vh)
+    found = _with_signs(TruncatedSVD(found.U * flip, found.S, vh * flip[:, None]), signs)
+    with np.errstate(over="ignore"):
+        shown = [no_overflow(x.astype(dtype, copy=False), x, "a result") for x in found]
+    return TruncatedSVD(*(to_library(x, library, like) for x in shown))
+
+
+def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v") -> TruncatedSVD:
+    """SVD of ``A @ B`` from factors ``A (m, p)`` and ``B (p, n)``.
+
+    With ``p <= min(m, n)`` the product is never formed: ``2 p² (m + n)`` flops and a ``p × p`` core, against
+    ``2 m n p`` and an ``m × n`` SVD. At most ``min(m, p, n)`` triplets exist; ``rank`` keeps fewer. ``signs`` as in
+    :func:`truncated_svd`. Integers are converted as there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from subspan.svd import product_svd
+    >>> A, B = np.ones((100, 1)), np.ones((1, 400))
+    >>> round(float(product_svd(A, B).S[0]), 6)
+    200.0
+    """
+    wanted = float_beside(A, B)
+    A, B = float_array(A, "A", wanted), float_array(B, "B", wanted)
+    check_library(A, "A")
+    rank = 0 if rank is None else whole_number(rank, "rank", 1)
+    if not isinstance(signs, str) or signs not in ("v", "u"):
+        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
+    a, b = detached(A), detached(B)
+    dtype, other = check_float(a, "A"), check_float(b, "B")
+    if other != dtype:
+        raise TypeError(f"B must be {dtype} as A is, got {other}")
+    return _with_signs(_triplet(_core.product_svd(a, b, rank), library_of(A), A), signs)
+
+
+def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
+    """Truncated SVD of the stacked matrix ``[A; B]`` from truncated SVDs of ``A`` and ``B``.
+
+    Parameters
+    ----------
+    a, b : TruncatedSVD or tuple ``(U, S, Vh)``
+        ``U`` may be None in both: then it is None in the result.
+    rank : int
+        At most ``min(ka + kb, n)``.
+    forget : float, default 1.0
+        ``a``, the past, is multiplied by this factor in (0, 1], as :class:`StreamingSVD` does at an update.
+    signs : {"v", "u"}
+        As in :func:`truncated_svd`.
+
+    Notes
+    -----
+    ``2 n (ka + kb)²`` flops and a core of size ``ka + kb``. Exact for exact input; in a tree of merges the truncations
+    add up, in any order, to at most the sum of what each left out.
+    """
+    rank = whole_number(rank, "rank", 1)
+    forget = real_number(forget, "forget")
+    if not 0.0 < forget <= 1.0:
+        raise ValueError(f"forget must be in (0, 1], got {forget}")
+    if not isinstance(signs, str) or signs not in ("v", "u"):
+        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
+    given: list[list[Any]] = []
+    for x, name in ((a, "a"), (b, "b")):
+        try:
+            u, s, vh = x
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a triple (U, S, Vh), got {type(x).__name__}") from None
+        if s is None or vh is None:
+            raise TypeError(f"{name}: only U may be None")
+        wanted = float_beside(u, s, vh)
+        part = [
+            None if u is None else float_array(u, f"{name}.U", wanted),
+            float_array(s, f"{name}.S", wanted),
+            float_array(vh, f"{name}.Vh", wanted),
+        ]
+        for y, field in zip(part, ("U", "S", "Vh"), strict=True):
+            if y is not None:
+                on_the_cpu(y, f"{name}.{field}")
+        given.append([None if y is None else detached(y) for y in part])
+    (ua, sa, va), (ub, sb, vb) = given
+    if (ua is None) != (ub is None):
+        raise ValueError("U must be given in both decompositions or in neither")
+    dtype = check_float(va, "a.Vh")
+    for y, name in ((ua, "a.U"), (sa, "a.S"), (ub, "b.U"), (sb, "b.S"), (vb, "b.Vh")):
+        if y is not None and check_float(y, name) != dtype:
+            raise TypeError(f"{name} must be {dtype} as a.Vh is, got {dtype_of(y)}")
+    values = []
+    for s, name in ((sa, "a.S"), (sb, "b.S")):
+        if len(s.shape) != 1:
+            raise ValueError(f"{name} must have 1 dimension, got shape {tuple(s.shape)}")
+        values.append(np.ascontiguousarray(s if isinstance(s, np.ndarray) else np.from_dlpack(s)))
+    values[0] = values[0] * dtype.type(forget)
+    like = a[2]
+    library = library_of(like) if not isinstance(like, (list, tuple)) else "numpy"
+    return _with_signs(_triplet(_core.merge_svd(ua, values[0], va, ub, values[1], vb, rank), library, like), signs)
