@@ -53,10 +53,11 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 list(TRANSFORM SUBSPAN_ROOMS REPLACE "(.+)" "cuda/\\1/*.cu" OUTPUT_VARIABLE SUBSPAN_CUDA_SOURCES)
 file(GLOB SUBSPAN_CUDA_OPS CONFIGURE_DEPENDS ${SUBSPAN_CUDA_SOURCES})
-add_library(subspan_cuda STATIC ${SUBSPAN_CUDA_OPS})
+add_library(subspan_cuda ${SUBSPAN_LIBRARIES} ${SUBSPAN_CUDA_OPS})
 target_include_directories(subspan_cuda PRIVATE cuda)
 add_library(subspan::cuda ALIAS subspan_cuda)
 set_target_properties(subspan_cuda PROPERTIES EXPORT_NAME cuda CUDA_VISIBILITY_PRESET hidden)
+subspan_library(subspan_cuda)
 target_include_directories(subspan_cuda PUBLIC
   $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/cuda/include>
   $<INSTALL_INTERFACE:${SUBSPAN_PREFIX}${CMAKE_INSTALL_INCLUDEDIR}>)

@@ -1,5 +1,5 @@
 // Work memory. Small problems are called tens of thousands of times: a buffer of a few hundred KiB that is mapped,
-// faulted in and unmapped by each call costs more than the arithmetic (0.7 of 2.7 ms for the core of a 256-row update).
+// faulted in and unmapped by each call costs more than the arithmetic (0.7 of 2.7 ms for the small matrix of a 256-row update).
 #pragma once
 
 #include <algorithm>

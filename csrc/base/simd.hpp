@@ -28,7 +28,7 @@
 #endif
 #endif
 
-#if defined(SUBSPAN_VECTOR_EXT) && defined(__x86_64__) && !defined(SUBSPAN_NO_CLONES)
+#if defined(SUBSPAN_VECTOR_EXT) && defined(__x86_64__) && !defined(SUBSPAN_ONE_ISA)
 #define SUBSPAN_MULTI_ISA 1
 #define SUBSPAN_TARGET_AVX2 __attribute__((target("arch=x86-64-v3")))
 #define SUBSPAN_TARGET_AVX512 __attribute__((target("arch=x86-64-v4")))

@@ -176,7 +176,7 @@ Shape broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arr
 
 /// ValueError when writing `out` would change `other` before it is read: they share memory and are not the same view.
 /// With `same` they may be the same view. Also when two elements of `out` are one.
-inline void require_apart(const Array &out, const Array &other, bool same = false) { require_apart(out.layout(), other.layout(), same); }
+inline void check_no_overlap(const Array &out, const Array &other, bool same = false) { check_no_overlap(out.layout(), other.layout(), same); }
 
 /// Calls f with a value of the dtype's C++ type: one switch inside each binding.
 template <class F> decltype(auto) dispatch(DType d, F &&f) {

@@ -35,8 +35,8 @@ class Packed {
     const Array &codes() const { return codes_; }
     const Array &scale() const { return scale_; }
     const Array &zero() const { return zero_; }
-    void require_apart_from(const Array &out) const {
-        for (const Array *a : {&codes_, &scale_, &zero_}) require_apart(out, *a);
+    void check_no_overlap_with(const Array &out) const {
+        for (const Array *a : {&codes_, &scale_, &zero_}) check_no_overlap(out, *a);
     }
     template <class T> Int4View<T> view() const {
         return {static_cast<const std::uint8_t *>(codes_.data()), static_cast<const T *>(scale_.data()), static_cast<const T *>(zero_.data()),
@@ -70,11 +70,11 @@ class BasisArgument {
     Shape leading() const { return dense_ ? dense_->leading() : Shape{}; }
     const Array *dense() const { return dense_ ? &*dense_ : nullptr; }
     const Packed *packed() const { return packed_ ? &*packed_ : nullptr; }
-    void require_apart_from(const Array &out) const {
+    void check_no_overlap_with(const Array &out) const {
         if (dense_)
-            require_apart(out, *dense_);
+            check_no_overlap(out, *dense_);
         else
-            packed_->require_apart_from(out);
+            packed_->check_no_overlap_with(out);
     }
     /// TypeError and ValueError unless this acts on c from that side.
     void require_fits(const Array &c, bool left) const {

@@ -193,7 +193,7 @@ class Csr {
         });
     }
     /// ValueError where an output shares memory with the values.
-    void require_apart_from(const Array &out) const { require_apart(out, data_); }
+    void check_no_overlap_with(const Array &out) const { check_no_overlap(out, data_); }
     template <class T> CsrView<T> view() const {
         return {data_.vector<T>(data_.shape(0)), indptr_.data(), indices_.data(), rows_, cols_, wide_};
     }

@@ -175,7 +175,7 @@ void register_decompositions(py::module_ &m) {
             v.require_dtype(a.dtype());
             z.require_dtype(a.dtype());
             v.require_ndim(2);
-            require_apart(z, a);
+            check_no_overlap(z, a);
             dispatch(a.dtype(), [&](auto t) {
                 using T = decltype(t);
                 const auto rows = a.matrix<const T>();
@@ -201,7 +201,7 @@ void register_decompositions(py::module_ &m) {
             v.require_dtype(x.dtype());
             z.require_dtype(x.dtype());
             v.require_ndim(2);
-            x.require_apart_from(z);
+            x.check_no_overlap_with(z);
             dispatch(x.dtype(), [&](auto t) {
                 using T = decltype(t);
                 const auto basis = v.matrix<const T>();

@@ -69,7 +69,7 @@ py::object coordinates(py::handle context, py::handle a, const py::object &out) 
     const Array xa = matrices(call, a, "A");
     const Shape batch = xa.leading();
     const Array xo = call.output(out, with(batch, {minors_of(xa)}), xa.dtype());
-    require_apart(xo, xa);
+    check_no_overlap(xo, xa);
     finite(dispatch(xa.dtype(), [&](auto s) {
                using T = decltype(s);
                const auto va = xa.stack<const T>(batch);
@@ -136,8 +136,8 @@ py::object wedge(py::handle context, py::handle z, py::handle w, py::handle n, p
     const Call call(context);
     const Factors f(call, z, w, n, grades);
     const Array xo = call.output(out, with(f.batch, {choose(f.n, f.k + f.l)}), f.z.dtype());
-    require_apart(xo, f.z);
-    require_apart(xo, f.w);
+    check_no_overlap(xo, f.z);
+    check_no_overlap(xo, f.w);
     finite(dispatch(f.z.dtype(), [&](auto s) {
                using T = decltype(s);
                const auto vz = f.z.row_stack<const T>(f.batch), vw = f.w.row_stack<const T>(f.batch);
@@ -186,7 +186,7 @@ py::object relations(py::handle context, py::handle p, py::handle n, py::handle 
     const Shape batch = xp.leading(1);
     const std::int64_t rows = choose(g.n, g.k - 1), cols = choose(g.n, g.k + 1);
     const Array xo = call.output(out, with(batch, {rows, cols}), xp.dtype());
-    require_apart(xo, xp);
+    check_no_overlap(xo, xp);
     if (rows * cols > 0)
         finite(dispatch(xp.dtype(), [&](auto s) {
                    using T = decltype(s);
@@ -279,7 +279,7 @@ py::object basis(py::handle context, py::handle p, py::handle n, py::handle k, p
     const bool looks = truth(check, "check");
     const Shape batch = xp.leading(1);
     const Array xo = call.output(out, with(batch, {g.n, g.k}), xp.dtype());
-    require_apart(xo, xp);
+    check_no_overlap(xo, xp);
     dispatch(xp.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vp = xp.row_stack<const T>(batch);

@@ -29,8 +29,8 @@ py::object tangent(py::handle context, py::handle u, py::handle g, const py::obj
     const Points x(call, {{"U", u}, {"G", g}});
     const Checks checks = checks_of(check, Checks::points);
     const Array xo = x.output(call, out);
-    require_apart(xo, x[0]);
-    require_apart(xo, x[1], true);
+    check_no_overlap(xo, x[0]);
+    check_no_overlap(xo, x[1], true);
     dispatch(x.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vu = x[0].stack<const T>(x.batch), vg = x[1].stack<const T>(x.batch);
@@ -82,7 +82,7 @@ py::object hessian(py::handle context, py::handle u, py::handle egrad, py::handl
     const Points x(call, {{"U", u}, {"egrad", egrad}, {"ehess", ehess}, {"H", h}});
     const Checks checks = checks_of(check, Checks::points_and_tangents);
     const Array xo = x.output(call, out);
-    for (std::size_t i = 0; i < 4; ++i) require_apart(xo, x[i]);
+    for (std::size_t i = 0; i < 4; ++i) check_no_overlap(xo, x[i]);
     dispatch(x.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vu = x[0].stack<const T>(x.batch), vg = x[1].stack<const T>(x.batch), ve = x[2].stack<const T>(x.batch);
@@ -104,8 +104,8 @@ py::object retract(py::handle context, py::handle u, py::handle h, py::handle t,
     const Points x(call, {{"U", u}, {"H", h}});
     const double time = real(t, "t");
     const Array xo = x.output(call, out);
-    require_apart(xo, x[0], true);
-    require_apart(xo, x[1], true);
+    check_no_overlap(xo, x[0], true);
+    check_no_overlap(xo, x[1], true);
     dispatch(x.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vu = x[0].stack<const T>(x.batch), vh = x[1].stack<const T>(x.batch);
@@ -124,8 +124,8 @@ py::object log(py::handle context, py::handle u, py::handle w, const py::object 
     const Points x(call, {{"U", u}, {"W", w}});
     const Checks checks = checks_of(check, Checks::points);
     const Array xo = x.output(call, out);
-    require_apart(xo, x[0]);
-    require_apart(xo, x[1], true);
+    check_no_overlap(xo, x[0]);
+    check_no_overlap(xo, x[1], true);
     dispatch(x.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vu = x[0].stack<const T>(x.batch), vw = x[1].stack<const T>(x.batch);
@@ -145,9 +145,9 @@ py::object transport(py::handle context, py::handle u, py::handle h, py::handle 
     const Checks checks = checks_of(check, Checks::points_and_tangents);
     const double time = real(t, "t");
     const Array xo = x.output(call, out);
-    require_apart(xo, x[0]);
-    require_apart(xo, x[1]);
-    require_apart(xo, x[2], true);
+    check_no_overlap(xo, x[0]);
+    check_no_overlap(xo, x[1]);
+    check_no_overlap(xo, x[2], true);
     dispatch(x.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vu = x[0].stack<const T>(x.batch), vh = x[1].stack<const T>(x.batch), vv = x[2].stack<const T>(x.batch);
@@ -167,9 +167,9 @@ py::object transport_to(py::handle context, py::handle u, py::handle w, py::hand
     const Points x(call, {{"U", u}, {"W", w}, {"V", v}});
     const bool looks = truth(check, "check");
     const Array xo = x.output(call, out);
-    require_apart(xo, x[0]);
-    require_apart(xo, x[1]);
-    require_apart(xo, x[2], true);
+    check_no_overlap(xo, x[0]);
+    check_no_overlap(xo, x[1]);
+    check_no_overlap(xo, x[2], true);
     dispatch(x.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vu = x[0].stack<const T>(x.batch), vw = x[1].stack<const T>(x.batch), vv = x[2].stack<const T>(x.batch);
@@ -414,8 +414,8 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     shape.insert(shape.end(), {xu.rows(), xu.cols()});
     if (xi && xi->shape() != shape) throw py::value_error("initial must have the shape of the means, " + shape_text(shape) + ", got " + xi->shape_text());
     const Array xo = call.output(out, shape, xu.dtype());
-    require_apart(xo, xu);
-    if (xi) require_apart(xo, *xi, true);
+    check_no_overlap(xo, xu);
+    if (xi) check_no_overlap(xo, *xi, true);
     std::int64_t means = 1;
     for (const auto n : batch) means *= n;
     std::vector<MeanReport> reports(static_cast<std::size_t>(means));

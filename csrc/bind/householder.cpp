@@ -122,7 +122,7 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
                           py::handle check) {
     const Call call(context);
     Array xc(call, c, "C");
-    const bool left = is_left(side), turned = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
+    const bool left = is_left(side), transposed = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
     xc.as_matrix(left);
     xc.require_matrices();
     const Array xv(call, v, "Q"), xt(call, t, "T");
@@ -132,9 +132,9 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
         throw py::value_error("C must have " + std::to_string(xv.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + xc.shape_text() +
                               convolution_hint(xc.shape(), "C"));
     const Array xo = result_of(call, out, xc, left, batch, vector);
-    require_apart(xo, xc, true);
-    require_apart(xo, xv);
-    require_apart(xo, xt);
+    check_no_overlap(xo, xc, true);
+    check_no_overlap(xo, xv);
+    check_no_overlap(xo, xt);
     dispatch(xc.dtype(), [&](auto s) {
         using T = decltype(s);
         const auto vv = xv.stack<const T>(batch), vt = xt.stack<const T>(batch), vc = xc.stack<const T>(batch);
@@ -142,7 +142,7 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
         const py::gil_scoped_release release;
         const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(vv.cols());
         whole<T>(vo, vo.first.data == vc.first.data, flops,
-                 [&](const StackView<T> &to) { subspan::factored_apply<T>(vv, vt, vc, side_of(left), turned, to, checks); });
+                 [&](const StackView<T> &to) { subspan::factored_apply<T>(vv, vt, vc, side_of(left), transposed, to, checks); });
         if (checks) require_no_overflow<T>(vo, "Q C", {});
     });
     xo.written();
@@ -171,7 +171,7 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
                              const py::object &out, py::handle check) {
     const Call call(context);
     Array xc(call, c, "C");
-    const bool left = is_left(side), turned = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
+    const bool left = is_left(side), transposed = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
     xc.as_matrix(left);
     xc.require_matrices();
     const ReflectionsArgument h(call, v, tau, truth(packed, "packed"));
@@ -179,9 +179,9 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
     require_rows(h.v(), xc, left);
     const Shape batch = broadcast_leading({{&xc, 2}, {&h.v(), 2}});
     const Array xo = result_of(call, out, xc, left, batch, vector);
-    require_apart(xo, xc, true);
-    require_apart(xo, h.v());
-    if (h.tau() != nullptr) require_apart(xo, *h.tau());
+    check_no_overlap(xo, xc, true);
+    check_no_overlap(xo, h.v());
+    if (h.tau() != nullptr) check_no_overlap(xo, *h.tau());
     dispatch(xc.dtype(), [&](auto s) {
         using T = decltype(s);
         ReflectionsArgument::View<T> r;
@@ -191,7 +191,7 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
         const py::gil_scoped_release release;
         const double flops = 4.0 * double(vc.size()) * double(vc.rows()) * double(vc.cols()) * double(r.h.v.cols());
         whole<T>(vo, vo.first.data == vc.first.data, flops,
-                 [&](const StackView<T> &to) { subspan::householder_apply<T>(r.h, vc, side_of(left), turned, to, checks); });
+                 [&](const StackView<T> &to) { subspan::householder_apply<T>(r.h, vc, side_of(left), transposed, to, checks); });
         if (checks) require_no_overflow<T>(vo, "H C", {});
     });
     xo.written();
@@ -213,7 +213,7 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
                                      py::handle check) {
     const Call call(context);
     Array xc(call, c, "C");
-    const bool left = is_left(side), turned = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
+    const bool left = is_left(side), transposed = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
     xc.as_matrix(left);
     xc.require_matrices();
     const ReflectionsArgument h(call, v, tau);
@@ -238,7 +238,7 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
         StackView<T> vdtau;
         if (dtau) vdtau = dtau->row_stack<T>(batch);
         const py::gil_scoped_release release;
-        subspan::householder_apply_backward<T>(r.h, vc, vg, side_of(left), turned, vdv, dtau ? &vdtau : nullptr, vdc, checks);
+        subspan::householder_apply_backward<T>(r.h, vc, vg, side_of(left), transposed, vdv, dtau ? &vdtau : nullptr, vdc, checks);
         if (!checks) return;
         require_no_overflow<T>(vdv, "the gradient of V", {});
         require_no_overflow<T>(vdc, "the gradient of C", {});

@@ -102,10 +102,10 @@ class MixArguments {
         s.back() = last;
         return s;
     }
-    void require_apart_from(const Array &out) const {
-        require_apart(out, z);
-        if (weights) require_apart(out, *weights);
-        if (mask) require_apart(out, *mask);
+    void check_no_overlap_with(const Array &out) const {
+        check_no_overlap(out, z);
+        if (weights) check_no_overlap(out, *weights);
+        if (mask) check_no_overlap(out, *mask);
     }
     Array gradient(const Call &call, py::handle grad, std::int64_t width) const {
         Array g(call, grad, "grad");
@@ -132,9 +132,9 @@ class ProjectionArguments {
     Array w;
     std::optional<Array> b;
     std::int64_t d() const { return w.rows(); }
-    void require_apart_from(const Array &out) const {
-        require_apart(out, w);
-        if (b) require_apart(out, *b);
+    void check_no_overlap_with(const Array &out) const {
+        check_no_overlap(out, w);
+        if (b) check_no_overlap(out, *b);
     }
 };
 

@@ -107,9 +107,9 @@ py::object apply_core(py::handle context, py::handle given, py::handle v, py::ha
             batch = broadcast_leading({{&x.c, 2}, {basis.dense() != nullptr ? basis.dense() : core.array(), 2}});
     }
     const Array result = x.output(call, out, batch);
-    require_apart(result, x.c, true);
-    basis.require_apart_from(result);
-    if (core.array() != nullptr) require_apart(result, *core.array());
+    check_no_overlap(result, x.c, true);
+    basis.check_no_overlap_with(result);
+    if (core.array() != nullptr) check_no_overlap(result, *core.array());
     dispatch(x.c.dtype(), [&](auto t) {
         using T = decltype(t);
         Int4View<T> view;
@@ -135,16 +135,16 @@ py::object project_one(const Call &call, const Operand &x, const BasisArgument &
         using T = decltype(t);
         if (sure == 1 && u.dense() != nullptr && !check) { // nothing to look at
             const Array result = x.output(call, out, batch);
-            require_apart(result, x.c, true);
-            require_apart(result, *u.dense());
+            check_no_overlap(result, x.c, true);
+            check_no_overlap(result, *u.dense());
             run_core<T>(x.c, Basis<T>(u.dense()->stack<const T>(batch)), Core<T>(static_cast<T>(factor)), alpha, x.left, result, batch, false);
             result.written();
             return result.object();
         }
         Projector<T> p(u, sure, check && !looked_at);
         const Array result = x.output(call, out, batch);
-        require_apart(result, x.c, true);
-        u.require_apart_from(result);
+        check_no_overlap(result, x.c, true);
+        u.check_no_overlap_with(result);
         run_core<T>(x.c, p.basis(batch, u), p.core(batch, factor), alpha, x.left, result, batch, check);
         result.written();
         return result.object();
@@ -178,9 +178,9 @@ py::object project_both(const Call &call, const Operand &x, py::handle pair, dou
                 if (u->dense() != nullptr && !subspan::all_finite<T>(u->dense()->stack<const T>(u->leading())))
                     throw py::value_error(std::string(u->name()) + " holds NaN or infinity");
         const Array result = x.output(call, out, batch);
-        require_apart(result, x.c, true);
-        left.require_apart_from(result);
-        right.require_apart_from(result);
+        check_no_overlap(result, x.c, true);
+        left.check_no_overlap_with(result);
+        right.check_no_overlap_with(result);
         const StackView<const T> vc = x.c.stack<const T>(batch);
         const StackView<T> vo = result.stack<T>(batch);
         const Basis<T> bl = pl.basis(batch, left), br = pr.basis(batch, right);
@@ -243,7 +243,7 @@ py::list project_out_list(py::handle context, const py::list &cs, const py::list
             else
                 for (const Array *part : {&bases[i].packed()->scale(), &bases[i].packed()->zero()}) b.back().push_back(part->layout());
         }
-        require_entries_apart(a, b);
+        check_entries_overlap(a, b);
     }
     for (std::size_t i = 0; i < cs.size(); ++i) // bases are looked at before the first entry is written
         dispatch(xs[i].c.dtype(), [&](auto t) { Projector<decltype(t)>(bases[i], promised(sure, bases[i]), checks); });
@@ -281,9 +281,9 @@ py::object swap(py::handle context, py::handle base, py::handle source, py::hand
     shape.push_back(b.cols());
     Array result = call.output(out, shape, b.dtype());
     if (vector) result.add_axis(false);
-    require_apart(result, b, true);
-    require_apart(result, u);
-    require_apart(result, s);
+    check_no_overlap(result, b, true);
+    check_no_overlap(result, u);
+    check_no_overlap(result, s);
     dispatch(b.dtype(), [&](auto t) {
         using T = decltype(t);
         if (checks) {
@@ -321,7 +321,7 @@ py::object rotate(py::handle context, py::handle c, py::handle source, py::handl
         subspan::rotation<T>(n, ps, pt, v.stack.first, m.stack.first);
         if (!x.left) std::swap(m.items[1], m.items[2]); // C ↦ C Rᵀ
         const Array result = x.output(call, out, batch);
-        require_apart(result, x.c, true);
+        check_no_overlap(result, x.c, true);
         run_core<T>(x.c, Basis<T>(v.over(batch)), Core<T>::full(m.over(batch)), 1.0, x.left, result, batch, checks);
         result.written();
         return result.object();
@@ -350,7 +350,7 @@ py::object orthonormalize(py::handle context, py::handle a, py::handle method, c
     Array xo = call.output(out, shape, xa.dtype());
     if (vector) xo.add_axis(true);
     const Shape batch = xa.leading();
-    require_apart(xo, xa, true);
+    check_no_overlap(xo, xa, true);
     py::object ranks = py::none();
     std::int64_t *seen = nullptr;
     if (with_rank) {
@@ -595,11 +595,11 @@ py::object hadamard(py::handle context, py::handle x, const py::object &out, py:
     const std::int64_t n = xx.shape(xx.ndim() - 1);
     if (n == 0) throw py::value_error("the last axis of x is empty");
     const double factor = scale.is_none() ? 1.0 / std::sqrt(double(n)) : real(scale, "scale");
-    const bool turned = truth(transpose, "transpose"), checks = truth(check, "check");
+    const bool transposed = truth(transpose, "transpose"), checks = truth(check, "check");
     Array xo = call.output(out, xx.shape(), xx.dtype());
     xx.as_matrix(false);
     xo.as_matrix(false);
-    require_apart(xo, xx, true);
+    check_no_overlap(xo, xx, true);
     const auto batch = xx.leading();
     dispatch(xx.dtype(), [&](auto t) {
         using T = decltype(t);
@@ -607,7 +607,7 @@ py::object hadamard(py::handle context, py::handle x, const py::object &out, py:
         const auto vo = xo.stack<T>(batch);
         const py::gil_scoped_release release;
         whole<T>(vo, vo.first.data == vx.first.data, 0.0,
-                 [&](const StackView<T> &to) { subspan::hadamard<T>(vx, to, static_cast<T>(factor), turned, checks); });
+                 [&](const StackView<T> &to) { subspan::hadamard<T>(vx, to, static_cast<T>(factor), transposed, checks); });
     });
     xo.written();
     return xo.object();
@@ -680,8 +680,8 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
     const Call call(context);
     const Packed p(call, parts, "U");
     const Operand o(call, x, name, side);
-    const bool turned = truth(transpose, "transpose"), checks = truth(check, "check");
-    const std::int64_t rows = turned ? p.cols() : p.rows(), cols = turned ? p.rows() : p.cols();
+    const bool transposed = truth(transpose, "transpose"), checks = truth(check, "check");
+    const std::int64_t rows = transposed ? p.cols() : p.rows(), cols = transposed ? p.rows() : p.cols();
     if (o.c.dtype() != p.dtype())
         throw py::type_error(std::string(name) + " must be " + name_of(p.dtype()) + " as the scales of the basis are, got " + o.c.dtype_name());
     if ((o.left ? o.c.rows() : o.c.cols()) != (o.left ? cols : rows))
@@ -692,8 +692,8 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
     if (!o.vector || !o.left) shape.push_back(o.left ? o.c.cols() : cols);
     Array xo = call.output(out, shape, o.c.dtype());
     if (o.vector) xo.add_axis(o.left);
-    require_apart(xo, o.c);
-    p.require_apart_from(xo);
+    check_no_overlap(xo, o.c);
+    p.check_no_overlap_with(xo);
     const auto batch = o.c.leading();
     dispatch(p.dtype(), [&](auto t) {
         using T = decltype(t);
@@ -710,7 +710,7 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
                     for (std::int64_t c = 0; c < vx.cols(); ++c) scaled->stack[i](r, c) = vx[i](r, c) * static_cast<T>(alpha);
             vx = scaled->stack;
         }
-        subspan::int4_product<T>(view, vx, o.left, turned, vo);
+        subspan::int4_product<T>(view, vx, o.left, transposed, vo);
     });
     xo.written();
     return xo.object();
@@ -722,7 +722,7 @@ py::object product_output(py::handle context, py::handle x, const Shape &shape, 
     const Call call(context);
     const Array xx(call, x, "G or R");
     const Array xo = call.output(out, shape, xx.dtype());
-    require_apart(xo, xx);
+    check_no_overlap(xo, xx);
     if (xo.cols() > 1 && xo.stride(1) != 1) throw py::value_error("out must have contiguous rows");
     return xo.object();
 }
@@ -737,8 +737,8 @@ py::object product(py::handle context, py::handle a, py::handle b, double alpha,
     Shape shape = batch;
     shape.insert(shape.end(), {xa.rows(), xb.cols()});
     const Array xo = call.output(out, shape, xa.dtype());
-    require_apart(xo, xa);
-    require_apart(xo, xb);
+    check_no_overlap(xo, xa);
+    check_no_overlap(xo, xb);
     dispatch(xa.dtype(), [&](auto t) {
         using T = decltype(t);
         auto va = xa.stack<const T>(batch), vb = xb.stack<const T>(batch);

@@ -42,7 +42,7 @@ std::string shape_text(const std::vector<std::int64_t> &shape) {
     return s + (shape.size() == 1 ? ",)" : ")");
 }
 
-void require_apart(const Layout &out, const Layout &other, bool same) {
+void check_no_overlap(const Layout &out, const Layout &other, bool same) {
     for (int i = 0; i < out.ndim; ++i)
         if (out.shape[i] == 0) return;
     // From the shortest stride on, each one must clear what those before it reach.
@@ -76,7 +76,7 @@ void require_apart(const Layout &out, const Layout &other, bool same) {
                               (same ? " without being the same view" : "") + "; the result would depend on the order of writes");
 }
 
-void require_entries_apart(const std::vector<Layout> &outs, const std::vector<std::vector<Layout>> &inputs) {
+void check_entries_overlap(const std::vector<Layout> &outs, const std::vector<std::vector<Layout>> &inputs) {
     struct Piece {
         const char *low, *high;
         std::size_t entry;
@@ -99,9 +99,9 @@ void require_entries_apart(const std::vector<Layout> &outs, const std::vector<st
         for (const Piece *o : open) {
             if (o->entry == p.entry || (!o->out && !p.out)) continue;
             if (p.out)
-                require_apart(*p.layout, *o->layout);
+                check_no_overlap(*p.layout, *o->layout);
             else
-                require_apart(*o->layout, *p.layout);
+                check_no_overlap(*o->layout, *p.layout);
         }
         open.push_back(&p);
     }

@@ -21,9 +21,9 @@ std::string shape_text(const std::vector<std::int64_t> &shape);
 
 /// ValueError when writing `out` would change `other` before it is read: they share memory and are not the same view.
 /// With `same` they may be the same view. Also when two elements of `out` are one.
-void require_apart(const Layout &out, const Layout &other, bool same = false);
+void check_no_overlap(const Layout &out, const Layout &other, bool same = false);
 
 /// The same for lists: no output may share memory with anything of another entry.
-void require_entries_apart(const std::vector<Layout> &outs, const std::vector<std::vector<Layout>> &inputs);
+void check_entries_overlap(const std::vector<Layout> &outs, const std::vector<std::vector<Layout>> &inputs);
 
 } // namespace subspan::bind

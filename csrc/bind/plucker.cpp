@@ -87,9 +87,9 @@ template <class T> class MixState {
         const Array xz(z, "z"), xo(out, "out", true);
         xz.require_dtype(own());
         xo.require_dtype(own());
-        require_apart(xo, xz);
+        check_no_overlap(xo, xz);
         const auto xw = optional(weights, "weights", own()), xm = optional(mask, "mask", own());
-        if (xw) require_apart(xo, *xw);
+        if (xw) check_no_overlap(xo, *xw);
         const auto vz = xz.template matrix<const T>();
         const auto vo = xo.template matrix<T>();
         MatrixView<const T> vw, vm;
@@ -158,7 +158,7 @@ py::object mix(py::handle context, SUBSPAN_MIXING, const py::object &out) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
     const Array xo = call.output(out, x.shape(x.pairs()), x.z.dtype());
-    x.require_apart_from(xo);
+    x.check_no_overlap_with(xo);
     dispatch(x.z.dtype(), [&](auto s) {
         using T = decltype(s);
         const Views<T> v(x);
@@ -209,8 +209,8 @@ py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_M
     SUBSPAN_MIXING_ARGUMENTS(call);
     const ProjectionArguments p(call, w, b, x.z, x.r);
     const Array xo = call.output(out, x.shape(p.d()), x.z.dtype());
-    x.require_apart_from(xo);
-    p.require_apart_from(xo);
+    x.check_no_overlap_with(xo);
+    p.check_no_overlap_with(xo);
     dispatch(x.z.dtype(), [&](auto s) {
         using T = decltype(s);
         const Views<T> v(x);

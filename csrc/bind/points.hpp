@@ -77,12 +77,12 @@ class StepArguments {
         require_float32_or_64(this->u, ": points do not stay orthonormal in 16 bits");
         require_tall(this->u);
         check(this->grad);
-        require_apart(this->u, this->grad);
+        check_no_overlap(this->u, this->grad);
         if (moment.is_none()) return;
         this->moment.emplace(call, moment, name, Access::in_place);
         check(*this->moment);
-        require_apart(this->u, *this->moment);
-        require_apart(*this->moment, this->grad);
+        check_no_overlap(this->u, *this->moment);
+        check_no_overlap(*this->moment, this->grad);
     }
     Array u, grad;
     std::optional<Array> moment;
@@ -91,9 +91,9 @@ class StepArguments {
         second.require_dtype_of(u);
         if (second.shape() != u.leading())
             throw py::value_error("second_moment must have one entry for each class, shape " + shape_text(u.leading()) + ", got " + second.shape_text());
-        require_apart(second, u);
-        require_apart(second, grad);
-        require_apart(second, *moment);
+        check_no_overlap(second, u);
+        check_no_overlap(second, grad);
+        check_no_overlap(second, *moment);
     }
 
   private:

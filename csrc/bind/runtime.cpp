@@ -65,14 +65,14 @@ void register_runtime(py::module_ &m) {
         },
         py::arg("indptr"), py::arg("indices"), py::arg("major"), py::arg("minor"), py::arg("stored"), py::arg("name"));
     m.def(
-        "require_apart",
+        "check_no_overlap",
         [](const py::object &out, const py::object &other, const char *name, const char *other_name, bool same) {
             const Array a(out, name, true), b(other, other_name);
-            require_apart(a, b, same);
+            check_no_overlap(a, b, same);
         },
         py::arg("out"), py::arg("other"), py::arg("name"), py::arg("other_name"), py::arg("same"));
     m.def(
-        "require_entries_apart",
+        "check_entries_overlap",
         [](const py::list &outs, const py::list &inputs) {
             std::vector<Array> held;
             std::vector<std::vector<Array>> others;
@@ -88,7 +88,7 @@ void register_runtime(py::module_ &m) {
                 b.emplace_back();
                 for (const Array &x : entry) b.back().push_back(x.layout());
             }
-            require_entries_apart(a, b);
+            check_entries_overlap(a, b);
         },
         py::arg("outs"), py::arg("inputs"));
     m.def("convolution_hint", &convolution_hint, py::arg("shape"), py::arg("name"));
@@ -108,7 +108,7 @@ void register_runtime(py::module_ &m) {
 #elif defined(_MSC_VER)
         d["compiler"] = "msvc " + std::to_string(_MSC_VER);
 #endif
-#if defined(SUBSPAN_NO_CLONES) || !defined(__x86_64__) || !(defined(__GNUC__) || defined(__clang__))
+#if defined(SUBSPAN_ONE_ISA) || !defined(__x86_64__) || !(defined(__GNUC__) || defined(__clang__))
         d["multi_isa"] = false;
 #else
         d["multi_isa"] = true;

@@ -348,8 +348,8 @@ class Stream {
         s.residual(x, items.get());
         for (std::int64_t i = 0; i < out.rows; ++i) out(i, 0) = items[std::size_t(i)];
     }
-    static void require_apart_from(const Array &input, const Array &out) { require_apart(out, input); }
-    static void require_apart_from(const Csr &input, const Array &out) { input.require_apart_from(out); }
+    static void check_no_overlap_with(const Array &input, const Array &out) { check_no_overlap(out, input); }
+    static void check_no_overlap_with(const Csr &input, const Array &out) { input.check_no_overlap_with(out); }
     // NaN and infinity go through; those that finite input gave are an error.
     template <class T, class X> static void require_no_overflow(MatrixView<const T> out, const X &input) {
         if (subspan::all_finite<T>(StackView<const T>(out))) return;
@@ -368,7 +368,7 @@ class Stream {
         if (!out.is_none()) {
             target.emplace(out, "out", true);
             target->require_dtype(input.dtype());
-            require_apart_from(input, *target);
+            check_no_overlap_with(input, *target);
         }
         std::unique_ptr<T[]> items;
         std::vector<py::ssize_t> shape;

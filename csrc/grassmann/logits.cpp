@@ -238,7 +238,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
             const MatrixView<const T> w(y, batch, columns, head.width, 1);
             pack<T>(w.transposed(), mr, weights + s * head.rows * head.width);
             T *packed = mine.take<T>(depth_blocks * kDepth * head.width), *block = mine.take<T>(strip * head.width);
-            T *across = mine.take<T>(std::min(kDepth, batch) * round_up(strip, mr)); // unit features, turned
+            T *across = mine.take<T>(std::min(kDepth, batch) * round_up(strip, mr)); // unit features, transposed
             for (int64_t d = 0; d < batch; d += kDepth) pack<T>(w.block_rows(d, std::min(kDepth, batch - d)), nr, packed + d * head.width);
             for (int64_t r = 0; r < n; r += strip) {
                 const int64_t some = std::min(strip, n - r);

@@ -1,7 +1,7 @@
 #include "subspan/grassmann_mean.hpp"
 
 #include "linalg/packed_gram.hpp"
-#include "grassmann/core.hpp"
+#include "grassmann/point_step.hpp"
 #include "base/scratch.hpp"
 #include "linalg/small_dense.hpp"
 #include "subspan/errors.hpp"

@@ -240,7 +240,7 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
     const std::int64_t p = std::min(m, n);
     if (p == 0) return;
     if (p > 20000 || std::max(m, n) > (std::int64_t(1) << 24))
-        throw ValueError("SVD of the core: " + std::to_string(m) + " x " + std::to_string(n) + " is beyond LP64 LAPACK's work space");
+        throw ValueError("SVD of the small factor: " + std::to_string(m) + " x " + std::to_string(n) + " is beyond LP64 LAPACK's work space");
     struct Job {
         std::vector<double> a, s, left, right, work;
         std::vector<int> iwork;
@@ -250,7 +250,7 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
     const auto job = std::make_shared<Job>();
     job->a.assign(a, a + m * n);
     for (const double x : job->a)
-        if (!std::isfinite(x)) throw LinAlgError("SVD of the core: the matrix holds NaN or infinity");
+        if (!std::isfinite(x)) throw LinAlgError("SVD of the small factor: the matrix holds NaN or infinity");
     job->s.resize(std::size_t(p));
     job->left.resize(std::size_t(n * p));
     job->right.resize(std::size_t(p * m));
@@ -263,7 +263,7 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
         lapack<double>().gesdd(&kind, &rows, &cols, job->a.data(), &rows, job->s.data(), job->left.data(), &rows,
                                job->right.data(), &pi, job->work.data(), &lwork, job->iwork.data(), &job->info);
     });
-    if (job->info != 0) throw LinAlgError("SVD of the core: gesdd did not converge");
+    if (job->info != 0) throw LinAlgError("SVD of the small factor: gesdd did not converge");
     std::copy(job->s.begin(), job->s.end(), s);
     if (vt != nullptr)
         for (std::int64_t i = 0; i < p; ++i) std::copy_n(job->left.data() + i * n, n, vt + i * n);

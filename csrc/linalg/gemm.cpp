@@ -1,4 +1,4 @@
-// Register-tiled products. One micro-kernel: MR rows broadcast against NV vectors, MR·NV accumulators in registers.
+// Register-tiled products. One microkernel-kernel: MR rows broadcast against NV vectors, MR·NV accumulators in registers.
 // Measured at 100% of the FMA peak in L1 on Zen 5 (267 GF/s float32) against 130 GF/s of a BLAS without kernels for
 // that machine; see docs/notes/kernels.md.
 #include "subspan/gemm.hpp"
@@ -17,7 +17,7 @@ namespace subspan {
 namespace {
 
 using simd::block;
-using simd::micro;
+using simd::microkernel;
 using simd::PackSource;
 using simd::round_up;
 using simd::Shape;
@@ -59,7 +59,7 @@ template <class T> struct GramKernel {
             for (std::int64_t j = 0; j < mp; j += NR) {
                 poll();
                 for (std::int64_t i = std::max(j, first); i < m; i += MR)
-                    micro<T, Bytes, NV>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth,
+                    microkernel<T, Bytes, NV>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth,
                                     acc + i * mp + j, mp, pending > 0);
             }
             if (++pending == kFlush) {

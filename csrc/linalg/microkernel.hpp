@@ -41,7 +41,7 @@ SUBSPAN_INLINE void accumulate(std::int64_t depth, const T *a, std::int64_t sa, 
 
 // c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]; rows of b are prefetched Ahead bytes further on.
 template <class T, int Bytes, int NV = Shape<Bytes>::nv, std::int64_t Ahead = 0>
-SUBSPAN_INLINE void micro(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
+SUBSPAN_INLINE void microkernel(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
                           std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
     using V = Vec<T, Bytes>;
     constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
@@ -88,7 +88,7 @@ SUBSPAN_INLINE void micro_edge(std::int64_t depth, const T *a, std::int64_t sa, 
                                bool add, int rows, int cols) {
     constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
     alignas(64) T tile[MR * NR];
-    micro<T, Bytes>(depth, a, sa, b, tile, NR, false);
+    microkernel<T, Bytes>(depth, a, sa, b, tile, NR, false);
     for (int r = 0; r < rows; ++r)
         for (int j = 0; j < cols; ++j) c[r * ldc + j] = add ? c[r * ldc + j] + tile[r * NR + j] : tile[r * NR + j];
 }
@@ -103,7 +103,7 @@ SUBSPAN_INLINE void block(std::int64_t depth, const T *a, const T *b, T *c, std:
             const T *pa = a + (i / MR) * depth * MR, *pb = b + (j / NR) * depth * NR;
             const int r = int(std::min<std::int64_t>(MR, rows - i)), q = int(std::min<std::int64_t>(NR, cols - j));
             if (r == MR && q == NR)
-                micro<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add);
+                microkernel<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add);
             else
                 micro_edge<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add, r, q);
         }

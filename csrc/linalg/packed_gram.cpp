@@ -198,7 +198,7 @@ template <class T> struct GramKernel {
             if (ahead)
                 ahead_of<Bytes, NV>(a, which, a->first + d + o, some, z + i, z, c, o > 0);
             else
-                simd::micro<T, Bytes, NV>(some, z + i, a->ld, z + j, c, NR, o > 0, a->ld);
+                simd::microkernel<T, Bytes, NV>(some, z + i, a->ld, z + j, c, NR, o > 0, a->ld);
         }
         for (int r = 0; r < MR; ++r) {
             double *g = a->g + (i + r) * a->ld + j;
@@ -289,7 +289,7 @@ template <class T> struct ApplyKernel {
                 for (int64_t p = 0; p < MR * each; p += 64) simd::prefetch(a->ahead + i * each + p);
                 tile<Bytes, MR, NV>(a, i, j, a->out.data + i * a->out.row_stride + j, a->out.row_stride, a->accumulate);
             }
-        if (across) // columns of `out` are contiguous: sixteen rows at a time, turned
+        if (across) // columns of `out` are contiguous: sixteen rows at a time, transposed
             for (; i + 16 <= a->rows; i += 16) {
                 for (int64_t p = 0; p < 16 * each; p += 64) simd::prefetch(a->ahead + i * each + p);
                 for (int r = 0; r < 16; r += MR) tile<Bytes, MR, NV>(a, i + r, j, c + r * NR, NR, false);

@@ -22,8 +22,8 @@ struct MultiplyTN {
         for (int64_t i = 0; i < ld; i += MR) {
             if (k > kLong) poll();
             int64_t j = 0;
-            for (; j + 2 * W <= ld; j += 2 * W) simd::micro<double, Bytes, 2>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
-            for (; j < ld; j += W) simd::micro<double, Bytes, 1>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
+            for (; j + 2 * W <= ld; j += 2 * W) simd::microkernel<double, Bytes, 2>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
+            for (; j < ld; j += W) simd::microkernel<double, Bytes, 1>(k, a + i, ld, b + j, c + i * ld + j, ld, false, ld);
         }
     }
 };
@@ -60,7 +60,7 @@ struct InverseCholesky {
     }
 };
 
-// One-sided Jacobi on the rows of g, whose squared norms are kept in `squares`; rows of v are turned along. Pairs go round
+// One-sided Jacobi on the rows of g, whose squared norms are kept in `squares`; rows of v are rotated along. Pairs go round
 // robin, so that those of a round are independent and overlap in the pipeline.
 struct Jacobi {
     // As corrections of x and y: c and s by themselves are no rotation to working precision where s is small (Rutishauser).
@@ -78,7 +78,7 @@ struct Jacobi {
         const int64_t ld = order(k), seats = k + k % 2;
         const double bound = tolerance * tolerance;
         for (int sweep = 0; sweep < 60; ++sweep) {
-            bool turned = false;
+            bool rotated = false;
             // Squared norms follow from the rotations; once a sweep they are measured.
             for (int64_t i = 0; i < k; ++i) squares[i] = simd::dot<double, Bytes>(g + i * ld, g + i * ld, ld);
             std::iota(seat, seat + seats, int64_t(0));
@@ -93,7 +93,7 @@ struct Jacobi {
                     for (int64_t j = 0; j < ld; j += V::lanes) product += V::load(x + j) * V::load(y + j);
                     const double xy = V::sum(product), xx = squares[p], yy = squares[q];
                     if (!(xy * xy > bound * (xx * yy))) continue;
-                    turned = true;
+                    rotated = true;
                     // t = tan of the angle, the smaller root of t² + 2 t (yy - xx) / (2 xy) - 1.
                     const double half = 0.5 * (yy - xx), root = std::sqrt(half * half + xy * xy);
                     const double t = half < 0 ? xy / (half - root) : xy / (half + root);
@@ -105,7 +105,7 @@ struct Jacobi {
                 }
                 std::rotate(seat + 1, seat + seats - 1, seat + seats);
             }
-            if (!turned) return;
+            if (!rotated) return;
         }
     }
 };

@@ -1,4 +1,4 @@
-// Dense k x k kernels in double: the cores of Grassmann maps. A matrix is stored with order(k) rows of order(k) entries,
+// Dense k x k kernels in double: the small factors of Grassmann maps. A matrix is stored with order(k) rows of order(k) entries,
 // row-major, zero past k, so that every loop runs over whole vectors. Tens of thousands of them are solved a second, one
 // for each class of a stack: a call of LAPACK on 8 x 8 costs more than the sweeps over the class.
 #pragma once

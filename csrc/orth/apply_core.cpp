@@ -22,7 +22,7 @@
 namespace subspan {
 namespace {
 
-using simd::micro;
+using simd::microkernel;
 using simd::PackSource;
 using simd::round_up;
 using simd::Shape;
@@ -85,13 +85,13 @@ SUBSPAN_INLINE void tile_products(int64_t depth, int64_t groups, const T *a, con
     constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
     if (cols > 2 * W) {
         for (int64_t g = 0; g < groups; ++g)
-            micro<T, Bytes, 3>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+            microkernel<T, Bytes, 3>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
     } else if (cols > W) {
         for (int64_t g = 0; g < groups; ++g)
-            micro<T, Bytes, 2>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+            microkernel<T, Bytes, 2>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
     } else {
         for (int64_t g = 0; g < groups; ++g)
-            micro<T, Bytes, 1>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+            microkernel<T, Bytes, 1>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
     }
 }
 
@@ -195,7 +195,7 @@ template <class T, int Bytes> SUBSPAN_INLINE void core_step(const Item<T> &it, T
     for (int64_t t = 0; t < tiles; ++t) {
         T *wt = w + t * kp * NR;
         for (int64_t g = 0; g < kp / MR; ++g)
-            micro<T, Bytes, 3>(k, mp + g * k * MR, MR, wt, next + g * MR * NR, NR, false, NR);
+            microkernel<T, Bytes, 3>(k, mp + g * k * MR, MR, wt, next + g * MR * NR, NR, false, NR);
         std::copy_n(next, k * NR, wt);
     }
 }
@@ -277,7 +277,7 @@ template <class T> struct LeftKernel {
     static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         for (int64_t g = 0; g < groups; ++g)
-            micro<T, Bytes, NV, kAhead>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
+            microkernel<T, Bytes, NV, kAhead>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
     }
     template <int Bytes>
     static SUBSPAN_INLINE void copy_tile(const T *b, int64_t ldb, int64_t depth, int64_t cols, T *tile) {

@@ -41,11 +41,11 @@ template <class T> struct LanesKernel {
                 const T *x = a + p * apart;
                 T *to = c + p * MR * ldc + j;
                 if (n == NV * W)
-                    simd::micro<T, Bytes, NV>(depth, x, MR, b + j, to, ldc, add, ldb);
+                    simd::microkernel<T, Bytes, NV>(depth, x, MR, b + j, to, ldc, add, ldb);
                 else if (n == 2 * W)
-                    simd::micro<T, Bytes, 2>(depth, x, MR, b + j, to, ldc, add, ldb);
+                    simd::microkernel<T, Bytes, 2>(depth, x, MR, b + j, to, ldc, add, ldb);
                 else
-                    simd::micro<T, Bytes, 1>(depth, x, MR, b + j, to, ldc, add, ldb);
+                    simd::microkernel<T, Bytes, 1>(depth, x, MR, b + j, to, ldc, add, ldb);
             }
         }
     }
@@ -143,7 +143,7 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
     });
     double *windows = outer.take<double>(group * window);
     T *coordinates = outer.take<T>(group * kTokens * plan.length); // of the tokens of a group, one after the other
-    T *turned = outer.take<T>(group * kTokens * d_panels * mr);    // grad of the group in panels of mr columns
+    T *transposed = outer.take<T>(group * kTokens * d_panels * mr);    // grad of the group in panels of mr columns
     T *sum = outer.zeros<T>(d_panels * mr * plan.length);          // dW, padded
     double *bias = outer.zeros<double>(d), *biases = outer.take<double>(group * d);
     std::vector<int64_t> at(std::size_t(group) + 1);
@@ -183,7 +183,7 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             std::fill_n(biases + p * d, d, 0.0);
             for (int64_t c = 0; c < d; c += kStrip * mr)
                 panels<T>(g.block_rows(piece.first, piece.count).block_cols(c, std::min(kStrip * mr, d - c)), sums + place, active + place,
-                          turned + c * tokens + place * mr, tokens * mr, biases + p * d + c);
+                          transposed + c * tokens + place * mr, tokens * mr, biases + p * d + c);
             tile.backward(dp, kTokens, windows + p * window, da);
             if (dweights != nullptr) {
                 if (b != nullptr && !o.bias_always)
@@ -205,7 +205,7 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             for (int64_t k = 0; k < some;) {
                 const int64_t n = step(some - k, lanes);
                 for (int64_t t = 0; t < tokens; t += kDepth)
-                    multiply<T>(std::min(kDepth, tokens - t), turned + t * mr, d_panels, tokens * mr, coordinates + t * plan.length + j + k,
+                    multiply<T>(std::min(kDepth, tokens - t), transposed + t * mr, d_panels, tokens * mr, coordinates + t * plan.length + j + k,
                                 plan.length, sum + j + k, plan.length, n, true);
                 k += n;
             }

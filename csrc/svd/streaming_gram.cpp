@@ -6,7 +6,7 @@
 //   gram         H = D [V; B][V; B]ᵀ D, D = diag(S, 1); H = W L Wᵀ; V' = L^-1/2 Wᵀ D [V; B]. Squares the condition
 //                number: taken where the measured L_k / L_1 is far enough above eps.
 //   robust       C = B Vᵀ, R = B - C V, second pass C2 = R Vᵀ folded into the final rotation, Cholesky of the Gram
-//                matrix of R, and the SVD of the core K = [[S, 0], [C, L]] in double. Nothing is squared that matters.
+//                matrix of R, and the SVD of the inner K = [[S, 0], [C, L]] in double. Nothing is squared that matters.
 //   tall         More rows than columns: QR of A by pieces, and the SVD of its n x n factor. Nothing is squared either.
 //   householder  LAPACK's QR of all of Aᵀ. For first blocks and for blocks so much larger than the k-th singular
 //                value that the Gram matrix of R no longer resolves it.
@@ -59,7 +59,7 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
     }
     if (opt.method == SvdMethod::gram || (opt.method == SvdMethod::automatic && gram_may_work(w))) {
         if (gram_route(w, dense, sparse)) return;
-        skip_gram = 8; // a core solved in vain: do not try again at once
+        skip_gram = 8; // a inner solved in vain: do not try again at once
     }
     if (sparse) densify(w, dense, copy);
     if (robust(w, dense)) return;
@@ -155,7 +155,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_may_work(const Work &w) {
     }
     if (w.r < keep) return w.m > keep;
     const double ratio = s[std::size_t(r) - 1] / s[0];
-    return ratio * kSpread >= 0.5; // near the limit: the new core decides
+    return ratio * kSpread >= 0.5; // near the limit: the new inner decides
 }
 
 template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T> &dense, bool sparse) {
@@ -234,16 +234,16 @@ template <class T> void StreamingSvd<T>::Impl::commit_nothing(const Work &w) {
     dropped = w.dropped * w.unit * w.unit;
 }
 
-template <class T> void StreamingSvd<T>::Impl::core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) const {
+template <class T> void StreamingSvd<T>::Impl::inner_svd(std::int64_t rows, std::int64_t cols, const double *inner, std::int64_t k, double *sigma, double *y) const {
     Frame frame;
     double largest = 0;
-    for (std::int64_t i = 0; i < rows * cols; ++i) largest = std::max(largest, std::abs(core[i]));
+    for (std::int64_t i = 0; i < rows * cols; ++i) largest = std::max(largest, std::abs(inner[i]));
     if (largest > 0 && (largest < 1e-120 || largest > 1e120)) { // squares must stay in range
         int e = 0;
         std::frexp(largest, &e);
         double *near = frame.take<double>(rows * cols);
-        for (std::int64_t i = 0; i < rows * cols; ++i) near[i] = std::ldexp(core[i], -e);
-        core_svd(rows, cols, near, k, sigma, y);
+        for (std::int64_t i = 0; i < rows * cols; ++i) near[i] = std::ldexp(inner[i], -e);
+        inner_svd(rows, cols, near, k, sigma, y);
         for (std::int64_t i = 0; i < k; ++i) sigma[i] = std::ldexp(sigma[i], e);
         return;
     }
@@ -251,7 +251,7 @@ template <class T> void StreamingSvd<T>::Impl::core_svd(std::int64_t rows, std::
     if (std::is_same_v<T, float> || !expect_wide) {
         double *ct = frame.take<double>(rows * cols), *h = frame.take<double>(cols * cols);
         for (std::int64_t i = 0; i < rows; ++i)
-            for (std::int64_t j = 0; j < cols; ++j) ct[j * rows + i] = core[i * cols + j];
+            for (std::int64_t j = 0; j < cols; ++j) ct[j * rows + i] = inner[i * cols + j];
         gram(Panel<double>(rows).add(MatrixView<const double>(ct, cols, rows)), 0, h);
         eigh_top<double>(cols, k, h, sigma, y);
         if (std::is_same_v<T, float>) {
@@ -259,21 +259,21 @@ template <class T> void StreamingSvd<T>::Impl::core_svd(std::int64_t rows, std::
             return;
         }
         if (sigma[0] == 0.0 || sigma[k - 1] * kSpread * kSpread >= sigma[0]) {
-            rayleigh(rows, cols, core, k, sigma, y);
+            rayleigh(rows, cols, inner, k, sigma, y);
             return;
         }
     }
     const std::int64_t p = std::min(rows, cols);
     double *all = frame.take<double>(p), *vt = frame.take<double>(p * cols);
-    small_svd(rows, cols, core, all, nullptr, vt);
+    small_svd(rows, cols, inner, all, nullptr, vt);
     std::copy_n(vt, k * cols, y);
-    rayleigh(rows, cols, core, k, sigma, y);
+    rayleigh(rows, cols, inner, k, sigma, y);
 }
 
-template <class T> void StreamingSvd<T>::Impl::rayleigh(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) {
+template <class T> void StreamingSvd<T>::Impl::rayleigh(std::int64_t rows, std::int64_t cols, const double *inner, std::int64_t k, double *sigma, double *y) {
     Frame frame;
     double *z = frame.take<double>(k * rows);
-    gemm<double>(MatrixView<const double>(y, k, cols), MatrixView<const double>(core, rows, cols).transposed(),
+    gemm<double>(MatrixView<const double>(y, k, cols), MatrixView<const double>(inner, rows, cols).transposed(),
                  MatrixView<double>(z, k, rows));
     for (std::int64_t i = 0; i < k; ++i) {
         double sum = 0;

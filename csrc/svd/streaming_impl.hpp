@@ -39,7 +39,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     bool clean = true;          // v is orthonormal to working precision
     const char *route = "none";
     int skip_gram = 0;          // updates for which the Gram route is not tried
-    // Rows waiting for company: dense or CSR, never both.
+    // Buffered rows: dense or CSR, never both.
     Buffer<T> waiting;
     std::vector<T> csr_values;
     std::vector<std::int64_t> csr_indices, csr_indptr;
@@ -163,7 +163,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         double dropped = 0;
     };
 
-    // How many of the values l (descending squares) are more than rounding, given the whole energy of this core.
+    // How many of the values l (descending squares) are more than rounding, given the whole energy of this inner.
     Selected select(const double *l, std::int64_t count, double total, double before) const {
         Selected out;
         const double first = count > 0 ? std::max(l[0], 0.0) : 0.0;
@@ -268,13 +268,13 @@ template <class T> struct StreamingSvd<T>::Impl {
     // The entry of largest magnitude of each row becomes positive.
     void canonical_signs();
 
-    // The k leading right singular vectors (rows of y) and singular values of the rows x cols core, k <= rows. Squaring
+    // The k leading right singular vectors (rows of y) and singular values of the rows x cols inner, k <= rows. Squaring
     // in double is exact enough for float (what it cannot resolve is below kDrop eps s_1); for double up to kSpread.
-    void core_svd(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y) const;
+    void inner_svd(std::int64_t rows, std::int64_t cols, const double *inner, std::int64_t k, double *sigma, double *y) const;
 
-    // sigma_i = ‖core y_i‖. A solver's values carry some ten eps·s_1 each time, which a long double stream adds up; a
+    // sigma_i = ‖inner y_i‖. A solver's values carry some ten eps·s_1 each time, which a long double stream adds up; a
     // norm carries one. Order is restored where rounding swapped neighbours.
-    static void rayleigh(std::int64_t rows, std::int64_t cols, const double *core, std::int64_t k, double *sigma, double *y);
+    static void rayleigh(std::int64_t rows, std::int64_t cols, const double *inner, std::int64_t k, double *sigma, double *y);
 
     bool robust(Work &w, const Rows<T> &dense);
 

@@ -119,16 +119,16 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     }
 
     const std::int64_t kq = std::min(k, mq);
-    double *core = frame.zeros<double>(m * mq), *sigma = frame.take<double>(kq), *y = frame.take<double>(kq * mq);
+    double *inner = frame.zeros<double>(m * mq), *sigma = frame.take<double>(kq), *y = frame.take<double>(kq * mq);
     for (std::int64_t i = 0; i < rr; ++i)
-        for (std::int64_t j = 0; j <= i; ++j) core[i * mq + j] = w.scale[std::size_t(i)] * lm[i * rr + j];
+        for (std::int64_t j = 0; j <= i; ++j) inner[i * mq + j] = w.scale[std::size_t(i)] * lm[i * rr + j];
     for (std::int64_t i = 0; i < b; ++i) {
-        std::copy_n(along + i * rr, rr, core + (rr + i) * mq);
-        std::copy_n(l + i * b, q, core + (rr + i) * mq + rr);
+        std::copy_n(along + i * rr, rr, inner + (rr + i) * mq);
+        std::copy_n(l + i * b, q, inner + (rr + i) * mq + rr);
     }
     double total = 0;
-    for (std::int64_t i = 0; i < m * mq; ++i) total += core[i] * core[i];
-    core_svd(m, mq, core, kq, sigma, y);
+    for (std::int64_t i = 0; i < m * mq; ++i) total += inner[i] * inner[i];
+    inner_svd(m, mq, inner, kq, sigma, y);
     for (std::int64_t i = 0; i < kq; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, kq, total, w.dropped);
     if (sel.rank == 0) {
@@ -148,7 +148,7 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     // Where a component goes on as one of before, all is taken relative to that: y = e_p + η, s' = s_p + δ, and what rounding s'
     // leaves goes into the length of v'. So an update adds eps times what it changes, not eps times everything.
     double *ky = frame.take<double>(kept * m);
-    gemm<double>(MatrixView<const double>(y, kept, mq), MatrixView<const double>(core, m, mq).transposed(),
+    gemm<double>(MatrixView<const double>(y, kept, mq), MatrixView<const double>(inner, m, mq).transposed(),
                  MatrixView<double>(ky, kept, m));
     auto *partner = frame.take<std::int64_t>(kept);
     auto *old = frame.take<Closest>(kept);
@@ -237,7 +237,7 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
             rt[i * p + j] = job->a.data()[i * n + j];
             total += rt[i * p + j] * rt[i * p + j];
         }
-    core_svd(m, p, rt, k, sigma, y);
+    inner_svd(m, p, rt, k, sigma, y);
     for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, k, total, w.dropped);
     run_stoppable(flops, [job, n = this->n, m, p] {

@@ -262,7 +262,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
         }
     }
     const std::vector<double> factor = w.r > 0 ? qr.of(rows, w.r, block.data(), n) : std::move(block);
-    core_svd(n, n, factor.data(), k, sigma, y);
+    inner_svd(n, n, factor.data(), k, sigma, y);
     for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, k, total, w.dropped);
     require_representable(w, sigma, sel.rank);

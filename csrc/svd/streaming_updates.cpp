@@ -285,11 +285,11 @@ template <class T> void StreamingSvd<T>::Impl::fold() {
         }
         if (cholesky(r, g, 0.0) > 0) break;
         invert_lower(r, g, inverse);
-        double *core = frame.take<double>(r * r), *sigma = frame.take<double>(r), *y = frame.take<double>(r * r);
+        double *inner = frame.take<double>(r * r), *sigma = frame.take<double>(r), *y = frame.take<double>(r * r);
         double *t = frame.take<double>(r * r);
         for (std::int64_t i = 0; i < r; ++i)
-            for (std::int64_t j = 0; j < r; ++j) core[i * r + j] = s[std::size_t(i)] * g[i * r + j];
-        core_svd(r, r, core, r, sigma, y);
+            for (std::int64_t j = 0; j < r; ++j) inner[i * r + j] = s[std::size_t(i)] * g[i * r + j];
+        inner_svd(r, r, inner, r, sigma, y);
         gemm<double>(MatrixView<const double>(y, r, r), MatrixView<const double>(inverse, r, r),
                      MatrixView<double>(t, r, r));
         T *rot = frame.take<T>(r * r);

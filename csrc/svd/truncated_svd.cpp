@@ -308,7 +308,7 @@ template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView
     const bool qa = p <= m, qb = p <= n;
     const std::int64_t ca_rows = qa ? p : m, cb_cols = qb ? p : n;
     Buffer<T> qa_rows(qa ? p * m : 0), qb_rows(qb ? p * n : 0);
-    std::vector<double> ca(std::size_t(ca_rows * p)), cb(std::size_t(p * cb_cols)), core(std::size_t(ca_rows * cb_cols));
+    std::vector<double> ca(std::size_t(ca_rows * p)), cb(std::size_t(p * cb_cols)), inner(std::size_t(ca_rows * cb_cols));
     if (qa) {
         Rows<T> at;
         at.dense = a.transposed();
@@ -330,10 +330,10 @@ template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView
     }
     const int e = near_one(ca) + near_one(cb);
     gemm<double>(MatrixView<const double>(ca.data(), ca_rows, p), MatrixView<const double>(cb.data(), p, cb_cols),
-                 MatrixView<double>(core.data(), ca_rows, cb_cols));
+                 MatrixView<double>(inner.data(), ca_rows, cb_cols));
     const std::int64_t q = std::min(ca_rows, cb_cols);
     std::vector<double> s(static_cast<std::size_t>(q)), u(std::size_t(ca_rows * q)), vt(std::size_t(q * cb_cols));
-    small_svd(ca_rows, cb_cols, core.data(), s.data(), u.data(), vt.data());
+    small_svd(ca_rows, cb_cols, inner.data(), s.data(), u.data(), vt.data());
     TruncatedSvd<T> out;
     out.m = m;
     out.n = n;
@@ -382,14 +382,14 @@ TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const 
         require_finite(left, name);
     }
     const std::int64_t c = q <= n ? q : n;
-    std::vector<double> core(std::size_t(q * c)), s(std::size_t(std::min(q, c))), u(std::size_t(q * std::min(q, c))),
+    std::vector<double> inner(std::size_t(q * c)), s(std::size_t(std::min(q, c))), u(std::size_t(q * std::min(q, c))),
         vt(std::size_t(std::min(q, c) * c));
     if (q <= n)
-        lq_rows(MatrixView<T>(x.data(), q, n), core.data());
+        lq_rows(MatrixView<T>(x.data(), q, n), inner.data());
     else
-        std::transform(x.data(), x.data() + q * n, core.begin(), [](T v) { return double(v); });
-    const int e = near_one(core);
-    small_svd(q, c, core.data(), s.data(), u.data(), vt.data());
+        std::transform(x.data(), x.data() + q * n, inner.begin(), [](T v) { return double(v); });
+    const int e = near_one(inner);
+    small_svd(q, c, inner.data(), s.data(), u.data(), vt.data());
     TruncatedSvd<T> out;
     out.m = with_u ? ua.rows + ub.rows : 0;
     out.n = n;

@@ -14,8 +14,8 @@ namespace {
 // f(context, U, x, out): what a map of a point and one more makes; out may be x, and with `may_be_u` the point.
 template <class F> py::object map_of_points(const Call &call, const Points &x, const py::object &out, bool may_be_u, const F &f) {
     const Array xo = x.output(call, out);
-    require_apart(xo, x[0], may_be_u);
-    require_apart(xo, x[1], true);
+    check_no_overlap(xo, x[0], may_be_u);
+    check_no_overlap(xo, x[1], true);
     const Stack su = stack(x[0], x.batch), sx = stack(x[1], x.batch), so = stack(xo, x.batch);
     const Memory memory(call, 0);
     {
@@ -55,9 +55,9 @@ py::object transport(py::handle context, py::handle u, py::handle h, py::handle 
     const double time = real(t, "t");
     const Points x(call, {{"U", u}, {"H", h}, {"V", v}});
     const Array xo = x.output(call, out);
-    require_apart(xo, x[0]);
-    require_apart(xo, x[1]);
-    require_apart(xo, x[2], true);
+    check_no_overlap(xo, x[0]);
+    check_no_overlap(xo, x[1]);
+    check_no_overlap(xo, x[2], true);
     const Stack su = stack(x[0], x.batch), sh = stack(x[1], x.batch), sv = stack(x[2], x.batch), so = stack(xo, x.batch);
     const Memory memory(call, 0);
     {
@@ -151,7 +151,7 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     }
     const auto best = std::max_element(given.begin(), given.end()) - given.begin();
     const Array at(call, call.place.attr("copied")(xi ? xi->object() : py::object(xu.object()[py::int_(best)])), "the means", Access::out);
-    require_apart(xo, at); // an out that overlaps itself
+    check_no_overlap(xo, at); // an out that overlaps itself
     const Array direction = call.empty(shape, xu.dtype()), next = call.empty(shape, xu.dtype()), trial = call.empty(shape, xu.dtype());
     const Array logs = call.empty(xu.shape(), xu.dtype());
     cuda::MeanIteration it;

@@ -128,7 +128,7 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
                           py::handle check) {
     const Call call(context);
     Array xc(call, c, "C");
-    const bool left = is_left(side), turned = truth(transpose, "transpose"), vector = xc.ndim() == 1;
+    const bool left = is_left(side), transposed = truth(transpose, "transpose"), vector = xc.ndim() == 1;
     truth(check, "check");
     xc.as_matrix(left);
     xc.require_matrices();
@@ -140,9 +140,9 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
     const Array core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
     const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
     const Array xo = result_of(call, out, xc, left, batch, vector);
-    require_apart(xo, xc, true);
-    require_apart(xo, xv);
-    act(call, xc, xv, core, left, turned, xo, batch);
+    check_no_overlap(xo, xc, true);
+    check_no_overlap(xo, xv);
+    act(call, xc, xv, core, left, transposed, xo, batch);
     xo.written();
     return xo.object();
 }
@@ -180,7 +180,7 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
                              const py::object &out, py::handle check) {
     const Call call(context);
     Array xc(call, c, "C");
-    const bool left = is_left(side), turned = truth(transpose, "transpose"), vector = xc.ndim() == 1;
+    const bool left = is_left(side), transposed = truth(transpose, "transpose"), vector = xc.ndim() == 1;
     truth(check, "check");
     xc.as_matrix(left);
     xc.require_matrices();
@@ -192,9 +192,9 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
     const Array core = h.core(call);
     const Shape batch = broadcast_leading({{&xc, 2}, {&core, 2}});
     const Array xo = result_of(call, out, xc, left, batch, vector);
-    require_apart(xo, xc, true);
-    require_apart(xo, h.v);
-    act(call, xc, h.v, core, left, turned, xo, batch);
+    check_no_overlap(xo, xc, true);
+    check_no_overlap(xo, h.v);
+    act(call, xc, h.v, core, left, transposed, xo, batch);
     xo.written();
     return xo.object();
 }
@@ -277,7 +277,7 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
                                      py::handle check) {
     const Call call(context);
     Array given(call, c, "C");
-    const bool left = is_left(side), turned = truth(transpose, "transpose"), vector = given.ndim() == 1;
+    const bool left = is_left(side), transposed = truth(transpose, "transpose"), vector = given.ndim() == 1;
     truth(check, "check");
     given.as_matrix(left);
     given.require_matrices();
@@ -348,7 +348,7 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
         }
         const Memory memory(call, cuda::reflection_apply_backward_workspace(r, sc, call.device));
         const py::gil_scoped_release release;
-        cuda::reflection_apply_backward(memory.context(), r, sc, sg, turned == left, sd);
+        cuda::reflection_apply_backward(memory.context(), r, sc, sg, transposed == left, sd);
     }
     const py::object dv = reshaped(to.dv, h.vector);
     if (to.dtau) return py::make_tuple(dv, dc.object(), to.dtau->object());

@@ -70,8 +70,8 @@ void apply_core(const Call &call, const Array &c, const Array *v, const Packed *
 namespace {
 
 py::object run(const Call &call, const Operand &x, const BasisArgument &v, const CoreStack &core, double alpha, const Array &result, const Shape &batch) {
-    require_apart(result, x.c, true);
-    v.require_apart_from(result);
+    check_no_overlap(result, x.c, true);
+    v.check_no_overlap_with(result);
     apply_core(call, x.c, v.dense(), v.packed(), core, alpha, x.left, result, batch);
     result.written();
     return result.object();
@@ -97,7 +97,7 @@ py::object apply_core_of(py::handle context, py::handle c, py::handle v, py::han
     const Shape batch = batch_of(x.c, basis, core.array());
     const Array result = x.output(call, out, batch);
     if (core.array() == nullptr) return run(call, x, basis, {nullptr, false, core.value()}, a, result, batch);
-    require_apart(result, *core.array());
+    check_no_overlap(result, *core.array());
     const Stack s = stack(*core.array(), batch, core.diagonal() ? 1 : 2);
     return run(call, x, basis, {&s, core.diagonal(), 1.0}, a, result, batch);
 }
@@ -121,9 +121,9 @@ class Projector {
         if (x.dtype() == wide(x.dtype())) {
             span_.emplace(call.empty(x.shape(), x.dtype()));
             const Stack su = stack(x, batch), so = stack(*span_, batch);
-            const Memory memory(call, cuda::span_basis_workspace(su, call.device));
+            const Memory memory(call, cuda::range_basis_workspace(su, call.device));
             const py::gil_scoped_release release;
-            cuda::span_basis(memory.context(), su, so);
+            cuda::range_basis(memory.context(), su, so);
             return;
         }
         Shape shape = batch;
@@ -157,8 +157,8 @@ py::object project_one(const Call &call, const Operand &x, const BasisArgument &
     Projector p(call, u, promised(orthonormal, u), factor);
     const Array result = x.output(call, out, batch);
     if (p.span() == nullptr) return run(call, x, u, p.core(batch), alpha, result, batch);
-    require_apart(result, x.c, true);
-    u.require_apart_from(result);
+    check_no_overlap(result, x.c, true);
+    u.check_no_overlap_with(result);
     apply_core(call, x.c, p.span(), nullptr, p.core(batch), alpha, x.left, result, batch);
     result.written();
     return result.object();
@@ -177,9 +177,9 @@ py::object project_both(const Call &call, const Operand &x, py::handle pair, dou
         batch = left.dense() != nullptr && left.dense()->ndim() > 2 ? broadcast_leading({{&x.c, 2}, {left.dense(), 2}, {right.dense(), 2}}) : batch_of(x.c, right);
     Projector pl(call, left, promised(orthonormal, left), factor), pr(call, right, promised(orthonormal, right), factor);
     const Array result = x.output(call, out, batch);
-    require_apart(result, x.c, true);
-    left.require_apart_from(result);
-    right.require_apart_from(result);
+    check_no_overlap(result, x.c, true);
+    left.check_no_overlap_with(result);
+    right.check_no_overlap_with(result);
     const Array aside = x.output(call, py::none(), batch);
     const auto over = [&](const Array &from, const BasisArgument &u, Projector &p, bool on_left, const Array &to) {
         const Array *v = p.span() != nullptr ? p.span() : u.dense();
@@ -237,8 +237,8 @@ py::list project_out_list(py::handle context, const py::list &cs, const py::list
         const Array &xc = xs[i].c, &xv = *bases[i].dense();
         if (xc.ndim() != 2 || xv.ndim() != 2) throw py::value_error("matrices of a list have two dimensions, got " + std::string(xc.name()) + " " + xc.shape_text());
         const Array &xo = targets.emplace_back(xs[i].output(call, out_of(i), {}, names.emplace_back("out[" + std::to_string(i) + "]").c_str()));
-        require_apart(xo, xc, true);
-        require_apart(xo, xv);
+        check_no_overlap(xo, xc, true);
+        check_no_overlap(xo, xv);
         written.push_back(xo.layout());
         inputs.push_back({xc.layout(), xv.layout()});
         calls[i].c = stack(xc, {});
@@ -246,7 +246,7 @@ py::list project_out_list(py::handle context, const py::list &cs, const py::list
         calls[i].out = stack(xo, {});
         results.append(xo.object());
     }
-    require_entries_apart(written, inputs);
+    check_entries_overlap(written, inputs);
     cuda::CoreOptions o;
     o.value = factor;
     o.left = left;
@@ -284,9 +284,9 @@ py::object swap(py::handle context, py::handle base, py::handle source, py::hand
     shape.push_back(b.cols());
     Array result = call.output(out, shape, b.dtype());
     if (vector) result.add_axis(false);
-    require_apart(result, b, true);
-    require_apart(result, u);
-    require_apart(result, s);
+    check_no_overlap(result, b, true);
+    check_no_overlap(result, u);
+    check_no_overlap(result, s);
     apply_core(call, b, &u, nullptr, {nullptr, false, 1.0}, 1.0, false, result, batch, &s);
     result.written();
     return result.object();
@@ -348,12 +348,12 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
                         py::handle check, const char *name) {
     const Call call(context);
     const Packed p(call, parts, "U");
-    const bool vector = py::len(x.attr("shape")) == 1, left = is_left(side), turned = truth(transpose, "transpose");
+    const bool vector = py::len(x.attr("shape")) == 1, left = is_left(side), transposed = truth(transpose, "transpose");
     Array c = for_blas(call, x, name);
     truth(check, "check");
     c.as_matrix(left);
     c.require_matrices();
-    const std::int64_t rows = turned ? p.cols() : p.rows(), cols = turned ? p.rows() : p.cols();
+    const std::int64_t rows = transposed ? p.cols() : p.rows(), cols = transposed ? p.rows() : p.cols();
     if (wide(c.dtype()) != p.dtype())
         throw py::type_error(std::string(name) + " is " + c.dtype_name() + " and the codes stand for " + name_of(p.dtype()));
     if ((left ? c.rows() : c.cols()) != (left ? cols : rows))
@@ -364,14 +364,14 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
     if (!vector || !left) shape.push_back(left ? c.cols() : cols);
     Array xo = call.output(out, shape, c.dtype());
     if (vector) xo.add_axis(left);
-    require_apart(xo, c);
+    check_no_overlap(xo, c);
     const Shape batch = c.leading();
     const auto codes = codes_of(p);
     const Stack sx = stack(c, batch), so = stack(xo, batch);
     const Memory memory(call, cuda::int4_product_workspace(codes, sx, call.device));
     {
         const py::gil_scoped_release release;
-        cuda::int4_product(memory.context(), codes, sx, left, turned, alpha, so);
+        cuda::int4_product(memory.context(), codes, sx, left, transposed, alpha, so);
     }
     xo.written();
     return xo.object();
@@ -381,7 +381,7 @@ py::object product_output(py::handle context, py::handle x, const Shape &shape, 
     const Call call(context);
     const Array xx(call, x, "G or R");
     const Array xo = call.output(out, shape, xx.dtype());
-    require_apart(xo, xx);
+    check_no_overlap(xo, xx);
     if (for_blas(call, xo.object(), "out").data() != xo.data())
         throw py::value_error("out must have rows or columns that are contiguous and lie one after the other");
     return xo.object();
@@ -395,8 +395,8 @@ py::object product(py::handle context, py::handle a, py::handle b, double alpha,
     xb.require_dtype_of(xa);
     if (xa.cols() != xb.rows()) throw py::value_error("A " + xa.shape_text() + " and B " + xb.shape_text() + " do not fit each other");
     const Array xo = call.output(out, {xa.rows(), xb.cols()}, xa.dtype());
-    require_apart(xo, xa);
-    require_apart(xo, xb);
+    check_no_overlap(xo, xa);
+    check_no_overlap(xo, xb);
     const Stack sa = stack(xa, {}), sb = stack(xb, {}), so = stack(xo, {});
     const Memory memory(call, cuda::blas_workspace(call.device));
     {

@@ -50,7 +50,7 @@ py::object mix(py::handle context, SUBSPAN_MIXING, const py::object &out) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
     const Array xo = call.output(out, x.shape(x.pairs()), x.z.dtype());
-    x.require_apart_from(xo);
+    x.check_no_overlap_with(xo);
     const Input input(x);
     const Stack so = stack(xo, x.batch);
     const Memory memory(call, cuda::plucker_workspace(input.in, x.options, 0, false, call.device));
@@ -91,8 +91,8 @@ py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_M
     SUBSPAN_MIXING_ARGUMENTS(call);
     const ProjectionArguments p(call, w, b, x.z, x.r);
     const Array xo = call.output(out, x.shape(p.d()), x.z.dtype());
-    x.require_apart_from(xo);
-    p.require_apart_from(xo);
+    x.check_no_overlap_with(xo);
+    p.check_no_overlap_with(xo);
     const Input input(x);
     const Projection to(p);
     const Stack so = stack(xo, x.batch);
@@ -139,7 +139,7 @@ void mix_ring(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, st
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
     const Array xo(call, out, "out", Access::out);
-    x.require_apart_from(xo);
+    x.check_no_overlap_with(xo);
     const Input input(x, ring, first);
     const Stack so = stack(xo, x.batch);
     if (w.is_none()) {
@@ -149,7 +149,7 @@ void mix_ring(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, st
         return;
     }
     const ProjectionArguments p(call, w, b, x.z, x.r);
-    p.require_apart_from(xo);
+    p.check_no_overlap_with(xo);
     const Projection to(p);
     const Memory memory(call, cuda::plucker_workspace(input.in, x.options, p.d(), false, call.device));
     const py::gil_scoped_release release;

@@ -8,7 +8,7 @@
 namespace subspan::cuda {
 namespace {
 
-constexpr int64_t kTile = int64_t(1) << 28; // bytes of projections, and of classes that are turned over, at a time
+constexpr int64_t kTile = int64_t(1) << 28; // bytes of projections, and of classes that are transposed, at a time
 
 // 1 / ‖x‖ for each feature, zero for zero. A warp a row.
 template <class T> __global__ void __launch_bounds__(256) norms_kernel(SUBSPAN_PARAMETER const Matrices<const T> x, T *inverse) {
@@ -94,10 +94,10 @@ bool nothing(const Stack &x, const Stack &u) { return x.rows == 0 || u.size() ==
 
 unsigned blocks_for(int64_t threads) { return unsigned(divide_up<int64_t>(threads, 256)); }
 
-// Matrices n x k to matrices k x n, each turned, or back: by way of shared memory, so that both sides are read and written in runs. A block
+// Matrices n x k to matrices k x n, each transposed, or back: by way of shared memory, so that both sides are read and written in runs. A block
 // has 32 x 32 entries.
 template <class T>
-__global__ void __launch_bounds__(256) turn_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const unsigned first_from,
+__global__ void __launch_bounds__(256) transpose_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const unsigned first_from,
                                                    const unsigned first_to) {
     SUBSPAN_SHARED(memory);
     T *tile = reinterpret_cast<T *>(memory);
@@ -118,18 +118,18 @@ __global__ void __launch_bounds__(256) turn_kernel(SUBSPAN_PARAMETER const Matri
 template <class T> void turn(const Session &s, const Stack &from, int64_t first_from, const Stack &to, int64_t first_to, int64_t count) {
     const int64_t blocks = divide_up<int64_t>(from.rows, 32) * divide_up<int64_t>(from.cols, 32);
     for (int64_t done = 0; done < count; done += 65535)
-        launch<turn_kernel<T>>(s, "turned classes", Shape{dim3(unsigned(blocks), unsigned(std::min<int64_t>(65535, count - done))), dim3(256), 32 * 33 * int64_t(sizeof(T))},
+        launch<transpose_kernel<T>>(s, "transposed classes", Shape{dim3(unsigned(blocks), unsigned(std::min<int64_t>(65535, count - done))), dim3(256), 32 * 33 * int64_t(sizeof(T))},
                                Matrices<const T>(from), Matrices<T>(to), unsigned(first_from + done), unsigned(first_to + done));
 }
 
-// Classes as one matrix: as they are, or turned over into `turned`, one after the other.
+// Classes as one matrix: as they are, or transposed into `transposed`, one after the other.
 template <class T> struct Classes {
     const Session &s;
     const Stack &u;
-    T *turned;
+    T *transposed;
     Stack stack(int64_t count) const {
         Stack t{};
-        t.data = turned;
+        t.data = transposed;
         t.dtype = u.dtype;
         t.rows = u.cols;
         t.cols = t.row_stride = u.rows;
@@ -144,7 +144,7 @@ template <class T> struct Classes {
         const int64_t all = count * u.cols;
         if (const int64_t column = one_matrix(u); column > 0) return {operand(u, first).data, u.dtype, all, u.rows, column, 1};
         turn<T>(s, u, first, stack(count), 0, count);
-        return own(static_cast<const T *>(turned), all, u.rows);
+        return own(static_cast<const T *>(transposed), all, u.rows);
     }
 };
 
@@ -173,7 +173,7 @@ void grassmann_logits(const Context &context, const Stack &x, const Stack &u, do
         launch<norms_kernel<T>>(s, "lengths of features", Shape{dim3(blocks_for(32 * x.rows)), dim3(256)}, Matrices<const T>(x), inverse);
         for (int64_t first = 0; first < u.size(); first += at_once) {
             const int64_t count = std::min(at_once, u.size() - first);
-            if (x.cols > 0 && k > 0) blas.multiply(1.0, operand(x), classes.rows(first, count).turned(), 0.0, own(p, x.rows, count * k));
+            if (x.cols > 0 && k > 0) blas.multiply(1.0, operand(x), classes.rows(first, count).transposed(), 0.0, own(p, x.rows, count * k));
             launch<lengths_kernel<T>>(s, "logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, static_cast<const T *>(p), static_cast<const T *>(inverse),
                                       static_cast<T *>(out.data) + first * out.col_stride, out.row_stride, out.col_stride, scale, x.rows, count,
                                       int(x.cols > 0 ? k : 0));
@@ -202,12 +202,12 @@ void grassmann_logits_backward(const Context &context, const Stack &grad, const 
         for (int64_t first = 0; first < u.size(); first += at_once) {
             const int64_t count = std::min(at_once, u.size() - first), all = count * k;
             const Operand classes = all_classes.rows(first, count);
-            blas.multiply(1.0, operand(x), classes.turned(), 0.0, own(p, x.rows, all));
+            blas.multiply(1.0, operand(x), classes.transposed(), 0.0, own(p, x.rows, all));
             launch<slopes_kernel<T>>(s, "slopes of logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, p, static_cast<const T *>(inverse),
                                      static_cast<const T *>(grad.data) + first * grad.col_stride, grad.row_stride, grad.col_stride, scale,
                                      along, x.rows, count, int(k));
             blas.multiply(1.0, own(p, x.rows, all), classes, first > 0 ? 1.0 : 0.0, operand(dx));
-            const Operand slopes = own(p, x.rows, all).turned();
+            const Operand slopes = own(p, x.rows, all).transposed();
             if (const int64_t column = one_matrix(du); column > 0) {
                 blas.multiply(1.0, slopes, operand(x), 0.0, Operand{operand(du, first).data, du.dtype, all, n, column, 1});
             } else {

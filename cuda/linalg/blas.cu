@@ -116,10 +116,10 @@ Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {
 }
 
 void Blas::multiply(double alpha, const Operand &a, const Operand &b, double beta, const Operand &c, int64_t batch) const {
-    // cᵀ = bᵀ aᵀ in columns; where c has contiguous columns instead, everything is turned over first.
+    // cᵀ = bᵀ aᵀ in columns; where c has contiguous columns instead, everything is transposed first.
     if (!lines(c.rows, c.cols, c.row_stride, c.col_stride)) {
         require_blas_layout(c, "a result");
-        return multiply(alpha, b.turned(), a.turned(), beta, c.turned(), batch);
+        return multiply(alpha, b.transposed(), a.transposed(), beta, c.transposed(), batch);
     }
     require_blas_layout(a, "an operand");
     require_blas_layout(b, "an operand");

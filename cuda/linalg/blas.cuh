@@ -12,7 +12,7 @@ struct Operand {
     DType dtype;
     int64_t rows, cols, row_stride, col_stride;
     int64_t next = 0; // items from one matrix of a batch to the next
-    Operand turned() const { return {data, dtype, cols, rows, col_stride, row_stride, next}; }
+    Operand transposed() const { return {data, dtype, cols, rows, col_stride, row_stride, next}; }
     /// Rows [i, i + m) and columns [j, j + n).
     Operand part(int64_t i, int64_t m, int64_t j, int64_t n) const {
         return {static_cast<const char *>(data) + (i * row_stride + j * col_stride) * size_of(dtype), dtype, m, n, row_stride, col_stride, next};

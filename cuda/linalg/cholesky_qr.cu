@@ -157,7 +157,7 @@ RowFactor::RowFactor(Workspace &work, int64_t count, int64_t cols, bool inverse,
 void RowFactor::gram(const Session &s, const Blas &blas, int64_t cols, int64_t item) const {
     scale_rows(s, rows(item), pitch(), count_, cols, peaks_ + item * kPeaks, units_ + item);
     const Operand x = own(rows(item), count_, cols, pitch(), 0);
-    blas.multiply(1.0, x, x.turned(), 0.0, own(g_ + item * count_ * count_, count_, count_));
+    blas.multiply(1.0, x, x.transposed(), 0.0, own(g_ + item * count_ * count_, count_, count_));
 }
 
 void RowFactor::run(const Session &s, Shift shift) const {

@@ -88,16 +88,16 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
     const int block = blocks > 1 ? int(cluster_rank()) : 0;
     const unsigned item = blockIdx.x / unsigned(blocks);
     double *now = reinterpret_cast<double *>(memory), *next = now + (blocks > 1 ? groups.items() : 0);
-    int *turned = reinterpret_cast<int *>(next + groups.items()); // whether this block has rotated, by parity of the sweep
+    int *rotated = reinterpret_cast<int *>(next + groups.items()); // whether this block has rotated, by parity of the sweep
     const double noise = p.noise(item);
     const auto global_row = [&](int local) { return (local < size ? block : seats - 1 - block) * size + local % size; };
-    for (int e = tid; e < 2 * size * width; e += threads) { // rows that are not there are zero, and never turned
+    for (int e = tid; e < 2 * size * width; e += threads) { // rows that are not there are zero, and never rotated
         const int r = global_row(e / width), c = e % width;
         now[e] = r < p.count && c < p.width ? p.row(item, r)[c] : 0.0;
     }
     __syncthreads();
     for (int sweep = 0;; ++sweep) {
-        if (tid == 0) turned[sweep % 2] = 0;
+        if (tid == 0) rotated[sweep % 2] = 0;
         __syncthreads();
         bool any = false;
         for (int round = 0; round + 1 < seats; ++round) {
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
             }
             if (blocks == 1) continue;
             // Seat 0 stays, the others move on by one.
-            if (round + 2 == seats && any) turned[sweep % 2] = 1;
+            if (round + 2 == seats && any) rotated[sweep % 2] = 1;
             cluster_barrier();
             const int half = size * width;
             const double *first = block == 0 ? now : (block + 1 < blocks ? of_block(now, unsigned(block + 1)) : now + half);
@@ -134,11 +134,11 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
         }
         int more = 0;
         if (blocks == 1) {
-            if (any) turned[sweep % 2] = 1;
+            if (any) rotated[sweep % 2] = 1;
             __syncthreads();
-            more = turned[sweep % 2];
+            more = rotated[sweep % 2];
         } else {
-            for (int b = 0; b < blocks; ++b) more |= of_block(turned, unsigned(b))[sweep % 2];
+            for (int b = 0; b < blocks; ++b) more |= of_block(rotated, unsigned(b))[sweep % 2];
         }
         if (more == 0) break;
         if (sweep + 1 >= p.sweeps) {
@@ -476,7 +476,7 @@ void RowSvd::vectors(const Session &s, const Blas &blas, int64_t cols, double *v
     double *r = factor_ ? raw_ : raw_ + item * kept_ * cols_;
     const Operand raw = own(r, kept_, cols), out = own(vectors, kept_, cols), e = own(inner_, kept_, kept_), p = own(polished_, kept_, kept_);
     if (factor_) blas.multiply(1.0, own(turns(item), kept_, count_), own(rows(item), count_, cols, pitch(), 0), 0.0, raw);
-    blas.multiply(1.0, raw, raw.turned(), 0.0, e);
+    blas.multiply(1.0, raw, raw.transposed(), 0.0, e);
     launch<polish_kernel>(s, "orthonormal rows", Shape{dim3(unsigned(divide_up<int64_t>(kept_ * kept_, 256))), dim3(256)}, static_cast<const double *>(inner_),
                           static_cast<const double *>(scaled_ + item * kept_), polished_, kept_);
     blas.multiply(1.0, p, raw, 0.0, out);

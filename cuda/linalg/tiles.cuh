@@ -5,10 +5,10 @@
 
 namespace subspan::cuda {
 
-/// Sums (M x N) += A (M x depth) B (depth x N), kept in registers. Warps stand M / Tall by 4, Tall rows of the result each. ATurned: A is stored depth x M;
-/// BTurned: B is stored N x depth. Depth is a multiple of 16 for 16-bit items; leading dimensions of those are 8 mod 64 or so, whole
+/// Sums (M x N) += A (M x depth) B (depth x N), kept in registers. Warps stand M / Tall by 4, Tall rows of the result each. ATransposed: A is stored depth x M;
+/// BTransposed: B is stored N x depth. Depth is a multiple of 16 for 16-bit items; leading dimensions of those are 8 mod 64 or so, whole
 /// vectors of 16 bytes without bank conflicts.
-template <class T, int M, int N, bool ATurned, bool BTurned, int Tall = 32> struct BlockProduct {
+template <class T, int M, int N, bool ATransposed, bool BTransposed, int Tall = 32> struct BlockProduct {
     using A = Accumulate<T>;
     static constexpr bool tensor = sizeof(T) == 2;
     static constexpr int WM = Tall, WN = N / 4, kThreads = M / Tall * 128;
@@ -36,7 +36,7 @@ template <class T, int M, int N, bool ATurned, bool BTurned, int Tall = 32> stru
                 uint32_t left[R][4];
 #pragma unroll
                 for (int x = 0; x < R; ++x) {
-                    if (ATurned)
+                    if (ATransposed)
                         load_matrices<true>(left[x], a + (k + r + 8 * (q / 2)) * lda + m0 + 16 * x + 8 * (q % 2));
                     else
                         load_matrices<false>(left[x], a + (m0 + 16 * x + r + 8 * (q % 2)) * lda + k + 8 * (q / 2));
@@ -44,7 +44,7 @@ template <class T, int M, int N, bool ATurned, bool BTurned, int Tall = 32> stru
 #pragma unroll
                 for (int y = 0; y < C; y += 2) {
                     uint32_t right[4];
-                    if (BTurned)
+                    if (BTransposed)
                         load_matrices<false>(right, b + (n0 + 8 * y + r + 8 * (q / 2)) * ldb + k + 8 * (q % 2));
                     else
                         load_matrices<true>(right, b + (k + r + 8 * (q % 2)) * ldb + n0 + 8 * y + 8 * (q / 2));
@@ -60,9 +60,9 @@ template <class T, int M, int N, bool ATurned, bool BTurned, int Tall = 32> stru
             for (int k = 0; k < depth; ++k) {
                 T left[R], right[C];
 #pragma unroll
-                for (int x = 0; x < R; ++x) left[x] = ATurned ? a[k * lda + m + 8 * x] : a[(m + 8 * x) * lda + k];
+                for (int x = 0; x < R; ++x) left[x] = ATransposed ? a[k * lda + m + 8 * x] : a[(m + 8 * x) * lda + k];
 #pragma unroll
-                for (int y = 0; y < C; ++y) right[y] = BTurned ? b[(n + 4 * y) * ldb + k] : b[k * ldb + n + 4 * y];
+                for (int y = 0; y < C; ++y) right[y] = BTransposed ? b[(n + 4 * y) * ldb + k] : b[k * ldb + n + 4 * y];
 #pragma unroll
                 for (int x = 0; x < R; ++x)
 #pragma unroll

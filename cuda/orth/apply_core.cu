@@ -179,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
 
 // -- host ------------------------------------------------------------------------------------------------------------------
 
-// Left, or the right form turned over.
-CoreCall turned(const CoreCall &call, const CoreOptions &o, Stack &core, Stack &source) {
+// Left, or the right form transposed.
+CoreCall transposed_left(const CoreCall &call, const CoreOptions &o, Stack &core, Stack &source) {
     CoreCall t = call;
     if (call.core != nullptr) {
         core = *call.core;
@@ -409,7 +409,7 @@ std::int64_t apply_core_workspace(const CoreCall &call, const CoreOptions &o, in
     context.device = device;
     const Session s(context);
     Stack core, source;
-    const CoreCall t = turned(call, o, core, source);
+    const CoreCall t = transposed_left(call, o, core, source);
     if (too_wide(t, s.device()))
         return apply_core_wide_room(t, o, device) + (t.packed != nullptr ? divide_up<int64_t>(t.v.rows * t.v.cols * size_of(t.c.dtype), 256) * 256 : 0);
     return dispatch(t.c.dtype, [&](auto tag) -> std::int64_t {
@@ -428,7 +428,7 @@ void apply_core(const Context &context, const CoreCall &call, const CoreOptions 
     const Session s(context);
     if (empty(call)) return;
     Stack core, source;
-    const CoreCall t = turned(call, o, core, source);
+    const CoreCall t = transposed_left(call, o, core, source);
     const bool wide = too_wide(t, s.device());
     dispatch(t.c.dtype, [&](auto tag) {
         using T = decltype(tag);
@@ -452,7 +452,7 @@ namespace {
 // Whether a launch of several can take it: else it goes alone, in two passes or through cuBLAS.
 bool joins(const CoreCall &call, const CoreOptions &o, const Device &device) {
     Stack core, source;
-    const CoreCall t = turned(call, o, core, source);
+    const CoreCall t = transposed_left(call, o, core, source);
     if (too_wide(t, device)) return false;
     return dispatch(t.c.dtype, [&](auto tag) {
         using T = decltype(tag);
@@ -496,7 +496,7 @@ void apply_core_group(const Context &context, const std::vector<CoreCall> &calls
             continue;
         }
         Stack unused;
-        const CoreCall t = turned(calls[i], o, cores[i], unused);
+        const CoreCall t = transposed_left(calls[i], o, cores[i], unused);
         (across(t.c) ? rows : columns).push_back(t);
     }
     dispatch(calls[0].c.dtype, [&](auto tag) {

@@ -52,8 +52,8 @@ template <class T> void apply_core_wide(const Session &s, const Context &context
     for (int64_t item = 0; item < call.c.size(); ++item) {
         const unsigned i = unsigned(item);
         const Operand x = operand(call.c, item), basis = operand(call.v, item), result = operand(call.out, item);
-        if (call.source != nullptr) blas.multiply(1.0, basis.turned(), operand(*call.source, item), 0.0, small);
-        blas.multiply(call.source != nullptr ? -1.0 : 1.0, basis.turned(), x, call.source != nullptr ? 1.0 : 0.0, small);
+        if (call.source != nullptr) blas.multiply(1.0, basis.transposed(), operand(*call.source, item), 0.0, small);
+        blas.multiply(call.source != nullptr ? -1.0 : 1.0, basis.transposed(), x, call.source != nullptr ? 1.0 : 0.0, small);
         const A *values = sums;
         if (o.kind == CoreOptions::full) {
             Operand mid = operand(*call.core, item);

@@ -59,14 +59,14 @@ void gram_core(const Context &context, const Stack &v, const Stack &out) {
         launch<weigh_kernel>(s, "the core of a basis", Shape{dim3(unsigned(divide_up<int64_t>(k * k, 256))), dim3(256)}, static_cast<const double *>(svd.turns(i)),
                              static_cast<const double *>(svd.sigma(i)), weighed, k);
         const Operand w = own(weighed, k, k);
-        blas.multiply(1.0, w.turned(), w, 0.0, own(core, k, k));
+        blas.multiply(1.0, w.transposed(), w, 0.0, own(core, k, k));
         copy(s, static_cast<const double *>(core), k, int64_t(1), Matrices<A>(out).at(unsigned(i)), out.row_stride, out.col_stride, k, k);
     });
 }
 
-std::int64_t span_basis_workspace(const Stack &v, int device) { return room_for(v, device, room<double>(v.rows * v.cols)); }
+std::int64_t range_basis_workspace(const Stack &v, int device) { return room_for(v, device, room<double>(v.rows * v.cols)); }
 
-void span_basis(const Context &context, const Stack &v, const Stack &out) {
+void range_basis(const Context &context, const Stack &v, const Stack &out) {
     check(v, out, v.rows, v.dtype);
     const Session s(context);
     if (v.size() == 0 || v.rows == 0 || v.cols == 0) return;

@@ -126,11 +126,11 @@ template <class T> class CoreGradient {
         const int64_t k = r.v.cols;
         const Operand v = operand(r.v, first), n = operand(r.core, first), dv = operand(r.dv, first);
         const Operand os = own(s, k, k), ou = own(upper, k, k), od = own(dn, k, k), ob = own(b, k, k), ok = own(kk, k, k);
-        blas.multiply(1.0, v.turned(), v, 0.0, os, count);
+        blas.multiply(1.0, v.transposed(), v, 0.0, os, count);
         launch<upper_kernel<T>>(session, "a triangle", one_each(count * k * k), static_cast<const T *>(s), upper, k, count);
-        blas.multiply(1.0, n.turned(), od, 0.0, ob, count);
-        blas.multiply(1.0, ou.turned(), ob, 1.0, od, count); // F = dN + Sᵀ Nᵀ dN
-        blas.multiply(1.0, od, n.turned(), 0.0, ob, count);  // F Nᵀ
+        blas.multiply(1.0, n.transposed(), od, 0.0, ob, count);
+        blas.multiply(1.0, ou.transposed(), ob, 1.0, od, count); // F = dN + Sᵀ Nᵀ dN
+        blas.multiply(1.0, od, n.transposed(), 0.0, ob, count);  // F Nᵀ
         const Matrices<const T> tau = r.tau != nullptr ? Matrices<const T>(*r.tau) : Matrices<const T>{};
         const Matrices<T> dtau = r.dtau != nullptr ? Matrices<T>(*r.dtau) : Matrices<T>{};
         launch<factors_kernel<T>>(session, "gradients of reflections", one_each(32 * count * k), static_cast<const T *>(dn), static_cast<const T *>(b),
@@ -169,7 +169,7 @@ void wide_reflection_core(const Context &context, const Stack &v, const Stack *t
     if (blocks * v.size() > std::numeric_limits<int>::max()) throw ValueError("V is too large for one call");
     dispatch_wide(v.dtype, [&](auto tag) {
         using T = decltype(tag);
-        for (int64_t i = 0; i < v.size(); i += batch) blas.multiply(1.0, operand(v, i).turned(), operand(v, i), 0.0, operand(core, i), std::min(batch, v.size() - i));
+        for (int64_t i = 0; i < v.size(); i += batch) blas.multiply(1.0, operand(v, i).transposed(), operand(v, i), 0.0, operand(core, i), std::min(batch, v.size() - i));
         const Matrices<const T> factors = tau != nullptr ? Matrices<const T>(*tau) : Matrices<const T>{};
         launch<blocks_kernel<T>>(session, "cores of reflections", Shape{dim3(unsigned(blocks * v.size())), dim3(kThreads), int64_t(kBlock * (kBlock + 3) * sizeof(T))},
                                  Matrices<T>(core), factors, tau != nullptr, int(blocks));
@@ -211,7 +211,7 @@ void reflection_product(const Context &context, const Stack &v, const Stack &cor
         for (int64_t i = 0; i < q.size(); i += batch) {
             const int64_t count = std::min(batch, q.size() - i);
             const Operand ov = operand(v, i), ox = own(x, k, q.cols);
-            blas.multiply(1.0, operand(core, i), ov.part(0, q.cols, 0, k).turned(), 0.0, ox, count);
+            blas.multiply(1.0, operand(core, i), ov.part(0, q.cols, 0, k).transposed(), 0.0, ox, count);
             blas.multiply(1.0, ov, ox, 1.0, operand(q, i), count);
         }
     });
@@ -238,10 +238,10 @@ void reflection_product_backward(const Context &context, const ReflectionGradien
             const int64_t count = std::min(batch, r.v.size() - i);
             const Operand v = operand(r.v, i), n = operand(r.core, i), g = operand(grad, i), dv = operand(r.dv, i), top = v.part(0, q, 0, k);
             const Operand op = own(p, k, q), ox = own(x, k, q);
-            blas.multiply(1.0, v.turned(), g, 0.0, op, count);
-            blas.multiply(1.0, n, top.turned(), 0.0, ox, count);
-            blas.multiply(1.0, g, ox.turned(), 1.0, dv, count);
-            blas.multiply(1.0, op.turned(), n, 1.0, dv.part(0, q, 0, k), count);
+            blas.multiply(1.0, v.transposed(), g, 0.0, op, count);
+            blas.multiply(1.0, n, top.transposed(), 0.0, ox, count);
+            blas.multiply(1.0, g, ox.transposed(), 1.0, dv, count);
+            blas.multiply(1.0, op.transposed(), n, 1.0, dv.part(0, q, 0, k), count);
             blas.multiply(1.0, op, top, 0.0, own(core.dn, k, k), count);
             core.finish(session, blas, r, i, count);
         }
@@ -275,18 +275,18 @@ void reflection_apply_backward(const Context &context, const ReflectionGradients
         for (int64_t i = 0; i < dc.size(); i += batch) {
             const int64_t count = std::min(batch, dc.size() - i);
             const Operand v = operand(r.v, i), oc = operand(c, i), g = operand(grad, i), dv = operand(r.dv, i);
-            const Operand n = transpose ? operand(r.core, i).turned() : operand(r.core, i);
+            const Operand n = transpose ? operand(r.core, i).transposed() : operand(r.core, i);
             const Operand ow = own(w, k, width), op = own(p, k, width), ox = own(x, k, width), dn = own(core.dn, k, k);
-            blas.multiply(1.0, v.turned(), oc, 0.0, ow, count);
-            blas.multiply(1.0, v.turned(), g, 0.0, op, count);
+            blas.multiply(1.0, v.transposed(), oc, 0.0, ow, count);
+            blas.multiply(1.0, v.transposed(), g, 0.0, op, count);
             blas.multiply(1.0, n, ow, 0.0, ox, count);
-            blas.multiply(1.0, g, ox.turned(), 1.0, dv, count);
+            blas.multiply(1.0, g, ox.transposed(), 1.0, dv, count);
             if (transpose)
-                blas.multiply(1.0, ow, op.turned(), 0.0, dn, count);
+                blas.multiply(1.0, ow, op.transposed(), 0.0, dn, count);
             else
-                blas.multiply(1.0, op, ow.turned(), 0.0, dn, count);
-            blas.multiply(1.0, n.turned(), op, 0.0, ox, count); // gradient of VᵀC
-            blas.multiply(1.0, oc, ox.turned(), 1.0, dv, count);
+                blas.multiply(1.0, op, ow.transposed(), 0.0, dn, count);
+            blas.multiply(1.0, n.transposed(), op, 0.0, ox, count); // gradient of VᵀC
+            blas.multiply(1.0, oc, ox.transposed(), 1.0, dv, count);
             blas.multiply(1.0, v, ox, 1.0, operand(dc, i), count);
             core.finish(session, blas, r, i, count);
         }

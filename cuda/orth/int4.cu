@@ -124,7 +124,7 @@ void int4_product(const Context &context, const Int4Codes &codes, const Stack &x
         T *dense = work.take<T>(codes.rows * codes.cols);
         unpack_rows(s, codes, dense, codes.cols, int64_t(1));
         Operand u{dense, x.dtype, codes.rows, codes.cols, codes.cols, 1};
-        if (transpose) u = u.turned();
+        if (transpose) u = u.transposed();
         for (int64_t i = 0; i < x.size(); ++i) {
             const Operand mine = operand(x, i), result = operand(out, i);
             blas.multiply(alpha, left ? u : mine, left ? mine : u, 0.0, result);

@@ -14,7 +14,7 @@ enum Total { left_out, refused, weight_of_mean, not_finite };
 
 // One where any of the rows holds NaN or infinity.
 template <class T>
-__global__ void __launch_bounds__(256) scan_kernel(const T *rows, int64_t ri, int64_t rj, int64_t b, int64_t n, double *totals) {
+__global__ void __launch_bounds__(256) finite_check_kernel(const T *rows, int64_t ri, int64_t rj, int64_t b, int64_t n, double *totals) {
     bool bad = false;
     for (int64_t i = blockIdx.y; i < b; i += gridDim.y)
         for (int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x; j < n; j += int64_t(gridDim.x) * 256) {
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(256)
 struct Sizes {
     int64_t n, rows, size, kept;
 };
-Sizes sizes(const StreamState &s, int64_t rows) {
+Sizes sizes(const SvdState &s, int64_t rows) {
     Sizes z;
     z.n = s.components.cols;
     z.rows = rows;
@@ -107,12 +107,12 @@ Sizes sizes(const StreamState &s, int64_t rows) {
     return z;
 }
 
-int64_t workspace(const StreamState &s, const Sizes &z, int device) {
+int64_t workspace(const SvdState &s, const Sizes &z, int device) {
     return blas_workspace(device) + RowSvd::workspace(z.size, z.n, z.kept, !s.robust) + room<double>(z.kept * z.n) + room<double>(z.n) + room<double>(5);
 }
 
 template <class T>
-int64_t add(const Session &s, const Blas &blas, Workspace work, const StreamState &state, const Below<T> &below, double forget, double refusal, bool last) {
+int64_t add(const Session &s, const Blas &blas, Workspace work, const SvdState &state, const Below<T> &below, double forget, double refusal, bool last) {
     const Sizes z = sizes(state, below.count);
     const RowSvd svd(work, z.size, z.n, z.kept, !state.robust);
     double *found = work.take<double>(z.kept * z.n), *block_mean = work.take<double>(z.n), *weights = work.take<double>(5);
@@ -135,7 +135,7 @@ int64_t add(const Session &s, const Blas &blas, Workspace work, const StreamStat
     return z.kept;
 }
 
-void check_state(const StreamState &s, const char *name) {
+void check_state(const SvdState &s, const char *name) {
     const Stack &v = s.components;
     const std::string n(name);
     if (v.dtype != DType::f64) throw ValueError(n + " must hold its components in float64, got " + name_of(v.dtype));
@@ -144,7 +144,7 @@ void check_state(const StreamState &s, const char *name) {
     if (s.rank < 0 || s.rank > v.rows) throw ValueError(n + " has a rank that does not fit its components");
 }
 
-void check_block(const StreamState &s, const StreamBlock &b) {
+void check_block(const SvdState &s, const SvdBlock &b) {
     check_state(s, "the stream");
     if (b.rows.dtype != DType::f32 && b.rows.dtype != DType::f64) throw ValueError(std::string("rows must be float32 or float64, got ") + name_of(b.rows.dtype));
     if (b.rows.cols != s.components.cols) throw ValueError("rows must have " + std::to_string(s.components.cols) + " columns, got " + std::to_string(b.rows.cols));
@@ -155,25 +155,25 @@ void check_block(const StreamState &s, const StreamBlock &b) {
 
 } // namespace
 
-std::int64_t stream_update_workspace(const StreamState &state, const StreamBlock &block, int device) {
+std::int64_t svd_update_workspace(const SvdState &state, const SvdBlock &block, int device) {
     check_block(state, block);
-    StreamState full = state; // of later cuts of the block
+    SvdState full = state; // of later cuts of the block
     if (block.rows.rows > block.at_once) full.rank = state.components.rows;
     return workspace(full, sizes(full, std::min(block.rows.rows, block.at_once)), device);
 }
 
-std::int64_t stream_update(const Context &context, const StreamState &state, const StreamBlock &block) {
+std::int64_t svd_update(const Context &context, const SvdState &state, const SvdBlock &block) {
     check_block(state, block);
     const Session s(context);
     Workspace work(context);
     const Blas blas(s, work);
-    StreamState now = state;
+    SvdState now = state;
     const int64_t count = block.rows.rows, n = block.rows.cols;
     dispatch_wide(block.rows.dtype, [&](auto tag) {
         using T = decltype(tag);
         const auto *rows = static_cast<const T *>(block.rows.data);
         if (count > block.at_once) // all of it is taken in or none
-            launch<scan_kernel<T>>(s, "a look for NaN", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(std::min<int64_t>(count, 64))), dim3(256)}, rows,
+            launch<finite_check_kernel<T>>(s, "finite check", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(std::min<int64_t>(count, 64))), dim3(256)}, rows,
                                    block.rows.row_stride, block.rows.col_stride, count, n, state.totals);
         for (int64_t begin = 0; begin < count; begin += block.at_once) {
             const int64_t some = std::min(block.at_once, count - begin);
@@ -184,13 +184,13 @@ std::int64_t stream_update(const Context &context, const StreamState &state, con
     return now.rank;
 }
 
-std::int64_t stream_merge_workspace(const StreamState &state, const StreamState &other, int device) {
+std::int64_t svd_merge_workspace(const SvdState &state, const SvdState &other, int device) {
     check_state(state, "the stream");
     check_state(other, "the other stream");
     return workspace(state, sizes(state, std::max<int64_t>(other.rank, 1)), device);
 }
 
-std::int64_t stream_merge(const Context &context, const StreamState &state, const StreamState &other) {
+std::int64_t svd_merge(const Context &context, const SvdState &state, const SvdState &other) {
     check_state(state, "the stream");
     check_state(other, "the other stream");
     if (other.components.cols != state.components.cols)

@@ -75,7 +75,7 @@ void complete(const Session &s, const Blas &blas, Workspace work, double *v, int
     for (int round = 0; round < 2; ++round) {
         copy(s, static_cast<const double *>(more), n, int64_t(1), factor.rows(), factor.pitch(), int64_t(1), k, n);
         for (int pass = 0; pass < 2; ++pass) {
-            blas.multiply(1.0, r, basis.turned(), 0.0, c);
+            blas.multiply(1.0, r, basis.transposed(), 0.0, c);
             blas.multiply(-1.0, c, basis, 1.0, r);
         }
         factor.gram(s, blas, n);
@@ -206,11 +206,11 @@ template <class T> class Iteration {
         }
     }
     // y = z Aᵀ, or z = y A.
-    void times(bool turned) {
+    void times(bool transposed) {
         for (std::size_t i = 0; i < calls_.size(); ++i) {
             const Operand y = own(y_[i], plan_.l, a_[i].rows), z = own(z_[i], plan_.l, a_[i].cols);
-            if (turned)
-                blas_.multiply(1.0, z, a_[i].turned(), 0.0, y);
+            if (transposed)
+                blas_.multiply(1.0, z, a_[i].transposed(), 0.0, y);
             else
                 blas_.multiply(1.0, y, a_[i], 0.0, z);
         }

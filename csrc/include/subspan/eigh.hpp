@@ -1,4 +1,4 @@
-// The leading eigenpairs of a small dense symmetric matrix: the core that every streaming update solves.
+// The leading eigenpairs of a small dense symmetric matrix: the small problem that every streaming update solves.
 #pragma once
 
 #include <cstdint>

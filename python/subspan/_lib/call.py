@@ -8,7 +8,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._lib.arrays import Array, check_library, library_of, to_library
-from subspan._lib.device import Context, device_of, kernels, placed, read_context
+from subspan._lib.device import Context, device_of, kernels, memory_of, read_context
 
 _ndarray, _HOST = np.ndarray, (np.ndarray, float, int, list, tuple, type(None))
 
@@ -81,7 +81,7 @@ def _call_of(arrays: dict[str, Any]) -> Call:
         return Call(kernels(), read_context("cupy", first.device.id), "cupy", first)  # the bindings look at each
     flat = _arrays_in(arrays)
     if any(device_of(x) is not None for x in flat.values()):
-        place = placed(**flat)
+        place = memory_of(**flat)
         return Call(kernels(), place.call(), place.library, first)
     if isinstance(first, (*_HOST, type)):
         return _NUMPY

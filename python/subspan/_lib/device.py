@@ -17,7 +17,7 @@ from subspan._lib.arrays import Array, check_writable, library_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Context = tuple[int, int, bool, "Place"]
+Context = tuple[int, int, bool, "DeviceMemory"]
 """Stream, device, whether arrays are likely CuPy's, and the library's memory there."""
 
 _CUDA = 2  # DLPack's number of the device type
@@ -59,7 +59,7 @@ def on_device(*arrays: Any) -> bool:
 def on_one_side(**arrays: Any) -> None:
     """TypeError, which names both, where the first is in the host's memory and another on a CUDA device."""
     if on_device(*arrays.values()):
-        placed(**arrays)
+        memory_of(**arrays)
 
 
 _module: Any = None
@@ -152,7 +152,7 @@ def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any
 @functools.cache
 def _context(library: str, device: int) -> Callable[[], Context]:
     """What makes a call's context; looked up once, as each attribute takes its share of a microsecond."""
-    place = Place(library, device)
+    place = DeviceMemory(library, device)
     if library == "torch":
         tensors = sys.modules["torch"].cuda.current_stream
         return lambda: (tensors(device).cuda_stream, device, False, place)
@@ -196,7 +196,7 @@ def wide_dtype(dtype: str) -> str:
     return _WIDE[dtype]
 
 
-def placed(**arrays: Any) -> Place:
+def memory_of(**arrays: Any) -> DeviceMemory:
     """The place of a call's arrays, which must all be on one device; errors name them."""
     first = next(name for name, x in arrays.items() if device_of(x) is not None)
     # Memory and the stream are those of a library that has both; JAX's own stream is not to be had.
@@ -215,10 +215,10 @@ def placed(**arrays: Any) -> Place:
             )
         if there != device:
             raise ValueError(f"{name} is on CUDA device {there} and {first} on {device}; all must be on one")
-    return Place(library, device)
+    return DeviceMemory(library, device)
 
 
-class Place:
+class DeviceMemory:
     """Memory of a library on a device: there results and workspace are allocated."""
 
     def __init__(self, library: str, device: int) -> None:
@@ -229,7 +229,7 @@ class Place:
         return kernels()
 
     @classmethod
-    def current(cls, library: str) -> Place:
+    def current(cls, library: str) -> DeviceMemory:
         """Where a library puts new arrays: its current device."""
         if library == "torch":
             device = sys.modules["torch"].cuda.current_device()
@@ -324,7 +324,7 @@ class Place:
             lower = x.tril(-1) if self.library == "torch" else sys.modules["cupy"].tril(x, -1)
             return lower + self.identity(tuple(int(s) for s in x.shape), dtype_name(x))
 
-    def turned(self, x: Any) -> Any:
+    def transposed(self, x: Any) -> Any:
         """A view of transposed matrices."""
         return x.mT if self.library == "torch" else x.swapaxes(-1, -2)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from subspan._lib.arrays import Array, detached
-from subspan._lib.device import Place, check_dtype, placed, same_dtype, wide_dtype
+from subspan._lib.device import DeviceMemory, check_dtype, memory_of, same_dtype, wide_dtype
 
 _AT_ONCE = 2**31  # bytes of work memory that matrices of one launch may take together
 
@@ -16,7 +16,7 @@ class Problem:
     """One matrix of a call: where it is, how it starts, and where its triplets go."""
 
     def __init__(self, A: Array, rank: int, initial: Array | None, key: int, factors: bool) -> None:
-        self.place = placed(A=A, initial=initial)
+        self.place = memory_of(A=A, initial=initial)
         self.dtype = check_dtype(A, "A")
         if len(A.shape) != 2:
             raise ValueError(f"A must have 2 dimensions, got shape {tuple(A.shape)}")
@@ -69,7 +69,7 @@ def solve(problems: list[Problem], vectors: int, power_iterations: int, complete
         begin = end
 
 
-def _squared_norm(place: Place, A: Array) -> float:
+def _squared_norm(place: DeviceMemory, A: Array) -> float:
     out = place.empty((1,), "float64")
     place.module.squared_norm(place.call(), detached(A), out)
     return float(place.host(out)[0])
@@ -86,7 +86,7 @@ def truncated_svd(
     key: int,
 ) -> tuple[Any, Any, Any]:
     """As on the CPU. With a rank alone nothing waits for the device."""
-    place = placed(A=A, initial=initial)
+    place = memory_of(A=A, initial=initial)
     same_dtype({"A": A})
     if len(A.shape) != 2 or min(A.shape) < 1:
         raise ValueError(f"A must be a matrix with at least one row and one column, got shape {tuple(A.shape)}")

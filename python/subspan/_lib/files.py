@@ -50,9 +50,9 @@ def _digest(value: Any, into: Any) -> None:
         if not isinstance(value, np.ndarray):
             from subspan._lib.arguments import numpy
             from subspan._lib.arrays import detached
-            from subspan._lib.device import on_device, placed
+            from subspan._lib.device import memory_of, on_device
 
-            value = placed(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
+            value = memory_of(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
         x = np.asarray(value)
         if (
             x.dtype.hasobject or x.ndim == 0

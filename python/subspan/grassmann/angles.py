@@ -10,7 +10,7 @@ import numpy as np
 from subspan._lib.arguments import numpy
 from subspan._lib.arrays import Array, as_array, detached, library_of, real_number, whole_number
 from subspan._lib.call import call_of
-from subspan._lib.device import dtype_name, on_device, placed
+from subspan._lib.device import dtype_name, memory_of, on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -270,7 +270,7 @@ def _weights(weights: Array, count: int) -> np.ndarray[Any, Any]:
     if on_device(weights):
         if library_of(weights) not in ("cupy", "torch"):
             raise TypeError("weights on a CUDA device must be of CuPy or PyTorch; they may be on the CPU, too")
-        host = placed(weights=weights).host(detached(weights))
+        host = memory_of(weights=weights).host(detached(weights))
     else:
         host = numpy(as_array(weights, "weights"))
     if host.dtype.kind not in "fiu":

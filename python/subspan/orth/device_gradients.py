@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan._lib.arrays import Array, detached, library_of
-from subspan._lib.device import check_dtype, device_of, placed, wide_dtype
+from subspan._lib.device import check_dtype, device_of, memory_of, wide_dtype
 from subspan._lib.device_truncated import Problem, solve
 from subspan.orth.int4 import Int4Basis, quantize_int4
 
@@ -25,16 +25,16 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
     for p, G in zip(projectors, gradients, strict=True):
         check(p, G, "G")
         a = detached(G)
-        place = placed(G=a)
+        place = memory_of(G=a)
         if not p._right(a):
-            a = place.turned(a)
+            a = place.transposed(a)
         full = min(int(x) for x in a.shape)
         if p.basis is None:
             start, more, power, key = None, 10, 2, int(np.random.default_rng(p._key).integers(0, 2**63, dtype=np.int64))
         else:
             last = p.basis.to_array() if isinstance(p.basis, Int4Basis) else p.basis
             # A few random directions beside the last basis find what has turned up since.
-            start, more, power = place.turned(last), max(8, p.rank // 8), p.iterations - 1
+            start, more, power = place.transposed(last), max(8, p.rank // 8), p.iterations - 1
             key = int(np.random.default_rng(p._key + p.refreshes).integers(0, 2**63, dtype=np.int64))
         problem = Problem(a, p.rank, start, key, False)
         vectors = min(full, p.rank + more)
@@ -63,7 +63,7 @@ def refresh(projectors: list[GradientProjector], gradients: list[Array]) -> None
             numbers[i] = found
     bases = []
     for (_, problem, p, _), first in zip(jobs, firsts, strict=True):
-        basis = problem.place.copied(problem.place.turned(problem.Vh))
+        basis = problem.place.copied(problem.place.transposed(problem.Vh))
         bases.append((quantize_int4(basis, p.group) if p.bits == 4 else basis, problem.place.copied(first)))
     for (_, _, p, G), (basis, first), (_, _, cosine) in zip(jobs, bases, numbers, strict=True):
         p._take(basis, first, None if p._first is None else abs(cosine), G)
@@ -97,7 +97,7 @@ def check(p: GradientProjector, x: Array, name: str) -> str:
         return dtype
     if device_of(basis) is None:
         raise TypeError(f"{name} is on CUDA device {device_of(x)} and the basis on the CPU; make a new projector")
-    placed(**{name: x}, basis=basis)
+    memory_of(**{name: x}, basis=basis)
     if library_of(x) != library_of(basis):
         raise TypeError(f"{name} must be of {library_of(basis)} as before, got {library_of(x)}")
     known = p._dtype_there

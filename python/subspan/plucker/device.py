@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.device import Place
+from subspan._lib.device import DeviceMemory
 
 
 class Ring:
     """The tokens that a :class:`MixState` on a device still needs: a ring of ``max(offsets) + 1`` for each sequence."""
 
-    def __init__(self, place: Place, r: int, batch: tuple[int, ...], dtype: str, offsets: list[int]) -> None:
+    def __init__(self, place: DeviceMemory, r: int, batch: tuple[int, ...], dtype: str, offsets: list[int]) -> None:
         self.place, self.offsets, self.batch, self.dtype = place, offsets, batch, dtype
         self.size = max(offsets) + 1
         self.tokens = place.zeros((*batch, self.size, r), dtype)

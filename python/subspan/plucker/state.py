@@ -12,7 +12,7 @@ import numpy as np
 from subspan import _core
 from subspan._lib.arguments import finish, numpy
 from subspan._lib.arrays import Array, as_array, check_float, detached, library_of, output, whole_number
-from subspan._lib.device import Place, check_dtype, dtype_name, on_device, placed
+from subspan._lib.device import DeviceMemory, check_dtype, dtype_name, memory_of, on_device
 from subspan._lib.files import checked_state, read_archive, sealed_state, write_archive
 from subspan.plucker.common import first_positions, mask_array, numbers_for, offset_list
 from subspan.plucker.device import Ring
@@ -224,13 +224,13 @@ class MixState:
         result, fresh = output(out, (*batch, self._width), dtype, library)
         plain = detached(z_t)
         if not fresh:
-            _core.require_apart(detached(result), plain, "out", "z_t", False)
+            _core.check_no_overlap(detached(result), plain, "out", "z_t", False)
         new = self._core is None
         self._begin(dtype, batch, "z_t")
         try:
             rows = self._row_weights(weights, dtype, batch)
             if rows is not None and not fresh:
-                _core.require_apart(detached(result), rows, "out", "weights", False)
+                _core.check_no_overlap(detached(result), rows, "out", "weights", False)
             self._step(plain, rows, valid, detached(result), batch, dtype)
         except BaseException:  # an interrupt, too
             if new:
@@ -282,10 +282,10 @@ class MixState:
             raise TypeError("the tokens before were on another device than this one; reset() begins anew")
         return there
 
-    def _device_begin(self, z: Array, batch: tuple[int, ...], name: str, **others: Any) -> Place:
+    def _device_begin(self, z: Array, batch: tuple[int, ...], name: str, **others: Any) -> DeviceMemory:
         if self._per_sequence:
             raise TypeError("rope_start with a position for each sequence is not implemented on CUDA devices")
-        place = placed(**{name: z}, W=self._W, **others)
+        place = memory_of(**{name: z}, W=self._W, **others)
         dtype = check_dtype(z, name)
         known = None if self._W is None and self._core is None else str(self._dtype)
         if known is not None and dtype != known:
@@ -460,7 +460,7 @@ def _own(x: Array | None, name: str) -> Any:
     if x is None:
         return None
     if on_device(x):
-        return placed(**{name: x}).copied(detached(x))
+        return memory_of(**{name: x}).copied(detached(x))
     return np.array(numpy(detached(as_array(x, name))))
 
 

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from subspan._lib.arrays import Array, detached
-from subspan._lib.device import Place, check_dtype, placed
+from subspan._lib.device import DeviceMemory, check_dtype, memory_of
 
 _ARRAYS = ("components", "values", "mean", "totals")
 _NUMBERS = ("rank", "rows", "inner")
 _TOTALS = 4  # energy left out, rows refused, weight of the mean, work
 
 
-class DeviceStream:
+class DeviceState:
     """Components, singular values and mean on a device. Updates do not wait for it; results do."""
 
     def __init__(
         self,
-        place: Place,
+        place: DeviceMemory,
         n: int,
         rank: int,
         forget: float,
@@ -47,14 +47,14 @@ class DeviceStream:
         self.mean = place.zeros((n,), "float64") if center else None
         self.rank, self.rows = 0, 0
 
-    def _configure(self, place: Place, n: int, forget: float, method: str, dtype: str) -> None:
+    def _configure(self, place: DeviceMemory, n: int, forget: float, method: str, dtype: str) -> None:
         self.place, self.n, self.forget, self.dtype = place, n, forget, dtype
         self._turn = threading.Lock()  # launches of two updates must not mix
         # The Gram matrix of float64 rows would lose what is below 1e-8 of the first value.
         self.robust = method == "robust" or (method == "auto" and dtype == "float64")
 
-    def copy(self) -> DeviceStream:
-        new = DeviceStream.__new__(DeviceStream)
+    def copy(self) -> DeviceState:
+        new = DeviceState.__new__(DeviceState)
         with self._turn:
             new.__dict__.update(self.__dict__)
             new._turn = threading.Lock()
@@ -64,7 +64,7 @@ class DeviceStream:
         return new
 
     def check(self, rows: Array, name: str) -> Any:
-        place = placed(**{name: rows})
+        place = memory_of(**{name: rows})
         self.check_dtype(rows, name)
         if len(rows.shape) != 2 or int(rows.shape[1]) != self.n:
             raise ValueError(f"{name} must have shape (b, {self.n}), got {tuple(rows.shape)}")
@@ -86,10 +86,10 @@ class DeviceStream:
         at_once = max(128, self.inner)
         with self._turn:
             args = (self._state(), self.rank, self.robust, rows, self.forget, at_once)
-            self.rank = int(self.place.module.stream_update(self.place.call(), *args))
+            self.rank = int(self.place.module.svd_update(self.place.call(), *args))
             self.rows += int(rows.shape[0])
 
-    def merge(self, other: DeviceStream) -> None:
+    def merge(self, other: DeviceState) -> None:
         if other.n != self.n:
             raise ValueError(f"other must have {self.n} columns, got {other.n}")
         if (other.mean is None) != (self.mean is None):
@@ -101,7 +101,7 @@ class DeviceStream:
         theirs = other.copy()  # which nobody else changes meanwhile
         with self._turn:
             args = (self._state(), self.rank, self.robust, theirs._state(), theirs.rank)
-            self.rank = int(self.place.module.stream_merge(self.place.call(), *args))
+            self.rank = int(self.place.module.svd_merge(self.place.call(), *args))
             self.rows += theirs.rows
 
     # -- saving --------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class DeviceStream:
         return state
 
     @classmethod
-    def restored(cls, library: str, state: dict[str, Any], forget: float, method: str, center: bool) -> DeviceStream:
+    def restored(cls, library: str, state: dict[str, Any], forget: float, method: str, center: bool) -> DeviceState:
         """On the library's current device. ValueError for a state whose parts do not fit each other."""
         state_dtype = state["dtype"]
         state = {name: state["device_" + name] for name in (*_NUMBERS, *_ARRAYS)}
@@ -133,7 +133,7 @@ class DeviceStream:
             setattr(self, name, int(state[name]))
         if not 0 <= self.rank <= self.inner == inner or self.rows < 0:
             raise ValueError(f"rank is {self.rank}, rows are {self.rows}, {inner} components")
-        self._configure(Place.current(library), n, forget, method, dtype)
+        self._configure(DeviceMemory.current(library), n, forget, method, dtype)
         for name in _ARRAYS:
             x = state[name]
             if name == "mean" and not center:

@@ -31,9 +31,9 @@ from subspan._lib.arrays import (
     truth,
     whole_number,
 )
-from subspan._lib.device import device_of, on_device, placed, same_dtype
+from subspan._lib.device import device_of, memory_of, on_device, same_dtype
 from subspan._lib.files import checked_state, read_archive, sealed_state, write_archive
-from subspan.svd.device import DeviceStream
+from subspan.svd.device import DeviceState
 from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
 
 _FORMAT = "subspan.StreamingSVD/2"
@@ -222,7 +222,7 @@ class StreamingSVD:
         self._shown: np.dtype[Any] | None = None  # dtype of the rows of a stream with weight, which works in float64
         self._writing = threading.Lock()
         self._library = "numpy"
-        self._there: DeviceStream | None = None  # the state, once the first rows came from a CUDA device
+        self._there: DeviceState | None = None  # the state, once the first rows came from a CUDA device
         more = -1 if self.oversample is None else self.oversample
         self._core = _core.Stream(
             self.rank, self.forget, self.center, self.energy or 0.0, method, more, self.exact_blocks, signs == "v"
@@ -347,7 +347,7 @@ class StreamingSVD:
             dtype = same_dtype({"rows": rows})
             if self._dtype is not None and self._dtype != np.dtype(dtype):
                 raise TypeError(f"rows must be {self._dtype} as the stream is, got {dtype}")
-            place = placed(rows=rows)
+            place = memory_of(rows=rows)
             self._require_device_options()
             if len(rows.shape) == 1:
                 rows = rows[None]
@@ -356,7 +356,7 @@ class StreamingSVD:
             options = (self.rank, self.forget, self.center, self.oversample, self.method, dtype)
             with _FIRST:
                 if self._there is None:
-                    there = DeviceStream(place, int(rows.shape[1]), *options)
+                    there = DeviceState(place, int(rows.shape[1]), *options)
                     there.update(rows)
                     self._there, self._library = there, place.library
                     return
@@ -391,7 +391,7 @@ class StreamingSVD:
                 raise TypeError(f"other must be {self._dtype} as the stream is, got {other._there.dtype}")
             self._require_device_options()
             there, theirs = other._there, (self.rank, self.forget, self.center, self.oversample, self.method)
-            fresh = DeviceStream(there.place, there.n, *theirs, there.dtype)
+            fresh = DeviceState(there.place, there.n, *theirs, there.dtype)
             fresh.merge(there)
             self._there, self._library = fresh, other._library
             return
@@ -619,7 +619,7 @@ class StreamingSVD:
         """
         if self._there is not None:
             x = self._centred(X)
-            z = self._there.product(x, self._there.place.turned(self.components))
+            z = self._there.product(x, self._there.place.transposed(self.components))
             return self._device_result(z[0] if len(X.shape) == 1 else z, out)
         return self._read(X, "X", out, "project")
 
@@ -712,7 +712,7 @@ class StreamingSVD:
         """
         if self._there is not None:
             x, v = self._centred(X), self.components
-            along = self._there.product(self._there.product(x, self._there.place.turned(v)), v)
+            along = self._there.product(self._there.product(x, self._there.place.transposed(v)), v)
             with self._there.place.inside():
                 along -= x
                 along *= along
@@ -799,7 +799,7 @@ class StreamingSVD:
         self._shown = None if shown is None else float_dtype(shown)
         library = _known_library(state["library"])
         if state.get("on_device", False):  # files of earlier versions have no such entry
-            self._there = DeviceStream.restored(library, state, self.forget, self.method, self.center)
+            self._there = DeviceState.restored(library, state, self.forget, self.method, self.center)
         else:
             self._core.restore(state)
             if self._inner is not None and self._core.features() not in (0, self._inner.factor.shape[0]):

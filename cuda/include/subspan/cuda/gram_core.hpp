@@ -12,7 +12,7 @@ void gram_core(const Context &context, const Stack &v, const Stack &out);
 std::int64_t gram_core_workspace(const Stack &v, int device);
 
 /// out (n x k, the dtype of V) = an orthonormal basis of the span of V, with columns of zeros where the rank is lower.
-void span_basis(const Context &context, const Stack &v, const Stack &out);
-std::int64_t span_basis_workspace(const Stack &v, int device);
+void range_basis(const Context &context, const Stack &v, const Stack &out);
+std::int64_t range_basis_workspace(const Stack &v, int device);
 
 } // namespace subspan::cuda

@@ -6,7 +6,7 @@
 namespace subspan::cuda {
 
 /// out (batch x classes) = scale · ‖U_cᵀ x‖ / ‖x‖ for x (batch x n) and a stack u of classes (n x k); zero for a zero feature. Projections of
-/// as many classes as fit a quarter of a gigabyte exist at a time, and turned copies of classes that are not one matrix stored by columns.
+/// as many classes as fit a quarter of a gigabyte exist at a time, and transposed copies of classes that are not one matrix stored by columns.
 /// 2 batch n classes k flops.
 void grassmann_logits(const Context &context, const Stack &x, const Stack &u, double scale, const Stack &out);
 

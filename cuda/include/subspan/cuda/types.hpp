@@ -11,7 +11,7 @@
 namespace subspan::cuda {
 
 /// A CUDA call failed; the error was cleared before this was thrown.
-class CudaError : public std::runtime_error {
+class SUBSPAN_VISIBLE CudaError : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
 };

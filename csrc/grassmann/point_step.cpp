@@ -1,4 +1,4 @@
-#include "grassmann/core.hpp"
+#include "grassmann/point_step.hpp"
 
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
@@ -69,13 +69,13 @@ template <class T> bool correction(int64_t k, const double *e, double *f) {
 }
 
 // The k x k part of a step while the Gram matrix of tH is fine enough for it. e = UᵀU, m = UᵀH, b = HᵀH.
-struct Core {
+struct Factors {
     double *p, *q;   // out = U p + H q
     double *p2, *q2; // velocity = U p2 + H q2, or null
 };
 
 template <class T>
-void core(int64_t k, const double *e, double *m, const double *b, double t, Retraction method, const Core &to) {
+void small_factors(int64_t k, const double *e, double *m, const double *b, double t, Retraction method, const Factors &to) {
     const int64_t all = small::area(k);
     Frame frame;
     double *f = frame.take<double>(all), *a = frame.take<double>(all), *x = frame.take<double>(all), *c = frame.take<double>(all);
@@ -359,7 +359,7 @@ template <class T> void step(const Step<T> &s) {
     const unsigned wanted[2] = {3u, 2u};
     double *e = frame.take<double>(8 * all), *m = e + all, *b = e + 2 * all;
     const bool moves = s.velocity != nullptr;
-    const Core to{e + 3 * all, e + 4 * all, moves ? e + 5 * all : nullptr, moves ? e + 6 * all : nullptr};
+    const Factors to{e + 3 * all, e + 4 * all, moves ? e + 5 * all : nullptr, moves ? e + 6 * all : nullptr};
     const auto products = [&] {
         panel.gram(operands, wanted);
         panel.block(0, 0, e);
@@ -368,7 +368,7 @@ template <class T> void step(const Step<T> &s) {
     };
     double t = s.t;
     const auto finish = [&] {
-        core<T>(k, e, m, b, t, s.method, to);
+        small_factors<T>(k, e, m, b, t, s.method, to);
         const double *first[2] = {to.p, to.q};
         if (!moves) return panel.apply(operands, first, s.out);
         const double *second[2] = {to.p2, to.q2};
