@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from device import emulated, emulation, gpu  # noqa: F401
+
 # Examples are drawn from a fixed seed: a failure on one machine is a failure on all, and no run is slower by luck.
 settings.register_profile(
     "subspan", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]

@@ -47,6 +47,6 @@ def test_find_package(tmp_path):
 @pytest.mark.slow
 def test_fetch_content_with_one_instruction_set(tmp_path):
     """The source as a sub-project, with the run-time choice of instruction sets off."""
-    out = build(tmp_path, f"-DSUBSPAN_SOURCE={HERE.parent}", "-DSUBSPAN_CLONES=OFF", "-DSUBSPAN_WERROR=ON")
+    out = build(tmp_path, f"-DSUBSPAN_SOURCE={HERE.parent}", "-DSUBSPAN_MULTI_ISA=OFF", "-DSUBSPAN_WERROR=ON")
     assert out.startswith("generic")
     assert "0 failures" in out

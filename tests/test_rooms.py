@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -52,3 +53,44 @@ def test_an_operation_has_one_stem_on_both_sides():
 # Files of the device's side that are no operation of their own there: a kernel that others launch, or a step that the
 # CPU has in the file of all steps.
 ALONE = {"adam_step", "transport", "gather"}
+
+PACKAGE = ROOT / "python" / "subspan"
+
+
+def imported(path):
+    """Modules of the package that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "subspan":
+            yield from ([f"subspan.{x.name}" for x in node.names] if node.module == "subspan" else [node.module])
+        elif isinstance(node, ast.Import):
+            yield from (x.name for x in node.names if x.name.startswith("subspan."))
+
+
+@pytest.mark.parametrize("room", ["_lib", *ROOMS])
+def test_no_room_of_python_imports_a_sibling(room):
+    """What two families need lies in _lib, which imports no family."""
+    allowed = {"_core", "_cuda", "_lib", room}
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in sorted((PACKAGE / room).glob("*.py"))
+        for name in imported(path)
+        if name.split(".")[1] not in allowed
+    ]
+    assert not wrong, wrong
+
+
+def test_a_new_operation_touches_ten_files():
+    """CONTRIBUTING.md walks through one with both sides; the files that it names are all that mention its kernel."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^\d+\. `([\w/.]+)`", text, re.MULTILINE)
+    assert 8 <= len(listed) <= 10
+    assert not [name for name in listed if "CMake" in name]
+    for name in listed:
+        assert re.search(r"\blog\b|grassmann_log", (ROOT / name).read_text()), name
+    mention = {
+        str(path.relative_to(ROOT))
+        for side in ("csrc", "cuda")
+        for path in (ROOT / side).rglob("*.*")
+        if re.search(r"\bgrassmann_log\b", path.read_text())
+    }
+    assert mention - {"cuda/grassmann/mean.cu"} <= set(listed)  # the mean is another operation, which takes logarithms

@@ -14,53 +14,15 @@ through).
 
 from __future__ import annotations
 
-from subspan.grassmann.angles import MeanResult, PrincipalAngles, distance, mean, pairwise, principal_angles
-from subspan.grassmann.maps import (
-    euclidean_to_riemannian_gradient,
-    euclidean_to_riemannian_hessian,
-    exp,
-    from_projector,
-    inner,
-    log,
-    norm,
-    projection_transport,
-    projector,
-    random,
-    random_tangent,
-    retract,
-    tangent,
-    transport,
-    transport_to,
-)
-from subspan.grassmann.steps import adam_step, logits, logits_backward, sgd_step
+from subspan.grassmann import angles, maps, steps
+from subspan.grassmann.angles import *
+from subspan.grassmann.maps import *
+from subspan.grassmann.steps import *
 
-__all__ = [
-    "MeanResult",
-    "PrincipalAngles",
-    "adam_step",
-    "distance",
-    "euclidean_to_riemannian_gradient",
-    "euclidean_to_riemannian_hessian",
-    "exp",
-    "from_projector",
-    "inner",
-    "log",
-    "logits",
-    "logits_backward",
-    "mean",
-    "norm",
-    "pairwise",
-    "principal_angles",
-    "projection_transport",
-    "projector",
-    "random",
-    "random_tangent",
-    "retract",
-    "sgd_step",
-    "tangent",
-    "transport",
-    "transport_to",
-]
+__all__: list[str] = []
+__all__ += angles.__all__
+__all__ += maps.__all__
+__all__ += steps.__all__
 
 # Pickles, tracebacks and help() name this module, not where the parts are.
 for _name in __all__:

@@ -15,6 +15,8 @@ from subspan._lib.device import dtype_name, memory_of, on_device
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+__all__ = ["MeanResult", "PrincipalAngles", "distance", "mean", "pairwise", "principal_angles"]
+
 
 class PrincipalAngles(NamedTuple):
     """Angles, ascending, and principal vectors: ``U_vectorsᵀ W_vectors = diag(cos angles)``."""

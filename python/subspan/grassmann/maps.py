@@ -22,6 +22,24 @@ from subspan._lib.arrays import (
 )
 from subspan._lib.call import call_of
 
+__all__ = [
+    "euclidean_to_riemannian_gradient",
+    "euclidean_to_riemannian_hessian",
+    "exp",
+    "from_projector",
+    "inner",
+    "log",
+    "norm",
+    "projection_transport",
+    "projector",
+    "random",
+    "random_tangent",
+    "retract",
+    "tangent",
+    "transport",
+    "transport_to",
+]
+
 
 def random(
     n: int,

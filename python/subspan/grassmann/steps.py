@@ -5,6 +5,8 @@ from __future__ import annotations
 from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
 
+__all__ = ["adam_step", "logits", "logits_backward", "sgd_step"]
+
 
 def sgd_step(
     U: Array,

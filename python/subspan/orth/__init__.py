@@ -15,64 +15,19 @@ out, too. Where an overflow is found only in the result, an ``out`` that is no i
 
 from __future__ import annotations
 
-from subspan.orth.gradients import GradientProjector
-from subspan.orth.householder import (
-    HouseholderQ,
-    householder_apply,
-    householder_apply_backward,
-    householder_product,
-    householder_product_backward,
-    householder_qr,
-)
-from subspan.orth.int4 import Int4Basis, quantize_int4
-from subspan.orth.projections import (
-    apply_core,
-    project,
-    project_out,
-    rotate,
-    swap,
-)
-from subspan.orth.spaces import (
-    complement,
-    compose,
-    contains,
-    hadamard,
-    hadamard_matrix,
-    null_space,
-    orthonormalize,
-    random_orthogonal,
-    range_basis,
-    span_intersection,
-    span_sum,
-)
+from subspan.orth import gradients, householder, int4, projections, spaces
+from subspan.orth.gradients import *
+from subspan.orth.householder import *
+from subspan.orth.int4 import *
+from subspan.orth.projections import *
+from subspan.orth.spaces import *
 
-__all__ = [
-    "GradientProjector",
-    "HouseholderQ",
-    "Int4Basis",
-    "apply_core",
-    "complement",
-    "compose",
-    "contains",
-    "hadamard",
-    "hadamard_matrix",
-    "householder_apply",
-    "householder_apply_backward",
-    "householder_product",
-    "householder_product_backward",
-    "householder_qr",
-    "null_space",
-    "orthonormalize",
-    "project",
-    "project_out",
-    "quantize_int4",
-    "random_orthogonal",
-    "range_basis",
-    "rotate",
-    "span_intersection",
-    "span_sum",
-    "swap",
-]
+__all__: list[str] = []
+__all__ += gradients.__all__
+__all__ += householder.__all__
+__all__ += int4.__all__
+__all__ += projections.__all__
+__all__ += spaces.__all__
 
 # Pickles, tracebacks and help() name this module, not where the parts are.
 for _name in __all__:

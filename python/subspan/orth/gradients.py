@@ -31,6 +31,8 @@ from subspan.orth.int4 import Int4Basis, quantize_int4
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["GradientProjector"]
+
 
 _FORMAT = "subspan.GradientProjector/2"
 

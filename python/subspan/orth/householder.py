@@ -12,6 +12,15 @@ from subspan._lib.call import call_of
 from subspan._lib.device import dtype_name
 from subspan._lib.files import checked_state, sealed_state
 
+__all__ = [
+    "HouseholderQ",
+    "householder_apply",
+    "householder_apply_backward",
+    "householder_product",
+    "householder_product_backward",
+    "householder_qr",
+]
+
 _FORMAT = "subspan.HouseholderQ/1"
 
 

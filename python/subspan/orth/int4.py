@@ -11,6 +11,8 @@ from subspan._lib.call import call_of
 from subspan._lib.device import dtype_name
 from subspan._lib.files import checked_state, sealed_state
 
+__all__ = ["Int4Basis", "quantize_int4"]
+
 _FORMAT = "subspan.Int4Basis/2"
 
 

@@ -10,6 +10,8 @@ from subspan._lib.arguments import numpy
 from subspan._lib.arrays import Array, as_array
 from subspan._lib.call import call_of
 
+__all__ = ["apply_core", "project", "project_out", "rotate", "swap"]
+
 
 def apply_core(
     C: Array,

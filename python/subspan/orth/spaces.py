@@ -11,6 +11,20 @@ from subspan._lib.arguments import stack_shape
 from subspan._lib.arrays import Array, float_dtype, rng_key, whole_number
 from subspan._lib.call import call_of
 
+__all__ = [
+    "complement",
+    "compose",
+    "contains",
+    "hadamard",
+    "hadamard_matrix",
+    "null_space",
+    "orthonormalize",
+    "random_orthogonal",
+    "range_basis",
+    "span_intersection",
+    "span_sum",
+]
+
 
 def orthonormalize(
     A: Array,

@@ -8,38 +8,15 @@ on the CPU; docs/cuda.md says what takes CUDA arrays, also of 16 bits.
 
 from __future__ import annotations
 
-from subspan.plucker.exterior import (
-    basis,
-    basis_backward,
-    complement_signs,
-    coordinates,
-    coordinates_backward,
-    hodge,
-    relations,
-    relations_backward,
-    wedge,
-    wedge_backward,
-)
-from subspan.plucker.mixing import mix, mix_backward, mix_project, mix_project_backward
-from subspan.plucker.state import MixState
+from subspan.plucker import exterior, mixing, state
+from subspan.plucker.exterior import *
+from subspan.plucker.mixing import *
+from subspan.plucker.state import *
 
-__all__ = [
-    "MixState",
-    "basis",
-    "basis_backward",
-    "complement_signs",
-    "coordinates",
-    "coordinates_backward",
-    "hodge",
-    "mix",
-    "mix_backward",
-    "mix_project",
-    "mix_project_backward",
-    "relations",
-    "relations_backward",
-    "wedge",
-    "wedge_backward",
-]
+__all__: list[str] = []
+__all__ += exterior.__all__
+__all__ += mixing.__all__
+__all__ += state.__all__
 
 # Pickles, tracebacks and help() name this module, not where the parts are.
 for _name in __all__:

@@ -11,6 +11,19 @@ from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
 from subspan.plucker.common import summed_to
 
+__all__ = [
+    "basis",
+    "basis_backward",
+    "complement_signs",
+    "coordinates",
+    "coordinates_backward",
+    "hodge",
+    "relations",
+    "relations_backward",
+    "wedge",
+    "wedge_backward",
+]
+
 
 def coordinates(A: Array, *, out: Array | None = None) -> Array:
     """Plücker coordinates: all ``k x k`` minors of ``n x k`` matrices.

@@ -8,6 +8,8 @@ from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
 from subspan.plucker.common import LISTED, beside, summed_gradient
 
+__all__ = ["mix", "mix_backward", "mix_project", "mix_project_backward"]
+
 
 def mix(
     z: Array,

@@ -17,6 +17,8 @@ from subspan._lib.files import checked_state, read_archive, sealed_state, write_
 from subspan.plucker.common import first_positions, mask_array, numbers_for, offset_list
 from subspan.plucker.device import Ring
 
+__all__ = ["MixState"]
+
 _FORMAT = "subspan.plucker.MixState/2"
 _OPTIONS = ("norm", "eps", "weighting", "order", "bias", "rope", "rope_base", "rope_start")
 _NEEDED = {

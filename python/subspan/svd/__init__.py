@@ -7,20 +7,17 @@ device (docs/cuda.md).
 
 from __future__ import annotations
 
-from subspan.svd.frequent_directions import FrequentDirections
-from subspan.svd.rank import choose_rank
-from subspan.svd.streaming import StreamingSVD
-from subspan.svd.truncated import TruncatedSVD, merge_svd, product_svd, truncated_svd
+from subspan.svd import frequent_directions, rank, streaming, truncated
+from subspan.svd.frequent_directions import *
+from subspan.svd.rank import *
+from subspan.svd.streaming import *
+from subspan.svd.truncated import *
 
-__all__ = [
-    "FrequentDirections",
-    "StreamingSVD",
-    "TruncatedSVD",
-    "choose_rank",
-    "merge_svd",
-    "product_svd",
-    "truncated_svd",
-]
+__all__: list[str] = []
+__all__ += frequent_directions.__all__
+__all__ += rank.__all__
+__all__ += streaming.__all__
+__all__ += truncated.__all__
 
 # Pickles, tracebacks and help() name this module, not where the parts are.
 for _name in __all__:

@@ -25,6 +25,8 @@ from subspan._lib.arrays import (
 from subspan._lib.files import checked_state, sealed_state
 from subspan.svd.streaming import _known_library
 
+__all__ = ["FrequentDirections"]
+
 _SKETCH_FORMAT = "subspan.FrequentDirections/2"
 
 

@@ -17,6 +17,8 @@ from subspan._lib.arrays import (
     whole_number,
 )
 
+__all__ = ["choose_rank"]
+
 
 def choose_rank(
     singular_values: Array,

@@ -36,6 +36,8 @@ from subspan._lib.files import checked_state, read_archive, sealed_state, write_
 from subspan.svd.device import DeviceState
 from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
 
+__all__ = ["StreamingSVD"]
+
 _FORMAT = "subspan.StreamingSVD/2"
 # Results are handed back to the library that rows came from; a saved stream may name no other module.
 _NEEDED = {

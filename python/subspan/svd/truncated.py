@@ -31,6 +31,8 @@ from subspan._lib.arrays import (
 from subspan._lib.device import on_device
 from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
 
+__all__ = ["TruncatedSVD", "merge_svd", "product_svd", "truncated_svd"]
+
 
 class TruncatedSVD(NamedTuple):
     """``U (m, k)``, ``S (k,)`` descending and ``Vh (k, n)`` of a rank-k approximation ``U @ diag(S) @ Vh``."""

@@ -1,4 +1,4 @@
-"""The CUDA kernels on an emulated device, or on a real one where there is one (SUBSPAN_TEST_GPU=1)."""
+"""Fixtures of a device: the CUDA kernels on an emulated one, or on a real GPU (SUBSPAN_TEST_GPU=1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 import subspan._lib.device as placing
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "cuda"
 GPU = os.environ.get("SUBSPAN_TEST_GPU", "") == "1"
 
 
