@@ -56,12 +56,6 @@ def on_device(*arrays: Any) -> bool:
     return any(device_of(x) is not None for x in arrays)
 
 
-def on_one_side(**arrays: Any) -> None:
-    """TypeError, which names both, where the first is in the host's memory and another on a CUDA device."""
-    if on_device(*arrays.values()):
-        memory_of(**arrays)
-
-
 _module: Any = None
 
 

@@ -130,7 +130,7 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
     Q-GaLore's formula, in row-major order: ``scale = max(max - min, 1e-5) / 15``, ``zero = clamp(-round(min / scale),
     0, 15)``, ``q = clamp(round(x / scale) + zero, 0, 15)`` (Zhang et al., arXiv:2407.08296), bit for bit; that code
     keeps one code a byte, this one two. The last group may be shorter. NaN and infinity raise ValueError; on a CUDA
-    device, where nobody waits to see them, their groups become NaN.
+    device values are not checked, and their groups become NaN.
 
     Examples
     --------

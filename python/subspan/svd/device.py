@@ -171,7 +171,7 @@ class DeviceState:
                 self.rows -= int(refused)
         if refused:
             raise ValueError(
-                f"{int(refused)} rows held NaN or infinity, or stood in a block with such, or in one whose "
+                f"{int(refused)} rows held NaN or infinity, or were in a block with such rows, or in one whose "
                 "decomposition did not settle; those blocks were left out, all else was taken in"
             )
         return values, left
