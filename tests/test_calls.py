@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import subspan
 from stubs import stub
 from subspan import _core, grassmann, orth, plucker
 from subspan.svd import StreamingSVD, truncated_svd
 
-PACKAGE = Path(__file__).parents[1] / "python" / "subspan"
+PACKAGE = Path(subspan.__file__).parent
 
 
 def frames(f) -> int:
@@ -74,7 +75,7 @@ def calls():
 def test_few_frames(name):
     f = calls()[name]
     f()  # what is looked up once
-    assert frames(f) <= (25 if name == "down" else 15)
+    assert frames(f) <= {"down": 25, "truncated_svd": 35}.get(name, 15)
 
 
 def test_stubs_are_what_the_bindings_say():
@@ -84,7 +85,7 @@ def test_stubs_are_what_the_bindings_say():
 
 def test_the_package_is_slim():
     lines = sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py"))
-    assert lines < 8400, lines
+    assert lines < 8250, lines
 
 
 def test_a_number_of_a_list_and_an_array_of_any_library_go_one_way():

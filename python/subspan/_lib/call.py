@@ -59,6 +59,8 @@ def call_of(**arrays: Any) -> Call:
     """
     for x in arrays.values():
         if type(x) is not _ndarray and x is not None and type(x) is not float:
+            if type(x) is tuple and len(x) == 2 and type(x[0]) is type(x[1]) is _ndarray:
+                continue  # a pair of bases
             return _call_of(arrays)
     return _NUMPY
 

@@ -161,8 +161,7 @@ class GradientProjector:
         if len(G.shape) != 2:
             hint = _core.convolution_hint(tuple(G.shape), "G")
             raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}{hint}")
-        if not on_device(G):
-            check_float(G, "G")
+        if type(G) is not np.ndarray and not on_device(G):
             check_library(G, "G")
         if self._shape is not None and tuple(G.shape) != self._shape:
             raise ValueError(f"G must have shape {self._shape} as before, got {tuple(G.shape)}")

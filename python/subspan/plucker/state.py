@@ -12,7 +12,7 @@ import numpy as np
 from subspan import _core
 from subspan._lib.arguments import finish, numpy
 from subspan._lib.arrays import Array, as_array, check_float, detached, library_of, output, whole_number
-from subspan._lib.device import DeviceMemory, check_dtype, dtype_name, memory_of, on_device
+from subspan._lib.device import DeviceMemory, check_dtype, device_of, dtype_name, memory_of, on_device
 from subspan._lib.files import checked_state, read_archive, sealed_state, write_archive
 from subspan.plucker.common import first_positions, mask_array, numbers_for, offset_list
 from subspan.plucker.device import Ring
@@ -224,7 +224,7 @@ class MixState:
         valid = None if mask is None else mask_array(mask, batch, dtype).reshape(1, -1)
         library = library_of(z_t)
         result, fresh = output(out, (*batch, self._width), dtype, library)
-        plain = detached(z_t)
+        plain = z_t if type(z_t) is np.ndarray else detached(z_t)
         if not fresh:
             _core.check_no_overlap(detached(result), plain, "out", "z_t", False)
         new = self._core is None
@@ -233,7 +233,7 @@ class MixState:
             rows = self._row_weights(weights, dtype, batch)
             if rows is not None and not fresh:
                 _core.check_no_overlap(detached(result), rows, "out", "weights", False)
-            self._step(plain, rows, valid, detached(result), batch, dtype)
+            self._step(plain, rows, valid, result if fresh else detached(result), batch, dtype)
         except BaseException:  # an interrupt, too
             if new:
                 self._forget()
@@ -275,10 +275,10 @@ class MixState:
     # -- on a CUDA device ----------------------------------------------------------------------------------------------
 
     def _on_device(self, z: Array) -> bool:
-        there = on_device(z)
+        there = device_of(z) is not None
         for x, name in ((self._W, "W"), (self._b, "b"), (self._weights, "weights")):
-            if x is not None and not (self._listed and name == "weights") and on_device(x) != there:
-                where = "on a CUDA device" if on_device(x) else "on the CPU"
+            if x is not None and not (self._listed and name == "weights") and (type(x) is np.ndarray) == there:
+                where = "on the CPU" if there else "on a CUDA device"  # copies of what is on the CPU are NumPy's
                 raise TypeError(f"{name} is {where} and the token is not; move one of them")
         if self._core is not None and isinstance(self._core, Ring) != there:
             raise TypeError("the tokens before were on another device than this one; reset() begins anew")
