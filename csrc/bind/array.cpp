@@ -48,7 +48,6 @@ Array Call::output(const py::object &out, const Shape &shape, DType dtype, const
 Array::Array(const Call &call, py::handle obj, const char *name, Access access, bool bytes) : name_(name) {
     if (call.on_device()) {
         object_ = py::reinterpret_borrow<py::object>(obj);
-        foreign_ = true;
         DeviceReader::read(*this, obj, call, access, bytes);
         if (reinterpret_cast<std::uintptr_t>(data_) % std::uintptr_t(size_of(dtype_)) != 0)
             throw py::value_error(std::string(name_) + " is not aligned to its dtype; copy it first");
@@ -59,7 +58,7 @@ Array::Array(const Call &call, py::handle obj, const char *name, Access access, 
         from_numpy(obj, access, bytes);
         return;
     }
-    foreign_ = true;
+    tells_ = access != Access::read;
     const py::object plain = python("prepared")(obj, name, int(access));
     if (py::isinstance<py::array>(plain)) {
         owner_ = plain;
@@ -75,7 +74,7 @@ Array::~Array() {
 }
 
 void Array::written() const {
-    if (foreign_) python("written")(object_);
+    if (tells_) python("written")(object_);
 }
 
 void Array::set_dtype(char kind, int bits, bool bytes) {

@@ -146,7 +146,7 @@ class Array {
 
     const char *name_;
     DType dtype_ = DType::f32;
-    bool foreign_ = false; // not of NumPy
+    bool tells_ = false; // whether its library wants to hear of writes
     void *data_ = nullptr;
     Shape shape_, strides_; // strides in elements
     py::object object_, owner_;
@@ -169,6 +169,7 @@ class DeviceReader {
     static dlpack::Loan &loan(Array &a) { return a.loan_; }
     static std::uintptr_t &stream(Array &a) { return a.stream_; }
     static py::object &owner(Array &a) { return a.owner_; }
+    static bool &tells(Array &a) { return a.tells_; }
 };
 
 /// Shape to which leading axes broadcast, as in NumPy; `core` counts the trailing axes of each array that do not.

@@ -240,9 +240,12 @@ void named(std::int64_t item, const Shape &batch) {
 // ValueError unless p lies on its nearest wedge to √eps, the one whose basis is `basis`.
 template <class T> void require_wedges(const StackView<const T> &p, const StackView<const T> &basis, const Grades &g, const Shape &batch) {
     const Temporary<double> wide(batch, g.n, g.k), unit(batch, 1, g.length);
-    for (std::int64_t i = 0; i < basis.size(); ++i)
+    parallel_for(basis.size(), [&](std::int64_t i) {
+        const auto from = basis[i];
+        const auto to = wide.stack[i];
         for (std::int64_t r = 0; r < g.n; ++r)
-            for (std::int64_t c = 0; c < g.k; ++c) wide.stack[i](r, c) = double(basis[i](r, c));
+            for (std::int64_t c = 0; c < g.k; ++c) to(r, c) = double(from(r, c));
+    });
     subspan::plucker_coordinates<double>(wide.stack, unit.stack);
     double worst = 0;
     std::int64_t where = 0;

@@ -55,23 +55,27 @@ py::object random_tangent(py::handle context, py::handle u, py::handle noise) {
         const auto vu = x[0].stack<const T>(x.batch);
         const auto vo = xo.stack<T>(x.batch);
         const py::gil_scoped_release release;
+        if (vo.empty()) return;
         const bool point = x.rows() == x.cols(); // whose only tangent is zero
-        for (std::int64_t i = 0; i < (vo.empty() ? 0 : vo.size()); ++i)
-            for (std::int64_t r = 0; r < x.rows(); ++r)
-                for (std::int64_t c = 0; c < x.cols(); ++c) vo[i](r, c) = point ? T(0) : T(from[i](r, c));
+        parallel_for(vo.size(), [&](std::int64_t i) {
+            const auto source = from[i];
+            const auto to = vo[i];
+            for (std::int64_t r = 0; r < to.rows; ++r)
+                for (std::int64_t c = 0; c < to.cols; ++c) to(r, c) = point ? T(0) : T(source(r, c));
+        });
         if (point) return;
         // Where n - k is small little may be left, and what that still has along U comes off at unit length.
         for (int round = 0; round < 2; ++round) {
-            subspan::tangent<T>(vu, vo, vo, Checks::points);
-            for (std::int64_t i = 0; i < (vo.empty() ? 0 : vo.size()); ++i) {
+            subspan::tangent<T>(vu, vo, vo, round == 0 ? Checks::points : Checks::none);
+            parallel_for(vo.size(), [&](std::int64_t i) {
                 const auto h = vo[i];
                 double sum = 0;
                 for (std::int64_t r = 0; r < h.rows; ++r)
                     for (std::int64_t c = 0; c < h.cols; ++c) sum += double(h(r, c)) * double(h(r, c));
-                const double length = std::sqrt(sum);
+                const double shorter = 1.0 / std::sqrt(sum);
                 for (std::int64_t r = 0; r < h.rows; ++r)
-                    for (std::int64_t c = 0; c < h.cols; ++c) h(r, c) = T(double(h(r, c)) / length);
-            }
+                    for (std::int64_t c = 0; c < h.cols; ++c) h(r, c) = T(double(h(r, c)) * shorter);
+            });
         }
     });
     return xo.object();
@@ -306,9 +310,11 @@ double with_right_angles(double d, std::int64_t count, Distance kind) {
 }
 
 template <class T> void add_right_angles(const StackView<T> &d, std::int64_t count, Distance kind) {
-    for (std::int64_t i = 0; i < d.size(); ++i)
-        for (std::int64_t r = 0; r < d.rows(); ++r)
-            for (std::int64_t c = 0; c < d.cols(); ++c) d[i](r, c) = T(with_right_angles(double(d[i](r, c)), count, kind));
+    parallel_for(d.size(), [&](std::int64_t i) {
+        const auto x = d[i];
+        for (std::int64_t r = 0; r < x.rows; ++r)
+            for (std::int64_t c = 0; c < x.cols; ++c) x(r, c) = T(with_right_angles(double(x(r, c)), count, kind));
+    });
 }
 
 bool is_metric(py::handle unequal) { return choice(unequal, "unequal", {"containment", "metric"}) == 1; }
@@ -375,10 +381,28 @@ py::object pairwise(py::handle context, py::handle u, py::handle w, py::handle k
         };
         if (which == Distance::chordal || which == Distance::projection) {
             const auto close = subspan::pairwise_distance<T>(vu, vw, which, symmetric, d);
-            for (const auto &[i, j] : close) {
-                const Pair<T> pair{StackView<const T>(vu[i]), StackView<const T>(vw[j])};
-                subspan::subspace_distance<T>(pair.u, pair.w, which, StackView<T>(MatrixView<T>(&d(i, j), 1, 1)), Checks::none);
-                if (symmetric) d(j, i) = d(i, j);
+            // A strip of pairs at a time, side by side.
+            const std::int64_t n = vu.rows(), k = vu.cols(), l = vw.cols(), pairs = std::int64_t(close.size());
+            const std::int64_t strip = std::max<std::int64_t>(1, (std::int64_t(1) << 18) / std::max<std::int64_t>(1, n * (k + l)));
+            for (std::int64_t begin = 0; begin < pairs; begin += strip) {
+                const std::int64_t some = std::min(strip, pairs - begin);
+                const Temporary<T> a({some}, n, k), b({some}, n, l), found({some}, 1, 1);
+                parallel_for(some, [&](std::int64_t p) {
+                    const auto &[i, j] = close[std::size_t(begin + p)];
+                    const auto copy = [](MatrixView<const T> from, MatrixView<T> to) {
+                        for (std::int64_t r = 0; r < to.rows; ++r)
+                            for (std::int64_t c = 0; c < to.cols; ++c) to(r, c) = from(r, c);
+                    };
+                    copy(vu[i], a.stack[p]);
+                    copy(vw[j], b.stack[p]);
+                });
+                const Pair<T> pair(a.stack, b.stack);
+                subspan::subspace_distance<T>(pair.u, pair.w, which, found.stack, Checks::none);
+                for (std::int64_t p = 0; p < some; ++p) {
+                    const auto &[i, j] = close[std::size_t(begin + p)];
+                    d(i, j) = found.items[std::size_t(p)];
+                    if (symmetric) d(j, i) = d(i, j);
+                }
             }
         } else {
             for (std::int64_t i = 0; i < count; ++i) {

@@ -31,9 +31,12 @@ class ReflectionsArgument {
                 auto &unit = std::get<std::optional<Temporary<T>>>(unpacked_);
                 unit.emplace(v_.leading(), v_.rows(), cols_);
                 const auto from = v_.stack<const T>(v_.leading());
-                for (std::int64_t i = 0; i < from.size(); ++i)
-                    for (std::int64_t r = 0; r < from.rows(); ++r)
-                        for (std::int64_t c = 0; c < cols_; ++c) unit->stack[i](r, c) = r > c ? from[i](r, c) : T(r == c ? 1 : 0);
+                for (std::int64_t i = 0; i < from.size(); ++i) {
+                    const auto x = from[i];
+                    const auto to = unit->stack[i];
+                    for (std::int64_t r = 0; r < x.rows; ++r)
+                        for (std::int64_t c = 0; c < cols_; ++c) to(r, c) = r > c ? x(r, c) : T(r == c ? 1 : 0);
+                }
             });
     }
     const Array &v() const { return v_; }

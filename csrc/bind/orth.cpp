@@ -402,9 +402,9 @@ template <class T> py::object columns(const Call &call, const StackView<T> &x, s
     if (to.empty()) return out.object();
     for (std::int64_t i = 0; i < to.size(); ++i) {
         const auto target = to[i], from = x[i];
+        const MatrixView<const T> first = before != nullptr ? (*before)[i] : MatrixView<const T>();
         for (std::int64_t r = 0; r < x.rows(); ++r) {
-            if (before != nullptr)
-                for (std::int64_t c = 0; c < k; ++c) target(r, c) = (*before)[i](r, c);
+            for (std::int64_t c = 0; c < k; ++c) target(r, c) = first(r, c);
             for (std::int64_t c = 0; c < count; ++c) target(r, k + c) = from(r, c);
         }
     }
@@ -674,6 +674,19 @@ py::object unpack_int4(py::handle context, const py::tuple &parts) {
     return out.object();
 }
 
+// A multiple of a stack.
+template <class T> struct Scaled {
+    Temporary<T> copy;
+    Scaled(const StackView<const T> &x, T factor) : copy(x.shape, x.rows(), x.cols()) {
+        parallel_for(x.size(), [&](std::int64_t i) {
+            const auto from = x[i];
+            const auto to = copy.stack[i];
+            for (std::int64_t r = 0; r < to.rows; ++r)
+                for (std::int64_t c = 0; c < to.cols; ++c) to(r, c) = from(r, c) * factor;
+        });
+    }
+};
+
 // alpha U X, alpha Uᵀ X, alpha X U or alpha X Uᵀ for a packed U. With check ValueError where x is not finite.
 py::object int4_product(py::handle context, const py::tuple &parts, py::handle x, py::handle side, py::handle transpose, double alpha, const py::object &out,
                         py::handle check, const char *name) {
@@ -702,13 +715,10 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
         const auto vo = xo.stack<T>(batch);
         if (checks && !subspan::all_finite<T>(vx)) throw py::value_error(std::string(name) + " holds NaN or infinity");
         const py::gil_scoped_release release;
-        std::optional<Temporary<T>> scaled;
+        std::optional<Scaled<T>> scaled;
         if (alpha != 1.0) {
-            scaled.emplace(batch, vx.rows(), vx.cols());
-            for (std::int64_t i = 0; i < vx.size(); ++i)
-                for (std::int64_t r = 0; r < vx.rows(); ++r)
-                    for (std::int64_t c = 0; c < vx.cols(); ++c) scaled->stack[i](r, c) = vx[i](r, c) * static_cast<T>(alpha);
-            vx = scaled->stack;
+            scaled.emplace(vx, static_cast<T>(alpha));
+            vx = scaled->copy.stack;
         }
         subspan::int4_product<T>(view, vx, o.left, transposed, vo);
     });
@@ -744,14 +754,11 @@ py::object product(py::handle context, py::handle a, py::handle b, double alpha,
         auto va = xa.stack<const T>(batch), vb = xb.stack<const T>(batch);
         const auto vo = xo.stack<T>(batch);
         const py::gil_scoped_release release;
-        std::optional<Temporary<T>> scaled;
+        std::optional<Scaled<T>> scaled;
         if (alpha != 1.0) { // of the smaller operand, not of the large result
             auto &small = va.rows() * va.cols() <= vb.rows() * vb.cols() ? va : vb;
-            scaled.emplace(batch, small.rows(), small.cols());
-            for (std::int64_t i = 0; i < small.size(); ++i)
-                for (std::int64_t r = 0; r < small.rows(); ++r)
-                    for (std::int64_t c = 0; c < small.cols(); ++c) scaled->stack[i](r, c) = small[i](r, c) * static_cast<T>(alpha);
-            small = scaled->stack;
+            scaled.emplace(small, static_cast<T>(alpha));
+            small = scaled->copy.stack;
         }
         subspan::product<T>(va, vb, vo);
     });
@@ -759,9 +766,10 @@ py::object product(py::handle context, py::handle a, py::handle b, double alpha,
     return xo.object();
 }
 
-py::object outer_product(py::handle context, py::handle a) {
+py::object projector(py::handle context, py::handle u, py::handle check) {
     const Call call(context);
-    const Array xa = matrices(call, a, "A", false);
+    const Array xa = matrices(call, u, "U", false);
+    const bool checks = truth(check, "check");
     Shape shape = xa.leading();
     shape.insert(shape.end(), {xa.rows(), xa.rows()});
     const Array xo = call.empty(shape, xa.dtype());
@@ -770,6 +778,7 @@ py::object outer_product(py::handle context, py::handle a) {
         const auto va = xa.stack<const T>(xa.leading());
         const auto vo = xo.stack<T>(xa.leading());
         const py::gil_scoped_release release;
+        if (checks) check_basis<T>(va, "U");
         subspan::outer_product<T>(va, vo);
     });
     return xo.object();
@@ -815,7 +824,7 @@ void register_orth(py::module_ &m) {
           py::arg("check"), py::arg("name"));
     m.def("product", &product, py::arg("call"), py::arg("A"), py::arg("B"), py::arg("alpha"), py::arg("out"));
     m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"));
-    m.def("outer_product", &outer_product, py::arg("call"), py::arg("A"));
+    m.def("projector", &projector, py::arg("call"), py::arg("U"), py::arg("check"));
     m.def(
         "check_basis",
         [](py::handle context, py::handle u, const char *name) {

@@ -1,5 +1,7 @@
 #include "scalars.hpp"
 
+#include <pybind11/numpy.h>
+
 namespace subspan::bind {
 namespace {
 
@@ -49,6 +51,7 @@ int choice(py::handle x, const char *name, std::initializer_list<const char *> n
 
 bool is_number(py::handle x) {
     if (PyFloat_Check(x.ptr()) || PyLong_Check(x.ptr())) return true;
+    if (PyObject_TypeCheck(x.ptr(), py::detail::npy_api::get().PyArray_Type_)) return false;
     return py::isinstance(x, py::module_::import("numpy").attr("number")) && !py::isinstance(x, py::module_::import("numpy").attr("complexfloating"));
 }
 

@@ -26,10 +26,12 @@ using std::int64_t;
 template <class T> struct Owned {
     std::unique_ptr<T[]> items;
     StackView<T> view;
-    Owned(const std::vector<int64_t> &shape, int64_t rows, int64_t cols) {
+    Owned(const std::vector<int64_t> &shape, int64_t rows, int64_t cols, bool zero = false) {
         int64_t count = 1;
         for (const auto n : shape) count *= n;
-        items.reset(new T[std::size_t(std::max<int64_t>(checked_product({count, rows, cols}, "work memory"), 1))]());
+        const int64_t all = checked_product({count, rows, cols}, "work memory");
+        items.reset(new T[std::size_t(std::max<int64_t>(all, 1))]);
+        if (zero) std::fill_n(items.get(), all, T(0));
         std::vector<int64_t> strides(shape.size());
         int64_t step = rows * cols;
         for (std::size_t a = shape.size(); a-- > 0;) {
@@ -54,12 +56,16 @@ template <class T> class Factors {
     // to (m x c) = Q of what its first k rows hold; those below are overwritten.
     void times(const StackView<T> &to) const {
         if (to.empty()) return;
-        for (int64_t i = 0; i < to.size(); ++i) {
+        parallel_for(to.size(), [&](int64_t i) {
             const auto x = to[i];
             for (int64_t r = k_; r < m_; ++r)
                 for (int64_t c = 0; c < x.cols; ++c) x(r, c) = T(0);
-        }
-        if (k_ > 0) factored_apply<T>(v_.read(), t_.read(), to, Side::left, false, to, false);
+        });
+        apply(to);
+    }
+    // x = Q x.
+    void apply(const StackView<T> &x) const {
+        if (k_ > 0) factored_apply<T>(v_.read(), t_.read(), x, Side::left, false, x, false);
     }
 
   private:
@@ -88,6 +94,11 @@ struct Svd {
     }
 };
 
+// f(item, factor) for the R of each matrix, on all threads.
+template <class T, class F> void each_factor(const Factors<T> &f, int64_t count, const F &body) {
+    parallel_for(count, [&](int64_t i) { body(i, f.r()[i]); });
+}
+
 template <class T> void orthonormal(const StackView<T> &x, const int64_t *counts) {
     for (int64_t i = 0; i < x.size(); ++i)
         if (counts[i] > 0) {
@@ -104,73 +115,64 @@ void column_space(const StackView<const T> &a, double tol, bool unit_columns, co
     std::fill_n(ranks, count, 0);
     if (a.empty()) return;
     Owned<T> scaled(a.shape, m, n);
-    for (int64_t i = 0; i < count; ++i) {
+    parallel_for(count, [&](int64_t i) {
         const auto from = a[i];
         const auto to = scaled.view[i];
-        T top = 0;
+        std::vector<T> peak(std::size_t(n), T(0));
         for (int64_t r = 0; r < m; ++r)
             for (int64_t c = 0; c < n; ++c) {
                 const T x = std::abs(from(r, c));
                 if (!(x <= std::numeric_limits<T>::max())) throw ValueError(std::string(name) + " holds NaN or infinity");
-                top = std::max(top, x);
+                peak[std::size_t(c)] = std::max(peak[std::size_t(c)], x);
             }
-        // By powers of two, which is exact: the whole, or each column to its own length.
-        const T one = top > 0 ? T(std::ldexp(1.0, -std::ilogb(top))) : T(1);
-        for (int64_t c = 0; c < n; ++c) {
-            T factor = one;
-            double length = 0;
-            if (unit_columns) {
-                T peak = 0;
-                for (int64_t r = 0; r < m; ++r) peak = std::max(peak, std::abs(from(r, c)));
-                if (peak > 0) {
-                    for (int64_t r = 0; r < m; ++r) {
-                        const double x = double(from(r, c)) / double(peak);
-                        length += x * x;
-                    }
-                    length = std::sqrt(length);
-                    for (int64_t r = 0; r < m; ++r) to(r, c) = T(double(from(r, c)) / double(peak) / length);
-                    continue;
+        // By a power of two, which is exact, or each column to unit length; in double, where neither overflows.
+        const T top = *std::max_element(peak.begin(), peak.end());
+        std::vector<double> factor(std::size_t(n), top > 0 ? std::ldexp(1.0, -std::ilogb(top)) : 1.0);
+        if (unit_columns) {
+            std::vector<double> sum(std::size_t(n), 0.0);
+            for (int64_t c = 0; c < n; ++c) factor[std::size_t(c)] = peak[std::size_t(c)] > 0 ? std::ldexp(1.0, -std::ilogb(peak[std::size_t(c)])) : 1.0;
+            for (int64_t r = 0; r < m; ++r)
+                for (int64_t c = 0; c < n; ++c) {
+                    const double x = double(from(r, c)) * factor[std::size_t(c)];
+                    sum[std::size_t(c)] += x * x;
                 }
-            }
-            // one itself may be beyond the dtype where all entries are below its least normal number
-            if (std::isinf(factor))
-                for (int64_t r = 0; r < m; ++r) to(r, c) = T(std::ldexp(double(from(r, c)), -std::ilogb(top)));
-            else
-                for (int64_t r = 0; r < m; ++r) to(r, c) = from(r, c) * factor;
+            for (int64_t c = 0; c < n; ++c)
+                if (sum[std::size_t(c)] > 0) sum[std::size_t(c)] = 1.0 / std::sqrt(sum[std::size_t(c)]);
+            for (int64_t r = 0; r < m; ++r)
+                for (int64_t c = 0; c < n; ++c) to(r, c) = T(double(from(r, c)) * factor[std::size_t(c)] * sum[std::size_t(c)]);
+            return;
         }
-    }
+        for (int64_t r = 0; r < m; ++r)
+            for (int64_t c = 0; c < n; ++c) to(r, c) = T(double(from(r, c)) * factor[std::size_t(c)]);
+    });
     const StackView<const T> x = scaled.view;
-    if (m <= n) { // X = Rᵀ Qᵀ, and left vectors are those of Rᵀ
-        const Factors<T> f(x.transposed());
-        for (int64_t i = 0; i < count; ++i) {
-            const Svd d(f.r()[i].transposed());
-            ranks[i] = d.above(tol * d.s[0]);
-            d.left(q[i], ranks[i]);
-        }
-        return;
-    }
-    const Factors<T> f(x);
-    for (int64_t i = 0; i < count; ++i) {
-        const Svd d(f.r()[i]);
+    const bool across = m <= n; // X = Rᵀ Qᵀ, and left vectors are those of Rᵀ
+    const Factors<T> f(across ? x.transposed() : x);
+    each_factor(f, count, [&](int64_t i, MatrixView<T> r) {
+        const Svd d(across ? r.transposed() : r);
         ranks[i] = d.above(tol * d.s[0]);
         d.left(q[i], ranks[i]);
-    }
-    f.times(q);
+    });
+    if (!across) f.times(q);
 }
 
 template <class T> void complement(const StackView<const T> &u, const StackView<T> &out) {
     const int64_t k = u.cols();
     if (out.empty()) return;
-    for (int64_t i = 0; i < out.size(); ++i) {
-        const auto x = out[i];
-        for (int64_t r = 0; r < x.rows; ++r)
-            for (int64_t c = 0; c < x.cols; ++c) x(r, c) = T(r == c + k ? 1 : 0);
-    }
-    if (k == 0) return;
-    const std::vector<int64_t> shape = u.shape;
-    Owned<T> v(shape, u.rows(), k), r(shape, k, k), tau(shape, 1, k), t(shape, k, std::min(k, kReflectionBlock));
-    householder_qr<T>(u, v.view, r.view, tau.view, t.view);
-    factored_apply<T>(v.read(), t.read(), out, Side::left, false, out, false);
+    const auto unit_rows = [&](MatrixView<T> x, int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; ++r) {
+            if (x.col_stride == 1)
+                std::fill_n(&x(r, 0), x.cols, T(0));
+            else
+                for (int64_t c = 0; c < x.cols; ++c) x(r, c) = T(0);
+            if (r >= k) x(r, r - k) = T(1);
+        }
+    };
+    if (out.size() == 1) // rows in parallel, else matrices
+        parallel_for(out.rows(), [&](int64_t r) { unit_rows(out[0], r, r + 1); });
+    else
+        parallel_for(out.size(), [&](int64_t i) { unit_rows(out[i], 0, out.rows()); });
+    if (k > 0) Factors<T>(u).apply(out);
 }
 
 template <class T> void outside_of(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &rest) {
@@ -186,18 +188,14 @@ void span_sum(const StackView<const T> &u, const StackView<const T> &w, double t
     outside_of<T>(u, w, extra);
     {
         const Factors<T> f(extra);
-        for (int64_t i = 0; i < extra.size(); ++i) {
-            const Svd d(f.r()[i]);
+        each_factor(f, extra.size(), [&](int64_t i, MatrixView<T> r) {
+            const Svd d(r);
             counts[i] = d.above(tol);
             d.left(extra[i], counts[i]);
-        }
+        });
         f.times(extra);
     }
-    Owned<T> again(extra.shape, extra.rows(), extra.cols());
-    outside_of<T>(u, extra, again.view);
-    for (int64_t i = 0; i < extra.size(); ++i)
-        for (int64_t r = 0; r < extra.rows(); ++r)
-            for (int64_t c = 0; c < extra.cols(); ++c) extra[i](r, c) = again.view[i](r, c);
+    outside_of<T>(u, extra, extra);
     orthonormal(extra, counts);
 }
 
@@ -210,15 +208,15 @@ void span_intersection(const StackView<const T> &u, const StackView<const T> &w,
     Owned<T> rest(common.shape, common.rows(), l);
     outside_of<T>(u, w, rest.view);
     const Factors<T> f(rest.read());
-    Owned<T> turn(common.shape, l, l); // right vectors of the smallest sines, as columns
-    for (int64_t i = 0; i < common.size(); ++i) {
-        const Svd d(f.r()[i], l);
+    Owned<T> rotation(common.shape, l, l); // right vectors of the smallest sines, as columns
+    each_factor(f, common.size(), [&](int64_t i, MatrixView<T> r) {
+        const Svd d(r, l);
         counts[i] = l - d.above(tol);
-        const auto to = turn.view[i];
-        for (int64_t c = 0; c < counts[i]; ++c)
-            for (int64_t r = 0; r < l; ++r) to(r, c) = T(d.vt[std::size_t((l - counts[i] + c) * l + r)]);
-    }
-    product<T>(w, turn.read(), common);
+        const auto to = rotation.view[i];
+        for (int64_t x = 0; x < l; ++x)
+            for (int64_t c = 0; c < l; ++c) to(x, c) = c < counts[i] ? T(d.vt[std::size_t((l - counts[i] + c) * l + x)]) : T(0);
+    });
+    product<T>(w, rotation.read(), common);
     orthonormal(common, counts);
 }
 
@@ -228,7 +226,7 @@ template <class T> void largest_sines(const StackView<const T> &u, const StackVi
     if (w.empty()) return;
     outside_of<T>(u, w, rest.view);
     const Factors<T> f(rest.read());
-    for (int64_t i = 0; i < w.size(); ++i) sines[i] = Svd(f.r()[i]).s[0];
+    each_factor(f, w.size(), [&](int64_t i, MatrixView<T> r) { sines[i] = Svd(r).s[0]; });
 }
 
 template <class T>
@@ -246,7 +244,7 @@ void compose(const StackView<const T> &u, const StackView<const T> &w, int64_t s
             for (int64_t c = 0; c < both; ++c) to(r, c) = c < k ? x(s + r, c) : -y(r, c - k);
     }
     const Factors<T> first(joint.read());
-    Owned<T> ends(basis.shape, basis.rows(), both);
+    Owned<T> ends(basis.shape, basis.rows(), both, true);
     for (int64_t i = 0; i < basis.size(); ++i) {
         const Svd d(first.r()[i], both);
         const int64_t free = both - d.above(tol);
@@ -264,11 +262,11 @@ void compose(const StackView<const T> &u, const StackView<const T> &w, int64_t s
     }
     // Not relative: a pair whose ends vanish is a loop over the shared coordinates, and spans nothing.
     const Factors<T> second(ends.read());
-    for (int64_t i = 0; i < basis.size(); ++i) {
-        const Svd d(second.r()[i]);
+    each_factor(second, basis.size(), [&](int64_t i, MatrixView<T> r) {
+        const Svd d(r);
         counts[i] = d.above(tol);
         d.left(basis[i], counts[i]);
-    }
+    });
     second.times(basis);
 }
 

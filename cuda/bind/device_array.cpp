@@ -64,6 +64,7 @@ class Reader : public DeviceReader {
             obj = py::module_::import("subspan._lib.arrays").attr("prepared")(obj, name(x), int(access));
             owner(x) = obj;
         }
+        tells(x) = access != Access::read;
         set_dtype(x, py::str(obj.attr("dtype")), bytes);
         data(x) = reinterpret_cast<void *>(obj.attr("data_ptr")().cast<std::uintptr_t>());
         for (const auto n : obj.attr("shape")) shape(x).push_back(n.cast<std::int64_t>());
@@ -98,6 +99,8 @@ class Reader : public DeviceReader {
         if (told[0].cast<int>() != dlpack::kCUDA)
             throw py::type_error(std::string(name(x)) + " is not in CUDA device memory and other arguments are; move it first");
         const int device = told[1].cast<int>();
+        if (access != Access::read) // JAX's arrays may not be written to, whatever their capsules say
+            py::module_::import("subspan._lib.arrays").attr("prepared")(obj, name(x), int(access));
         stream(x) = call.stream;
         // The standard's stream numbers: 1 is the legacy default stream, which the runtime calls 0.
         const py::int_ number(call.stream == 0 ? std::uintptr_t(1) : call.stream);

@@ -77,10 +77,18 @@ def _arrays_in(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _call_of(arrays: dict[str, Any]) -> Call:
-    first = next(x for x in arrays.values() if x is not None)
-    kind = type(first)
-    if kind.__module__.startswith("cupy") and all(y is None or type(y) is kind for y in arrays.values()):
-        return Call(kernels(), read_context("cupy", first.device.id), "cupy", first)  # the bindings look at each
+    first: Any = None
+    for x in arrays.values():
+        if x is None or type(x) is float:
+            continue
+        if first is None:
+            first = x
+            if library_of(x) != "cupy":
+                break
+        elif type(x) is not type(first):
+            break
+    else:  # all of CuPy: the bindings look at the device of each
+        return Call(kernels(), read_context("cupy", first.device.id), "cupy", first)
     flat = _arrays_in(arrays)
     if any(device_of(x) is not None for x in flat.values()):
         place = memory_of(**flat)

@@ -480,9 +480,7 @@ def projector(U: Array, *, check: bool = True) -> Array:
     (True, True)
     """
     call = call_of(U=U)
-    if truth(check, "check") and call.context is None:
-        call.kernels.check_basis(None, U, "U")
-    return call.give(call.kernels.outer_product(call.context, U))
+    return call.give(call.kernels.projector(call.context, U, check))
 
 
 def from_projector(P: Array, k: int, *, check: bool = True) -> Array:

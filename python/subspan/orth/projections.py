@@ -225,8 +225,9 @@ def rotate(
     True
     """
     call = call_of(C=C, source=source, target=target, out=out)
+    turn = call.kernels.rotate  # before directions are read, which a device has not got
     ends = [_direction(x, name) for x, name in ((source, "source"), (target, "target"))]
-    return call.give(call.kernels.rotate(call.context, C, *ends, side, out, check), out)
+    return call.give(turn(call.context, C, *ends, side, out, check), out)
 
 
 def _direction(x: Array, name: str) -> np.ndarray[Any, Any]:
