@@ -99,3 +99,32 @@ def test_a_number_of_a_list_and_an_array_of_any_library_go_one_way():
     np.testing.assert_array_equal(orth.project_out(C, torch.from_numpy(U)), wanted)
     assert type(orth.project_out(torch.from_numpy(C), U)) is torch.Tensor
     assert type(orth.project_out(C, torch.from_numpy(U))) is np.ndarray
+
+
+def sided(C, U, V, tau):
+    q = orth.quantize_int4(U)
+    Q = orth.householder_qr(U)[0]
+    return {
+        "apply_core": lambda s: orth.apply_core(C, U, 1.0, side=s),
+        "rotate": lambda s: orth.rotate(C, U[:, 0], U[:, 1], side=s),
+        "apply of an Int4Basis": lambda s: q.apply(C, side=s),
+        "apply of a Q": lambda s: Q.apply(C, side=s),
+        "householder_apply": lambda s: orth.householder_apply(V, C, tau, side=s),
+        "householder_apply_backward": lambda s: orth.householder_apply_backward(C, V, C, tau, side=s),
+        "project_out of a list": lambda s: orth.project_out([C], [U], side=s),
+    }
+
+
+@pytest.mark.parametrize("side", ["both", "middle", None, 1])
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_sides_that_are_none_are_refused(request, rng, where, side):
+    """Only projections have both; nothing takes it for one of the two."""
+    C, U = rng.standard_normal((6, 6)), np.linalg.qr(rng.standard_normal((6, 2)))[0]
+    arrays = (C, U, rng.standard_normal((6, 2)), rng.standard_normal(2))
+    if where == "device":
+        arrays = tuple(map(request.getfixturevalue("gpu").put, arrays))
+    for name, f in sided(*arrays).items():
+        if where == "device" and name == "rotate":
+            continue
+        with pytest.raises(ValueError, match=r"side"):
+            f(side)

@@ -150,9 +150,10 @@ inline int promised(int orthonormal, const BasisArgument &u) { return orthonorma
 struct Operand {
     Array c;
     bool vector, left;
-    Operand(const Call &call, py::handle given, const char *name, py::handle side)
+    /// `both_too`: "both" is a side as well, of matrices.
+    Operand(const Call &call, py::handle given, const char *name, py::handle side, bool both_too = false)
         : c(call, given, name), vector(c.ndim() == 1), left(true) {
-        const bool both = is_both(side);
+        const bool both = both_too && is_both(side);
         if (both && vector) throw py::value_error("side='both' is for matrices; a vector has one side, 'left' or 'right'");
         if (!both) left = is_left(side);
         c.as_matrix(left);
@@ -166,6 +167,79 @@ struct Operand {
         if (vector) result.add_axis(left);
         return result;
     }
+};
+
+/// U X, UᵀX (transpose), X U or X Uᵀ for a packed U.
+struct PackedProduct {
+    Packed u;
+    Operand x;
+    bool transpose;
+    std::int64_t rows, cols; // of U, or of Uᵀ
+    PackedProduct(const Call &call, const py::tuple &parts, py::handle given, const char *name, py::handle side, py::handle transposed)
+        : u(call, parts, "U"), x(call, given, name, side), transpose(truth(transposed, "transpose")), rows(transpose ? u.cols() : u.rows()),
+          cols(transpose ? u.rows() : u.cols()) {
+        if (wide(x.c.dtype()) != u.dtype())
+            throw py::type_error(std::string(name) + " must be " + name_of(u.dtype()) + " as the scales of the basis are, got " + x.c.dtype_name());
+        if ((x.left ? x.c.rows() : x.c.cols()) != (x.left ? cols : rows))
+            throw py::value_error(std::string(name) + " must have " + (x.left ? std::to_string(cols) + " rows" : std::to_string(rows) + " columns") +
+                                  ", got shape " + x.c.shape_text() + convolution_hint(x.c.shape(), name));
+    }
+    Array output(const Call &call, const py::object &out) const {
+        Shape shape = x.c.leading();
+        if (!x.vector || x.left) shape.push_back(x.left ? rows : x.c.rows());
+        if (!x.vector || !x.left) shape.push_back(x.left ? x.c.cols() : cols);
+        Array result = call.output(out, shape, x.c.dtype());
+        if (x.vector) result.add_axis(x.left);
+        check_no_overlap(result, x.c);
+        u.check_no_overlap_with(result);
+        return result;
+    }
+};
+
+/// base + ((source - base) R) Rᵀ.
+class SwapArguments {
+  public:
+    SwapArguments(const Call &call, py::handle b, py::handle s, py::handle r)
+        : base(call, b, "base"), source(call, s, "source"), vector_(base.ndim() == 1 && source.ndim() == 1), basis(call, orthonormal(r), "R") {
+        for (Array *x : {&base, &source}) {
+            if (vector_) x->as_matrix(false);
+            x->require_matrices();
+        }
+        source.require_dtype_of(base);
+        if (source.shape() != base.shape())
+            throw py::value_error("source must have the shape of base, " + base.shape_text() + ", got " + source.shape_text());
+        basis.as_matrix(true);
+        basis.require_matrices();
+        basis.require_dtype_of(base);
+        if (basis.rows() != base.cols())
+            throw py::value_error("R must have " + std::to_string(base.cols()) + " rows, one for each column of base, got shape " + basis.shape_text() +
+                                  convolution_hint(base.shape(), "base"));
+        batch = broadcast_leading({{&base, 2}, {&basis, 2}});
+    }
+    Array output(const Call &call, const py::object &out) const {
+        Shape shape = batch;
+        if (!vector_) shape.push_back(base.rows());
+        shape.push_back(base.cols());
+        Array result = call.output(out, shape, base.dtype());
+        if (vector_) result.add_axis(false);
+        check_no_overlap(result, base, true);
+        check_no_overlap(result, basis);
+        check_no_overlap(result, source);
+        return result;
+    }
+    Array base, source;
+
+  private:
+    static py::handle orthonormal(py::handle r) {
+        if (!PyObject_TypeCheck(r.ptr(), py::detail::npy_api::get().PyArray_Type_) && py::hasattr(r, "_parts"))
+            throw py::type_error("R is an Int4Basis, which is not orthonormal; pass orthonormalize(R.to_array())");
+        return r;
+    }
+    bool vector_;
+
+  public:
+    Array basis;
+    Shape batch;
 };
 
 } // namespace subspan::bind

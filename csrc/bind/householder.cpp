@@ -71,16 +71,6 @@ void require_rows(const Array &v, const Array &c, bool left) {
                               ", got " + std::to_string(v.rows()) + convolution_hint(c.shape(), "C"));
 }
 
-// The shape of C over more leading axes, and C and the result as matrices.
-Array result_of(const Call &call, const py::object &out, Array &c, bool left, const Shape &batch, bool vector) {
-    Shape shape = batch;
-    if (!vector || left) shape.push_back(c.rows());
-    if (!vector || !left) shape.push_back(c.cols());
-    Array result = call.output(out, shape, c.dtype());
-    if (vector) result.add_axis(left);
-    return result;
-}
-
 py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) {
     const Call call(context);
     Array xa(call, a, "A");
@@ -124,17 +114,17 @@ py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) 
 py::object factored_apply(py::handle context, py::handle v, py::handle t, py::handle c, py::handle side, py::handle transpose, const py::object &out,
                           py::handle check) {
     const Call call(context);
-    Array xc(call, c, "C");
-    const bool left = is_left(side), transposed = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
-    xc.as_matrix(left);
-    xc.require_matrices();
+    const Operand x(call, c, "C", side);
+    const Array &xc = x.c;
+    const bool left = x.left;
+    const bool transposed = truth(transpose, "transpose"), checks = truth(check, "check");
     const Array xv(call, v, "Q"), xt(call, t, "T");
     if (xv.dtype() != xc.dtype()) throw py::type_error(std::string("C must be ") + xv.dtype_name() + " as Q is, got " + xc.dtype_name());
     const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
     if ((left ? xc.rows() : xc.cols()) != xv.rows())
         throw py::value_error("C must have " + std::to_string(xv.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + xc.shape_text() +
                               convolution_hint(xc.shape(), "C"));
-    const Array xo = result_of(call, out, xc, left, batch, vector);
+    const Array xo = x.output(call, out, batch);
     check_no_overlap(xo, xc, true);
     check_no_overlap(xo, xv);
     check_no_overlap(xo, xt);
@@ -173,15 +163,15 @@ py::object factored_array(py::handle context, py::handle v, py::handle t, py::ha
 py::object householder_apply(py::handle context, py::handle v, py::handle c, py::handle tau, py::handle side, py::handle transpose, py::handle packed,
                              const py::object &out, py::handle check) {
     const Call call(context);
-    Array xc(call, c, "C");
-    const bool left = is_left(side), transposed = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
-    xc.as_matrix(left);
-    xc.require_matrices();
+    const Operand x(call, c, "C", side);
+    const Array &xc = x.c;
+    const bool left = x.left;
+    const bool transposed = truth(transpose, "transpose"), checks = truth(check, "check");
     const ReflectionsArgument h(call, v, tau, truth(packed, "packed"));
     h.v().require_dtype_of(xc);
     require_rows(h.v(), xc, left);
     const Shape batch = broadcast_leading({{&xc, 2}, {&h.v(), 2}});
-    const Array xo = result_of(call, out, xc, left, batch, vector);
+    const Array xo = x.output(call, out, batch);
     check_no_overlap(xo, xc, true);
     check_no_overlap(xo, h.v());
     if (h.tau() != nullptr) check_no_overlap(xo, *h.tau());

@@ -199,7 +199,7 @@ py::object project_both(const Call &call, const Operand &x, py::handle pair, dou
 py::object projected(py::handle context, py::handle c, py::handle u, py::handle side, double alpha, double factor, const py::object &out,
                      py::handle orthonormal, py::handle check) {
     const Call call(context);
-    const Operand x(call, c, "C", side);
+    const Operand x(call, c, "C", side, true);
     const int sure = promised(orthonormal);
     const bool checks = truth(check, "check");
     if (is_both(side)) return project_both(call, x, u, alpha, factor, out, sure, checks);
@@ -255,43 +255,17 @@ py::list project_out_list(py::handle context, const py::list &cs, const py::list
 
 py::object swap(py::handle context, py::handle base, py::handle source, py::handle r, const py::object &out, py::handle check) {
     const Call call(context);
-    Array b(call, base, "base"), s(call, source, "source");
-    const bool vector = b.ndim() == 1 && s.ndim() == 1;
-    if (vector) {
-        b.as_matrix(false);
-        s.as_matrix(false);
-    }
-    b.require_matrices();
-    s.require_matrices();
-    s.require_dtype_of(b);
-    if (!PyObject_TypeCheck(r.ptr(), py::detail::npy_api::get().PyArray_Type_) && py::hasattr(r, "_parts"))
-        throw py::type_error("R is an Int4Basis, which is not orthonormal; pass orthonormalize(R.to_array())");
-    if (s.shape() != b.shape()) throw py::value_error("source must have the shape of base, " + b.shape_text() + ", got " + s.shape_text());
-    Array u(call, r, "R");
-    u.as_matrix(true);
-    u.require_matrices();
-    u.require_dtype_of(b);
-    if (u.rows() != b.cols())
-        throw py::value_error("R must have " + std::to_string(b.cols()) + " rows, one for each column of base, got shape " + u.shape_text() +
-                              convolution_hint(b.shape(), "base"));
+    const SwapArguments x(call, base, source, r);
     const bool checks = truth(check, "check");
-    const Shape batch = broadcast_leading({{&b, 2}, {&u, 2}});
-    Shape shape = batch;
-    if (!vector) shape.push_back(b.rows());
-    shape.push_back(b.cols());
-    Array result = call.output(out, shape, b.dtype());
-    if (vector) result.add_axis(false);
-    check_no_overlap(result, b, true);
-    check_no_overlap(result, u);
-    check_no_overlap(result, s);
-    dispatch(b.dtype(), [&](auto t) {
+    const Array result = x.output(call, out);
+    dispatch(x.base.dtype(), [&](auto t) {
         using T = decltype(t);
         if (checks) {
-            const auto vu = u.stack<const T>(u.leading());
+            const auto vu = x.basis.stack<const T>(x.basis.leading());
             const py::gil_scoped_release release;
             check_basis<T>(vu, "R");
         }
-        run_core<T>(b, Basis<T>(u.stack<const T>(batch)), Core<T>(T(1)), 1.0, false, result, batch, checks, &s);
+        run_core<T>(x.base, Basis<T>(x.basis.stack<const T>(x.batch)), Core<T>(T(1)), 1.0, false, result, x.batch, checks, &x.source);
     });
     result.written();
     return result.object();
@@ -495,7 +469,9 @@ struct TwoBases {
     }
 };
 
-py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
+// What f makes of both spaces, the columns that count of them; behind those of U where `before`.
+template <class F>
+py::object of_both(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check, bool before, const F &f) {
     const Call call(context);
     load_lapack();
     const TwoBases x(call, u, w, check, true);
@@ -503,32 +479,22 @@ py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle t
     return dispatch(x.u.dtype(), [&](auto t) {
         using T = decltype(t);
         const auto vu = x.u.stack<const T>(x.batch), vw = x.w.stack<const T>(x.batch);
-        const Temporary<T> extra(x.batch, x.u.rows(), x.w.cols());
+        const Temporary<T> found(x.batch, x.u.rows(), x.w.cols());
         std::vector<std::int64_t> counts(std::size_t(vu.size()));
         {
             const py::gil_scoped_release release;
-            subspan::span_sum<T>(vu, vw, cut, extra.stack, counts.data());
+            f(vu, vw, cut, found.stack, counts.data());
         }
-        return columns<T>(call, extra.stack, one_rank(counts), &vu);
+        return columns<T>(call, found.stack, one_rank(counts), before ? &vu : nullptr);
     });
 }
 
+py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
+    return of_both(context, u, w, tol, check, true, [](const auto &a, const auto &b, double cut, const auto &to, std::int64_t *counts) { subspan::span_sum(a, b, cut, to, counts); });
+}
+
 py::object span_intersection(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
-    const Call call(context);
-    load_lapack();
-    const TwoBases x(call, u, w, check, true);
-    const double cut = tolerance(tol, x.u.dtype());
-    return dispatch(x.u.dtype(), [&](auto t) {
-        using T = decltype(t);
-        const auto vu = x.u.stack<const T>(x.batch), vw = x.w.stack<const T>(x.batch);
-        const Temporary<T> common(x.batch, x.u.rows(), x.w.cols());
-        std::vector<std::int64_t> counts(std::size_t(vu.size()));
-        {
-            const py::gil_scoped_release release;
-            subspan::span_intersection<T>(vu, vw, cut, common.stack, counts.data());
-        }
-        return columns<T>(call, common.stack, one_rank(counts));
-    });
+    return of_both(context, u, w, tol, check, false, [](const auto &a, const auto &b, double cut, const auto &to, std::int64_t *counts) { subspan::span_intersection(a, b, cut, to, counts); });
 }
 
 py::object contains(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
@@ -691,27 +657,14 @@ template <class T> struct Scaled {
 py::object int4_product(py::handle context, const py::tuple &parts, py::handle x, py::handle side, py::handle transpose, double alpha, const py::object &out,
                         py::handle check, const char *name) {
     const Call call(context);
-    const Packed p(call, parts, "U");
-    const Operand o(call, x, name, side);
-    const bool transposed = truth(transpose, "transpose"), checks = truth(check, "check");
-    const std::int64_t rows = transposed ? p.cols() : p.rows(), cols = transposed ? p.rows() : p.cols();
-    if (o.c.dtype() != p.dtype())
-        throw py::type_error(std::string(name) + " must be " + name_of(p.dtype()) + " as the scales of the basis are, got " + o.c.dtype_name());
-    if ((o.left ? o.c.rows() : o.c.cols()) != (o.left ? cols : rows))
-        throw py::value_error(std::string(name) + " must have " + (o.left ? std::to_string(cols) + " rows" : std::to_string(rows) + " columns") +
-                              ", got shape " + o.c.shape_text() + convolution_hint(o.c.shape(), name));
-    Shape shape = o.c.leading();
-    if (!o.vector || o.left) shape.push_back(o.left ? rows : o.c.rows());
-    if (!o.vector || !o.left) shape.push_back(o.left ? o.c.cols() : cols);
-    Array xo = call.output(out, shape, o.c.dtype());
-    if (o.vector) xo.add_axis(o.left);
-    check_no_overlap(xo, o.c);
-    p.check_no_overlap_with(xo);
-    const auto batch = o.c.leading();
-    dispatch(p.dtype(), [&](auto t) {
+    const PackedProduct p(call, parts, x, name, side, transpose);
+    const bool checks = truth(check, "check");
+    const Array xo = p.output(call, out);
+    const auto batch = p.x.c.leading();
+    dispatch(p.u.dtype(), [&](auto t) {
         using T = decltype(t);
-        const auto view = p.view<T>();
-        auto vx = o.c.stack<const T>(batch);
+        const auto view = p.u.view<T>();
+        auto vx = p.x.c.stack<const T>(batch);
         const auto vo = xo.stack<T>(batch);
         if (checks && !subspan::all_finite<T>(vx)) throw py::value_error(std::string(name) + " holds NaN or infinity");
         const py::gil_scoped_release release;
@@ -720,7 +673,7 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
             scaled.emplace(vx, static_cast<T>(alpha));
             vx = scaled->copy.stack;
         }
-        subspan::int4_product<T>(view, vx, o.left, transposed, vo);
+        subspan::int4_product<T>(view, vx, p.x.left, p.transpose, vo);
     });
     xo.written();
     return xo.object();

@@ -115,23 +115,14 @@ void act(const Call &call, const Array &c, const Array &v, const Array &core, bo
     apply_core(call, c, &v, nullptr, {&n, false, 1.0}, 1.0, left, out, batch);
 }
 
-Array result_of(const Call &call, const py::object &out, const Array &c, bool left, const Shape &batch, bool vector) {
-    Shape shape = batch;
-    if (!vector || left) shape.push_back(c.rows());
-    if (!vector || !left) shape.push_back(c.cols());
-    Array result = call.output(out, shape, c.dtype());
-    if (vector) result.add_axis(left);
-    return result;
-}
-
 py::object factored_apply(py::handle context, py::handle v, py::handle t, py::handle c, py::handle side, py::handle transpose, const py::object &out,
                           py::handle check) {
     const Call call(context);
-    Array xc(call, c, "C");
-    const bool left = is_left(side), transposed = truth(transpose, "transpose"), vector = xc.ndim() == 1;
+    const Operand x(call, c, "C", side);
+    const Array &xc = x.c;
+    const bool left = x.left;
+    const bool transposed = truth(transpose, "transpose");
     truth(check, "check");
-    xc.as_matrix(left);
-    xc.require_matrices();
     const Array xv(call, v, "Q");
     if (xv.dtype() != xc.dtype()) throw py::type_error(std::string("C must be ") + xv.dtype_name() + " as Q is, got " + xc.dtype_name());
     if ((left ? xc.rows() : xc.cols()) != xv.rows())
@@ -139,7 +130,7 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
                               convolution_hint(xc.shape(), "C"));
     const Array core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
     const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
-    const Array xo = result_of(call, out, xc, left, batch, vector);
+    const Array xo = x.output(call, out, batch);
     check_no_overlap(xo, xc, true);
     check_no_overlap(xo, xv);
     act(call, xc, xv, core, left, transposed, xo, batch);
@@ -179,11 +170,11 @@ py::object complement(py::handle context, py::handle u, py::handle check) {
 py::object householder_apply(py::handle context, py::handle v, py::handle c, py::handle tau, py::handle side, py::handle transpose, py::handle packed,
                              const py::object &out, py::handle check) {
     const Call call(context);
-    Array xc(call, c, "C");
-    const bool left = is_left(side), transposed = truth(transpose, "transpose"), vector = xc.ndim() == 1;
+    const Operand x(call, c, "C", side);
+    const Array &xc = x.c;
+    const bool left = x.left;
+    const bool transposed = truth(transpose, "transpose");
     truth(check, "check");
-    xc.as_matrix(left);
-    xc.require_matrices();
     const Reflections h(call, v, tau, truth(packed, "packed"));
     h.v.require_dtype_of(xc);
     if (h.v.rows() != (left ? xc.rows() : xc.cols()))
@@ -191,7 +182,7 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
                               (left ? "left" : "right") + ", got " + std::to_string(h.v.rows()) + convolution_hint(xc.shape(), "C"));
     const Array core = h.core(call);
     const Shape batch = broadcast_leading({{&xc, 2}, {&core, 2}});
-    const Array xo = result_of(call, out, xc, left, batch, vector);
+    const Array xo = x.output(call, out, batch);
     check_no_overlap(xo, xc, true);
     check_no_overlap(xo, h.v);
     act(call, xc, h.v, core, left, transposed, xo, batch);

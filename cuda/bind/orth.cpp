@@ -194,7 +194,7 @@ py::object project_both(const Call &call, const Operand &x, py::handle pair, dou
 py::object projected(py::handle context, py::handle c, py::handle u, py::handle side, double alpha, double factor, const py::object &out,
                      py::handle orthonormal, py::handle check) {
     const Call call(context);
-    const Operand x(call, c, "C", side);
+    const Operand x(call, c, "C", side, true);
     const int sure = promised(orthonormal);
     truth(check, "check");
     if (is_both(side)) return project_both(call, x, u, alpha, factor, out, sure);
@@ -261,33 +261,10 @@ py::list project_out_list(py::handle context, const py::list &cs, const py::list
 
 py::object swap(py::handle context, py::handle base, py::handle source, py::handle r, const py::object &out, py::handle check) {
     const Call call(context);
-    Array b(call, base, "base"), s(call, source, "source");
-    const bool vector = b.ndim() == 1 && s.ndim() == 1;
-    for (Array *x : {&b, &s}) {
-        if (vector) x->as_matrix(false);
-        x->require_matrices();
-    }
-    s.require_dtype_of(b);
-    if (py::hasattr(r, "_parts")) throw py::type_error("R is an Int4Basis, which is not orthonormal; pass orthonormalize(R.to_array())");
-    if (s.shape() != b.shape()) throw py::value_error("source must have the shape of base, " + b.shape_text() + ", got " + s.shape_text());
-    Array u(call, r, "R");
-    u.as_matrix(true);
-    u.require_matrices();
-    u.require_dtype_of(b);
-    if (u.rows() != b.cols())
-        throw py::value_error("R must have " + std::to_string(b.cols()) + " rows, one for each column of base, got shape " + u.shape_text() +
-                              convolution_hint(b.shape(), "base"));
+    const SwapArguments x(call, base, source, r);
     truth(check, "check");
-    const Shape batch = broadcast_leading({{&b, 2}, {&u, 2}});
-    Shape shape = batch;
-    if (!vector) shape.push_back(b.rows());
-    shape.push_back(b.cols());
-    Array result = call.output(out, shape, b.dtype());
-    if (vector) result.add_axis(false);
-    check_no_overlap(result, b, true);
-    check_no_overlap(result, u);
-    check_no_overlap(result, s);
-    apply_core(call, b, &u, nullptr, {nullptr, false, 1.0}, 1.0, false, result, batch, &s);
+    const Array result = x.output(call, out);
+    apply_core(call, x.base, &x.basis, nullptr, {nullptr, false, 1.0}, 1.0, false, result, x.batch, &x.source);
     result.written();
     return result.object();
 }
@@ -347,31 +324,17 @@ py::object unpack_int4(py::handle context, const py::tuple &parts) {
 py::object int4_product(py::handle context, const py::tuple &parts, py::handle x, py::handle side, py::handle transpose, double alpha, const py::object &out,
                         py::handle check, const char *name) {
     const Call call(context);
-    const Packed p(call, parts, "U");
-    const bool vector = py::len(x.attr("shape")) == 1, left = is_left(side), transposed = truth(transpose, "transpose");
-    Array c = for_blas(call, x, name);
+    const Array plain = for_blas(call, x, name);
+    const PackedProduct p(call, parts, plain.object(), name, side, transpose);
     truth(check, "check");
-    c.as_matrix(left);
-    c.require_matrices();
-    const std::int64_t rows = transposed ? p.cols() : p.rows(), cols = transposed ? p.rows() : p.cols();
-    if (wide(c.dtype()) != p.dtype())
-        throw py::type_error(std::string(name) + " is " + c.dtype_name() + " and the codes stand for " + name_of(p.dtype()));
-    if ((left ? c.rows() : c.cols()) != (left ? cols : rows))
-        throw py::value_error(std::string(name) + " must have " + (left ? std::to_string(cols) + " rows" : std::to_string(rows) + " columns") + ", got shape " +
-                              c.shape_text() + convolution_hint(c.shape(), name));
-    Shape shape = c.leading();
-    if (!vector || left) shape.push_back(left ? rows : c.rows());
-    if (!vector || !left) shape.push_back(left ? c.cols() : cols);
-    Array xo = call.output(out, shape, c.dtype());
-    if (vector) xo.add_axis(left);
-    check_no_overlap(xo, c);
-    const Shape batch = c.leading();
-    const auto codes = codes_of(p);
-    const Stack sx = stack(c, batch), so = stack(xo, batch);
+    const Array xo = p.output(call, out);
+    const Shape batch = p.x.c.leading();
+    const auto codes = codes_of(p.u);
+    const Stack sx = stack(p.x.c, batch), so = stack(xo, batch);
     const Memory memory(call, cuda::int4_product_workspace(codes, sx, call.device));
     {
         const py::gil_scoped_release release;
-        cuda::int4_product(memory.context(), codes, sx, left, transposed, alpha, so);
+        cuda::int4_product(memory.context(), codes, sx, p.x.left, p.transpose, alpha, so);
     }
     xo.written();
     return xo.object();

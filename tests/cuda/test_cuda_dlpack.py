@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from subspan import orth
+from subspan import grassmann, orth
 
 
 def named(capsule, kind, number):
@@ -84,3 +84,17 @@ def test_misaligned_arrays_are_refused(emulation, rng):
     U = Lent(np.linalg.qr(rng.standard_normal((20, 2)))[0].astype(np.float32))
     with pytest.raises(ValueError, match="aligned"):
         orth.project_out(Moved(np.zeros((20, 8), np.float32)), U, out=emulation.put(np.zeros((20, 8), np.float32)))
+
+
+def test_arrays_of_jax_are_not_written(emulation, rng):
+    """Their capsules do not all say that they may not be."""
+    kind = type("ArrayImpl", (Lent,), {"__module__": "jaxlib._jax"})
+    C, U = rng.standard_normal((8, 4)), np.linalg.qr(rng.standard_normal((8, 2)))[0]
+    out = np.zeros_like(C)
+    with pytest.raises(TypeError, match="JAX arrays are immutable"):
+        orth.project_out(emulation.put(C), emulation.put(U), out=kind(out))
+    point = kind(U.copy())
+    with pytest.raises(TypeError, match="U: JAX arrays are immutable, and this changes it in place"):
+        grassmann.sgd_step(point, emulation.put(U), lr=0.1)
+    assert not out.any()
+    np.testing.assert_array_equal(point.x, U)
