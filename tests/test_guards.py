@@ -1247,7 +1247,7 @@ def test_rotations_in_the_library_of_what_they_turn(rng):
 
 
 def test_states_of_the_wrong_kind_are_named(rng):
-    state = StreamingSVD(2, weight=np.ones(4)).update(rng.standard_normal((5, 4)))._state()
+    state = StreamingSVD(2, weight=np.ones(4)).update(rng.standard_normal((5, 4))).__getstate__()
     for name, value in (("inner_product", np.ones(3)), ("skip_gram", "x"), ("singular_values", "x")):
         with pytest.raises(ValueError, match=r"StreamingSVD|saved|weight|stream"):
             StreamingSVD.__new__(StreamingSVD).__setstate__(sealed_state({**state, name: value}))

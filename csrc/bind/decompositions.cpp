@@ -1,6 +1,7 @@
 #include "convert.hpp"
 #include "lapack_capsules.hpp"
 #include "register.hpp"
+#include "scalars.hpp"
 #include "subspan/affine.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/moments.hpp"
@@ -11,7 +12,20 @@
 namespace subspan::bind {
 namespace {
 
-template <class T> py::tuple pack(TruncatedSvd<T> &&d) {
+// Signs that make the entry of largest magnitude in each column of U positive; those of the rows of Vh are so already.
+template <class T> void turn_by_u(TruncatedSvd<T> &d) {
+    for (std::int64_t j = 0; j < d.k && d.m > 0 && !d.u.empty(); ++j) {
+        T best = 0;
+        for (std::int64_t i = 0; i < d.m; ++i)
+            if (const T x = d.u[std::size_t(i * d.k + j)]; std::abs(x) > std::abs(best)) best = x;
+        if (!(best < T(0))) continue;
+        for (std::int64_t i = 0; i < d.m; ++i) d.u[std::size_t(i * d.k + j)] *= T(-1);
+        for (std::int64_t i = 0; i < d.n; ++i) d.vh[std::size_t(j * d.n + i)] *= T(-1);
+    }
+}
+
+template <class T> py::tuple pack(TruncatedSvd<T> &&d, bool by_u) {
+    if (by_u) turn_by_u(d);
     const auto m = py::ssize_t(d.m), n = py::ssize_t(d.n), k = py::ssize_t(d.k);
     for (const T s : d.s)
         if (!std::isfinite(s))
@@ -60,7 +74,7 @@ template <class T> class PythonOperator final : public LinearOperator<T> {
 };
 
 template <class T>
-py::tuple run(LinearOperator<T> &op, const TruncatedOptions &o, const py::object &initial) {
+py::tuple run(LinearOperator<T> &op, const TruncatedOptions &o, const py::object &initial, bool by_u) {
     MatrixView<const T> start;
     std::optional<Array> held;
     if (!initial.is_none()) {
@@ -73,8 +87,10 @@ py::tuple run(LinearOperator<T> &op, const TruncatedOptions &o, const py::object
         const py::gil_scoped_release release;
         d = truncated_svd(op, o, start);
     }
-    return pack(std::move(d));
+    return pack(std::move(d), by_u);
 }
+
+bool by_u(const py::object &signs) { return choice(signs, "signs", {"v", "u"}) == 1; }
 
 TruncatedOptions options(std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power,
                          std::uint64_t key) {
@@ -86,8 +102,8 @@ TruncatedOptions options(std::int64_t rank, double energy, double tol, std::int6
 void register_decompositions(py::module_ &m) {
     m.def(
         "truncated_svd",
-        [](const py::object &a, std::int64_t rank, double energy, double tol, std::int64_t oversample,
-           std::int64_t power_iterations, const py::object &initial, std::uint64_t key) {
+        [](const py::object & /* call */, const py::object &a, std::int64_t rank, double energy, double tol, std::int64_t oversample,
+           std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
             load_lapack();
             const Array x(a, "A");
             const auto o = options(rank, energy, tol, oversample, power_iterations, key);
@@ -98,16 +114,16 @@ void register_decompositions(py::module_ &m) {
                     const py::gil_scoped_release release;
                     op.emplace(view);
                 }
-                return run<decltype(t)>(*op, o, initial);
+                return run<decltype(t)>(*op, o, initial, by_u(signs));
             });
         },
-        py::arg("a"), py::arg("rank"), py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"),
-        py::arg("initial"), py::arg("key"));
+        py::arg("call"), py::arg("A"), py::arg("rank"), py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"),
+        py::arg("initial"), py::arg("key"), py::arg("signs"));
     m.def(
         "truncated_svd_csr",
         [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
            std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power_iterations,
-           const py::object &initial, std::uint64_t key) {
+           const py::object &initial, std::uint64_t key, const py::object &signs) {
             load_lapack();
             const Csr x(data, indices, indptr, rows, cols, "A");
             const auto o = options(rank, energy, tol, oversample, power_iterations, key);
@@ -117,27 +133,27 @@ void register_decompositions(py::module_ &m) {
                     const py::gil_scoped_release release;
                     op.emplace(x.view<decltype(t)>());
                 }
-                return run<decltype(t)>(*op, o, initial);
+                return run<decltype(t)>(*op, o, initial, by_u(signs));
             });
         },
         py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("rank"),
         py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"),
-        py::arg("key"));
+        py::arg("key"), py::arg("signs"));
     m.def(
         "truncated_svd_operator",
         [](const py::object &matmat, const py::object &rmatmat, std::int64_t rows, std::int64_t cols, bool single,
            std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power_iterations,
-           const py::object &initial, std::uint64_t key) {
+           const py::object &initial, std::uint64_t key, const py::object &signs) {
             load_lapack();
             const auto o = options(rank, energy, tol, oversample, power_iterations, key);
             return dispatch(single ? DType::f32 : DType::f64, [&](auto t) {
                 PythonOperator<decltype(t)> op(matmat, rmatmat, rows, cols);
-                return run<decltype(t)>(op, o, initial);
+                return run<decltype(t)>(op, o, initial, by_u(signs));
             });
         },
         py::arg("matmat"), py::arg("rmatmat"), py::arg("rows"), py::arg("cols"), py::arg("single"), py::arg("rank"),
         py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"),
-        py::arg("key"));
+        py::arg("key"), py::arg("signs"));
     m.def(
         "column_moments",
         [](const py::object &x, const py::object &mean, const py::object &scatter) {
@@ -219,10 +235,11 @@ void register_decompositions(py::module_ &m) {
         py::arg("components"), py::arg("out"));
     m.def(
         "product_svd",
-        [](const py::object &a, const py::object &b, std::int64_t rank) {
+        [](const py::object & /* call */, const py::object &a, const py::object &b, std::int64_t rank, const py::object &signs) {
             load_lapack();
             const Array x(a, "A"), y(b, "B");
-            y.require_dtype(x.dtype());
+            y.require_dtype_of(x);
+            const bool turned = by_u(signs);
             return dispatch(x.dtype(), [&](auto t) {
                 const auto va = x.matrix<const decltype(t)>(), vb = y.matrix<const decltype(t)>();
                 TruncatedSvd<decltype(t)> d;
@@ -230,22 +247,23 @@ void register_decompositions(py::module_ &m) {
                     const py::gil_scoped_release release;
                     d = product_svd<decltype(t)>(va, vb, rank);
                 }
-                return pack(std::move(d));
+                return pack(std::move(d), turned);
             });
         },
-        py::arg("a"), py::arg("b"), py::arg("rank"));
+        py::arg("call"), py::arg("A"), py::arg("B"), py::arg("rank"), py::arg("signs"));
     m.def(
         "merge_svd",
-        [](const py::object &ua, const py::object &sa, const py::object &va, const py::object &ub, const py::object &sb,
-           const py::object &vb, std::int64_t rank) {
+        [](const py::object & /* call */, const py::tuple &a, const py::tuple &b, std::int64_t rank, double forget, const py::object &signs) {
             load_lapack();
-            const Array xva(va, "a.Vh"), xsa(sa, "a.S"), xvb(vb, "b.Vh"), xsb(sb, "b.S");
+            const Array xva(a[2], "a.Vh"), xsa(a[1], "a.S"), xvb(b[2], "b.Vh"), xsb(b[1], "b.S");
             std::optional<Array> xua, xub;
-            if (!ua.is_none()) xua.emplace(ua, "a.U");
-            if (!ub.is_none()) xub.emplace(ub, "b.U");
-            for (const Array *x : {&xsa, &xvb, &xsb}) x->require_dtype(xva.dtype());
+            if (!a[0].is_none()) xua.emplace(a[0], "a.U");
+            if (!b[0].is_none()) xub.emplace(b[0], "b.U");
+            if (xua.has_value() != xub.has_value()) throw py::value_error("U must be given in both decompositions or in neither");
+            for (const Array *x : {&xsa, &xvb, &xsb}) x->require_dtype_of(xva);
             for (const auto *x : {&xua, &xub})
-                if (*x) (*x)->require_dtype(xva.dtype());
+                if (*x) (*x)->require_dtype_of(xva);
+            const bool turned = by_u(signs);
             return dispatch(xva.dtype(), [&](auto t) {
                 using T = decltype(t);
                 const auto ma = xva.matrix<const T>(), mb = xvb.matrix<const T>();
@@ -254,16 +272,74 @@ void register_decompositions(py::module_ &m) {
                     uu = xua->matrix<const T>();
                     ww = xub->matrix<const T>();
                 }
-                const T *ps = xsa.vector<T>(ma.rows), *pt = xsb.vector<T>(mb.rows);
+                const auto values = [](const Array &s, std::int64_t k, double factor) {
+                    s.require_ndim(1);
+                    s.require_shape({k});
+                    std::vector<T> out(std::size_t(k), T(0));
+                    for (std::int64_t i = 0; i < k; ++i) out[std::size_t(i)] = static_cast<const T *>(s.data())[i * s.stride(0)] * T(factor);
+                    return out;
+                };
+                const std::vector<T> ps = values(xsa, ma.rows, forget), pt = values(xsb, mb.rows, 1.0);
                 TruncatedSvd<T> d;
                 {
                     const py::gil_scoped_release release;
-                    d = merge_svd<T>(uu, ps, ma, ww, pt, mb, rank);
+                    d = merge_svd<T>(uu, ps.data(), ma, ww, pt.data(), mb, rank);
                 }
-                return pack(std::move(d));
+                return pack(std::move(d), turned);
             });
         },
-        py::arg("ua"), py::arg("sa"), py::arg("va"), py::arg("ub"), py::arg("sb"), py::arg("vb"), py::arg("rank"));
+        py::arg("call"), py::arg("a"), py::arg("b"), py::arg("rank"), py::arg("forget"), py::arg("signs"));
+    // New bases of low-rank projections of gradients: for each (G, right, last basis or None, last first vector or None, key, rank,
+    // more, power iterations, name) what it is now: (basis (n, r), first vector, |cos| of the two first ones or None).
+    m.def(
+        "refresh_bases",
+        [](const py::object & /* call */, const py::list &jobs) {
+            load_lapack();
+            py::list found;
+            for (const auto item : jobs) {
+                const auto job = py::cast<py::tuple>(item);
+                const auto name = job[8].cast<std::string>();
+                const Array g(job[0], name.c_str());
+                found.append(dispatch(g.dtype(), [&](auto t) -> py::tuple {
+                    using T = decltype(t);
+                    auto a = g.matrix<const T>();
+                    if (!truth(job[1], "right")) a = a.transposed();
+                    std::optional<Array> last, first;
+                    MatrixView<const T> start;
+                    if (!job[2].is_none()) start = last.emplace(job[2], "basis").template matrix<const T>().transposed();
+                    if (!job[3].is_none()) first.emplace(job[3], "first");
+                    const auto o = options(job[5].cast<std::int64_t>(), 0.0, 0.0, job[6].cast<std::int64_t>(), job[7].cast<std::int64_t>(),
+                                           job[4].cast<std::uint64_t>());
+                    TruncatedSvd<T> d;
+                    {
+                        const py::gil_scoped_release release;
+                        std::optional<DenseOperator<T>> op;
+                        try {
+                            op.emplace(a);
+                        } catch (const ValueError &) { // who calls knows it by another name
+                            throw ValueError(name + " holds NaN or infinity");
+                        }
+                        d = truncated_svd<T>(*op, o, start);
+                    }
+                    const std::int64_t n = d.n, k = d.k;
+                    auto basis = uninitialised<T>(n * k), one = uninitialised<T>(n);
+                    for (std::int64_t j = 0; j < n; ++j)
+                        for (std::int64_t i = 0; i < k; ++i) basis[std::size_t(j * k + i)] = d.vh[std::size_t(i * n + j)];
+                    std::copy_n(d.vh.data(), n, one.get());
+                    py::object cosine = py::none();
+                    if (first) {
+                        const T *was = first->template vector<const T>(n);
+                        double sum = 0;
+                        for (std::int64_t j = 0; j < n; ++j) sum += double(one[std::size_t(j)]) * double(was[j]);
+                        cosine = py::float_(std::abs(sum));
+                    }
+                    return py::make_tuple(hand_over(std::move(basis), {py::ssize_t(n), py::ssize_t(k)}), hand_over(std::move(one), {py::ssize_t(n)}),
+                                          cosine);
+                }));
+            }
+            return found;
+        },
+        py::arg("call"), py::arg("jobs"));
 }
 
 } // namespace subspan::bind

@@ -22,9 +22,11 @@ SvdMethod method_of(const std::string &name) {
 // The stream of one dtype, made by the first rows, behind a lock: objects may be shared between threads.
 class Stream {
   public:
-    Stream(std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample,
-           bool exact_blocks, bool canonical_signs) {
+    // `place` says where rows are on a device; `dtype` is what all rows must be of, or None: the first ones decide.
+    Stream(const py::object & /* place */, std::int64_t rank, double forget, bool center, double energy, const std::string &method,
+           std::int64_t oversample, bool exact_blocks, bool canonical_signs, const py::object &dtype) {
         load_lapack();
+        if (!dtype.is_none()) wanted_ = dtype.cast<std::string>() == "float32" ? DType::f32 : DType::f64;
         options_ = {rank, forget, center, energy, oversample, method_of(method), canonical_signs, exact_blocks};
         StreamingSvd<float>{options_}; // checks the options
     }
@@ -128,14 +130,15 @@ class Stream {
             return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(k), py::ssize_t(n)});
         });
     }
-    // In double, whatever the rows were; None without one.
+    // In the dtype of the rows; None without one.
     py::object mean() {
-        return fresh([](auto &s, auto) {
+        return fresh([](auto &s, auto t) {
+            using T = decltype(t);
             const double *from = s.mean();
             const std::int64_t n = from == nullptr ? 0 : s.features();
-            std::unique_ptr<double[]> items;
+            std::unique_ptr<T[]> items;
             if (from != nullptr) {
-                items = uninitialised<double>(n);
+                items = uninitialised<T>(n);
                 std::copy_n(from, n, items.get());
             }
             return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(n)});
@@ -224,6 +227,7 @@ class Stream {
         const std::lock_guard<Turn> lock(turn_);
         auto out = std::make_unique<Stream>(options_);
         out->stream_ = stream_;
+        out->wanted_ = wanted_;
         return out;
     }
     explicit Stream(const StreamingOptions &o) : options_(o) {}
@@ -303,7 +307,7 @@ class Stream {
   private:
     // Without the GIL: a C++ exception that the translator makes a TypeError of.
     void require_locked(DType d, const char *what) const {
-        const auto own = dtype_locked();
+        const auto own = dtype_locked() ? dtype_locked() : wanted_;
         if (own && *own != d)
             throw WrongDType(std::string(what) + " must be " + (*own == DType::f32 ? "float32" : "float64") +
                                  " as the stream is, got " + (d == DType::f32 ? "float32" : "float64"));
@@ -400,7 +404,10 @@ class Stream {
                 require_no_overflow(MatrixView<const T>(view), input);
             }
         }
-        if (target) return out;
+        if (target) {
+            target->written();
+            return out;
+        }
         return hand_over(std::move(items), std::move(shape));
     }
     template <class F> void visit_self(F &&f) {
@@ -409,6 +416,7 @@ class Stream {
     }
 
     StreamingOptions options_;
+    std::optional<DType> wanted_;
     std::variant<std::monostate, StreamingSvd<float>, StreamingSvd<double>> stream_;
     mutable Turn turn_;
 };
@@ -417,9 +425,10 @@ class Stream {
 
 void register_streaming(py::module_ &m) {
     py::class_<Stream>(m, "Stream")
-        .def(py::init<std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool>(), py::arg("rank"),
-             py::arg("forget"), py::arg("center"), py::arg("energy"), py::arg("method"), py::arg("oversample"),
-             py::arg("exact_blocks"), py::arg("canonical_signs"))
+        .def(py::init<const py::object &, std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool,
+                      const py::object &>(),
+             py::arg("place"), py::arg("rank"), py::arg("forget"), py::arg("center"), py::arg("energy"), py::arg("method"), py::arg("oversample"),
+             py::arg("exact_blocks"), py::arg("canonical_signs"), py::arg("dtype"))
         .def("update", &Stream::update, py::arg("rows"))
         .def("update_csr", &Stream::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
              py::arg("cols"))

@@ -215,12 +215,7 @@ template <class T> void CsrOperator<T>::adjoint(std::int64_t count, const T *y, 
 template <class T>
 TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, MatrixView<const T> initial) {
     const std::int64_t m = a.rows(), n = a.cols(), full = std::min(m, n);
-    if (full < 1) throw ValueError("A must have at least one row and one column");
-    if (o.rank < 0 || o.rank > full)
-        throw ValueError("rank must be in [1, " + std::to_string(full) + "], got " + std::to_string(o.rank));
-    if (o.oversample < 0) throw ValueError("oversample must not be negative, got " + std::to_string(o.oversample));
-    if (o.power_iterations < 0)
-        throw ValueError("power_iterations must not be negative, got " + std::to_string(o.power_iterations));
+    o.check(full);
     if (initial.rows > 0 && initial.cols != n)
         throw ValueError("initial must have " + std::to_string(n) + " columns, got " + std::to_string(initial.cols));
     for (std::int64_t i = 0; i < initial.rows; ++i)
@@ -229,21 +224,10 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
     const bool adaptive = o.rank == 0;
     if (std::min(full, o.rank + std::min(o.oversample, full)) > 20000)
         throw ValueError("rank + oversample must be at most 20000 on the CPU, got " + std::to_string(o.rank + o.oversample));
-    if (adaptive && o.energy <= 0.0 && o.tol <= 0.0) throw ValueError("one of rank, energy and tol must be given");
     const double norm = o.energy > 0.0 ? a.squared_norm() : 0.0;
     if (o.energy > 0.0 && norm < 0.0)
         throw ValueError("energy needs the Frobenius norm, which an operator does not have; give rank or tol");
-    const auto wanted = [&](const std::vector<double> &s, std::int64_t most) {
-        std::int64_t k = 0;
-        double kept = 0;
-        while (k < most) {
-            if (o.energy > 0.0 && kept >= o.energy * norm) break;
-            if (o.tol > 0.0 && (s[std::size_t(k)] < o.tol * s[0] || s[0] == 0.0)) break;
-            kept += s[std::size_t(k)] * s[std::size_t(k)];
-            ++k;
-        }
-        return k;
-    };
+    const auto wanted = [&](const std::vector<double> &s, std::int64_t most) { return o.wanted(s.data(), most, norm); };
     std::vector<double> all;
     TruncatedSvd<T> out;
     if (!adaptive) {
@@ -251,13 +235,12 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
         out = iterate(a, o, l, initial, all);
         return cut(std::move(out), all, wanted(all, std::min(o.rank, l)), a.unit());
     }
-    // Doubling; each try starts from the one before. The last `oversample` values are not trusted.
-    std::int64_t l = std::min(full, std::max<std::int64_t>(16, initial.rows) + o.oversample);
+    std::int64_t l = o.first_try(full, initial.rows);
     MatrixView<const T> start = initial;
     TruncatedSvd<T> previous;
     for (;;) {
         out = iterate(a, o, l, start, all);
-        const std::int64_t trusted = l == full ? l : l - o.oversample, k = wanted(all, trusted);
+        const std::int64_t trusted = o.trusted(l, full), k = wanted(all, trusted);
         if (k < trusted || l == full) return cut(std::move(out), all, k, a.unit());
         previous = std::move(out);
         start = MatrixView<const T>(previous.vh.data(), l, n);

@@ -9,6 +9,13 @@
 
 namespace subspan::bind {
 
+void not_on_device(const std::string &name) {
+    if (name.rfind("__", 0) == 0) throw py::attribute_error(name);
+    py::set_error(py::module_::import("subspan._lib.device").attr("NotOnDeviceError"),
+                  (name + " is not implemented on CUDA devices: it runs on the CPU and moves no data by itself").c_str());
+    throw py::error_already_set();
+}
+
 void register_device(py::module_ &m) {
     register_device_arrays();
     // A kernel that finds its table empty asks Python for the libraries that are there.
@@ -27,13 +34,7 @@ void register_device(py::module_ &m) {
             PyErr_SetString(PyExc_ImportError, e.what());
         }
     });
-    // What has no kernel on a device says so here, for all functions alike.
-    m.def("__getattr__", [](const std::string &name) -> py::object {
-        if (name.rfind("__", 0) == 0) throw py::attribute_error(name);
-        py::set_error(py::module_::import("subspan._lib.device").attr("NotOnDeviceError"),
-                      (name + " is not implemented on CUDA devices: it runs on the CPU and moves no data by itself").c_str());
-        throw py::error_already_set();
-    });
+    m.def("__getattr__", [](const std::string &name) -> py::object { not_on_device(name); });
     m.def("device_count", &cuda::device_count);
     m.def("versions", [] {
         const auto v = cuda::versions();

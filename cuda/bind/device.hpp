@@ -5,7 +5,11 @@
 #include "scalars.hpp"
 #include "subspan/cuda/types.hpp"
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <mutex>
+#include <thread>
 
 namespace subspan::bind {
 
@@ -25,6 +29,41 @@ class Memory {
   private:
     cuda::Context context_;
     py::object owner_;
+};
+
+/// What has no kernel on a device says so here, for all functions and methods alike: raises.
+[[noreturn]] void not_on_device(const std::string &name);
+
+/// One call at a time of an object that threads share: waited for without the GIL, and so that Ctrl-C is heard.
+class Exclusive {
+  public:
+    class Hold {
+      public:
+        explicit Hold(Exclusive &x) : x_(x) {
+            if (x.owner_ == std::this_thread::get_id()) throw std::runtime_error("this object is in use by the same thread: a signal handler cannot call it");
+            for (bool got = x.mutex_.try_lock(); !got;) {
+                {
+                    const py::gil_scoped_release release;
+                    got = x.mutex_.try_lock_for(std::chrono::milliseconds(50));
+                }
+                if (!got && PyErr_CheckSignals() != 0) throw py::error_already_set();
+            }
+            x.owner_ = std::this_thread::get_id();
+        }
+        Hold(const Hold &) = delete;
+        Hold &operator=(const Hold &) = delete;
+        ~Hold() {
+            x_.owner_ = std::thread::id();
+            x_.mutex_.unlock();
+        }
+
+      private:
+        Exclusive &x_;
+    };
+
+  private:
+    std::timed_mutex mutex_;
+    std::atomic<std::thread::id> owner_{};
 };
 
 /// The array, or a contiguous copy where cuBLAS could read neither the rows nor the columns of its matrices.

@@ -21,14 +21,19 @@ def test_both_modules_have_the_same_names_and_signatures(emulated):
         # of the device's module itself
         "architectures", "device_count", "versions", "has_blas", "load_blas", "has_solver", "load_solver",
         # states that live in arrays of the caller's library there, and in objects on the CPU
-        "svd_update", "svd_merge", "mix_ring", "truncated_svd", "complete_vectors", "squared_norm", "emulated",
+        "mix_ring", "emulated",
     }  # fmt: skip
     found = {name for name in vars(emulated) if not name.startswith("__") and name not in alone}
     assert len(found) > 30
     for name in sorted(found):
         assert hasattr(_core, name), f"{name} has another name on the CPU"
-        there, here = parameters(getattr(emulated, name).__doc__), parameters(getattr(_core, name).__doc__)
-        assert there == here, f"{name}: {there} on a device, {here} on the CPU"
+        there, here = getattr(emulated, name), getattr(_core, name)
+        if not isinstance(there, type):
+            assert parameters(there.__doc__) == parameters(here.__doc__), name
+            continue
+        for method, f in vars(there).items():
+            if method == "__init__" or not method.startswith("_"):
+                assert parameters(f.__doc__) == parameters(getattr(here, method).__doc__), f"{name}.{method}"
 
 
 def test_the_device_stub_is_what_its_bindings_say(emulated):

@@ -329,8 +329,11 @@ def test_vectors_of_smooth_snapshots(gpu, name, dtype, method, oversample):
     for begin, end in ((0, 25), (25, 32), (32, 60)):
         past = np.zeros((0, a.shape[1]))
         if svd.rows_seen:
-            there = svd._there
-            past = there.values.get()[: there.rank, None] * there.components.get()[: there.rank]
+            there = svd._core.state()
+            past = (
+                there["device_values"][: there["device_rank"], None]
+                * there["device_components"][: there["device_rank"]]
+            )
         svd.update(gpu.put(a[begin:end]))
         _, s, vh = np.linalg.svd(np.vstack([past, a[begin:end].astype(np.float64)]), full_matrices=False)
         found, values = svd.components.get().astype(np.float64), svd.singular_values.get()

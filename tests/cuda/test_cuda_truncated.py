@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from references import eps, wide
-from subspan._lib.device_truncated import Problem, _bytes_of_work
 from subspan.svd import StreamingSVD, truncated_svd
 
 WIDE = [np.dtype(np.float32), np.dtype(np.float64)]
@@ -146,10 +145,3 @@ def test_data_of_any_size(gpu, rng, dtype, exponent):
 def test_a_start_on_the_device_alone(gpu):
     with pytest.raises(TypeError, match="A is on the CPU and initial on CUDA device 0"):
         truncated_svd(np.ones((6, 5)), 2, initial=gpu.put(np.ones((2, 5))))
-
-
-def test_groups_keep_to_their_memory(emulation):
-    """Decompositions of a launch have room for the longest matrix of it, each."""
-    problems = [Problem(emulation.put(np.ones((m, 40), np.float32)), 5, None, 0, False) for m in (48,) * 30 + (6000,)]
-    alone = _bytes_of_work(problems[:30], 15) + _bytes_of_work(problems[30:], 15)
-    assert _bytes_of_work(problems, 15) > 5 * alone

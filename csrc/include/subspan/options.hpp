@@ -1,8 +1,12 @@
 // Enumerations and option structs that the CPU and the CUDA side share.
 #pragma once
 
+#include "subspan/errors.hpp"
+
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace subspan {
@@ -28,6 +32,41 @@ enum class Distance { geodesic, chordal, projection, procrustes, fubini_study, b
 /// Representation, Xiong et al., ICCV 2023), or its tangent part moves in parallel along the step (exp only).
 enum class MomentumTransport { project, parallel };
 enum class Orthonormalization { automatic, cholesky, householder, polar };
+
+/// Of a truncated SVD by randomized subspace iteration.
+struct TruncatedOptions {
+    std::int64_t rank = 0;    // 0: as many as energy or tol ask for
+    double energy = 0.0;      // in (0, 1): smallest rank that holds this share of ‖A‖_F²
+    double tol = 0.0;         // > 0: drop singular values below tol · s_1
+    std::int64_t oversample = 10, power_iterations = 2;
+    std::uint64_t key = 0;    // of the random start
+
+    /// ValueError unless they fit a matrix whose smaller side is `full`.
+    void check(std::int64_t full) const {
+        if (full < 1) throw ValueError("A must have at least one row and one column");
+        if (rank < 0 || rank > full) throw ValueError("rank must be in [1, " + std::to_string(full) + "], got " + std::to_string(rank));
+        if (oversample < 0) throw ValueError("oversample must not be negative, got " + std::to_string(oversample));
+        if (power_iterations < 0) throw ValueError("power_iterations must not be negative, got " + std::to_string(power_iterations));
+        if (rank == 0 && energy <= 0.0 && tol <= 0.0) throw ValueError("one of rank, energy and tol must be given");
+    }
+    /// How many of the first `most` values to keep, of a matrix of this squared norm (needed for energy).
+    std::int64_t wanted(const double *s, std::int64_t most, double norm) const {
+        std::int64_t k = 0;
+        double kept = 0;
+        while (k < most) {
+            if (energy > 0.0 && kept >= energy * norm) break;
+            if (tol > 0.0 && (s[k] < tol * s[0] || s[0] == 0.0)) break;
+            kept += s[k] * s[k];
+            ++k;
+        }
+        return k;
+    }
+    /// Vectors of the first try where the rank is not known, and how many values of a try with so many are trusted: not the last
+    /// `oversample` ones. Each next try has twice as many, and starts from the one before.
+    std::int64_t first_try(std::int64_t full, std::int64_t given) const { return std::min(full, std::max<std::int64_t>(16, given) + oversample); }
+    std::int64_t trusted(std::int64_t vectors, std::int64_t full) const { return vectors == full ? vectors : std::max<std::int64_t>(1, vectors - oversample); }
+};
+
 enum class MixNorm { none, clamp, soft };          // divide a wedge by 1, max(n, eps), sqrt(n² + eps), n its length
 enum class MixWeights { mean, given, softmax };    // of the offsets that apply; softmax: `weights` are logits
 enum class Rope { none, interleaved, half };       // rotate the pairs (2i, 2i + 1) or (i, i + r/2) by the position

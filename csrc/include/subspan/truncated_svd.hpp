@@ -1,6 +1,7 @@
 // One-shot truncated SVDs: randomized subspace iteration, the SVD of a product, the merge of two decompositions.
 #pragma once
 
+#include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
@@ -62,14 +63,6 @@ template <class T> class CsrOperator final : public LinearOperator<T> {
     std::vector<std::int64_t> by_row_, start_, row_;
     std::vector<T> value_;
     double norm_, unit_ = 1.0;
-};
-
-struct TruncatedOptions {
-    std::int64_t rank = 0;    // 0: as many as energy or tol ask for
-    double energy = 0.0;      // in (0, 1): smallest rank that holds this share of ‖A‖_F²
-    double tol = 0.0;         // > 0: drop singular values below tol · s_1
-    std::int64_t oversample = 10, power_iterations = 2;
-    std::uint64_t key = 0;    // of the random start
 };
 
 /// Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithms 4.4 and 5.1, with l = rank + oversample vectors:

@@ -420,6 +420,22 @@ def real_number(value: Any, name: str, least: float = -math.inf) -> float:
     return number
 
 
+def share(value: Any, name: str) -> float:
+    """A number between 0 and 1."""
+    number = real_number(value, name)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"{name} must be in (0, 1), got {number}")
+    return number
+
+
+def choice(value: Any, name: str, *allowed: str) -> str:
+    """One of these texts."""
+    if not isinstance(value, str) or value not in allowed:
+        *first, last = (repr(x) for x in allowed)
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
+    return str(value)
+
+
 def truth(value: Any, name: str) -> bool:
     """A bool of a user's. Text, numbers and arrays are mistakes."""
     if isinstance(value, (bool, np.bool_)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import importlib
 import os
 import re
 import socket
@@ -201,3 +202,22 @@ def read_archive(
         if isinstance(state[k], str) and state[k] == "":
             state[k] = None
     return state
+
+
+def loaded(kind: Any, path: str | os.PathLike[str] | bytes, needed: set[str], members: set[str]) -> Any:
+    """An object of this class from what its ``save`` wrote."""
+    state = read_archive(path, kind.__name__, needed, members)
+    self = kind.__new__(kind)
+    try:
+        self.__setstate__(state)
+    except Exception as e:  # whatever a wrong member makes the pieces below raise
+        raise ValueError(f"{os.fsdecode(path)}: damaged {kind.__name__} file ({e})") from e
+    return self
+
+
+def known_library(name: Any) -> str:
+    """A saved library, imported: results go to it."""
+    if name not in ("numpy", "torch", "jax", "cupy"):
+        raise ValueError(f"library is {name!r}, wanted one of numpy, torch, jax, cupy")
+    importlib.import_module(name)
+    return str(name)

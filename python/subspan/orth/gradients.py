@@ -8,24 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import numpy
 from subspan._lib.arrays import (
     Array,
     as_array,
     check_float,
     check_library,
+    choice,
     detached,
     library_of,
     real_number,
     rng_key,
-    to_library,
     truth,
     whole_number,
 )
 from subspan._lib.call import call_of
-from subspan._lib.device import dtype_name, on_device
+from subspan._lib.device import check_dtype, device_of, dtype_name, memory_of, on_device
 from subspan._lib.files import checked_state, sealed_state
-from subspan.orth import device_gradients
 from subspan.orth.int4 import Int4Basis, quantize_int4
 
 if TYPE_CHECKING:
@@ -105,24 +103,18 @@ class GradientProjector:
         group: int = 256,
         rng: int | np.random.Generator | None = None,
     ) -> None:
-        rank = whole_number(rank, "rank", 1)
-        refresh = whole_number(refresh, "refresh", 0)
-        history = whole_number(history, "history", 1, 2**20)
-        iterations = whole_number(iterations, "iterations", 1, 2**20)
-        group = whole_number(group, "group", 1)
-        if not isinstance(side, str) or side not in ("auto", "left", "right"):
-            raise ValueError(f"side must be 'auto', 'left' or 'right', got {side!r}")
+        self.rank = whole_number(rank, "rank", 1)
+        self.side = choice(side, "side", "auto", "left", "right")
+        self.base_interval = self.interval = whole_number(refresh, "refresh", 0)
         if bits is not None and whole_number(bits, "bits", 1) != 4:
             raise ValueError(f"bits must be None or 4, got {bits!r}")
-        adapt = truth(adapt, "adapt")
-        scale = real_number(scale, "scale")
-        threshold = real_number(threshold, "threshold")
-        if not 0 < threshold <= 1:
+        self.bits, self.adapt = bits, truth(adapt, "adapt")
+        self.threshold, self.scale = real_number(threshold, "threshold"), real_number(scale, "scale")
+        if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold must be in (0, 1], got {threshold}")
-        self.rank, self.side, self.bits, self.adapt = int(rank), side, bits, bool(adapt)
-        self.threshold, self.history, self.scale = float(threshold), int(history), float(scale)
-        self.iterations, self.group = int(iterations), int(group)
-        self.base_interval = self.interval = int(refresh)
+        self.history = whole_number(history, "history", 1, 2**20)
+        self.iterations = whole_number(iterations, "iterations", 1, 2**20)
+        self.group = whole_number(group, "group", 1)
         self.basis: Any = None
         self.similarity: deque[float] = deque(maxlen=self.history)
         self.refreshes = 0
@@ -177,34 +169,39 @@ class GradientProjector:
         Two products of ``2 m n r`` flops for each iteration, and ``O((m + n) r²)``. With ``adapt`` it also updates
         the interval.
         """
-        G = self._gradient(G)
-        if on_device(G):
-            device_gradients.refresh([self], [G])
-            return self
-        self._check_place(G, "G")
-        a = numpy(G)
-        a = a if self._right(G) else a.T
-        if self.basis is None:
-            start, more, power, key = None, 10, 2, self._key
-        else:
-            last = self.basis.to_array() if isinstance(self.basis, Int4Basis) else self.basis
-            # A few random directions beside the last basis find what has turned up since.
-            start, more, power = numpy(last).T, max(8, self.rank // 8), self.iterations - 1
-            key = self._key + self.refreshes
-        _, _, vh = _core.truncated_svd(a, self.rank, 0.0, 0.0, more, power, start, rng_key(np.random.default_rng(key)))
-        first = vh[0].copy()
-        cosine = None if self._first is None else abs(float(first @ self._first))
-        basis: Any = np.ascontiguousarray(vh.T)
-        library = library_of(G)
-        if self.bits == 4:
-            basis = quantize_int4(basis, self.group)
-            basis._library = library
-        else:
-            basis = to_library(basis, library)
-        self._take(basis, first, cosine, G)
+        self._refresh([self], [G])
         return self
 
-    def _take(self, basis: Any, first: Any, cosine: float | None, G: Array) -> None:
+    @staticmethod
+    def _refresh(projectors: Sequence[GradientProjector], gradients: Sequence[Array]) -> None:
+        """New bases for all, in one call for each library and device; nothing changes where one of them fails."""
+        places: dict[Any, list[int]] = {}
+        jobs: list[Any] = []
+        for i, (p, G) in enumerate(zip(projectors, gradients, strict=True)):
+            name = "G" if len(projectors) == 1 else f"gradients[{i}]"
+            g = p._gradient(G)
+            p._check_place(g, "G")
+            start, more, power, key = None, 10, 2, p._key
+            if p.basis is not None:
+                # A few random directions beside the last basis find what has turned up since.
+                start = p.basis.to_array() if isinstance(p.basis, Int4Basis) else p.basis
+                more, power, key = max(8, p.rank // 8), p.iterations - 1, p._key + p.refreshes
+            key = rng_key(np.random.default_rng(key))
+            jobs.append((g, p._right(g), start, p._first, key, p.rank, more, power, name))
+            places.setdefault((library_of(g), device_of(g)), []).append(i)
+        found: dict[int, Any] = {}
+        for some in places.values():
+            call = call_of(G=jobs[some[0]][0])
+            for i, (basis, first, cosine) in zip(
+                some, call.kernels.refresh_bases(call.context, [jobs[i] for i in some]), strict=True
+            ):
+                p = projectors[i]
+                basis = call.give(basis)
+                found[i] = (quantize_int4(basis, p.group) if p.bits == 4 else basis, first, cosine)
+        for i, new in found.items():
+            projectors[i]._take(jobs[i][0], *new)
+
+    def _take(self, G: Array, basis: Any, first: Any, cosine: float | None) -> None:
         """What a refresh has found."""
         similarity, interval = deque(self.similarity, maxlen=self.history), self.interval
         if cosine is not None:
@@ -227,19 +224,13 @@ class GradientProjector:
         """:meth:`refresh` of many, each with its gradient.
 
         On a CUDA device the small problems of all matrices of one rank and dtype are solved in the same launches, and
-        the host waits once; on the CPU one follows the other. Nothing changes where a gradient on a device holds NaN or
-        infinity.
+        the host waits once; on the CPU one follows the other. Nothing changes where a gradient holds NaN or infinity.
         """
         if len(projectors) != len(gradients):
             raise ValueError(f"there are {len(projectors)} projectors and {len(gradients)} gradients")
         if len({id(p) for p in projectors}) != len(projectors):
             raise ValueError("projectors holds one twice")
-        checked = [p._gradient(G) for p, G in zip(projectors, gradients, strict=True)]
-        there = [i for i, G in enumerate(checked) if on_device(G)]
-        device_gradients.refresh([projectors[i] for i in there], [checked[i] for i in there])
-        for i, G in enumerate(checked):
-            if i not in there:
-                projectors[i].refresh(G)
+        GradientProjector._refresh(projectors, gradients)
 
     def _adapted(self, similarity: deque[float]) -> int:
         """The interval after these values, which are forgotten where it changes."""
@@ -288,14 +279,21 @@ class GradientProjector:
 
     def _check_place(self, x: Array, name: str) -> None:
         """The library, the device and the dtype must be those of before."""
-        if on_device(x):
-            device_gradients.check(self, x, name)
+        there = device_of(x)
+        dtype = check_float(x, name).name if there is None else check_dtype(x, name)
+        if self.basis is None:
             return
-        if self._dtype_there is not None:
-            raise TypeError(f"{name} is on the CPU and the basis on a CUDA device; move one of them")
-        dtype = check_float(x, name)
-        if self._first is not None and dtype != self._first.dtype:
-            raise TypeError(f"{name} must be {self._first.dtype} as before, got {dtype}")
+        basis = self.basis.codes if isinstance(self.basis, Int4Basis) else self.basis
+        if (there is None) != (device_of(basis) is None):
+            where = ("on a CUDA device", "on the CPU") if there is not None else ("on the CPU", "on a CUDA device")
+            raise TypeError(f"{name} is {where[0]} and the basis {where[1]}; make a new projector")
+        if there is not None:
+            memory_of(**{name: x}, basis=basis)
+            if library_of(x) != library_of(basis):
+                raise TypeError(f"{name} must be of {library_of(basis)} as before, got {library_of(x)}")
+        known = self._first.dtype.name if there is None else self._dtype_there
+        if dtype != known:
+            raise TypeError(f"{name} must be {known} as before, got {dtype}")
 
     @staticmethod
     def _output(x: Array, shape: tuple[int, ...], out: Array | None) -> Array:

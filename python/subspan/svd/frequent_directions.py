@@ -22,8 +22,7 @@ from subspan._lib.arrays import (
     to_library,
     whole_number,
 )
-from subspan._lib.files import checked_state, sealed_state
-from subspan.svd.streaming import _known_library
+from subspan._lib.files import checked_state, known_library, sealed_state
 
 __all__ = ["FrequentDirections"]
 
@@ -172,7 +171,7 @@ class FrequentDirections:
             state = {**state, "format": "subspan.FrequentDirections/1"}
         state = checked_state(state, "FrequentDirections", _SKETCH_FORMAT, {"size", "n_features", "library"})
         self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
-        self._library = _known_library(state["library"])
+        self._library = known_library(state["library"])
         if "buffer" in state:
             buffer = state["buffer"]
             kept = check_float(buffer, "buffer")

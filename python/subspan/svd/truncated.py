@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from subspan import _core
-from subspan._lib import device_truncated
-from subspan._lib.arguments import on_the_cpu
 from subspan._lib.arrays import (
     Array,
     as_array,
     as_float,
     check_float,
     check_library,
+    choice,
     csr_parts,
     detached,
-    dtype_of,
     float_array,
     float_beside,
     is_sparse,
     library_of,
     real_number,
     rng_key,
+    share,
     to_library,
     whole_number,
 )
+from subspan._lib.call import call_of
 from subspan._lib.device import on_device
 from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
 
@@ -40,11 +40,6 @@ class TruncatedSVD(NamedTuple):
     U: Array
     S: Array
     Vh: Array
-
-
-def _triplet(parts: tuple[Any, Any, Any], library: str, like: Array = None) -> TruncatedSVD:
-    u, s, vh = parts
-    return TruncatedSVD(*(None if x is None else to_library(x, library, like) for x in (u, s, vh)))
 
 
 def truncated_svd(
@@ -120,17 +115,13 @@ def truncated_svd(
     if rank is None and energy is None and tol is None:
         raise ValueError("one of rank, energy and tol must be given")
     rank = None if rank is None else whole_number(rank, "rank", 1)
-    energy = None if energy is None else real_number(energy, "energy")
-    tol = None if tol is None else real_number(tol, "tol")
-    if energy is not None and not 0.0 < energy < 1.0:
-        raise ValueError(f"energy must be in (0, 1), got {energy}")
-    if tol is not None and not 0.0 < tol < 1.0:
-        raise ValueError(f"tol must be in (0, 1), got {tol}")
-    if not isinstance(signs, str) or signs not in ("v", "u"):
-        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
+    energy = None if energy is None else share(energy, "energy")
+    tol = None if tol is None else share(tol, "tol")
+    choice(signs, "signs", "v", "u")
     oversample = whole_number(oversample, "oversample", 0)
     if weight is not None:
-        return _weighted(A, rank, weight, energy, tol, oversample, power_iterations, initial, rng, signs)
+        how = {"oversample": oversample, "power_iterations": power_iterations, "rng": rng}
+        return _weighted(A, rank, weight, energy, tol, initial, signs, how)
     if isinstance(power_iterations, str):
         if power_iterations != "auto":
             raise ValueError(f"power_iterations must be an int or 'auto', got {power_iterations!r}")
@@ -139,31 +130,16 @@ def truncated_svd(
             raise ValueError(f"A must have 2 dimensions, got shape {tuple(A.shape)}")
         power_iterations = 7 if rank is not None and rank < 0.1 * min(int(x) for x in A.shape) else 4
     power_iterations = whole_number(power_iterations, "power_iterations", 0, 2**20)
-    options = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
-    key = rng_key(rng)
+    options: Any = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
     if initial is not None and not on_device(initial):
-        initial = float_array(initial, "initial", float_beside(A))
-    start = initial if initial is None or on_device(initial) else detached(initial)
+        initial = detached(float_array(initial, "initial", float_beside(A)))
+    more: Any = (initial, rng_key(rng), signs)
     if is_sparse(A):
-        data, indices, indptr, m, n = csr_parts(A, "A")
-        check_float(data, "A")
-        parts = _core.truncated_svd_csr(data, indices, indptr, m, n, *options, start, key)
-        found = _triplet(parts, "numpy")
-    elif hasattr(A, "matmat") and hasattr(A, "rmatmat"):
-        m, n, single = _operator(A)
-        parts = _core.truncated_svd_operator(A.matmat, A.rmatmat, m, n, single, *options, start, key)
-        found = _triplet(parts, "numpy")
-    elif on_device(A, initial):
-        found = TruncatedSVD(*device_truncated.truncated_svd(A, *options, initial, key))
-        if signs == "u":
-            raise TypeError("signs='u' is not implemented on CUDA devices")
-    else:
-        A = as_array(A, "A")
-        check_library(A, "A")
-        x = detached(as_float(A, "A"))
-        check_float(x, "A")
-        found = _triplet(_core.truncated_svd(x, *options, start, key), library_of(A), A)
-    return _with_signs(found, signs)
+        return TruncatedSVD(*_core.truncated_svd_csr(*csr_parts(A, "A"), *options, *more))
+    if hasattr(A, "matmat") and hasattr(A, "rmatmat"):
+        return TruncatedSVD(*_core.truncated_svd_operator(A.matmat, A.rmatmat, *_operator(A), *options, *more))
+    call, A = call_of(A=A, initial=initial), as_float(as_array(A, "A"), "A")
+    return TruncatedSVD(*call.give(call.kernels.truncated_svd(call.context, A, *options, *more)))
 
 
 def _operator(A: Any) -> tuple[int, int, bool]:
@@ -185,31 +161,8 @@ def _operator(A: Any) -> tuple[int, int, bool]:
     return m, n, dtype == np.float32
 
 
-def _with_signs(found: TruncatedSVD, signs: str) -> TruncatedSVD:
-    """The largest entry of each column of U positive, where that was asked for; that of rows of Vh is already."""
-    if signs == "v" or found.U is None:
-        return found
-    u, vh = (np.asarray(x) if library_of(x) == "numpy" else np.from_dlpack(x) for x in (found.U, found.Vh))
-    if u.shape[0] == 0:
-        return found
-    flip = np.where(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])] < 0, -1, 1).astype(u.dtype)
-    library = library_of(found.U)
-    return TruncatedSVD(
-        to_library(u * flip, library, found.U), found.S, to_library(vh * flip[:, None], library, found.Vh)
-    )
-
-
 def _weighted(
-    A: Array,
-    rank: int | None,
-    weight: Any,
-    energy: float | None,
-    tol: float | None,
-    oversample: int,
-    power_iterations: Any,
-    initial: Any,
-    rng: Any,
-    signs: str,
+    A: Array, rank: int | None, weight: Any, energy: float | None, tol: float | None, initial: Any, signs: str, how: Any
 ) -> TruncatedSVD:
     """The decomposition in the inner product ``x·W·y`` of rows: that of ``A F`` with ``W = F Fᵀ``."""
     inner = InnerProduct(weight)
@@ -238,21 +191,14 @@ def _weighted(
         dtype = check_float(x, "A")
         x = inner.forward(x, "A")
     start = None if initial is None else inner.forward(detached(as_array(initial, "initial")), "initial")
-    found = truncated_svd(
-        x,
-        rank,
-        energy=energy,
-        tol=tol,
-        oversample=oversample,
-        power_iterations=power_iterations,
-        initial=start,
-        rng=rng,
-    )
+    found = truncated_svd(x, rank, energy=energy, tol=tol, initial=start, **how)
     vh = inner.backward(found.Vh)
-    flip = signs_of_rows(vh)
-    found = _with_signs(TruncatedSVD(found.U * flip, found.S, vh * flip[:, None]), signs)
+    flip = signs_of_rows(vh if signs == "v" or found.U.shape[0] == 0 else found.U.T)
     with np.errstate(over="ignore"):
-        shown = [no_overflow(x.astype(dtype, copy=False), x, "a result") for x in found]
+        shown = [
+            no_overflow(x.astype(dtype, copy=False), x, "a result")
+            for x in (found.U * flip, found.S, vh * flip[:, None])
+        ]
     return TruncatedSVD(*(to_library(x, library, like) for x in shown))
 
 
@@ -272,16 +218,12 @@ def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v"
     200.0
     """
     wanted = float_beside(A, B)
-    A, B = float_array(A, "A", wanted), float_array(B, "B", wanted)
-    check_library(A, "A")
     rank = 0 if rank is None else whole_number(rank, "rank", 1)
-    if not isinstance(signs, str) or signs not in ("v", "u"):
-        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
-    a, b = detached(A), detached(B)
-    dtype, other = check_float(a, "A"), check_float(b, "B")
-    if other != dtype:
-        raise TypeError(f"B must be {dtype} as A is, got {other}")
-    return _with_signs(_triplet(_core.product_svd(a, b, rank), library_of(A), A), signs)
+    A, B = float_array(A, "A", wanted), float_array(B, "B", wanted)
+    call = call_of(A=A, B=B)
+    return TruncatedSVD(
+        *call.give(call.kernels.product_svd(call.context, A, B, rank, choice(signs, "signs", "v", "u")))
+    )
 
 
 def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
@@ -307,9 +249,8 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
     forget = real_number(forget, "forget")
     if not 0.0 < forget <= 1.0:
         raise ValueError(f"forget must be in (0, 1], got {forget}")
-    if not isinstance(signs, str) or signs not in ("v", "u"):
-        raise ValueError(f"signs must be 'v' or 'u', got {signs!r}")
-    given: list[list[Any]] = []
+    choice(signs, "signs", "v", "u")
+    given = []
     for x, name in ((a, "a"), (b, "b")):
         try:
             u, s, vh = x
@@ -318,28 +259,9 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
         if s is None or vh is None:
             raise TypeError(f"{name}: only U may be None")
         wanted = float_beside(u, s, vh)
-        part = [
-            None if u is None else float_array(u, f"{name}.U", wanted),
-            float_array(s, f"{name}.S", wanted),
-            float_array(vh, f"{name}.Vh", wanted),
-        ]
-        for y, field in zip(part, ("U", "S", "Vh"), strict=True):
-            if y is not None:
-                on_the_cpu(y, f"{name}.{field}")
-        given.append([None if y is None else detached(y) for y in part])
-    (ua, sa, va), (ub, sb, vb) = given
-    if (ua is None) != (ub is None):
-        raise ValueError("U must be given in both decompositions or in neither")
-    dtype = check_float(va, "a.Vh")
-    for y, name in ((ua, "a.U"), (sa, "a.S"), (ub, "b.U"), (sb, "b.S"), (vb, "b.Vh")):
-        if y is not None and check_float(y, name) != dtype:
-            raise TypeError(f"{name} must be {dtype} as a.Vh is, got {dtype_of(y)}")
-    values = []
-    for s, name in ((sa, "a.S"), (sb, "b.S")):
-        if len(s.shape) != 1:
-            raise ValueError(f"{name} must have 1 dimension, got shape {tuple(s.shape)}")
-        values.append(np.ascontiguousarray(s if isinstance(s, np.ndarray) else np.from_dlpack(s)))
-    values[0] = values[0] * dtype.type(forget)
-    like = a[2]
-    library = library_of(like) if not isinstance(like, (list, tuple)) else "numpy"
-    return _with_signs(_triplet(_core.merge_svd(ua, values[0], va, ub, values[1], vb, rank), library, like), signs)
+        u = None if u is None else float_array(u, f"{name}.U", wanted)
+        given.append((u, float_array(s, f"{name}.S", wanted), float_array(vh, f"{name}.Vh", wanted)))
+    call = call_of(
+        a=a[2], **{f"{n}.{m}": x for n, part in zip("ab", given, strict=True) for m, x in zip("USV", part, strict=True)}
+    )
+    return TruncatedSVD(*call.give(call.kernels.merge_svd(call.context, *given, rank, forget, signs)))
