@@ -179,6 +179,18 @@ Shape broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arr
 /// With `same` they may be the same view. Also when two elements of `out` are one.
 inline void check_no_overlap(const Array &out, const Array &other, bool same = false) { check_no_overlap(out.layout(), other.layout(), same); }
 
+/// ValueError for more columns than can be orthonormal.
+inline void require_tall(const Array &x) {
+    if (x.cols() > x.rows())
+        throw py::value_error(std::string(x.name()) + " has " + std::to_string(x.cols()) + " columns of " + std::to_string(x.rows()) +
+                              " entries: so many cannot be orthonormal");
+}
+
+inline void require_float32_or_64(const Array &x, const char *why = "") {
+    if (x.dtype() != DType::f32 && x.dtype() != DType::f64)
+        throw py::type_error(std::string(x.name()) + " must be float32 or float64, got " + x.dtype_name() + why);
+}
+
 /// Calls f with a value of the dtype's C++ type: one switch inside each binding.
 template <class F> decltype(auto) dispatch(DType d, F &&f) {
     return d == DType::f32 ? f(float{}) : f(double{});

@@ -3,8 +3,11 @@
 
 #include "array.hpp"
 #include "scalars.hpp"
+#include "subspan/errors.hpp"
 #include "subspan/sizes.hpp"
 
+#include <cmath>
+#include <limits>
 #include <optional>
 
 namespace subspan::bind {
@@ -134,6 +137,28 @@ class CoreArgument {
     py::object converted_;
     std::optional<Array> array_;
 };
+
+/// The one rank of all matrices of a stack.
+inline std::int64_t one_rank(const std::vector<std::int64_t> &ranks) {
+    for (const auto r : ranks)
+        if (r != ranks[0]) {
+            std::vector<std::int64_t> all(ranks);
+            std::sort(all.begin(), all.end());
+            all.erase(std::unique(all.begin(), all.end()), all.end());
+            std::string text;
+            for (const auto x : all) text += (text.empty() ? "" : ", ") + std::to_string(x);
+            throw ValueError("the matrices of the stack give spaces of different dimensions, [" + text + "], which no one array can hold");
+        }
+    return ranks.empty() ? 0 : ranks[0];
+}
+
+/// The sine above which a direction is outside of a space: eps^(2/3) where None was given.
+inline double tolerance(py::handle tol, DType dtype) {
+    if (tol.is_none()) return std::pow(dtype == DType::f32 ? double(std::numeric_limits<float>::epsilon()) : std::numeric_limits<double>::epsilon(), 2.0 / 3.0);
+    const double value = real(tol, "tol", 0.0);
+    if (value >= 1) throw py::value_error("tol must be in [0, 1), got " + std::string(py::repr(tol)));
+    return value;
+}
 
 inline bool is_both(py::handle side) { return PyUnicode_Check(side.ptr()) && PyUnicode_CompareWithASCIIString(side.ptr(), "both") == 0; }
 

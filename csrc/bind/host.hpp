@@ -63,18 +63,4 @@ template <class T> struct Temporary {
 
 inline Side side_of(bool left) { return left ? Side::left : Side::right; }
 
-/// The one rank of all matrices of a stack.
-inline std::int64_t one_rank(const std::vector<std::int64_t> &ranks) {
-    for (const auto r : ranks)
-        if (r != ranks[0]) {
-            std::vector<std::int64_t> all(ranks);
-            std::sort(all.begin(), all.end());
-            all.erase(std::unique(all.begin(), all.end()), all.end());
-            std::string text;
-            for (const auto x : all) text += (text.empty() ? "" : ", ") + std::to_string(x);
-            throw ValueError("the matrices of the stack give spaces of different dimensions, [" + text + "], which no one array can hold");
-        }
-    return ranks.empty() ? 0 : ranks[0];
-}
-
 } // namespace subspan::bind

@@ -341,6 +341,12 @@ py::object orthonormalize(py::handle context, py::handle a, py::handle method, c
         const auto vo = xo.stack<T>(batch);
         if (vo.first.col_stride != 1 && vo.cols() > 1 && vo.rows() > 0 && vo.size() > 0) throw py::value_error("out must have contiguous rows");
         const py::gil_scoped_release release;
+        if (how == 3 && va.rows() < va.cols()) { // rows become orthonormal
+            const Temporary<T> found(batch, va.cols(), va.rows());
+            subspan::orthonormalize<T>(va.transposed(), found.stack, Orthonormalization::polar, complete, seen);
+            copy_stack<T>(found.stack.transposed(), vo);
+            return;
+        }
         const double n = double(va.cols()), flops = double(va.size()) * n * n * (12.0 * double(va.rows()) + 40.0 * n);
         whole<T>(vo, vo.first.data == va.first.data, flops,
                  [&](const StackView<T> &to) { subspan::orthonormalize<T>(va, to, static_cast<Orthonormalization>(how), complete, seen); });
@@ -348,13 +354,6 @@ py::object orthonormalize(py::handle context, py::handle a, py::handle method, c
     xo.written();
     if (!with_rank) return xo.object();
     return py::make_tuple(xo.object(), batch.empty() ? py::object(py::int_(one)) : ranks);
-}
-
-double tolerance(py::handle tol, DType dtype) {
-    if (tol.is_none()) return std::pow(dtype == DType::f32 ? double(std::numeric_limits<float>::epsilon()) : std::numeric_limits<double>::epsilon(), 2.0 / 3.0);
-    const double value = real(tol, "tol", 0.0);
-    if (value >= 1) throw py::value_error("tol must be in [0, 1), got " + std::string(py::repr(tol)));
-    return value;
 }
 
 double cutoff(py::handle rcond, const Array &a) {
@@ -434,8 +433,7 @@ py::object complement(py::handle context, py::handle u, py::handle check) {
     const Call call(context);
     const Array x = matrices(call, u, "U");
     const bool checks = truth(check, "check");
-    if (x.cols() > x.rows())
-        throw py::value_error("U has " + std::to_string(x.cols()) + " columns of " + std::to_string(x.rows()) + " entries: so many cannot be orthonormal");
+    require_tall(x);
     Shape shape = x.leading();
     shape.insert(shape.end(), {x.rows(), x.rows() - x.cols()});
     const Array out = call.empty(shape, x.dtype());

@@ -11,17 +11,6 @@
 namespace subspan::bind {
 
 /// ValueError where a stack has more columns than entries: so many cannot be orthonormal.
-inline void require_tall(const Array &x) {
-    if (x.cols() > x.rows())
-        throw py::value_error(std::string(x.name()) + " has " + std::to_string(x.cols()) + " columns of " + std::to_string(x.rows()) +
-                              " entries: so many cannot be orthonormal");
-}
-
-inline void require_float32_or_64(const Array &x, const char *why = "") {
-    if (x.dtype() != DType::f32 && x.dtype() != DType::f64)
-        throw py::type_error(std::string(x.name()) + " must be float32 or float64, got " + x.dtype_name() + why);
-}
-
 /// Points, tangents and the like: stacks of matrices of one shape and one dtype, float32 or float64.
 class Points {
   public:

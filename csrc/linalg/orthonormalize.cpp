@@ -25,11 +25,6 @@ template <class T> void copy(MatrixView<const T> from, MatrixView<T> to) {
         for (int64_t j = 0; j < from.cols; ++j) to(i, j) = from(i, j);
 }
 
-[[noreturn]] void dependent(int64_t column) {
-    throw LinAlgError("orthonormalize: column " + std::to_string(column) +
-                      " of A depends on the columns before it; rank_deficient='complete' puts any orthonormal one there");
-}
-
 // Householder QR; q may be a. Returns how many columns do not depend on those before them.
 template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete) {
     const int64_t m = a.rows, k = a.cols;
@@ -45,7 +40,7 @@ template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q
         if (std::abs(double(r(j, j))) > double(m) * std::numeric_limits<T>::epsilon() * length)
             ++rank;
         else if (!complete)
-            dependent(j);
+            dependent_column(j);
     }
     factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), q);
     return rank;

@@ -30,6 +30,8 @@ void register_device(py::module_ &m) {
             py::set_error(py::module_::import("subspan").attr("CudaError"), e.what());
         } catch (const ValueError &e) {
             PyErr_SetString(PyExc_ValueError, e.what());
+        } catch (const LinAlgError &e) {
+            py::set_error(py::module_::import("numpy.linalg").attr("LinAlgError"), e.what());
         } catch (const BackendError &e) {
             PyErr_SetString(PyExc_ImportError, e.what());
         }

@@ -83,31 +83,6 @@ Array zeros(const Call &call, const Shape &shape, DType dtype, const char *name)
     return Array(call, call.place.attr("zeros")(shape_tuple(shape), name_of(dtype)), name, Access::out);
 }
 
-py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) {
-    const Call call(context);
-    if (truth(pivoting, "pivoting")) throw py::type_error("pivoting is not implemented on CUDA devices: it runs on the CPU and moves no data by itself");
-    Array xa(call, a, "A");
-    require_float32_or_64(xa);
-    xa.as_matrix(true);
-    xa.require_matrices();
-    const Shape batch = xa.leading();
-    const std::int64_t m = xa.rows(), n = xa.cols(), k = std::min(m, n);
-    const auto make = [&](std::initializer_list<std::int64_t> sizes, const char *name) {
-        Shape shape = batch;
-        shape.insert(shape.end(), sizes);
-        return call.empty(shape, xa.dtype(), name);
-    };
-    const Array v = make({m, k}, "V"), tau = make({k}, "tau"), t = make({k, k}, "T"), r = make({k, n}, "R");
-    const Stack sa = stack(xa, batch), sv = stack(v, batch), sr = stack(r, batch), stau = stack(tau, batch, 1), st = stack(t, batch);
-    const bool small = cuda::fits_a_block(sa, call.device);
-    const Memory memory(call, small ? 0 : cuda::large_householder_qr_workspace(sa, sv, st, call.device));
-    {
-        const py::gil_scoped_release release;
-        (small ? cuda::householder_qr : cuda::large_householder_qr)(memory.context(), sa, sv, sr, stau, st);
-    }
-    return py::make_tuple(v.object(), tau.object(), t.object(), r.object());
-}
-
 // C + V N VᵀC, or with Nᵀ, or from the right.
 void act(const Call &call, const Array &c, const Array &v, const Array &core, bool left, bool transpose, const Array &out, const Shape &batch) {
     Stack n = stack(core, batch);
@@ -136,35 +111,6 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
     act(call, xc, xv, core, left, transposed, xo, batch);
     xo.written();
     return xo.object();
-}
-
-py::object factored_array(py::handle context, py::handle v, py::handle t, py::handle full) {
-    const Call call(context);
-    const Array xv(call, v, "V"), core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
-    const Shape batch = xv.leading();
-    Shape shape = batch;
-    shape.insert(shape.end(), {xv.rows(), truth(full, "full") ? xv.rows() : xv.cols()});
-    const Array q = identity(call, shape, xv.dtype());
-    act(call, q, xv, core, true, false, q, batch);
-    return q.object();
-}
-
-// The last columns of the Householder Q of U.
-py::object complement(py::handle context, py::handle u, py::handle check) {
-    const Call call(context);
-    truth(check, "check");
-    Array xu(call, u, "U");
-    xu.as_matrix(true);
-    xu.require_matrices();
-    require_tall(xu);
-    const auto factors = householder_qr(context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)), py::bool_(false));
-    const Array v(call, factors[0], "V"), core(call, call.place.attr("scaled")(factors[2], -1.0), "T");
-    const Shape batch = v.leading();
-    Shape shape = batch;
-    shape.insert(shape.end(), {xu.rows(), xu.rows() - xu.cols()});
-    const Array q = identity(call, shape, xu.dtype(), xu.cols());
-    if (count_of(shape) > 0) act(call, q, v, core, true, false, q, batch);
-    return q.object();
 }
 
 py::object householder_apply(py::handle context, py::handle v, py::handle c, py::handle tau, py::handle side, py::handle transpose, py::handle packed,
@@ -347,6 +293,60 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
 }
 
 } // namespace
+
+py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) {
+    const Call call(context);
+    if (truth(pivoting, "pivoting")) throw py::type_error("pivoting is not implemented on CUDA devices: it runs on the CPU and moves no data by itself");
+    Array xa(call, a, "A");
+    require_float32_or_64(xa);
+    xa.as_matrix(true);
+    xa.require_matrices();
+    const Shape batch = xa.leading();
+    const std::int64_t m = xa.rows(), n = xa.cols(), k = std::min(m, n);
+    const auto make = [&](std::initializer_list<std::int64_t> sizes, const char *name) {
+        Shape shape = batch;
+        shape.insert(shape.end(), sizes);
+        return call.empty(shape, xa.dtype(), name);
+    };
+    const Array v = make({m, k}, "V"), tau = make({k}, "tau"), t = make({k, k}, "T"), r = make({k, n}, "R");
+    const Stack sa = stack(xa, batch), sv = stack(v, batch), sr = stack(r, batch), stau = stack(tau, batch, 1), st = stack(t, batch);
+    const bool small = cuda::fits_a_block(sa, call.device);
+    const Memory memory(call, small ? 0 : cuda::large_householder_qr_workspace(sa, sv, st, call.device));
+    {
+        const py::gil_scoped_release release;
+        (small ? cuda::householder_qr : cuda::large_householder_qr)(memory.context(), sa, sv, sr, stau, st);
+    }
+    return py::make_tuple(v.object(), tau.object(), t.object(), r.object());
+}
+
+py::object factored_array(py::handle context, py::handle v, py::handle t, py::handle full) {
+    const Call call(context);
+    const Array xv(call, v, "V"), core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
+    const Shape batch = xv.leading();
+    Shape shape = batch;
+    shape.insert(shape.end(), {xv.rows(), truth(full, "full") ? xv.rows() : xv.cols()});
+    const Array q = identity(call, shape, xv.dtype());
+    act(call, q, xv, core, true, false, q, batch);
+    return q.object();
+}
+
+// The last columns of the Householder Q of U.
+py::object complement(py::handle context, py::handle u, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    Array xu(call, u, "U");
+    xu.as_matrix(true);
+    xu.require_matrices();
+    require_tall(xu);
+    const auto factors = householder_qr(context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)), py::bool_(false));
+    const Array v(call, factors[0], "V"), core(call, call.place.attr("scaled")(factors[2], -1.0), "T");
+    const Shape batch = v.leading();
+    Shape shape = batch;
+    shape.insert(shape.end(), {xu.rows(), xu.rows() - xu.cols()});
+    const Array q = identity(call, shape, xu.dtype(), xu.cols());
+    if (count_of(shape) > 0) act(call, q, v, core, true, false, q, batch);
+    return q.object();
+}
 
 void register_device_householder(py::module_ &m) {
     using py::arg;

@@ -9,6 +9,7 @@ PYBIND11_MODULE(SUBSPAN_CUDA_MODULE, m, pybind11::mod_gil_not_used()) {
     subspan::bind::register_device(m);
     subspan::bind::register_device_orth(m);
     subspan::bind::register_device_householder(m);
+    subspan::bind::register_device_spaces(m);
     subspan::bind::register_device_plucker(m);
     subspan::bind::register_device_streaming(m);
     subspan::bind::register_device_truncated(m);

@@ -8,6 +8,7 @@ void register_device(pybind11::module_ &m);
 void register_device_arrays();
 void register_device_orth(pybind11::module_ &m);
 void register_device_householder(pybind11::module_ &m);
+void register_device_spaces(pybind11::module_ &m);
 void register_device_streaming(pybind11::module_ &m);
 void register_device_truncated(pybind11::module_ &m);
 void register_device_plucker(pybind11::module_ &m);

@@ -82,19 +82,20 @@ std::int64_t blas_workspace(int device) {
 }
 
 void matrix_product(const Context &context, const Stack &a, const Stack &b, double alpha, const Stack &out) {
-    const auto one = [](const Stack &x, const char *name) {
-        const Operand o = operand(x);
-        if (x.size() != 1) throw ValueError(std::string(name) + " must be one matrix");
-        require_blas_layout(o, name);
-        return o;
-    };
-    const Operand oa = one(a, "a factor"), ob = one(b, "a factor"), oc = one(out, "out");
+    const int64_t items = out.size();
+    for (const Stack *x : {&a, &b, &out}) {
+        if (x->size() != items) throw ValueError("factors and out must be of one size");
+        require_blas_layout(operand(*x), x == &out ? "out" : "a factor");
+    }
     if (a.dtype != b.dtype || a.dtype != out.dtype) throw ValueError("factors and out must have one dtype");
     if (a.cols != b.rows || out.rows != a.rows || out.cols != b.cols) throw ValueError("factors and out do not fit each other");
     const Session s(context);
+    if (items == 0) return;
     Workspace work(context);
     if (out.rows == 0 || out.cols == 0 || a.cols == 0) throw ValueError("a factor is empty");
-    Blas(s, work).multiply(alpha, oa, ob, 0.0, oc);
+    const Blas blas(s, work);
+    if (std::max({a.axes, b.axes, out.axes}) <= 1) return blas.multiply(alpha, operand(a), operand(b), 0.0, operand(out), items);
+    for (int64_t i = 0; i < items; ++i) blas.multiply(alpha, operand(a, i), operand(b, i), 0.0, operand(out, i));
 }
 
 Blas::Blas(const Session &s, Workspace &work) : handle_(nullptr) {

@@ -11,12 +11,8 @@ from subspan import grassmann, orth, plucker, svd
 
 def refused(U, G):
     return {
-        "orthonormalize": lambda: orth.orthonormalize(G),
-        "span_sum": lambda: orth.span_sum(U, U),
-        "span_intersection": lambda: orth.span_intersection(U, U),
         "contains": lambda: orth.contains(U, U),
         "hadamard": lambda: orth.hadamard(G),
-        "rotate": lambda: orth.rotate(G, U[:, 0], U[:, 1]),
         "random_tangent": lambda: grassmann.random_tangent(U),
         "hessian": lambda: grassmann.euclidean_to_riemannian_hessian(U, G, G, G),
         "coordinates": lambda: plucker.coordinates(G),

@@ -658,6 +658,18 @@ def test_rank_deficient(rng, method):
     orth.orthonormalize(graded, method="householder", rank_deficient="raise")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_polar_factors_of_wide_matrices(rng, dtype, batch):
+    A = rng.standard_normal((*batch, 7, 30)).astype(dtype)
+    got = orth.orthonormalize(A, method="polar")
+    want = np.swapaxes(orth.orthonormalize(np.swapaxes(A, -1, -2), method="polar"), -1, -2)
+    np.testing.assert_allclose(got, want, atol=10 * EPS[np.dtype(dtype)])
+    out = A.copy()
+    assert orth.orthonormalize(out, method="polar", out=out) is out
+    np.testing.assert_array_equal(out, got)
+
+
 def test_orthonormalize_bad_arguments(rng):
     A = rng.standard_normal((5, 3))
     for kwargs, match in [({"method": "qr"}, "method"), ({"rank_deficient": "maybe"}, "rank_deficient")]:

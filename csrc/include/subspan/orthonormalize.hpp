@@ -1,10 +1,12 @@
 // Orthonormal bases of column spaces: the QR factor, the polar factor, and Haar-random ones.
 #pragma once
 
+#include "subspan/errors.hpp"
 #include "subspan/options.hpp"
 #include "subspan/views.hpp"
 
 #include <cstdint>
+#include <string>
 
 namespace subspan {
 
@@ -20,6 +22,11 @@ namespace subspan {
 template <class T>
 void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete,
                     std::int64_t *ranks = nullptr);
+
+[[noreturn]] inline void dependent_column(std::int64_t column) {
+    throw LinAlgError("orthonormalize: column " + std::to_string(column) +
+                      " of A depends on the columns before it; rank_deficient='complete' puts any orthonormal one there");
+}
 
 /// Fills q (n x k, contiguous rows) with Haar-distributed orthonormal columns: QR of counter-based normals with the
 /// diagonal of R made positive (Mezzadri, Notices AMS 54, 2007).

@@ -215,7 +215,8 @@ def rotate(
     ----------
     C : array (..., m, n)
     source, target : array (m,) or (n,) with ``side="right"``
-        Not zero; lengths do not matter. Opposite directions have no such plane and raise ValueError.
+        Not zero; lengths do not matter. Opposite directions have no such plane and raise ValueError; on a CUDA device,
+        where nothing waits for values, they give NaN.
 
     Examples
     --------
@@ -225,9 +226,10 @@ def rotate(
     True
     """
     call = call_of(C=C, source=source, target=target, out=out)
-    turn = call.kernels.rotate  # before directions are read, which a device has not got
-    ends = [_direction(x, name) for x, name in ((source, "source"), (target, "target"))]
-    return call.give(turn(call.context, C, *ends, side, out, check), out)
+    ends = [source, target]
+    if call.context is None:
+        ends = [_direction(x, name) for x, name in ((source, "source"), (target, "target"))]
+    return call.give(call.kernels.rotate(call.context, C, *ends, side, out, check), out)
 
 
 def _direction(x: Array, name: str) -> np.ndarray[Any, Any]:

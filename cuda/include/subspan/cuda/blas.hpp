@@ -31,7 +31,7 @@ bool has_blas();
 /// Called once by what finds the table of cuBLAS or cuSOLVER empty, to fill it if it can.
 void set_library_loader(void (*load)());
 
-/// out = alpha a b of matrices of one dtype whose rows or columns are contiguous; sums in float64 for float64, else in float32.
+/// out = alpha a b of stacks of matrices of one dtype whose rows or columns are contiguous; sums in float64 for float64, else in float32.
 void matrix_product(const Context &context, const Stack &a, const Stack &b, double alpha, const Stack &out);
 
 /// Bytes that a call which uses cuBLAS adds to its workspace.

@@ -1,0 +1,276 @@
+#include "basis.hpp"
+#include "device.hpp"
+#include "register.hpp"
+#include "subspan/cuda/blas.hpp"
+#include "subspan/cuda/householder_qr.hpp"
+#include "subspan/cuda/orthonormalize.hpp"
+#include "subspan/cuda/spaces.hpp"
+#include "subspan/orthonormalize.hpp"
+
+#include <cmath>
+#include <limits>
+#include <pybind11/numpy.h>
+
+namespace subspan::bind {
+namespace {
+
+using Numbers = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+Numbers host(const Call &call, const Array &x) { return Numbers(call.place.attr("host")(x.object())); }
+
+double epsilon(DType d) { return d == DType::f64 ? std::numeric_limits<double>::epsilon() : double(std::numeric_limits<float>::epsilon()); }
+
+Shape with(Shape batch, std::initializer_list<std::int64_t> more) {
+    batch.insert(batch.end(), more);
+    return batch;
+}
+
+// x[..., from:to].
+py::object columns(const py::object &x, std::int64_t from, std::int64_t to) { return x[py::make_tuple(py::ellipsis(), py::slice(py::ssize_t(from), py::ssize_t(to), 1))]; }
+
+// The Q factor of Householder QR as a fresh array, and the factors.
+py::object q_of(py::handle context, const py::tuple &factors) { return factored_array(context, factors[0], factors[2], py::bool_(false)); }
+py::object orthonormal(py::handle context, const py::object &x) { return q_of(context, householder_qr(context, x, py::bool_(false))); }
+
+// How many columns of each matrix do not depend on those before them, from R.
+std::vector<std::int64_t> ranks_of(const Call &call, const Array &a, const py::object &r, bool complete) {
+    const Numbers x(call.place.attr("host")(r));
+    const std::int64_t k = a.cols(), items = k == 0 ? 0 : x.size() / (k * k);
+    std::vector<std::int64_t> ranks(std::size_t(items), 0);
+    for (std::int64_t i = 0; i < items; ++i)
+        for (std::int64_t j = 0; j < k; ++j) {
+            const double *m = x.data() + i * k * k;
+            double length = 0;
+            for (std::int64_t p = 0; p <= j; ++p) length = std::max(length, std::abs(m[p * k + j]));
+            if (std::isnan(m[j * k + j])) throw py::value_error("A holds NaN or infinity");
+            if (std::abs(m[j * k + j]) > double(a.rows()) * epsilon(a.dtype()) * length)
+                ++ranks[std::size_t(i)];
+            else if (!complete)
+                dependent_column(j);
+        }
+    return ranks;
+}
+
+// Whether Cholesky QR has got through for all matrices; ValueError for NaN. Waits.
+bool by_cholesky(const Call &call, const Array &a, const Array &q, const Shape &batch) {
+    const Stack sa = stack(a, batch), sq = stack(q, batch);
+    const Array defects = call.empty({std::max<std::int64_t>(sa.size(), 1)}, DType::f64);
+    {
+        const Memory memory(call, cuda::cholesky_qr_workspace(sa, call.device));
+        const py::gil_scoped_release release;
+        cuda::cholesky_qr(memory.context(), sa, sq, static_cast<double *>(defects.data()));
+    }
+    if (sa.size() == 0 || a.cols() == 0) return true;
+    const Numbers found = host(call, defects);
+    bool good = true;
+    for (std::int64_t i = 0; i < sa.size(); ++i) {
+        if (std::isnan(found.data()[i])) throw py::value_error("A holds NaN or infinity");
+        good = good && found.data()[i] <= 5 * epsilon(DType::f64) * std::sqrt(double(a.cols()));
+    }
+    return good;
+}
+
+py::object orthonormalize(py::handle context, py::handle given, py::handle method, const py::object &out, py::handle deficient, py::handle return_rank) {
+    const Call call(context);
+    Array a(call, given, "A");
+    const bool vector = a.ndim() == 1;
+    a.as_matrix(true);
+    a.require_matrices();
+    const auto how = static_cast<Orthonormalization>(choice(method, "method", {"auto", "cholesky", "householder", "polar"}));
+    const bool complete = choice(deficient, "rank_deficient", {"complete", "raise"}) == 0, with_rank = truth(return_rank, "return_rank");
+    const bool polar = how == Orthonormalization::polar;
+    if (polar && (with_rank || !complete)) throw py::type_error("return_rank and rank_deficient='raise' with method='polar' are not implemented on CUDA devices");
+    if (!polar) {
+        require_float32_or_64(a);
+        require_tall(a);
+    }
+    Shape shape = a.shape();
+    if (vector) shape.pop_back();
+    const Shape batch = a.leading();
+    // Into `out`, or where it is A, which a second way may need, or where none was given, into a fresh array.
+    std::optional<Array> to;
+    if (!out.is_none()) {
+        to.emplace(call.output(out, shape, a.dtype()));
+        if (vector) to->add_axis(true);
+        check_no_overlap(*to, a, true);
+    }
+    const bool fresh = !to || (to->data() == a.data() && !polar);
+    std::optional<Array> made;
+    const auto target = [&]() -> const Array & {
+        if (!fresh) return *to;
+        if (!made) {
+            made.emplace(call.empty(shape, a.dtype()));
+            if (vector) made->add_axis(true);
+        }
+        return *made;
+    };
+    const auto finish = [&](const py::object &q) { // an array of the shape of the result, or what `target` is
+        if (!to) return q;
+        if (q.ptr() != to->object().ptr()) call.place.attr("assign")(to->object(), q);
+        to->written();
+        return to->object();
+    };
+    const auto ranked = [&](const py::object &q, const std::vector<std::int64_t> &ranks) {
+        if (!with_rank) return q;
+        if (batch.empty()) return py::object(py::make_tuple(q, ranks.empty() ? 0 : ranks[0]));
+        py::array_t<std::int64_t> counts(std::vector<py::ssize_t>(batch.begin(), batch.end()));
+        std::copy_n(ranks.begin(), ranks.size(), counts.mutable_data());
+        return py::object(py::make_tuple(q, counts));
+    };
+    if (polar) {
+        const Array &q = target();
+        const Stack sa = stack(a, batch), sq = stack(q, batch);
+        {
+            const Memory memory(call, cuda::polar_workspace(sa, call.device));
+            const py::gil_scoped_release release;
+            cuda::polar(memory.context(), sa, sq);
+        }
+        return finish(q.object());
+    }
+    const Stack sa = stack(a, batch);
+    const bool products = how == Orthonormalization::cholesky || (how == Orthonormalization::automatic && !cuda::fits_a_block(sa, call.device));
+    if (products && by_cholesky(call, a, target(), batch)) return ranked(finish(target().object()), std::vector<std::int64_t>(std::size_t(sa.size()), a.cols()));
+    if (how == Orthonormalization::cholesky)
+        throw LinAlgError("orthonormalize: Cholesky QR cannot separate the columns of A; use method 'auto' or 'householder'");
+    const py::tuple factors = householder_qr(context, py::reinterpret_borrow<py::object>(given), py::bool_(false));
+    std::vector<std::int64_t> ranks;
+    if (with_rank || !complete) ranks = ranks_of(call, a, factors[3], complete);
+    const py::object q = q_of(context, factors);
+    return ranked(finish(vector ? py::object(q.attr("reshape")(-1)) : q), ranks);
+}
+
+// Two bases of spaces in one space, what their leading axes broadcast to, and what W has outside of U, projected twice.
+struct TwoBases {
+    TwoBases(const Call &c, py::handle a, py::handle b, py::handle tol, py::handle check)
+        : call(c), u(read(a, "U")), w(read(b, "W")), cut(tolerance(tol, u.dtype())) {
+        truth(check, "check"); // values are not looked at: that would make the host wait
+        w.require_dtype_of(u);
+        if (u.rows() != w.rows())
+            throw py::value_error("U and W must live in one space, got " + std::to_string(u.rows()) + " and " + std::to_string(w.rows()) + " rows");
+        batch = broadcast_leading({{&u, 2}, {&w, 2}});
+        n = u.rows(), k = u.cols(), l = w.cols();
+    }
+    Array outside(const Array &x) const {
+        Array rest = call.empty(with(batch, {n, x.cols()}), u.dtype(), "rest");
+        if (x.cols() == 0) return rest;
+        apply_core(call, x, &u, nullptr, {nullptr, false, -1.0}, 1.0, true, rest, batch);
+        apply_core(call, rest, &u, nullptr, {nullptr, false, -1.0}, 1.0, true, rest, batch);
+        return rest;
+    }
+    // Sines of the angles of W to U, largest first: how many exceed the tolerance, and vectors on one of the two sides.
+    std::int64_t sines(const Array *left, const Array *right) const {
+        const Array rest = outside(w), values = call.empty(with(batch, {l}), DType::f64);
+        const Stack sr = stack(rest, batch), sv = stack(values, batch, 1);
+        {
+            const Stack sl = left != nullptr ? stack(*left, batch) : Stack{}, st = right != nullptr ? stack(*right, batch) : Stack{};
+            const Memory memory(call, cuda::column_svd_workspace(sr, call.device));
+            const py::gil_scoped_release release;
+            cuda::column_svd(memory.context(), sr, sv, sl, st);
+        }
+        const Numbers found = host(call, values);
+        std::vector<std::int64_t> counts(std::size_t(sr.size()), 0);
+        for (std::int64_t i = 0; i < sr.size() * l; ++i) {
+            if (std::isnan(found.data()[i])) throw py::value_error("U or W holds NaN or infinity");
+            counts[std::size_t(i / l)] += found.data()[i] > cut;
+        }
+        return one_rank(counts);
+    }
+    const Call &call;
+    Array u, w;
+    double cut;
+    Shape batch;
+    std::int64_t n = 0, k = 0, l = 0;
+
+  private:
+    Array read(py::handle x, const char *name) const {
+        Array a(call, x, name);
+        require_float32_or_64(a);
+        a.as_matrix(true);
+        a.require_matrices();
+        require_tall(a);
+        return a;
+    }
+};
+
+py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
+    const Call call(context);
+    const TwoBases x(call, u, w, tol, check);
+    const Array left = call.empty(with(x.batch, {x.n, x.l}), x.u.dtype());
+    const std::int64_t count = x.l == 0 ? 0 : x.sines(&left, nullptr);
+    const Array out = call.empty(with(x.batch, {x.n, x.k + count}), x.u.dtype());
+    if (x.k > 0) call.place.attr("assign")(columns(out.object(), 0, x.k), x.u.ndim() == 2 && py::len(x.u.object().attr("shape")) == 1 ? py::object(x.u.object().attr("reshape")(-1, 1)) : x.u.object());
+    if (count > 0) {
+        const Array extra(call, columns(left.object(), 0, count), "extra");
+        call.place.attr("assign")(columns(out.object(), x.k, x.k + count), orthonormal(context, x.outside(extra).object()));
+    }
+    return out.object();
+}
+
+py::object span_intersection(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
+    const Call call(context);
+    const TwoBases x(call, u, w, tol, check);
+    const Array right = call.empty(with(x.batch, {x.l, x.l}), x.u.dtype());
+    const std::int64_t apart = x.l == 0 ? 0 : x.sines(nullptr, &right), count = x.l - apart;
+    const Array common = call.empty(with(x.batch, {x.n, count}), x.u.dtype());
+    if (count == 0) return common.object();
+    if (apart == 0) {
+        call.place.attr("assign")(common.object(), x.w.object());
+        return common.object();
+    }
+    // Of coordinates in W those that are orthogonal to all with a larger sine.
+    const Array turn(call, complement(context, call.place.attr("copied")(columns(right.object(), 0, apart)), py::bool_(false)), "turn"), from = for_blas(call, x.w.object(), "W");
+    const Stack sw = stack(from, x.batch), st = stack(turn, x.batch), sc = stack(common, x.batch);
+    {
+        const Memory memory(call, cuda::blas_workspace(call.device));
+        const py::gil_scoped_release release;
+        cuda::matrix_product(memory.context(), sw, st, 1.0, sc);
+    }
+    return orthonormal(context, common.object());
+}
+
+py::object rotate(py::handle context, py::handle c, py::handle source, py::handle target, py::handle side, const py::object &out, py::handle check) {
+    const Call call(context);
+    const Operand x(call, c, "C", side);
+    truth(check, "check");
+    const DType wider = wide(x.c.dtype());
+    const std::int64_t n = x.left ? x.c.rows() : x.c.cols();
+    std::vector<py::object> kept;
+    const auto direction = [&](py::handle given, const char *name) {
+        if (py::len(given.attr("shape")) != 1)
+            throw py::value_error(std::string(name) + " must have 1 dimension, got shape " + std::string(py::str(py::tuple(given.attr("shape")))));
+        kept.push_back(call.place.attr("converted")(given, name_of(wider)));
+        Array v(call, kept.back(), name);
+        if (v.shape(0) != n)
+            throw py::value_error(std::string(name) + " must have " + std::to_string(n) + " entries to act on C " + x.c.shape_text() + " from the " +
+                                  (x.left ? "left" : "right") + ", got " + std::to_string(v.shape(0)));
+        return v;
+    };
+    const Array s = direction(source, "source"), t = direction(target, "target");
+    const Array v = call.empty({n, 2}, x.c.dtype()), m = call.empty({2, 2}, wider);
+    {
+        const Stack ss = stack(s, {}, 1), st = stack(t, {}, 1), sv = stack(v, {}), sm = stack(m, {});
+        const Memory memory(call, cuda::rotation_workspace(ss));
+        const py::gil_scoped_release release;
+        cuda::rotation(memory.context(), ss, st, sv, sm);
+    }
+    const Shape batch = x.c.leading();
+    const Array result = x.output(call, out, batch);
+    check_no_overlap(result, x.c, true);
+    Stack core = stack(m, batch);
+    if (!x.left) core = core.transposed(); // C ↦ C Rᵀ
+    apply_core(call, x.c, &v, nullptr, {&core, false, 1.0}, 1.0, x.left, result, batch);
+    result.written();
+    return result.object();
+}
+
+} // namespace
+
+void register_device_spaces(py::module_ &m) {
+    using py::arg;
+    m.def("orthonormalize", &orthonormalize, arg("call"), arg("A"), arg("method"), arg("out"), arg("rank_deficient"), arg("return_rank"));
+    m.def("span_sum", &span_sum, arg("call"), arg("U"), arg("W"), arg("tol"), arg("check"));
+    m.def("span_intersection", &span_intersection, arg("call"), arg("U"), arg("W"), arg("tol"), arg("check"));
+    m.def("rotate", &rotate, arg("call"), arg("C"), arg("source"), arg("target"), arg("side"), arg("out"), arg("check"));
+}
+
+} // namespace subspan::bind
