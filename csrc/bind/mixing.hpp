@@ -149,3 +149,13 @@ class ProjectionArguments {
 #define SUBSPAN_MIXING_NAMES                                                                                                                                 \
     py::arg("z"), py::arg("offsets"), py::arg("weights"), py::arg("weighting"), py::arg("mask"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("causal"), py::arg("bias"),      \
         py::arg("rope"), py::arg("rope_base"), py::arg("rope_start")
+
+// What a state of mixing chooses once.
+#define SUBSPAN_MIXING_CHOICES                                                                                                                        \
+    py::handle offsets, py::handle weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope, \
+        py::handle rope_base, py::handle rope_start
+#define SUBSPAN_MIXING_CHOICE_TYPES                                                                                                                   \
+    py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle
+#define SUBSPAN_MIXING_CHOICE_NAMES                                                                                                                   \
+    py::arg("offsets"), py::arg("weighted"), py::arg("weighting"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("bias"), py::arg("rope"),    \
+        py::arg("rope_base"), py::arg("rope_start")

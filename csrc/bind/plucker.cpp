@@ -71,88 +71,179 @@ template <class T> class Bias {
                           (norm == MixNorm::none ? "scale z, or use norm='clamp'" : "use a larger eps, norm='soft', or scale what goes in"));
 }
 
-// One class per dtype; Python makes the right one.
-template <class T> class MixState {
+// Rows (..., n) as a matrix: the array's own memory where its leading axes are one axis, else a copy that goes back to where it came
+// from with `back`.
+template <class T> class Rows {
   public:
-    MixState(std::int64_t r, std::int64_t batch, const py::object &w, const py::object &b, const std::vector<std::int64_t> &offsets,
-             bool weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope, py::handle rope_base,
-             py::handle rope_start, const Shape &shape) {
-        const auto xw = optional(w, "W", own()), xb = optional(b, "b", own());
-        MatrixView<const T> vw;
-        if (xw) vw = xw->template matrix<const T>();
-        state_ = std::make_unique<PluckerMixState<T>>(mix_options(offsets, weighted, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, shape), r, batch, vw,
-                                                      xb ? xb->template vector<const T>(vw.rows) : nullptr);
+    explicit Rows(const Array &x) : count_(1), n_(x.shape().back()) {
+        Shape batch = x.leading(1);
+        for (const auto s : batch) count_ *= s;
+        stack_ = x.row_stack<T>(batch);
+        std::int64_t step = batch.empty() ? n_ : x.stride(x.ndim() - 2), next = step;
+        bool one = true;
+        for (int a = x.ndim() - 2; a >= 0 && one; --a) {
+            one = x.shape(a) == 1 || x.stride(a) == next;
+            next *= x.shape(a);
+        }
+        if (one) {
+            view = {static_cast<T *>(x.data()), count_, n_, step, x.stride(x.ndim() - 1)};
+            return;
+        }
+        items_ = uninitialised<std::remove_const_t<T>>(count_ * n_);
+        view = {items_.get(), count_, n_, n_, 1};
+        each([&](T &there, std::remove_const_t<T> &here) { here = there; });
     }
-    void step(const py::object &z, const py::object &weights, const py::object &mask, const py::object &out) {
-        const Array xz(z, "z"), xo(out, "out", true);
-        xz.require_dtype(own());
-        xo.require_dtype(own());
-        check_no_overlap(xo, xz);
-        const auto xw = optional(weights, "weights", own()), xm = optional(mask, "mask", own());
-        if (xw) check_no_overlap(xo, *xw);
-        const auto vz = xz.template matrix<const T>();
-        const auto vo = xo.template matrix<T>();
-        MatrixView<const T> vw, vm;
-        if (xw) vw = xw->template matrix<const T>();
-        if (xm) vm = xm->template matrix<const T>();
-        run([&] { state_->step(vz, xw ? &vw : nullptr, xm ? &vm : nullptr, vo); });
+    void back() {
+        if constexpr (!std::is_const_v<T>)
+            if (items_) each([&](T &there, T &here) { there = here; });
     }
-    void prefill(const py::object &z, const py::object &mask) {
+    MatrixView<T> view;
+
+  private:
+    template <class F> void each(const F &f) {
+        for (std::int64_t i = 0; i < count_; ++i)
+            for (std::int64_t j = 0; j < n_; ++j) f(stack_[i].data[j * stack_[i].col_stride], items_[std::size_t(i * n_ + j)]);
+    }
+    std::int64_t count_, n_;
+    StackView<T> stack_;
+    std::unique_ptr<std::remove_const_t<T>[]> items_;
+};
+
+// The past of a batch of sequences of one dtype, behind a lock: objects may be shared between threads.
+class MixState {
+    template <class F> auto with(const F &f) { return single_ ? f(f32_, float{}) : f(f64_, double{}); }
+
+  public:
+    MixState(const py::object & /* call */, const Shape &batch, const std::string &dtype, std::int64_t r, const py::object &w, const py::object &b,
+             SUBSPAN_MIXING_CHOICES)
+        : w_(w), b_(b), batch_(batch), r_(r), options_(mix_options(read_offsets(offsets, true), truth(weighted, "weighted"), weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, batch)),
+          single_(dtype == "float32") {
+        make();
+    }
+    MixState(const MixState &other) : w_(other.w_), b_(other.b_), batch_(other.batch_), r_(other.r_), options_(other.options_), single_(other.single_) { make(); }
+
+    // `weights` and `mask` broadcast to (..., m) and (...).
+    py::object step(const py::object & /* call */, const py::object &z, const py::object &weights, const py::object &mask, const py::object &out) {
+        const Array xz(z, "z_t");
+        return with([&](auto &state, auto t) {
+            using T = decltype(t);
+            Shape shape = batch_;
+            shape.push_back(state->width());
+            const Array xo = Call().output(out, shape, own());
+            check_no_overlap(xo, xz);
+            const std::int64_t m = std::int64_t(options_.offsets.size()), rows = state->batch();
+            std::vector<T> kept;
+            MatrixView<const T> vw, vm;
+            if (!weights.is_none()) {
+                const Array xw(weights, "weights");
+                xw.require_dtype_of(xz);
+                check_no_overlap(xo, xw);
+                Shape whole = batch_;
+                whole.push_back(m);
+                const auto view = spread<T>(xw, whole, true);
+                kept.resize(std::size_t(rows * m));
+                for (std::int64_t i = 0; i < rows; ++i)
+                    for (std::int64_t j = 0; j < m; ++j) kept[std::size_t(i * m + j)] = view[i].data[j * view[i].col_stride];
+                vw = {kept.data(), rows, m};
+            }
+            const auto xm = optional(mask, "mask", own());
+            if (xm) vm = {static_cast<const T *>(xm->data()), 1, rows, rows, 1};
+            const Rows<const T> tokens(xz);
+            Rows<T> to(xo);
+            run([&] { state->step(tokens.view, weights.is_none() ? nullptr : &vw, xm ? &vm : nullptr, to.view); });
+            to.back();
+            xo.written();
+            return xo.object();
+        });
+    }
+    void prefill(const py::object & /* call */, const py::object &z, const py::object &mask) {
         const Array xz(z, "z");
-        xz.require_dtype(own());
-        const auto xm = optional(mask, "mask", own());
-        const auto batch = xz.leading();
-        const auto vz = xz.template stack<const T>(batch);
-        StackView<const T> vm;
-        if (xm) vm = xm->template row_stack<const T>(batch);
-        run([&] { state_->prefill(vz, xm ? &vm : nullptr); });
+        with([&](auto &state, auto t) {
+            using T = decltype(t);
+            const auto xm = optional(mask, "mask", own());
+            const auto vz = xz.stack<const T>(batch_);
+            StackView<const T> vm;
+            if (xm) vm = xm->row_stack<const T>(batch_);
+            run([&] { state->prefill(vz, xm ? &vm : nullptr); });
+            return 0;
+        });
     }
     std::int64_t position() {
-        std::int64_t n = 0;
-        run([&] { n = state_->position(); });
-        return n;
+        return with([&](auto &state, auto) {
+            std::int64_t n = 0;
+            run([&] { n = state->position(); });
+            return n;
+        });
+    }
+    std::unique_ptr<MixState> copy() {
+        auto twin = std::make_unique<MixState>(*this);
+        if (single_) {
+            PluckerMixState<float>::Past p;
+            run([&] { p = f32_->past(); });
+            twin->f32_->restore(p);
+        } else {
+            PluckerMixState<double>::Past p;
+            run([&] { p = f64_->past(); });
+            twin->f64_->restore(p);
+        }
+        return twin;
     }
     py::tuple past() {
-        typename PluckerMixState<T>::Past p;
-        run([&] { p = state_->past(); });
-        const auto kept = py::ssize_t(p.kept), batch = py::ssize_t(state_->batch()), r = py::ssize_t(state_->r());
-        return py::make_tuple(hand_over(std::move(p.tokens), {kept, batch, r}), hand_over(std::move(p.counts), {kept, batch}), p.position);
+        return with([&](auto &state, auto t) -> py::tuple {
+            typename PluckerMixState<decltype(t)>::Past p;
+            run([&] { p = state->past(); });
+            const auto kept = py::ssize_t(p.kept), batch = py::ssize_t(state->batch()), r = py::ssize_t(r_);
+            return py::make_tuple(hand_over(std::move(p.tokens), {kept, batch, r}), hand_over(std::move(p.counts), {kept, batch}), p.position);
+        });
     }
-    void restore(const py::array_t<T, py::array::c_style | py::array::forcecast> &tokens,
-                 const py::array_t<unsigned char, py::array::c_style | py::array::forcecast> &counts, std::int64_t position) {
-        if (tokens.ndim() != 3 || counts.ndim() != 2) throw ValueError("a saved state has tokens (kept, batch, r) and counts (kept, batch)");
-        typename PluckerMixState<T>::Past p;
-        p.tokens.assign(tokens.data(), tokens.data() + tokens.size());
-        p.counts.assign(counts.data(), counts.data() + counts.size());
-        p.kept = tokens.shape(0);
-        p.position = position;
-        run([&] { state_->restore(p); });
+    void restore(const py::object &tokens, const py::array_t<unsigned char, py::array::c_style | py::array::forcecast> &counts, std::int64_t position) {
+        with([&](auto &state, auto t) {
+            using T = decltype(t);
+            const auto items = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(tokens);
+            const std::int64_t most = *std::max_element(options_.offsets.begin(), options_.offsets.end()), kept = std::min(position, most);
+            const bool fits = items && position >= 0 && position < std::int64_t(1) << 40 && items.ndim() == 3 && counts.ndim() == 2 && items.shape(0) == kept &&
+                              items.shape(1) == state->batch() && items.shape(2) == r_ && counts.shape(0) == kept && counts.shape(1) == state->batch();
+            if (!fits)
+                throw ValueError("a saved state of " + std::to_string(position) + " tokens has tokens (" + std::to_string(kept) + ", " + std::to_string(state->batch()) + ", " +
+                                 std::to_string(r_) + ") and counts of their first two axes");
+            typename PluckerMixState<T>::Past p;
+            p.tokens.assign(items.data(), items.data() + items.size());
+            p.counts.assign(counts.data(), counts.data() + counts.size());
+            p.kept = kept;
+            p.position = position;
+            run([&] { state->restore(p); });
+            return 0;
+        });
     }
 
   private:
-    static DType own() { return std::is_same_v<T, float> ? DType::f32 : DType::f64; }
+    DType own() const { return single_ ? DType::f32 : DType::f64; }
+    void make() {
+        with([&](auto &state, auto t) {
+            using T = decltype(t);
+            const auto xw = optional(w_, "W", own()), xb = optional(b_, "b", own());
+            MatrixView<const T> vw;
+            if (xw) vw = xw->matrix<const T>();
+            std::int64_t count = 1;
+            for (const auto s : batch_) count *= s;
+            state = std::make_unique<PluckerMixState<T>>(options_, r_, count, vw, xb ? xb->vector<const T>(vw.rows) : nullptr);
+            return 0;
+        });
+    }
     template <class F> void run(F &&f) {
         const py::gil_scoped_release release;
         const std::lock_guard<std::mutex> lock(mutex_);
         f();
     }
-    std::unique_ptr<PluckerMixState<T>> state_;
+    py::object w_, b_;
+    Shape batch_;
+    std::int64_t r_;
+    MixOptions options_;
+    bool single_;
+    std::unique_ptr<PluckerMixState<float>> f32_;
+    std::unique_ptr<PluckerMixState<double>> f64_;
     std::mutex mutex_;
 };
-
-template <class T> void bind_state(py::module_ &m, const char *name) {
-    py::class_<MixState<T>>(m, name)
-        .def(py::init<std::int64_t, std::int64_t, const py::object &, const py::object &, const std::vector<std::int64_t> &, bool,
-                      py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, const Shape &>(),
-             py::arg("r"), py::arg("batch"), py::arg("w"), py::arg("b"), py::arg("offsets"), py::arg("weighted"),
-             py::arg("weighting"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("bias"), py::arg("rope"), py::arg("rope_base"),
-             py::arg("rope_start"), py::arg("shape"))
-        .def("step", &MixState<T>::step, py::arg("z"), py::arg("weights"), py::arg("mask"), py::arg("out"))
-        .def("prefill", &MixState<T>::prefill, py::arg("z"), py::arg("mask"))
-        .def("position", &MixState<T>::position)
-        .def("past", &MixState<T>::past)
-        .def("restore", &MixState<T>::restore, py::arg("tokens"), py::arg("counts"), py::arg("position"));
-}
 
 py::object mix(py::handle context, SUBSPAN_MIXING, const py::object &out) {
     const Call call(context);
@@ -262,9 +353,16 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
 } // namespace
 
 void register_plucker(py::module_ &m) {
-    bind_state<float>(m, "MixStateF32");
-    bind_state<double>(m, "MixStateF64");
     using py::arg;
+    py::class_<MixState>(m, "MixState")
+        .def(py::init<const py::object &, const Shape &, const std::string &, std::int64_t, const py::object &, const py::object &, SUBSPAN_MIXING_CHOICE_TYPES>(),
+             arg("call"), arg("batch"), arg("dtype"), arg("r"), arg("W"), arg("b"), SUBSPAN_MIXING_CHOICE_NAMES)
+        .def("step", &MixState::step, arg("call"), arg("z"), arg("weights"), arg("mask"), arg("out"))
+        .def("prefill", &MixState::prefill, arg("call"), arg("z"), arg("mask"))
+        .def("position", &MixState::position)
+        .def("copy", &MixState::copy)
+        .def("past", &MixState::past)
+        .def("restore", &MixState::restore, arg("tokens"), arg("counts"), arg("position"));
     m.def("mix", &mix, arg("call"), SUBSPAN_MIXING_NAMES, arg("out"));
     m.def("mix_backward", &mix_backward, arg("call"), arg("grad"), SUBSPAN_MIXING_NAMES);
     m.def("mix_project", &mix_project, arg("call"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES, arg("out"));

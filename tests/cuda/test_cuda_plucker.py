@@ -353,7 +353,7 @@ def test_states_that_are_refused(gpu, rng):
     fresh = plucker.MixState([1], 6, W=W).copy()
     assert fresh.step(gpu.put(z)).shape == (3, 2)
     assert fresh.reset().copy().position == 0
-    with pytest.raises(TypeError, match="W is on the CPU and the token is not"):
+    with pytest.raises(TypeError, match="W is on the CPU and z_t on CUDA device 0"):
         plucker.MixState([1], 6, W=np.ones((2, 15), np.float32)).step(gpu.put(z))
 
 

@@ -279,6 +279,8 @@ class GradientProjector:
 
     def _check_place(self, x: Array, name: str) -> None:
         """The library, the device and the dtype must be those of before."""
+        if type(x) is np.ndarray and type(self._first) is np.ndarray and x.dtype == self._first.dtype:
+            return
         there = device_of(x)
         dtype = check_float(x, name).name if there is None else check_dtype(x, name)
         if self.basis is None:

@@ -227,7 +227,7 @@ class InnerProduct:
 
 
 class WeightedStream:
-    """The state of a stream in another inner product: that of a core which is given coordinates where it is Euclid's, in
+    """The state of a stream in another inner product, around a core that is given coordinates where it is Euclid's, in
     float64. What is not here is the core's.
     """
 
