@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from subspan._demo.corpus import load
-from subspan._demo.picture import picture, place_labels
 from subspan.svd import StreamingSVD
+from subspan_demo.corpus import load
+from subspan_demo.picture import picture, place_labels
 
 
 def call(*args: str, cwd: Path, status: int = 0) -> str:

@@ -5,83 +5,111 @@
 #include "register.hpp"
 #include "subspan/errors.hpp"
 
+#include <variant>
+
 namespace subspan::bind {
 namespace {
 
-// One class per dtype; Python makes the right one at the first rows.
-template <class T> class Sketch {
+// The sketch of one dtype, made by the first rows, behind a lock: objects may be shared between threads.
+class Sketch {
   public:
-    Sketch(std::int64_t size, std::int64_t features) : fd_((load_lapack(), size), features) {}
+    Sketch(std::int64_t size, std::int64_t features) : size_((load_lapack(), size)), features_(features) {}
 
     void update(const py::object &rows) {
         const Array a(rows, "rows");
-        a.require_dtype(own());
-        const auto view = a.as_rows<const T>();
-        run([&] { fd_.update(view); });
+        with(a.dtype(), [&](auto &s, auto t) { s.update(a.as_rows<const decltype(t)>()); });
     }
-    void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
-                    std::int64_t cols) {
+    void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols) {
         const Csr x(data, indices, indptr, rows, cols, "rows");
-        if (x.dtype() != own()) throw py::type_error("rows must have the dtype of the sketch");
-        const auto view = x.view<T>();
-        run([&] { fd_.update(view); });
+        with(x.dtype(), [&](auto &s, auto t) { s.update(x.view<decltype(t)>()); });
     }
     void merge(Sketch &other) {
-        if (&other == this) {
-            run([&] { fd_.merge(FrequentDirections<T>(fd_)); });
-            return;
-        }
         const py::gil_scoped_release release;
-        const std::scoped_lock lock(turn_, other.turn_);
-        fd_.merge(other.fd_);
+        const auto add = [&](auto &theirs) {
+            using S = std::decay_t<decltype(theirs)>;
+            const bool fresh = std::holds_alternative<std::monostate>(fd_);
+            if (fresh) fd_.template emplace<S>(size_, features_);
+            if (!std::holds_alternative<S>(fd_)) throw WrongDType("other must have the dtype of the sketch");
+            std::get<S>(fd_).merge(&other == this ? S(theirs) : theirs);
+        };
+        std::unique_lock<Turn> mine(turn_, std::defer_lock), yours(other.turn_, std::defer_lock);
+        if (&other == this)
+            mine.lock();
+        else
+            std::lock(mine, yours);
+        if (auto *s = std::get_if<FrequentDirections<float>>(&other.fd_)) add(*s);
+        if (auto *s = std::get_if<FrequentDirections<double>>(&other.fd_)) add(*s);
     }
-    void sketch_into(const py::object &out) {
-        const Array a(out, "out", true);
-        a.require_dtype(own());
-        const auto view = a.matrix<T>();
-        run([&] { fd_.sketch(view); });
+    // None before the first rows.
+    py::object dtype() {
+        std::size_t kind = 0;
+        run([&] { kind = fd_.index(); });
+        return kind == 0 ? py::object(py::none()) : py::object(py::str(kind == 1 ? "float32" : "float64"));
     }
-    py::tuple numbers() {
+    py::object sketch() {
+        py::object out = py::none();
+        const auto show = [&](auto &s, auto t) {
+            using T = decltype(t);
+            auto items = uninitialised<T>(size_ * features_);
+            s.sketch(MatrixView<T>(items.get(), size_, features_));
+            const py::gil_scoped_acquire gil;
+            out = hand_over(std::move(items), {py::ssize_t(size_), py::ssize_t(features_)});
+        };
+        run([&] { visit(show); });
+        return out;
+    }
+    std::int64_t rows_seen() {
         std::int64_t seen = 0;
-        double bound = 0, norm = 0;
-        run([&] {
-            seen = fd_.rows_seen();
-            bound = fd_.error_bound();
-            norm = fd_.squared_norm();
-        });
-        return py::make_tuple(fd_.size(), fd_.features(), seen, bound, norm);
+        run([&] { visit([&](auto &s, auto) { seen = s.rows_seen(); }); });
+        return seen;
+    }
+    double squared_norm() {
+        double norm = 0;
+        run([&] { visit([&](auto &s, auto) { norm = s.squared_norm(); }); });
+        return norm;
     }
     // The bound of the sketch as reading shows it.
     double error_bound() {
         double bound = 0;
         run([&] {
-            fd_.settle();
-            bound = fd_.error_bound();
+            visit([&](auto &s, auto) {
+                s.settle();
+                bound = s.error_bound();
+            });
         });
         return bound;
     }
-    // All of it in one turn: (buffer, low, rows seen, bound, squared norm).
-    py::tuple saved() {
+    // All of it in one turn; empty before the first rows.
+    py::dict state() {
         std::vector<double> v, low;
         std::int64_t seen = 0;
         double bound = 0, norm = 0;
+        std::size_t kind = 0;
         run([&] {
-            v.assign(fd_.buffer(), fd_.buffer() + fd_.used() * fd_.features());
-            low.assign(fd_.low(), fd_.low() + fd_.used() * fd_.features());
-            seen = fd_.rows_seen();
-            bound = fd_.error_bound();
-            norm = fd_.squared_norm();
+            kind = fd_.index();
+            visit([&](auto &s, auto) {
+                v.assign(s.buffer(), s.buffer() + s.used() * features_);
+                low.assign(s.low(), s.low() + s.used() * features_);
+                seen = s.rows_seen();
+                bound = s.error_bound();
+                norm = s.squared_norm();
+            });
         });
-        const auto rows = py::ssize_t(std::int64_t(v.size()) / fd_.features()), cols = py::ssize_t(fd_.features());
-        return py::make_tuple(hand_over(std::move(v), {rows, cols}), hand_over(std::move(low), {rows, cols}), seen, bound, norm);
+        py::dict d;
+        if (kind == 0) return d;
+        const auto rows = py::ssize_t(std::int64_t(v.size()) / features_), cols = py::ssize_t(features_);
+        d["buffer"] = hand_over(std::move(v), {rows, cols});
+        d["low"] = hand_over(std::move(low), {rows, cols});
+        d["seen"] = seen, d["bound"] = bound, d["norm"] = norm, d["dtype"] = kind == 1 ? "float32" : "float64";
+        return d;
     }
-    void restore(const py::object &buffer, const py::object &low, double bound, double norm, std::int64_t seen) {
+    void restore(const py::object &buffer, const py::object &low, double bound, double norm, std::int64_t seen, const std::string &dtype) {
         const Array a(buffer, "buffer"), rest(low, "low");
         a.require_dtype(DType::f64);
         rest.require_dtype(DType::f64);
         const auto v = a.matrix<const double>(), w = rest.matrix<const double>();
-        if (v.cols != fd_.features()) throw ValueError("saved sketch: the buffer has the wrong number of columns");
-        if (v.rows > 2 * fd_.size()) throw ValueError("saved sketch: the buffer has more rows than twice the size");
+        if (v.cols != features_) throw ValueError("saved sketch: the buffer has the wrong number of columns");
+        if (v.rows > 2 * size_) throw ValueError("saved sketch: the buffer has more rows than twice the size");
         if (w.rows != v.rows || w.cols != v.cols) throw ValueError("saved sketch: low does not have the shape of the buffer");
         std::vector<double> rows(std::size_t(v.rows * v.cols)), left(rows.size());
         for (std::int64_t i = 0; i < v.rows; ++i)
@@ -89,39 +117,56 @@ template <class T> class Sketch {
                 rows[std::size_t(i * v.cols + j)] = v(i, j);
                 left[std::size_t(i * v.cols + j)] = w(i, j);
             }
-        run([&] { fd_.restore(v.rows, rows.data(), left.data(), bound, norm, seen); });
+        with(dtype == "float32" ? DType::f32 : DType::f64, [&](auto &s, auto) { s.restore(v.rows, rows.data(), left.data(), bound, norm, seen); });
     }
 
   private:
-    static DType own() { return std::is_same_v<T, float> ? DType::f32 : DType::f64; }
     template <class F> void run(F &&f) {
         const py::gil_scoped_release release;
         const std::lock_guard<Turn> lock(turn_);
         f();
     }
-    FrequentDirections<T> fd_;
+    template <class F> void visit(const F &f) {
+        if (auto *s = std::get_if<FrequentDirections<float>>(&fd_)) f(*s, float{});
+        if (auto *s = std::get_if<FrequentDirections<double>>(&fd_)) f(*s, double{});
+    }
+    // f(sketch, T{}); first rows that fail leave no dtype behind.
+    template <class F> void with(DType d, const F &f) {
+        run([&] {
+            dispatch(d, [&](auto t) {
+                using S = FrequentDirections<decltype(t)>;
+                const bool fresh = std::holds_alternative<std::monostate>(fd_);
+                if (fresh) fd_.template emplace<S>(size_, features_);
+                if (!std::holds_alternative<S>(fd_)) throw WrongDType(std::string("rows must have the dtype of the sketch, got ") + name_of(d));
+                try {
+                    f(std::get<S>(fd_), t);
+                } catch (...) {
+                    if (fresh) fd_ = std::monostate{};
+                    throw;
+                }
+            });
+        });
+    }
+    std::int64_t size_, features_;
+    std::variant<std::monostate, FrequentDirections<float>, FrequentDirections<double>> fd_;
     Turn turn_;
 };
-
-template <class T> void bind_sketch(py::module_ &m, const char *name) {
-    py::class_<Sketch<T>>(m, name)
-        .def(py::init<std::int64_t, std::int64_t>(), py::arg("size"), py::arg("features"))
-        .def("update", &Sketch<T>::update, py::arg("rows"))
-        .def("update_csr", &Sketch<T>::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
-             py::arg("cols"))
-        .def("merge", &Sketch<T>::merge, py::arg("other"))
-        .def("sketch_into", &Sketch<T>::sketch_into, py::arg("out"))
-        .def("numbers", &Sketch<T>::numbers)
-        .def("error_bound", &Sketch<T>::error_bound)
-        .def("saved", &Sketch<T>::saved)
-        .def("restore", &Sketch<T>::restore, py::arg("buffer"), py::arg("low"), py::arg("bound"), py::arg("norm"), py::arg("seen"));
-}
 
 } // namespace
 
 void register_frequent_directions(py::module_ &m) {
-    bind_sketch<float>(m, "SketchF32");
-    bind_sketch<double>(m, "SketchF64");
+    py::class_<Sketch>(m, "Sketch")
+        .def(py::init<std::int64_t, std::int64_t>(), py::arg("size"), py::arg("features"))
+        .def("update", &Sketch::update, py::arg("rows"))
+        .def("update_csr", &Sketch::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"))
+        .def("merge", &Sketch::merge, py::arg("other"))
+        .def("dtype", &Sketch::dtype)
+        .def("sketch", &Sketch::sketch)
+        .def("rows_seen", &Sketch::rows_seen)
+        .def("squared_norm", &Sketch::squared_norm)
+        .def("error_bound", &Sketch::error_bound)
+        .def("state", &Sketch::state)
+        .def("restore", &Sketch::restore, py::arg("buffer"), py::arg("low"), py::arg("bound"), py::arg("norm"), py::arg("seen"), py::arg("dtype"));
 }
 
 } // namespace subspan::bind

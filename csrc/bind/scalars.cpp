@@ -5,7 +5,7 @@
 namespace subspan::bind {
 namespace {
 
-py::object python(const char *name) { return py::module_::import("subspan._lib.arrays").attr(name); }
+py::object python(const char *name) { return py::module_::import("subspan._lib.numbers").attr(name); }
 
 } // namespace
 

@@ -12,8 +12,8 @@ from importlib.metadata import version as _version
 
 from subspan import _core, grassmann, orth, plucker, svd
 from subspan._core import num_threads as get_num_threads
-from subspan._lib.arrays import whole_number as _whole_number
 from subspan._lib.device import CudaError
+from subspan._lib.numbers import whole_number as _whole_number
 
 __version__ = _version("subspan")
 __all__ = ["CudaError", "__version__", "get_num_threads", "grassmann", "orth", "plucker", "set_num_threads", "svd"]

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError:
         print("python -m subspan demo needs the demo extra: pip install 'subspan[demo]'", file=sys.stderr)
         return 2
-    from subspan._demo.job import run
+    from subspan_demo.job import run
 
     try:
         run(options, Console())

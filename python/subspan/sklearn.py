@@ -14,9 +14,10 @@ from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from subspan import _core
-from subspan._lib.arguments import on_the_cpu
-from subspan._lib.arrays import check_sparse, csr_parts, is_sparse, stoppable
+from subspan._lib.device import on_the_cpu
 from subspan._lib.files import checksum
+from subspan._lib.sparse import check_sparse, csr_parts, is_sparse
+from subspan._lib.threads import stoppable
 from subspan.svd import StreamingSVD
 
 __all__ = ["IncrementalPCA"]

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from subspan import _core
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,125 +72,6 @@ def _from_list(x: Any, name: str) -> Any:
     return made.astype(np.float64) if made.dtype.kind in "iu" else made
 
 
-def stoppable(f: Any, *args: Any, **options: Any) -> Any:
-    """``f`` of LAPACK, which hears no Ctrl-C: a large call runs in a thread of its own, to its end, while this one
-    listens. After Ctrl-C it goes on there, unheard, and the process may end before it does.
-    """
-    if max((np.size(x) * min(np.shape(x)[-2:]) for x in args if np.ndim(x) >= 2), default=0) < 2e7:
-        return f(*args, **options)
-    return in_a_thread(f, args, options, outlived=True)
-
-
-def in_a_thread(f: Any, args: tuple[Any, ...], options: dict[str, Any], *, outlived: bool) -> Any:
-    """``f`` in a thread of its own while this one listens for Ctrl-C.
-
-    ``outlived``: the process may end while ``f`` still runs. Not so where ``f`` takes memory of the interpreter's, as
-    SuperLU does: the process then waits for it at its end.
-    """
-    found: list[Any] = []
-    done = threading.Event()
-
-    def job() -> None:
-        try:
-            found.extend([True, f(*args, **options)])
-        except BaseException as e:  # handed over, whatever it is
-            found.extend([False, e])
-        finally:
-            done.set()
-
-    threading.Thread(target=job, daemon=outlived).start()
-    while not done.wait(0.05):  # a join that is interrupted counts as one that has ended
-        pass
-    if not found[0]:
-        raise found[1]
-    return found[1]
-
-
-def is_sparse(x: Array) -> bool:
-    """Whether x is a scipy.sparse matrix or array, without importing scipy.sparse."""
-    if type(x) is np.ndarray:
-        return False
-    sparse = sys.modules.get("scipy.sparse")
-    return sparse is not None and bool(sparse.issparse(x))
-
-
-def _checked_compressed(x: Array, major: int, minor: int, stored: int, name: str) -> tuple[Any, Any, bool]:
-    """``indptr`` and ``indices`` of one dtype, which lead nowhere outside; whether they are sorted without
-    duplicates."""
-    indptr, indices = np.asarray(x.indptr), np.asarray(x.indices)
-    if indptr.dtype != indices.dtype or indptr.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
-        if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
-            raise ValueError(f"{name}: indptr and indices must be integers, got {indptr.dtype} and {indices.dtype}")
-        indptr, indices = indptr.astype(np.int64), indices.astype(np.int64)
-    indptr, indices = np.ascontiguousarray(indptr), np.ascontiguousarray(indices)
-    return indptr, indices, _core.check_compressed(indptr, indices, major, minor, stored, name)
-
-
-def _integers(where: Any, name: str, what: str) -> NDArray[Any]:
-    found = np.asarray(where)
-    if found.size and found.dtype.kind not in "iu":
-        raise ValueError(f"{name}: {what} must be integers, got {found.dtype}")
-    return found
-
-
-def check_sparse(x: Array, name: str) -> None:
-    """ValueError where the arrays of a sparse matrix lead outside of it: SciPy's own loops do not look."""
-    if x.ndim != 2:
-        hint = f"; of one row, pass {name}.reshape(1, -1)" if x.ndim == 1 else ""
-        raise ValueError(f"{name} must have 2 dimensions, got shape {x.shape}{hint}")
-    m, n = (int(s) for s in x.shape)
-    if x.format in ("csr", "csc"):
-        sizes = (m, n) if x.format == "csr" else (n, m)
-        _checked_compressed(x, *sizes, int(np.asarray(x.data).size), name)
-    elif x.format == "bsr":
-        r, c = (int(s) for s in x.blocksize)
-        _checked_compressed(x, m // r, n // c, int(np.asarray(x.data).shape[0]), name)
-    elif x.format == "coo":
-        for axis, (where, size) in enumerate(zip(x.coords, (m, n), strict=True)):
-            where = _integers(where, name, f"coordinates along axis {axis}")
-            if where.size != np.asarray(x.data).size or (where.size and not 0 <= where.min() <= where.max() < size):
-                raise ValueError(f"{name}: coordinates along axis {axis} do not fit the data, or leave [0, {size})")
-    elif x.format == "dia":
-        data, offsets = np.asarray(x.data), _integers(x.offsets, name, "offsets")
-        if data.ndim != 2 or offsets.shape != data.shape[:1]:
-            raise ValueError(
-                f"{name}: there must be as many offsets as diagonals, got {offsets.shape} and {data.shape}"
-            )
-    elif x.format == "lil":
-        for i, (where, what) in enumerate(zip(x.rows, x.data, strict=True)):
-            _integers(where, name, f"columns of row {i}")
-            if len(where) != len(what) or (where and not 0 <= min(where) <= max(where) < n):
-                raise ValueError(f"{name}: columns of row {i} do not fit the data, or leave [0, {n})")
-
-
-def csr_parts(x: Array, name: str, wanted: Any = None) -> tuple[Any, Any, Any, int, int]:
-    """The arrays of a CSR matrix, looked at before anything else sees them. Other sparse formats are converted, which
-    copies, and integers as :func:`as_float` does, before entries of one cell are added up.
-
-    ValueError where ``indptr`` or ``indices`` lead outside: SciPy's own loops do not look.
-    """
-    check_sparse(x, name)
-    m, n = (int(s) for s in x.shape)
-    dtype = as_float(np.empty(0, x.dtype), name, wanted).dtype
-    if x.dtype != dtype:
-        x = x.astype(dtype)
-    csr = x if x.format == "csr" else x.tocsr()
-    data = np.asarray(csr.data)
-    indptr, indices, canonical = _checked_compressed(csr, m, n, int(data.size), name)
-    if not canonical:  # entries of one cell add up
-        csr = type(csr)((data, indices, indptr), shape=(m, n), copy=True)
-        csr.sum_duplicates()
-        return csr_parts(csr, name)
-    return np.ascontiguousarray(data), indices, indptr, m, n
-
-
-def dense_rows(x: Array, name: str, wanted: Any = None) -> Any:
-    """A sparse matrix as a dense array, once its parts have been looked at."""
-    data, indices, indptr, m, n = csr_parts(x, name, wanted)
-    sparse = sys.modules["scipy.sparse"]
-    return sparse.csr_array((data, indices, indptr), shape=(m, n)).toarray()
-
-
 def _namespace(library: str, like: Array) -> Any:
     """What hands a NumPy array over to a library that is not one of those known here, or None."""
     if like is not None and hasattr(like, "__array_namespace__"):
@@ -242,36 +118,13 @@ def to_library(x: NDArray[Any], library: str, like: Array = None) -> Array:
     return module.from_dlpack(x)
 
 
-def check_writable(out: Array) -> None:
-    """Raises where a library does not let results be written into this array of its own."""
-    library = library_of(out)
-    if library == "jax":
-        raise TypeError("out: JAX arrays are immutable")
-    if library == "torch":
-        torch = sys.modules["torch"]
-        if out.is_neg():
-            raise ValueError("out is a lazily negated view, which cannot be written to; pass out.resolve_neg()")
-        if out.requires_grad and torch.is_grad_enabled():
-            raise ValueError("out requires grad; write to it under torch.no_grad()")
-
-
-def output(out: Array | None, shape: tuple[int, ...], dtype: Any, library: str) -> tuple[Array, bool]:
-    """``(array to write into, whether it must be handed over)``. ``out`` must have this shape and dtype."""
-    if out is None:
-        return np.empty(shape, dtype=dtype), True
-    check_output(out, dtype)
-    if tuple(out.shape) != shape:
-        raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
-    return out, False
-
-
 def check_output(out: Array, dtype: Any) -> None:
     """An array that may be written to, of this dtype."""
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError("out is a masked array, and its mask would be ignored")
     if not hasattr(out, "shape") or not (isinstance(out, np.ndarray) or hasattr(out, "__dlpack__")):
         raise TypeError(f"out must be an array, got {type(out).__name__}")
-    check_writable(out)
+    prepared(out, "out", _OUT)
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError("out is read-only")
     if dtype_of(out) != dtype:
@@ -288,18 +141,6 @@ def dtype_of(x: Array) -> np.dtype[Any]:
         return np.dtype(name)
     except TypeError:
         raise TypeError(f"dtype {x.dtype} is not supported; convert to float32 or float64") from None
-
-
-def float_dtype(dtype: Any) -> np.dtype[Any]:
-    """float32 or float64 from what NumPy, PyTorch or JAX calls so."""
-    name = str(dtype).rpartition(".")[2] if not isinstance(dtype, (type, np.dtype)) else dtype
-    try:
-        d = np.dtype(name)
-    except TypeError:
-        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
-    if dtype is None or d not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
-    return d
 
 
 def check_float(x: Array, name: str) -> np.dtype[Any]:
@@ -365,82 +206,6 @@ def float_beside(*arrays: Any) -> Any:
     """float32 where one of the arrays is of it and none of float64: what written numbers and integers beside it are."""
     names = {str(getattr(x, "dtype", "")).rpartition(".")[2] for x in arrays}
     return np.float32 if "float32" in names and "float64" not in names else None
-
-
-def rng_key(rng: int | np.random.Generator | np.integer[Any] | None) -> int:
-    """A 64-bit key for the counter-based generator (SPEC 7)."""
-    return int(generator_of(rng).integers(0, 2**63, dtype=np.int64))
-
-
-def generator_of(rng: int | np.random.Generator | np.integer[Any] | None) -> np.random.Generator:
-    """``numpy.random.default_rng`` with texts that name the argument."""
-    if isinstance(rng, (bool, np.bool_)):
-        raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}")
-    try:
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as e:
-        raise type(e)(
-            f"rng must be None, an int that is not negative or a numpy.random.Generator, got {rng!r}"
-        ) from None
-
-
-def whole_number(value: Any, name: str, least: int, most: int = 2**62) -> int:
-    """An integer of a user's, of Python or NumPy; no bool, no float that happens to be whole."""
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {_shortly(number)}")
-    if number > most:
-        raise ValueError(f"{name} must be at most {_shortly(most)}, got {_shortly(number)}")
-    return number
-
-
-def _shortly(number: int) -> str:
-    return str(number) if number.bit_length() < 128 else f"a number of {number.bit_length()} bits"
-
-
-def real_number(value: Any, name: str, least: float = -math.inf) -> float:
-    """A finite number of a user's: no text, no bool, no part of a complex one, no tensor that autograd follows."""
-    if isinstance(value, (str, bytes, bool, np.bool_, complex, np.complexfloating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if getattr(value, "requires_grad", False):
-        raise TypeError(f"{name} is a tensor that requires grad, and autograd does not see this function; pass a float")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be finite, got a number beyond float64") from None
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (math.isfinite(number) and number >= least):
-        raise ValueError(f"{name} must be finite{'' if least < 0 else ' and not negative'}, got {number!r}")
-    return number
-
-
-def share(value: Any, name: str) -> float:
-    """A number between 0 and 1."""
-    number = real_number(value, name)
-    if not 0.0 < number < 1.0:
-        raise ValueError(f"{name} must be in (0, 1), got {number}")
-    return number
-
-
-def choice(value: Any, name: str, *allowed: str) -> str:
-    """One of these texts."""
-    if not isinstance(value, str) or value not in allowed:
-        *first, last = (repr(x) for x in allowed)
-        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
-    return str(value)
-
-
-def truth(value: Any, name: str) -> bool:
-    """A bool of a user's. Text, numbers and arrays are mistakes."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 _READ, _OUT, _IN_PLACE = 0, 1, 2

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from subspan._lib.arrays import Array, check_writable, library_of
+from subspan._lib.arrays import Array, detached, library_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,23 +173,6 @@ def check_dtype(x: Any, name: str) -> str:
     return dtype
 
 
-def same_dtype(arrays: dict[str, Any], why: str = "") -> str:
-    """The dtype of all of them, float32 or float64."""
-    first = next(iter(arrays))
-    dtype = check_dtype(arrays[first], first)
-    if dtype not in ("float32", "float64"):
-        raise TypeError(f"{first} must be float32 or float64, got {dtype}{why}")
-    for name, x in arrays.items():
-        if check_dtype(x, name) != dtype:
-            raise TypeError(f"{name} must be {dtype} as {first} is, got {dtype_name(x)}")
-    return dtype
-
-
-def wide_dtype(dtype: str) -> str:
-    """What sums of items of this dtype are kept in."""
-    return _WIDE[dtype]
-
-
 def memory_of(**arrays: Any) -> DeviceMemory:
     """The place of a call's arrays, which must all be on one device; errors name them."""
     first = next(name for name, x in arrays.items() if device_of(x) is not None)
@@ -336,19 +319,6 @@ class DeviceMemory:
             x[...] = 0
         return x
 
-    def output(self, out: Array | None, shape: tuple[int, ...], dtype: str) -> Any:
-        """``out``, checked, or a fresh array."""
-        if out is None:
-            return self.empty(shape, dtype)
-        if device_of(out) is None:
-            raise TypeError(f"out is on the CPU and the arguments are on CUDA device {self.device}")
-        check_writable(out)
-        if tuple(out.shape) != shape:
-            raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
-        if dtype_name(out) != dtype:
-            raise TypeError(f"out must be {dtype}, got {dtype_name(out)}")
-        return out
-
 
 def _numpy_dtype(dtype: str) -> Any:
     if dtype == "bfloat16":
@@ -356,3 +326,20 @@ def _numpy_dtype(dtype: str) -> Any:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(dtype)
+
+
+def on_the_cpu(x: Any, name: str) -> None:
+    """Raises for an array on a CUDA device."""
+    device = device_of(x)
+    if device is not None:
+        raise TypeError(
+            f"{name} is on CUDA device {device}; this operation runs on the CPU and moves no data by itself"
+        )
+
+
+def numpy(x: Array) -> np.ndarray[Any, Any]:
+    """A view in NumPy, without a copy. A tensor whose history would be lost is an error, as in :func:`detached`."""
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)
+    on_the_cpu(x, "an array")
+    return np.from_dlpack(detached(x))

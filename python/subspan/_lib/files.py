@@ -49,9 +49,8 @@ def _digest(value: Any, into: Any) -> None:
         _digest(value.item(), into)
     else:
         if not isinstance(value, np.ndarray):
-            from subspan._lib.arguments import numpy
             from subspan._lib.arrays import detached
-            from subspan._lib.device import memory_of, on_device
+            from subspan._lib.device import memory_of, numpy, on_device
 
             value = memory_of(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
         x = np.asarray(value)
@@ -76,11 +75,15 @@ def sealed_state(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "checksum": checksum(state)}
 
 
-def checked_state(state: Any, kind: str, form: str, needed: set[str]) -> dict[str, Any]:
-    """A state that is whole: of this format with its checksum, or of an earlier one, which had none."""
+def checked_state(state: Any, kind: str, form: str, needed: set[str], *, sealed: bool = True) -> dict[str, Any]:
+    """A state that is whole: of this format with its checksum, or of an earlier one, which had none. The first one of a
+    class that was not ``sealed`` then had no format either.
+    """
     if not isinstance(state, dict):
         raise ValueError(f"not a state of {kind}: it is of type {type(state).__name__}")
     name, _, version = form.rpartition("/")
+    if not sealed and not state.keys() & {"format", "checksum"}:
+        state = {**state, "format": f"{name}/1"}
     given = str(state.get("format"))
     versions = [f"{name}/{i}" for i in range(1, int(version) + 1)]
     if given not in versions:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import numpy as np
 
-from subspan._lib.arguments import numpy
-from subspan._lib.arrays import Array, as_array, detached, library_of, real_number, whole_number
+from subspan._lib.arrays import Array, as_array, detached, library_of
 from subspan._lib.call import call_of
-from subspan._lib.device import dtype_name, memory_of, on_device
+from subspan._lib.device import dtype_name, memory_of, numpy, on_device
+from subspan._lib.numbers import real_number, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable

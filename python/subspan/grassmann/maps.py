@@ -8,19 +8,11 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import numpy, stack_shape
-from subspan._lib.arrays import (
-    Array,
-    as_array,
-    check_float,
-    float_dtype,
-    generator_of,
-    rng_key,
-    stoppable,
-    truth,
-    whole_number,
-)
+from subspan._lib.arrays import Array, as_array, check_float
 from subspan._lib.call import call_of
+from subspan._lib.device import numpy
+from subspan._lib.numbers import float_dtype, generator_of, rng_key, stack_shape, truth, whole_number
+from subspan._lib.threads import stoppable
 
 __all__ = [
     "euclidean_to_riemannian_gradient",

@@ -8,22 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arrays import (
-    Array,
-    as_array,
-    check_float,
-    check_library,
-    choice,
-    detached,
-    library_of,
-    real_number,
-    rng_key,
-    truth,
-    whole_number,
-)
+from subspan._lib.arrays import Array, as_array, check_float, check_library, detached, library_of
 from subspan._lib.call import call_of
 from subspan._lib.device import check_dtype, device_of, dtype_name, memory_of, on_device
 from subspan._lib.files import checked_state, sealed_state
+from subspan._lib.numbers import choice, real_number, rng_key, truth, whole_number
 from subspan.orth.int4 import Int4Basis, quantize_int4
 
 if TYPE_CHECKING:
@@ -129,12 +118,8 @@ class GradientProjector:
         return sealed_state({"format": _FORMAT, **state, "basis": basis, "similarity": list(self.similarity)})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and not state.keys() & {
-            "format",
-            "checksum",
-        }:  # of the first version, which had none
-            state = {**state, "format": "subspan.GradientProjector/1"}
-        state = dict(checked_state(state, "GradientProjector", _FORMAT, {"rank", "history", "basis", "similarity"}))
+        needed = {"rank", "history", "basis", "similarity"}
+        state = dict(checked_state(state, "GradientProjector", _FORMAT, needed, sealed=False))
         basis = state.pop("basis")
         if isinstance(basis, dict):
             packed = Int4Basis.__new__(Int4Basis)

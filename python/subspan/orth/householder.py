@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.arguments import numpy
-from subspan._lib.arrays import Array, library_of, truth
+from subspan._lib.arrays import Array, library_of
 from subspan._lib.call import call_of
-from subspan._lib.device import dtype_name
+from subspan._lib.device import dtype_name, numpy
 from subspan._lib.files import checked_state, sealed_state
+from subspan._lib.numbers import truth
 
 __all__ = [
     "HouseholderQ",

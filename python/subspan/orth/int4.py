@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.arrays import Array, to_library, whole_number
+from subspan._lib.arrays import Array, to_library
 from subspan._lib.call import call_of
 from subspan._lib.device import dtype_name
 from subspan._lib.files import checked_state, sealed_state
+from subspan._lib.numbers import whole_number
 
 __all__ = ["Int4Basis", "quantize_int4"]
 
@@ -68,12 +69,10 @@ class Int4Basis:
         return sealed_state({"format": _FORMAT, **state, "library": self._library})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and not state.keys() & {
-            "format",
-            "checksum",
-        }:  # of the first version, which had none
-            state = {**state, "format": "subspan.Int4Basis/1", "library": state.get("_library")}
-        state = checked_state(state, "Int4Basis", _FORMAT, {"codes", "scale", "zero", "shape", "group", "library"})
+        if isinstance(state, dict):  # the first version kept it under another name
+            state = {"library": state.get("_library"), **state}
+        needed = {"codes", "scale", "zero", "shape", "group", "library"}
+        state = checked_state(state, "Int4Basis", _FORMAT, needed, sealed=False)
         if state["library"] not in ("numpy", "torch", "jax", "cupy"):
             raise ValueError(f"library is {state['library']!r}, wanted numpy, torch, jax or cupy")
         self.__init__(  # type: ignore[misc]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.arguments import numpy
 from subspan._lib.arrays import Array, as_array
 from subspan._lib.call import call_of
+from subspan._lib.device import numpy
 
 __all__ = ["apply_core", "project", "project_out", "rotate", "swap"]
 

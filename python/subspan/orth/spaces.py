@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import stack_shape
-from subspan._lib.arrays import Array, float_dtype, rng_key, whole_number
+from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
+from subspan._lib.numbers import float_dtype, rng_key, stack_shape, whole_number
 
 __all__ = [
     "complement",

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.arguments import numpy, on_the_cpu
-from subspan._lib.arrays import Array, as_array, check_float, detached, is_sparse, library_of
+from subspan._lib.arrays import Array, as_array, check_float, detached, library_of
 from subspan._lib.call import Call
-from subspan._lib.device import dtype_name
+from subspan._lib.device import dtype_name, numpy, on_the_cpu
+from subspan._lib.sparse import is_sparse
 
 LISTED = (list, tuple, float, int)
 """Numbers that are written down: they have no dtype of their own and take that of the tokens."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import numpy
-from subspan._lib.arrays import Array, as_array, check_float, detached, whole_number
+from subspan._lib.arrays import Array, as_array, check_float, detached
 from subspan._lib.call import Call, call_of
-from subspan._lib.device import check_dtype, memory_of, on_device
+from subspan._lib.device import check_dtype, memory_of, numpy, on_device
 from subspan._lib.files import checked_state, loaded, sealed_state, write_archive
+from subspan._lib.numbers import whole_number
 from subspan.plucker.common import beside, first_positions, offset_list
 
 if TYPE_CHECKING:

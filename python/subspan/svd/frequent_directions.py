@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arrays import (
-    Array,
-    check_float,
-    check_library,
-    csr_parts,
-    detached,
-    float_array,
-    float_dtype,
-    is_sparse,
-    library_of,
-    to_library,
-    whole_number,
-)
+from subspan._lib.arrays import Array, check_float, check_library, float_array, library_of, to_library
 from subspan._lib.files import checked_state, known_library, sealed_state
+from subspan._lib.numbers import float_dtype, whole_number
+from subspan._lib.sparse import csr_parts, is_sparse
 
 __all__ = ["FrequentDirections"]
 
-_SKETCH_FORMAT = "subspan.FrequentDirections/2"
+_FORMAT = "subspan.FrequentDirections/2"
 
 
 class FrequentDirections:
@@ -66,47 +55,27 @@ class FrequentDirections:
             raise ValueError(
                 f"a sketch of size {self.size} by n_features {self.n_features} is more than memory can hold"
             )
-        self._core: Any = None
+        self._core: Any = _core.Sketch(self.size, self.n_features)
         self._library = "numpy"
-        self._turn = threading.Lock()  # of the first rows
-
-    def _make(self, dtype: np.dtype[Any]) -> Any:
-        kind = _core.SketchF32 if dtype == np.float32 else _core.SketchF64
-        if self._core is None:
-            return kind(self.size, self.n_features)
-        if not isinstance(self._core, kind):
-            raise TypeError(f"rows must have the dtype of the sketch, got {dtype}")
-        return self._core
-
-    def _wanted(self) -> Any:
-        return None if self._core is None else np.float32 if isinstance(self._core, _core.SketchF32) else np.float64
+        self._turn = threading.Lock()  # of the library of the first rows
 
     def update(self, rows: Array) -> FrequentDirections:
         """Add rows ``(b, n)``, dense or sparse; a vector ``(n,)`` is one row.
 
         Integers that the dtype holds exactly are converted, as in :meth:`StreamingSVD.update`.
         """
-        library = "numpy"
-        parts: Any = None
+        dtype, library = self._core.dtype(), "numpy"
         if is_sparse(rows):
-            parts = csr_parts(rows, "rows", self._wanted())
-            dtype = check_float(parts[0], "rows")
+            parts: tuple[Any, ...] = csr_parts(rows, "rows", dtype)
         else:
-            rows = float_array(rows, "rows", self._wanted())
+            rows = float_array(rows, "rows", dtype)
             check_library(rows, "rows")
-            library = library_of(rows)
-            rows = detached(rows)
-            dtype = check_float(rows, "rows")
-        if self._core is not None and library != self._library:
-            raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library}")
-        with self._turn if self._core is None else contextlib.nullcontext():
-            core = self._make(dtype)
-            if parts is None:
-                core.update(rows)
-            else:
-                core.update_csr(*parts)
-            if self._core is None:
-                self._core, self._library = core, library
+            library, parts = library_of(rows), (rows,)
+        with self._turn:
+            if self._core.dtype() is not None and library != self._library:
+                raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library}")
+            (self._core.update if len(parts) == 1 else self._core.update_csr)(*parts)
+            self._library = library
         return self
 
     def merge(self, other: FrequentDirections) -> FrequentDirections:
@@ -115,72 +84,51 @@ class FrequentDirections:
             raise TypeError(f"other must be a FrequentDirections, got {type(other).__name__}")
         if other.n_features != self.n_features:
             raise ValueError(f"merge: other has {other.n_features} columns, this sketch has {self.n_features}")
-        if other._core is None:
-            return self
-        with self._turn if self._core is None else contextlib.nullcontext():
-            core = self._make(np.dtype(np.float32 if isinstance(other._core, _core.SketchF32) else np.float64))
-            core.merge(other._core)
-            if self._core is None:
-                self._core, self._library = core, other._library
+        with self._turn:
+            fresh = self._core.dtype() is None
+            self._core.merge(other._core)
+            if fresh:
+                self._library = other._library
         return self
 
     @property
     def sketch(self) -> Array:
         """``(size, n)``; rows that are not needed are zero. A fresh array."""
-        if self._core is None:
-            return np.zeros((self.size, self.n_features))
-        single = isinstance(self._core, _core.SketchF32)
-        out = np.empty((self.size, self.n_features), dtype=np.float32 if single else np.float64)
-        self._core.sketch_into(out)
-        return to_library(out, self._library)
+        found = self._core.sketch()
+        return np.zeros((self.size, self.n_features)) if found is None else to_library(found, self._library)
 
     @property
     def error_bound(self) -> float:
         """Upper bound of ``‖AᵀA - BᵀB‖₂`` for the sketch as it is now."""
-        if self._core is None:
-            return 0.0
         return float(self._core.error_bound())  # with the shrink that reading the sketch may need
 
     @property
     def rows_seen(self) -> int:
         """Number of rows added."""
-        return 0 if self._core is None else int(self._core.numbers()[2])
+        return int(self._core.rows_seen())
 
     @property
     def squared_norm(self) -> float:
         """``‖A‖_F²`` of everything added."""
-        return 0.0 if self._core is None else float(self._core.numbers()[4])
+        return float(self._core.squared_norm())
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
-            "format": _SKETCH_FORMAT,
-            "size": self.size,
-            "n_features": self.n_features,
-            "library": self._library,
-        }
-        if self._core is not None:
-            buffer, low, seen, bound, norm = self._core.saved()
-            state.update(buffer=buffer, low=low, bound=bound, norm=norm, seen=seen, dtype=np.dtype(self._wanted()).name)
-        return sealed_state(state)
+        own = {"format": _FORMAT, "size": self.size, "n_features": self.n_features, "library": self._library}
+        return sealed_state({**own, **self._core.state()})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state, dict) and not state.keys() & {
-            "format",
-            "checksum",
-        }:  # of the first version, which had none
-            state = {**state, "format": "subspan.FrequentDirections/1"}
-        state = checked_state(state, "FrequentDirections", _SKETCH_FORMAT, {"size", "n_features", "library"})
+        state = checked_state(state, "FrequentDirections", _FORMAT, {"size", "n_features", "library"}, sealed=False)
         self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
         self._library = known_library(state["library"])
         if "buffer" in state:
-            buffer = state["buffer"]
-            kept = check_float(buffer, "buffer")
-            core = self._make(float_dtype(state["dtype"]) if "dtype" in state else kept)  # earlier ones were of it
-            seen = whole_number(state["seen"], "seen", 0)
-            buffer = buffer.astype(np.float64)
-            low = state.get("low", np.zeros_like(buffer))  # earlier ones had none
-            core.restore(buffer, low, float(state["bound"]), float(state["norm"]), seen)
-            self._core = core
+            dtype = check_float(
+                state["buffer"], "buffer"
+            )  # earlier versions kept it in that of the sketch, without low
+            buffer = state["buffer"].astype(np.float64)
+            low = state.get("low", np.zeros_like(buffer))
+            dtype = float_dtype(state.get("dtype", dtype))
+            bound, norm, seen = float(state["bound"]), float(state["norm"]), whole_number(state["seen"], "seen", 0)
+            self._core.restore(buffer, low, bound, norm, seen, dtype.name)
 
     def __repr__(self) -> str:
         return f"FrequentDirections(size={self.size}, n_features={self.n_features}) <{self.rows_seen} rows>"

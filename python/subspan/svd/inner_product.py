@@ -7,22 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from subspan._lib.arguments import convolution_hint, numpy, on_the_cpu
-from subspan._lib.arrays import (
-    as_array,
-    as_float,
-    check_float,
-    check_output,
-    csr_parts,
-    detached,
-    float_dtype,
-    in_a_thread,
-    is_sparse,
-    library_of,
-    stoppable,
-    whole_number,
-    written,
-)
+from subspan import _core
+from subspan._lib.arrays import as_array, as_float, check_float, check_output, detached, library_of, written
+from subspan._lib.device import numpy, on_the_cpu
+from subspan._lib.numbers import float_dtype, whole_number
+from subspan._lib.sparse import csr_parts, is_sparse
+from subspan._lib.threads import in_a_thread, stoppable
 
 _AT_ONCE = 256  # unit vectors that an operator is applied to together
 _MOST_COLUMNS = 2**18  # of an operator: its matrix is n² entries to look through
@@ -162,7 +152,7 @@ class InnerProduct:
         """``x F`` in NumPy and float64: rounded to float32, rows with a large mean would lose what centring needs."""
         x = np.asarray(x) if isinstance(x, np.ndarray) else np.from_dlpack(x)
         if x.ndim not in (1, 2):
-            hint = convolution_hint(tuple(x.shape), name)
+            hint = _core.convolution_hint(tuple(x.shape), name)
             raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {x.shape}{hint}")
         self._check(x.shape[-1], name)
         x = x.astype(np.float64, copy=False)

@@ -6,16 +6,9 @@ import math
 
 import numpy as np
 
-from subspan._lib.arguments import on_the_cpu
-from subspan._lib.arrays import (
-    Array,
-    as_array,
-    detached,
-    dtype_of,
-    library_of,
-    real_number,
-    whole_number,
-)
+from subspan._lib.arrays import Array, as_array, detached, dtype_of, library_of
+from subspan._lib.device import on_the_cpu
+from subspan._lib.numbers import real_number, whole_number
 
 __all__ = ["choose_rank"]
 

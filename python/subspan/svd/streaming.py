@@ -10,28 +10,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arguments import numpy, on_the_cpu
 from subspan._lib.arrays import (
     Array,
     as_array,
     check_float,
     check_library,
-    choice,
-    csr_parts,
-    dense_rows,
     detached,
     float_array,
-    float_dtype,
-    is_sparse,
     library_of,
-    real_number,
-    share,
     to_library,
-    truth,
-    whole_number,
 )
-from subspan._lib.device import DeviceMemory, device_of, memory_of
+from subspan._lib.device import DeviceMemory, device_of, memory_of, numpy, on_the_cpu
 from subspan._lib.files import checked_state, known_library, loaded, sealed_state, write_archive
+from subspan._lib.numbers import choice, float_dtype, real_number, share, truth, whole_number
+from subspan._lib.sparse import csr_parts, dense_rows, is_sparse
 from subspan.svd.inner_product import InnerProduct, WeightedStream, no_overflow, signs_of_rows
 
 if TYPE_CHECKING:

@@ -14,21 +14,16 @@ from subspan._lib.arrays import (
     as_float,
     check_float,
     check_library,
-    choice,
-    csr_parts,
     detached,
     float_array,
     float_beside,
-    is_sparse,
     library_of,
-    real_number,
-    rng_key,
-    share,
     to_library,
-    whole_number,
 )
 from subspan._lib.call import call_of
 from subspan._lib.device import on_device
+from subspan._lib.numbers import choice, real_number, rng_key, share, whole_number
+from subspan._lib.sparse import csr_parts, is_sparse
 from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
 
 __all__ = ["TruncatedSVD", "merge_svd", "product_svd", "truncated_svd"]

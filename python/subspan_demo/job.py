@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.sparse import issparse as is_sparse
 from scipy.sparse.linalg import svds
 
-from subspan._demo.corpus import Corpus, load, standard_library
-from subspan._demo.picture import picture
-from subspan._lib.arrays import is_sparse
 from subspan.svd import StreamingSVD
+from subspan_demo.corpus import Corpus, load, standard_library
+from subspan_demo.picture import picture
 
 if TYPE_CHECKING:
     from rich.console import Console
