@@ -468,11 +468,7 @@ WRONG = {
     "merge None": (lambda: merge_svd((None, np.ones(2), None), (None, np.ones(2), eye[:2]), 2), TypeError, "U"),
     "merge pair": (lambda: merge_svd((1, 2), (1, 2, 3), 2), TypeError, "triple"),
     "merge rank": (lambda: merge_svd((None, np.ones(2), eye[:2]), (None, np.ones(2), eye[:2]), 1.9), TypeError, "rank"),
-    "merge nan": (
-        lambda: merge_svd((eye * np.nan, np.ones(3), eye), (eye, np.ones(3), eye), 2),
-        ValueError,
-        "a.U",
-    ),
+    "merge nan": (lambda: merge_svd((eye * np.nan, np.ones(3), eye), (eye, np.ones(3), eye), 2), ValueError, "a.U"),
     "logits scale": (
         lambda: grassmann.logits(np.ones((2, 4)), grassmann.random(4, 2, batch=2), scale=np.nan),
         ValueError,

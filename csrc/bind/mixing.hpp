@@ -10,22 +10,39 @@
 
 namespace subspan::bind {
 
-/// How far back; a list of plain positive numbers is read here, anything else Python looks at.
-inline std::vector<std::int64_t> read_offsets(py::handle offsets, bool causal) {
-    std::vector<std::int64_t> out;
-    if (PyList_CheckExact(offsets.ptr()) || PyTuple_CheckExact(offsets.ptr())) {
-        const auto n = PySequence_Fast_GET_SIZE(offsets.ptr());
-        out.reserve(std::size_t(n));
-        for (Py_ssize_t i = 0; i < n; ++i) {
-            PyObject *item = PySequence_Fast_GET_ITEM(offsets.ptr(), i);
-            int overflow = 1;
-            const long long value = PyLong_CheckExact(item) ? PyLong_AsLongLongAndOverflow(item, &overflow) : 0;
-            if (overflow != 0 || value == 0 || (value < 0 && causal) || value >= (1LL << 40) || value <= -(1LL << 40)) break;
-            out.push_back(value);
-        }
-        if (n > 0 && n <= 65536 && out.size() == std::size_t(n)) return out;
+/// How far back: whole numbers, none of them zero, and none ahead where that was not asked for. `advice`: what to say then.
+inline std::vector<std::int64_t> read_offsets(py::handle given, bool causal, const std::string &advice = "pass causal=False if that is meant") {
+    const auto text = [](py::handle x) { return std::string(py::str(x)); };
+    const auto refuse = [](py::handle x) { throw py::type_error("offsets must be whole numbers, got " + std::string(py::repr(x))); };
+    if (PyUnicode_Check(given.ptr()) || PyBytes_Check(given.ptr()) || PyDict_Check(given.ptr()) || PyAnySet_Check(given.ptr())) refuse(given);
+    py::object items = py::reinterpret_borrow<py::object>(given);
+    if (!PyList_CheckExact(given.ptr()) && !PyTuple_CheckExact(given.ptr())) {
+        const bool one = !py::hasattr(given, "__iter__") || (py::hasattr(given, "shape") && py::len(given.attr("shape")) == 0);
+        items = one ? py::object(py::make_tuple(given)) : py::object(py::iter(items)); // which may have no end
     }
-    return py::cast<std::vector<std::int64_t>>(py::module_::import("subspan.plucker.common").attr("offset_list")(offsets, causal));
+    std::vector<std::int64_t> out;
+    for (const auto item : items) {
+        if (out.size() == 65536) throw py::value_error("offsets holds more than 65536 numbers");
+        py::object index = py::reinterpret_borrow<py::object>(item);
+        if (!PyLong_CheckExact(item.ptr())) {
+            if (PyBool_Check(item.ptr()) || text(py::type::handle_of(item).attr("__name__")).rfind("bool", 0) == 0) refuse(item);
+            index = py::reinterpret_steal<py::object>(PyNumber_Index(item.ptr()));
+            if (!index) {
+                PyErr_Clear();
+                refuse(item);
+            }
+        }
+        int overflow = 0;
+        const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+        if (overflow == 0 && value == 0) throw py::value_error("offsets holds 0: a token with itself spans no plane, its wedge is zero");
+        if ((value < 0 || overflow < 0) && causal)
+            throw py::value_error("offsets holds " + text(index) + ": token t would see token t + " + text(index.attr("__neg__")()) + ", which lies ahead; " + advice);
+        if (overflow != 0 || value >= (1LL << 40) || value <= -(1LL << 40))
+            throw py::value_error("offsets holds " + text(index) + ", which is more than any sequence has");
+        out.push_back(value);
+    }
+    if (out.empty()) throw py::value_error("offsets is empty: give at least one");
+    return out;
 }
 
 /// What a mixing call chooses; `r` dimensions of a token, `batch` leading axes of the sequences.

@@ -372,7 +372,7 @@ void register_plucker(py::module_ &m) {
         "check_mixing",
         [](py::handle offsets, bool weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,
            py::handle rope_base, py::handle rope_start, std::int64_t r) {
-            return mix_options(read_offsets(offsets, true), weighted, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, {}).offsets;
+            return mix_options(read_offsets(offsets, true, "decoding has no tokens ahead"), weighted, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, {}).offsets;
         },
         arg("offsets"), arg("weighted"), arg("weighting"), arg("norm"), arg("eps"), arg("order"), arg("bias"), arg("rope"), arg("rope_base"),
         arg("rope_start"), arg("r"));

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import issparse as is_sparse
+from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from subspan.svd import StreamingSVD
@@ -16,6 +16,8 @@ from subspan_demo.picture import picture
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+is_sparse: Any = sparse.issparse  # without its narrowing of types
 
 KNOWN = (
     "json",

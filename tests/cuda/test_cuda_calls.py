@@ -19,7 +19,7 @@ def test_both_modules_have_the_same_names_and_signatures(emulated):
     """What both sides have is called alike; what is not called alike is a part of something else and told here."""
     alone = {
         # of the device's module itself
-        "architectures", "device_count", "versions", "has_blas", "load_blas", "has_solver", "load_solver",
+        "architectures", "device_count", "versions",
         # states that live in arrays of the caller's library there, and in objects on the CPU
         "emulated",
     }  # fmt: skip

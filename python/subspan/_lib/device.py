@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -74,46 +73,6 @@ def kernels() -> Any:
         except ImportError as e:
             raise CudaError(f"the CUDA kernels of subspan could not be loaded: {e}") from e
     return _module
-
-
-def load_libraries() -> None:
-    """Fills the tables of cuBLAS and cuSOLVER, for the kernel that has just found them empty."""
-    need_blas()
-    need_solver()
-
-
-# CUDA 13's and 12's, as the loaders of Linux and Windows know them, and NVIDIA's wheels.
-_BLAS = ("libcublas.so.13", "libcublas.so.12", "cublas64_13.dll", "cublas64_12.dll")
-_SOLVER = ("libcusolver.so.12", "libcusolver.so.11", "cusolver64_12.dll", "cusolver64_11.dll")
-
-
-def _load(load: Callable[[str, bool], bool], names: tuple[str, ...], package: str) -> None:
-    """Fills a table: from the process, else from the loader's path, else from NVIDIA's wheels."""
-    for loaded_only in (True, False):
-        if any(load(name, loaded_only) for name in names):
-            return
-    for place in ("nvidia.cu13.lib", f"nvidia.{package}.lib"):
-        try:
-            spec = importlib.util.find_spec(place)
-        except ModuleNotFoundError:
-            continue
-        for folder in () if spec is None else spec.submodule_search_locations or ():
-            if any(load(os.path.join(folder, name), False) for name in names):
-                return
-
-
-def need_blas() -> None:
-    """Fills the table of cuBLAS. Where there is none, the kernel that needs it raises an ImportError."""
-    module = kernels()
-    if not module.has_blas():
-        _load(module.load_blas, _BLAS, "cublas")
-
-
-def need_solver() -> None:
-    """The same for cuSOLVER, which links cuBLAS itself."""
-    module = kernels()
-    if not module.has_solver():
-        _load(module.load_solver, _SOLVER, "cusolver")
 
 
 _dtype_names: dict[Any, str] = {}

@@ -93,7 +93,7 @@ def checked_state(state: Any, kind: str, form: str, needed: set[str], *, sealed:
         raise ValueError(f"not a state of {kind}: it lacks {', '.join(sorted(missing))}")
     if given == form and state.get("checksum") != checksum(state):
         raise ValueError(f"the state of {kind} is damaged: its checksum does not fit")
-    return state
+    return dict(state)
 
 
 def _alive(pid: int) -> bool:

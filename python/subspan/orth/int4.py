@@ -35,13 +35,7 @@ class Int4Basis:
     """
 
     def __init__(
-        self,
-        codes: Any,
-        scale: Any,
-        zero: Any,
-        shape: tuple[int, int],
-        group: int,
-        library: str = "numpy",
+        self, codes: Any, scale: Any, zero: Any, shape: tuple[int, int], group: int, library: str = "numpy"
     ) -> None:
         if not isinstance(shape, (tuple, list)) or len(shape) != 2:
             raise TypeError(f"shape must be a pair (n, k), got {shape!r}")

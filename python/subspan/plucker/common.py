@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,36 +13,6 @@ from subspan._lib.sparse import is_sparse
 
 LISTED = (list, tuple, float, int)
 """Numbers that are written down: they have no dtype of their own and take that of the tokens."""
-
-
-def offset_list(offsets: Any, causal: bool, advice: str = "pass causal=False if that is meant") -> list[int]:
-    """Whole numbers, none of them zero, and none ahead where that was not asked for."""
-    if isinstance(offsets, (str, bytes, dict, set)):
-        raise TypeError(f"offsets must be whole numbers, got {offsets!r}")
-    if not isinstance(offsets, Iterable) or getattr(offsets, "shape", None) == ():
-        offsets = [offsets]
-    out: list[int] = []
-    for value in offsets:
-        if len(out) == 65536:
-            raise ValueError("offsets holds more than 65536 numbers")
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"offsets must be whole numbers, got {value!r}")
-        try:
-            offset = operator.index(value)
-        except TypeError:
-            raise TypeError(f"offsets must be whole numbers, got {value!r}") from None
-        if offset == 0:
-            raise ValueError("offsets holds 0: a token with itself spans no plane, its wedge is zero")
-        if offset < 0 and causal:
-            raise ValueError(
-                f"offsets holds {offset}: token t would see token t + {-offset}, which lies ahead; {advice}"
-            )
-        if abs(offset) >= 2**40:
-            raise ValueError(f"offsets holds {offset}, which is more than any sequence has")
-        out.append(offset)
-    if not out:
-        raise ValueError("offsets is empty: give at least one")
-    return out
 
 
 def first_positions(rope_start: Any, batch: tuple[int, ...]) -> tuple[int, ...] | None:

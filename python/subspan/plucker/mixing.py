@@ -191,41 +191,11 @@ def mix_project(
     W : array (d, C(r, 2))
         Any strides.
     b : array (d,) or None
-    offsets : int or sequence of int
-        How many tokens to look back, each at least 1. One that is longer than the sequence never applies; one that is
-        repeated counts twice.
-    weights : array, broadcast to (..., T, m), optional
-        One for each of the ``m`` offsets; see ``weighting``.
-    weighting : {"mean", "given", "softmax"}, optional
-        ``"mean"`` (default without weights): the mean over the offsets that apply at a token, those that stay inside of
-        the sequence and whose two tokens are not masked. ``"given"`` (default with weights): the weights as they are,
-        zero where an offset does not apply. ``"softmax"``: ``weights`` are logits, and the softmax runs over the
-        offsets that apply; a logit of minus infinity leaves one out.
-    mask : boolean or integer array, broadcast to (..., T), optional
-        False: the token takes no part, neither as ``t`` nor as ``t - δ``, whatever it and its gradient hold. Its mixed
-        coordinates are zero. It keeps its place: offsets and rotary positions count it (see ``rope_start``).
-    norm : {"clamp", "soft", None}, default "clamp"
-        Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with
-        ``eps=1e-8`` is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of
-        ``1/n`` (of ``1/eps`` at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the
-        first layer of every character model has, differ by rounding alone: gradients of 1e11 with the published norm,
-        of 1e2 with this one.
-    eps : float, default 1e-8
-        With 0 the wedge of parallel tokens counts as zero.
-    order : {"current-first", "past-first"}
-        ``z_t ∧ z_{t-δ}``, or ``z_{t-δ} ∧ z_t``, which is minus it.
     bias : {"weighted", "always"}
         ``b`` times the sum of the weights that apply, which is what a projection of every offset gives: nothing where
         no offset applies. Or ``b`` once for every token, which is what a projection after the mean gives.
-    causal : bool, default True
-        A negative offset, which looks ahead, is an error unless this is False.
-    rope : {None, "interleaved", "half"}
-        Rotate ``z`` by its position first, in the pairs ``(2i, 2i + 1)`` or ``(i, i + r/2)``.
-    rope_base : float, default 10000
-        Pair ``i`` turns by ``position · base^(-2i/r)``.
-    rope_start : int or integer array, broadcast to (...), default 0
-        Position of the first token: one for all sequences, or one for each. Positions count along ``T``, masked tokens
-        included: a batch that is padded on the left by ``pad`` tokens takes ``rope_start=-pad``.
+    offsets, weights, weighting, mask, norm, eps, order, causal, rope, rope_base, rope_start
+        As for :func:`mix`.
     out : array (..., T, d), optional
         Must share no memory with the arguments.
 

@@ -15,7 +15,7 @@ from subspan._lib.call import Call, call_of
 from subspan._lib.device import check_dtype, memory_of, numpy, on_device
 from subspan._lib.files import checked_state, loaded, sealed_state, write_archive
 from subspan._lib.numbers import whole_number
-from subspan.plucker.common import beside, first_positions, offset_list
+from subspan.plucker.common import beside, first_positions
 
 if TYPE_CHECKING:
     import os
@@ -86,7 +86,6 @@ class MixState:
         rope_base: float = 10000.0,
         rope_start: Any = 0,
     ) -> None:
-        self.offsets = offset_list(offsets, True, "decoding has no tokens ahead")
         self.r = whole_number(r, "r", 2)
         if self.r > 65536:
             raise ValueError(f"r must be at most 65536, got {self.r}: its pairs are more than 2³¹")
@@ -95,8 +94,8 @@ class MixState:
         starts = first_positions(rope_start, np.shape(rope_start))
         first = 0 if starts is not None else rope_start
         given: Any = (weighting, norm, eps, order, bias, rope, rope_base)
-        _core.check_mixing(
-            self.offsets, weighting != "mean", weighting, norm, eps, order, bias, rope, rope_base, first, self.r
+        self.offsets = _core.check_mixing(
+            offsets, weighting != "mean", weighting, norm, eps, order, bias, rope, rope_base, first, self.r
         )
         # Plain values, as they come back from an archive, whatever the caller's were.
         plain: Any = {name: None if x is None else str(x) for name, x in zip(_OPTIONS, (*given, first), strict=True)}
