@@ -69,14 +69,14 @@ def test_robust(versus):
     n, k, b = 4096, 128, 128
     ours, peer, svd = streaming_pair(stream(n, k, b, "float32", power=1.5), k)
     versus("svd-f32-robust-n4096-k128-b128", ours, peer, flops=flops(n, k, b))
-    assert svd._core.route() == "robust"
+    assert svd._state.route() == "robust"
 
 
 def test_wide_spectrum_float64(versus):
     n, k, b = 1024, 64, 128
     ours, peer, svd = streaming_pair(stream(n, k, b, "float64", power=3.0), k)
     versus("svd-f64-wide-spectrum-n1024-k64-b128", ours, peer, flops=flops(n, k, b), dtype="float64")
-    assert svd._core.route() == "robust"
+    assert svd._state.route() == "robust"
 
 
 def test_single_rows(versus):

@@ -1,38 +1,124 @@
 #!/usr/bin/env bash
-# Everything that is to be done on a machine with a GPU, in under eight minutes: builds for its architecture without network and
-# without build isolation, runs the GPU tests (CuPy, PyTorch, JAX), a small set under compute-sanitizer, and the benchmarks. Tables
-# go to the folder that is the first argument (default: bench/results), named by the device.
+# Everything that is to be done on a machine with a GPU, in stages that are each useful alone, the most telling first:
+#
+#   bench/gpu.sh [--emulated] [FOLDER]
+#
+# build      the kernels for the GPU at hand, without network and without build isolation
+# smoke      each kernel once against the CPU, a line each
+# tests      tests/cuda, a worker for four cores
+# memcheck, racecheck   a small set of tests under compute-sanitizer
+# bench      the benchmarks, most important rows first
+#
+# Each stage has its own time, and gives what it did not use to the others; one that fails, or that hangs and is ended, leaves them
+# theirs. FOLDER (default: bench/results) gets what each has written so far, a line a stage in stages.txt, and the tables.
+# SECONDS_TOTAL is the time for all of it (default 540). --emulated runs the same stages on the emulated device of tests/cuda.
+# For tests of this script: STAGE_SECONDS_<name> is a stage's time, STAGES names those to run, BREAK_<name>=fail or hang breaks one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-bench/results}
-mkdir -p "$out"
-failed=0
-step() { printf '\n== %s (%ss)\n' "$*" "$SECONDS"; }
-python3 -c 'import cupy, torch; assert torch.cuda.is_available(), "PyTorch sees no CUDA device"' || exit 1
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
-
-step "build"
-export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}
-site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
-python3 -m pip install --quiet --no-build-isolation --no-deps --no-index --target "$site" \
-    -Ccmake.define.SUBSPAN_CUDA=ON -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native . || exit 1
-export PYTHONPATH=$site SUBSPAN_TEST_GPU=1 PYTHONDONTWRITEBYTECODE=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
-(cd "$site" && python3 -m subspan info)
-
-step "tests"
-timeout 140 python3 -m pytest -W default -q -p no:cacheprovider tests/cuda || failed=1
-
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-        step "compute-sanitizer $tool"
-        timeout 60 compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9 python3 -m pytest -W default -q -x -p no:cacheprovider tests/cuda -k sanitizer || failed=1
-    done
-else
-    echo "compute-sanitizer is not here: skipped"
+emulated=
+if [ "${1:-}" = --emulated ]; then
+    emulated=1
+    shift
 fi
+mkdir -p "${1:-bench/results}"
+out=$(cd "${1:-bench/results}" && pwd)
+total=${SECONDS_TOTAL:-540}
+failed=0
+: >"$out/stages.txt"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python=${PYTHON:-python3}
+export PYTHONDONTWRITEBYTECODE=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 
-step "benchmarks"
-timeout 140 python3 bench/gpu.py --save "$out" || failed=1
-step "done, $([ $failed = 0 ] && echo well || echo with failures)"
+# stage NAME SECONDS COMMAND...: the command, for at most so long, and for no longer than is left.
+stage() {
+    local name=$1 seconds=$2 begun=$SECONDS status word own break_it
+    shift 2
+    [[ " ${STAGES:-$name} " == *" $name "* ]] || return 0
+    own=STAGE_SECONDS_$name
+    seconds=${!own:-$seconds}
+    [ $((total - SECONDS)) -ge "$seconds" ] || seconds=$((total - SECONDS))
+    printf '\n== %s (at %ss, at most %ss)\n' "$name" "$begun" "$seconds"
+    break_it=BREAK_$name
+    if [ "$seconds" -lt 1 ]; then
+        status=125
+    elif [ "${!break_it:-}" = fail ]; then
+        false
+        status=$?
+    elif [ "${!break_it:-}" = hang ]; then
+        timeout -k 5 "$seconds" sleep 1000
+        status=$?
+    else
+        timeout -k 5 "$seconds" "$@" 2>&1 | tee "$out/$name.log"
+        status=${PIPESTATUS[0]}
+    fi
+    case $status in
+        0) word=passed ;;
+        124 | 137) word="ran out of its $seconds s" ;;
+        125) word="had no time left" ;;
+        *) word="failed with status $status" ;;
+    esac
+    [ "$status" = 0 ] || failed=1
+    printf '%-10s %4ss  %s\n' "$name" $((SECONDS - begun)) "$word" | tee -a "$out/stages.txt"
+    return "$status"
+}
+
+build() {
+    if [ -n "$emulated" ]; then
+        cmake -S tests/cuda -B "${SUBSPAN_EMULATED_BUILD:-$work/emulated}" -DPython_EXECUTABLE="$(command -v "$python")" \
+            -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" && cmake --build "${SUBSPAN_EMULATED_BUILD:-$work/emulated}" --parallel "$(nproc)"
+        return
+    fi
+    CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index \
+        --target "$work/site" -Ccmake.define.SUBSPAN_CUDA=ON -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native .
+}
+sanitized() {
+    local tool=$1
+    if [ -n "$emulated" ] || ! command -v compute-sanitizer >/dev/null; then
+        echo "compute-sanitizer is not here: skipped"
+        return 0
+    fi
+    compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9 \
+        "$python" -m pytest -W default -q -x -n 0 -p no:cacheprovider tests/cuda -k sanitizer
+}
+tests() {
+    local workers=$(($(nproc) / 4)) some=()
+    [ "$workers" -ge 1 ] || workers=0
+    # A fraction of them on the emulated device, where CI runs them all.
+    [ -z "$emulated" ] || some=(-k "test_cuda_spaces and vectors")
+    "$python" -m pytest -W default -q -n "$workers" -p no:cacheprovider --junitxml "$out/tests.xml" tests/cuda "${some[@]}"
+}
+smoke() {
+    rm -f "$out/smoke.txt"
+    "$python" bench/gpu_smoke.py --save "$out/smoke.txt" "${where[@]}"
+}
+benchmarks() {
+    if [ -n "$emulated" ]; then # times mean nothing there
+        "$python" bench/gpu_smoke.py --save "$out/bench.txt" "${where[@]}"
+        return
+    fi
+    "$python" bench/gpu.py --save "$out"
+}
+where=()
+if [ -n "$emulated" ]; then
+    export SUBSPAN_EMULATED_BUILD=${SUBSPAN_EMULATED_BUILD:-$work/emulated}
+    where=(--emulated "$SUBSPAN_EMULATED_BUILD")
+else
+    export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" SUBSPAN_TEST_GPU=1
+    "$python" -c 'import cupy, torch; assert torch.cuda.is_available(), "PyTorch sees no CUDA device"' || exit 1
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
+fi
+export emulated out work python
+export -f build sanitized tests smoke benchmarks
+
+if ! stage build 280 bash -c build; then
+    [ -n "${BREAK_build:-}" ] || [ -n "$emulated" ] || exit 1 # nothing to try without it
+fi
+stage smoke 60 bash -c 'where=("$@"); smoke' bash "${where[@]}"
+stage tests 140 bash -c tests
+stage memcheck 60 bash -c 'sanitized memcheck'
+stage racecheck 60 bash -c 'sanitized racecheck'
+stage bench 200 bash -c 'where=("$@"); benchmarks' bash "${where[@]}"
+printf '\n== done in %ss, %s\n' "$SECONDS" "$([ $failed = 0 ] && echo well || echo with failures)"
+cat "$out/stages.txt"
 exit $failed

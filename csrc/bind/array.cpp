@@ -244,8 +244,8 @@ void Array::require_rows() const {
         throw py::value_error(std::string(name_) + " must have at least 1 dimension, got shape " + shape_text());
 }
 
-Shape Array::leading_strides(const Shape &batch, std::size_t core) const {
-    const std::size_t mine = shape_.size() - core;
+Shape Array::leading_strides(const Shape &batch, std::size_t inner) const {
+    const std::size_t mine = shape_.size() - inner;
     Shape strides(batch.size(), 0);
     bool fits = mine <= batch.size();
     for (std::size_t a = 0; fits && a < mine; ++a) {
@@ -264,8 +264,8 @@ Shape Array::leading_strides(const Shape &batch, std::size_t core) const {
 Shape broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arrays) {
     Shape batch;
     bool fits = true;
-    for (const auto &[a, core] : arrays) {
-        const std::size_t lead = std::size_t(std::max(a->ndim() - core, 0));
+    for (const auto &[a, inner] : arrays) {
+        const std::size_t lead = std::size_t(std::max(a->ndim() - inner, 0));
         if (lead > batch.size()) batch.insert(batch.begin(), lead - batch.size(), 1);
         for (std::size_t i = 0; i < lead; ++i) {
             auto &b = batch[batch.size() - lead + i];
@@ -278,7 +278,7 @@ Shape broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arr
     }
     if (fits) return batch;
     std::string shapes;
-    for (const auto &[a, core] : arrays) shapes += (shapes.empty() ? "" : ", ") + std::string(a->name()) + " " + a->shape_text();
+    for (const auto &[a, inner] : arrays) shapes += (shapes.empty() ? "" : ", ") + std::string(a->name()) + " " + a->shape_text();
     throw py::value_error("leading axes do not broadcast: " + shapes);
 }
 

@@ -106,9 +106,9 @@ class Array {
         return {MatrixView<T>(static_cast<T *>(data_), 1, shape_[d - 1], 0, strides_[d - 1]), batch,
                 leading_strides(batch, 1)};
     }
-    /// Leading axes before the last `core` ones.
-    Shape leading(int core = 2) const {
-        return {shape_.begin(), shape_.end() - std::min<std::ptrdiff_t>(core, std::ptrdiff_t(shape_.size()))};
+    /// Leading axes before the last `inner` ones.
+    Shape leading(int inner = 2) const {
+        return {shape_.begin(), shape_.end() - std::min<std::ptrdiff_t>(inner, std::ptrdiff_t(shape_.size()))};
     }
     void require_matrices() const;
     void require_rows() const;
@@ -132,7 +132,7 @@ class Array {
     void require_dtype_of(const Array &first) const;
 
     /// Strides in elements of the leading axes over `batch`, to which they broadcast.
-    Shape leading_strides(const Shape &batch, std::size_t core) const;
+    Shape leading_strides(const Shape &batch, std::size_t inner) const;
 
   private:
     friend struct Call;
@@ -172,7 +172,7 @@ class DeviceReader {
     static bool &tells(Array &a) { return a.tells_; }
 };
 
-/// Shape to which leading axes broadcast, as in NumPy; `core` counts the trailing axes of each array that do not.
+/// Shape to which leading axes broadcast, as in NumPy; `inner` counts the trailing axes of each array that do not.
 Shape broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arrays);
 
 /// ValueError when writing `out` would change `other` before it is read: they share memory and are not the same view.

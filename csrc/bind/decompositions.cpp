@@ -13,7 +13,7 @@ namespace subspan::bind {
 namespace {
 
 // Signs that make the entry of largest magnitude in each column of U positive; those of the rows of Vh are so already.
-template <class T> void turn_by_u(TruncatedSvd<T> &d) {
+template <class T> void flip_by_u(TruncatedSvd<T> &d) {
     for (std::int64_t j = 0; j < d.k && d.m > 0 && !d.u.empty(); ++j) {
         T best = 0;
         for (std::int64_t i = 0; i < d.m; ++i)
@@ -25,7 +25,7 @@ template <class T> void turn_by_u(TruncatedSvd<T> &d) {
 }
 
 template <class T> py::tuple pack(TruncatedSvd<T> &&d, bool by_u) {
-    if (by_u) turn_by_u(d);
+    if (by_u) flip_by_u(d);
     const auto m = py::ssize_t(d.m), n = py::ssize_t(d.n), k = py::ssize_t(d.k);
     for (const T s : d.s)
         if (!std::isfinite(s))
@@ -239,7 +239,7 @@ void register_decompositions(py::module_ &m) {
             load_lapack();
             const Array x(a, "A"), y(b, "B");
             y.require_dtype_of(x);
-            const bool turned = by_u(signs);
+            const bool flipped = by_u(signs);
             return dispatch(x.dtype(), [&](auto t) {
                 const auto va = x.matrix<const decltype(t)>(), vb = y.matrix<const decltype(t)>();
                 TruncatedSvd<decltype(t)> d;
@@ -247,7 +247,7 @@ void register_decompositions(py::module_ &m) {
                     const py::gil_scoped_release release;
                     d = product_svd<decltype(t)>(va, vb, rank);
                 }
-                return pack(std::move(d), turned);
+                return pack(std::move(d), flipped);
             });
         },
         py::arg("call"), py::arg("A"), py::arg("B"), py::arg("rank"), py::arg("signs"));
@@ -263,7 +263,7 @@ void register_decompositions(py::module_ &m) {
             for (const Array *x : {&xsa, &xvb, &xsb}) x->require_dtype_of(xva);
             for (const auto *x : {&xua, &xub})
                 if (*x) (*x)->require_dtype_of(xva);
-            const bool turned = by_u(signs);
+            const bool flipped = by_u(signs);
             return dispatch(xva.dtype(), [&](auto t) {
                 using T = decltype(t);
                 const auto ma = xva.matrix<const T>(), mb = xvb.matrix<const T>();
@@ -285,7 +285,7 @@ void register_decompositions(py::module_ &m) {
                     const py::gil_scoped_release release;
                     d = merge_svd<T>(uu, ps.data(), ma, ww, pt.data(), mb, rank);
                 }
-                return pack(std::move(d), turned);
+                return pack(std::move(d), flipped);
             });
         },
         py::arg("call"), py::arg("a"), py::arg("b"), py::arg("rank"), py::arg("forget"), py::arg("signs"));

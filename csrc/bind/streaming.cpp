@@ -20,10 +20,10 @@ SvdMethod method_of(const std::string &name) {
 }
 
 // The stream of one dtype, made by the first rows, behind a lock: objects may be shared between threads.
-class Stream {
+class SvdState {
   public:
     // `place` says where rows are on a device; `dtype` is what all rows must be of, or None: the first ones decide.
-    Stream(const py::object & /* place */, std::int64_t rank, double forget, bool center, double energy, const std::string &method,
+    SvdState(const py::object & /* place */, std::int64_t rank, double forget, bool center, double energy, const std::string &method,
            std::int64_t oversample, bool exact_blocks, bool canonical_signs, const py::object &dtype) {
         load_lapack();
         if (!dtype.is_none()) wanted_ = dtype.cast<std::string>() == "float32" ? DType::f32 : DType::f64;
@@ -47,7 +47,7 @@ class Stream {
         const Array a(rows, "rows");
         with(a.dtype(), "rows", [&](auto &s, auto t) { s.downdate(a.as_rows<const decltype(t)>()); });
     }
-    void merge(Stream &other) {
+    void merge(SvdState &other) {
         const py::gil_scoped_release release;
         if (&other == this) {
             const std::lock_guard<Turn> lock(turn_);
@@ -222,15 +222,15 @@ class Stream {
         });
     }
 
-    std::unique_ptr<Stream> copy() const {
+    std::unique_ptr<SvdState> copy() const {
         const py::gil_scoped_release release;
         const std::lock_guard<Turn> lock(turn_);
-        auto out = std::make_unique<Stream>(options_);
+        auto out = std::make_unique<SvdState>(options_);
         out->stream_ = stream_;
         out->wanted_ = wanted_;
         return out;
     }
-    explicit Stream(const StreamingOptions &o) : options_(o) {}
+    explicit SvdState(const StreamingOptions &o) : options_(o) {}
 
     py::dict state() {
         py::dict d;
@@ -424,40 +424,40 @@ class Stream {
 } // namespace
 
 void register_streaming(py::module_ &m) {
-    py::class_<Stream>(m, "Stream")
+    py::class_<SvdState>(m, "SvdState")
         .def(py::init<const py::object &, std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool,
                       const py::object &>(),
              py::arg("place"), py::arg("rank"), py::arg("forget"), py::arg("center"), py::arg("energy"), py::arg("method"), py::arg("oversample"),
              py::arg("exact_blocks"), py::arg("canonical_signs"), py::arg("dtype"))
-        .def("update", &Stream::update, py::arg("rows"))
-        .def("update_csr", &Stream::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
+        .def("update", &SvdState::update, py::arg("rows"))
+        .def("update_csr", &SvdState::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
              py::arg("cols"))
-        .def("downdate", &Stream::downdate, py::arg("rows"))
-        .def("merge", &Stream::merge, py::arg("other"))
-        .def("dtype", &Stream::dtype_name)
-        .def("features", &Stream::features)
-        .def("rows_seen", &Stream::rows_seen)
-        .def("buffered", &Stream::buffered)
-        .def("current_rank", &Stream::current_rank)
-        .def("weight", &Stream::weight)
-        .def("captured_energy", &Stream::captured)
-        .def("residual_energy", &Stream::residual_energy)
-        .def("route", &Stream::route)
-        .def("values", &Stream::values)
-        .def("components", &Stream::components)
-        .def("mean", &Stream::mean)
-        .def("energies", &Stream::energies)
-        .def("column_variances", &Stream::column_variances)
-        .def("project", &Stream::project, py::arg("x"), py::arg("out"))
-        .def("project_csr", &Stream::project_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
+        .def("downdate", &SvdState::downdate, py::arg("rows"))
+        .def("merge", &SvdState::merge, py::arg("other"))
+        .def("dtype", &SvdState::dtype_name)
+        .def("features", &SvdState::features)
+        .def("rows_seen", &SvdState::rows_seen)
+        .def("buffered", &SvdState::buffered)
+        .def("current_rank", &SvdState::current_rank)
+        .def("weight", &SvdState::weight)
+        .def("captured_energy", &SvdState::captured)
+        .def("residual_energy", &SvdState::residual_energy)
+        .def("route", &SvdState::route)
+        .def("values", &SvdState::values)
+        .def("components", &SvdState::components)
+        .def("mean", &SvdState::mean)
+        .def("energies", &SvdState::energies)
+        .def("column_variances", &SvdState::column_variances)
+        .def("project", &SvdState::project, py::arg("x"), py::arg("out"))
+        .def("project_csr", &SvdState::project_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
              py::arg("cols"), py::arg("out"))
-        .def("reconstruct", &Stream::reconstruct, py::arg("z"), py::arg("out"))
-        .def("residual", &Stream::residual, py::arg("x"), py::arg("out"))
-        .def("residual_csr", &Stream::residual_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
+        .def("reconstruct", &SvdState::reconstruct, py::arg("z"), py::arg("out"))
+        .def("residual", &SvdState::residual, py::arg("x"), py::arg("out"))
+        .def("residual_csr", &SvdState::residual_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
              py::arg("cols"), py::arg("out"))
-        .def("copy", &Stream::copy)
-        .def("state", &Stream::state)
-        .def("restore", &Stream::restore, py::arg("state"));
+        .def("copy", &SvdState::copy)
+        .def("state", &SvdState::state)
+        .def("restore", &SvdState::restore, py::arg("state"));
 }
 
 } // namespace subspan::bind

@@ -46,7 +46,7 @@ template <class T> struct RowsKernel {
         for (int64_t j = 0; j < cols; j += NR)
             for (int64_t i = 0; i < rows; i += MR) {
                 typename V::type acc[MR][NV];
-                simd::micro_rows<T, Bytes, NV, MR>(depth, a + i * lda, lda, b + j * depth, acc);
+                simd::microkernel_rows<T, Bytes, NV, MR>(depth, a + i * lda, lda, b + j * depth, acc);
 #pragma GCC unroll 8
                 for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4

@@ -29,24 +29,24 @@ void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out
                  const MatrixView<const T> *next, int next_count, bool dry) {
     const int64_t k = u.cols, all = small::area(k);
     Frame frame;
-    ClassPanel<T> panel(frame, u.rows, k, 2);
+    PackedBlock<T> packed(frame, u.rows, k, 2);
     const MatrixView<const T> operands[2] = {u, g};
     const bool check = checks != Checks::none;
     const unsigned wanted[2] = {check ? 3u : 2u, 0u};
-    panel.ahead(next, next_count);
-    panel.gram(operands, wanted);
+    packed.ahead(next, next_count);
+    packed.gram(operands, wanted);
     double *m = frame.take<double>(2 * all), *one = m + all;
     if (check) {
-        panel.block(0, 0, m);
+        packed.block(0, 0, m);
         grassmann::require_orthonormal<T>(k, m, "U", item);
     }
-    panel.block(0, 1, m);
+    packed.block(0, 1, m);
     if (check) require_finite<T>(k, m, "G", item);
     if (dry) return;
     for (int64_t i = 0; i < all; ++i) m[i] = -m[i];
     small::identity(k, one);
     const double *coefficients[2] = {m, one};
-    panel.apply(operands, coefficients, out);
+    packed.apply(operands, coefficients, out);
 }
 
 // Whether writing `out` changes one of the inputs.
@@ -68,19 +68,19 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
                  const MatrixView<const T> *next, int next_count, bool dry) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 3);
+    PackedBlock<T> packed(frame, n, k, 3);
     MatrixView<const T> operands[3] = {u, h, v};
     const unsigned wanted[3] = {7u, 6u, 4u};
-    panel.ahead(next, next_count);
-    panel.gram(operands, wanted);
+    packed.ahead(next, next_count);
+    packed.gram(operands, wanted);
     double *e = frame.take<double>(9 * all), *mh = e + all, *mv = e + 2 * all, *b = e + 3 * all, *hv = e + 4 * all;
     double *vv = e + 5 * all, *p = e + 6 * all, *q = e + 7 * all, *one = e + 8 * all;
-    panel.block(0, 0, e);
-    panel.block(0, 1, mh);
-    panel.block(0, 2, mv);
-    panel.block(1, 1, b);
-    panel.block(1, 2, hv);
-    panel.block(2, 2, vv);
+    packed.block(0, 0, e);
+    packed.block(0, 1, mh);
+    packed.block(0, 2, mv);
+    packed.block(1, 1, b);
+    packed.block(1, 2, hv);
+    packed.block(2, 2, vv);
     constexpr double eps = std::numeric_limits<T>::epsilon(), tiny = 1e3 * double(std::numeric_limits<T>::min()) / eps;
     const double size = small::row_norm(k, b);
     if ((size < tiny && t * t * tiny > 0.01 * eps) || !std::isfinite(size)) {
@@ -115,7 +115,7 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
         small::multiply(k, along, q, w);
         for (int64_t i = 0; i < all; ++i) p[i] -= mv[i] + w[i];
         const double *coefficients[3] = {p, q, one};
-        panel.apply(operands, coefficients, out);
+        packed.apply(operands, coefficients, out);
     };
     if (t == 0.0 || t * t * small::row_norm(k, b) <= small::kSeries) {
         // QᵀV = s⁻¹ Rᵀ HᵀV for H = Q s Rᵀ, and both functions of s that multiply it are entire: no singular vectors.
@@ -136,9 +136,9 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
     double *values = inner.take<double>(k), *xt = inner.take<double>(all), *yt = inner.take<double>(all), *g = inner.take<double>(k);
     grassmann::tangent_svd<T>(h, basis, values, xt, yt);
     operands[1] = basis;
-    panel.gram(operands, wanted);
-    panel.block(0, 1, mh);
-    panel.block(1, 2, hv);
+    packed.gram(operands, wanted);
+    packed.block(0, 1, mh);
+    packed.block(1, 2, hv);
     small::multiply_tn(k, mh, mv, w);
     for (int64_t i = 0; i < all; ++i) hv[i] -= w[i];
     const auto angle = [&](int64_t i) { return std::clamp(t * values[i], -1e100, 1e100); };
@@ -159,15 +159,15 @@ void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Ch
                  const MatrixView<const T> *next, int next_count, bool dry) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 2);
+    PackedBlock<T> packed(frame, n, k, 2);
     const MatrixView<const T> operands[2] = {u, w};
     const unsigned wanted[2] = {3u, 2u};
-    panel.ahead(next, next_count);
-    panel.gram(operands, wanted);
+    packed.ahead(next, next_count);
+    packed.gram(operands, wanted);
     double *e = frame.take<double>(5 * all), *m = e + all, *b = e + 2 * all, *f = e + 3 * all, *p = e + 4 * all;
-    panel.block(0, 0, e);
-    panel.block(0, 1, m);
-    panel.block(1, 1, b);
+    packed.block(0, 0, e);
+    packed.block(0, 1, m);
+    packed.block(1, 1, b);
     require_finite<T>(k, e, "U", item);
     require_finite<T>(k, b, "W", item);
     require_finite<T>(k, m, "U or W", item);
@@ -180,7 +180,7 @@ void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Ch
     small::multiply(k, m, f, p);
     for (int64_t i = 0; i < all; ++i) p[i] = -p[i];
     const double *coefficients[2] = {p, f};
-    panel.apply(operands, coefficients, out);
+    packed.apply(operands, coefficients, out);
 }
 
 template <class T>
@@ -188,22 +188,22 @@ void hessian_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<const 
                  MatrixView<T> out, Checks checks, int64_t item) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 4);
+    PackedBlock<T> packed(frame, n, k, 4);
     const MatrixView<const T> operands[4] = {u, g, eh, h};
     const unsigned wanted[4] = {15u, 2u, 4u, 8u};
-    panel.gram(operands, wanted);
+    packed.gram(operands, wanted);
     double *e = frame.take<double>(7 * all), *ug = e + all, *ue = e + 2 * all, *uh = e + 3 * all, *hh = e + 4 * all, *p = e + 5 * all;
     double *one = e + 6 * all;
-    panel.block(1, 1, one);
+    packed.block(1, 1, one);
     require_finite<T>(k, one, "egrad", item);
-    panel.block(2, 2, one);
+    packed.block(2, 2, one);
     require_finite<T>(k, one, "ehess", item);
-    panel.block(3, 3, hh);
+    packed.block(3, 3, hh);
     require_finite<T>(k, hh, "H", item);
-    panel.block(0, 0, e);
-    panel.block(0, 1, ug);
-    panel.block(0, 2, ue);
-    panel.block(0, 3, uh);
+    packed.block(0, 0, e);
+    packed.block(0, 1, ug);
+    packed.block(0, 2, ue);
+    packed.block(0, 3, uh);
     if (checks != Checks::none) grassmann::require_orthonormal<T>(k, e, "U", item);
     if (checks == Checks::points_and_tangents) grassmann::require_tangent<T>(k, uh, hh, 1.0, "H", item);
     // (I - UUᵀ)(E - H N) with N = Uᵀ egrad.
@@ -214,7 +214,7 @@ void hessian_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<const 
     }
     small::identity(k, one);
     const double *coefficients[4] = {p, nullptr, one, ug};
-    panel.apply(operands, coefficients, out);
+    packed.apply(operands, coefficients, out);
 }
 
 } // namespace

@@ -35,19 +35,19 @@ template <class T> double average_log(const Points<T> &points, MatrixView<const 
     double *squares = frame.zeros<double>(groups);
     parallel_for(groups, [&](int64_t g) {
         Frame mine;
-        ClassPanel<T> panel(mine, n, k, 2);
+        PackedBlock<T> packed(mine, n, k, 2);
         double *m = mine.take<double>(2 * all), *f = m + all;
         const unsigned wanted[2] = {2u, 0u};
         for (int64_t i = g * each; i < std::min((g + 1) * each, points.count); ++i) {
             const double weight = points.weights[i];
             if (weight == 0.0) continue;
             const MatrixView<const T> operands[2] = {mean, points[i]};
-            panel.gram(operands, wanted);
-            panel.block(0, 1, m);
+            packed.gram(operands, wanted);
+            packed.block(0, 1, m);
             squares[g] += weight * grassmann::log_factor<T>(k, m, f);
             for (int64_t j = 0; j < all; ++j) f[j] *= weight; // log = (I - mean meanᵀ) U_i f: projected once, after the sum
             const double *coefficients[2] = {nullptr, f};
-            panel.apply(operands, coefficients, MatrixView<T>(sums + g * n * k, n, k), true);
+            packed.apply(operands, coefficients, MatrixView<T>(sums + g * n * k, n, k), true);
         }
     });
     double variance = 0;
@@ -56,16 +56,16 @@ template <class T> double average_log(const Points<T> &points, MatrixView<const 
         if (g > 0)
             for (int64_t i = 0; i < n * k; ++i) sums[i] += sums[g * n * k + i];
     }
-    ClassPanel<T> panel(frame, n, k, 2);
+    PackedBlock<T> packed(frame, n, k, 2);
     const MatrixView<const T> operands[2] = {mean, MatrixView<const T>(sums, n, k)};
     const unsigned wanted[2] = {2u, 0u};
-    panel.gram(operands, wanted);
+    packed.gram(operands, wanted);
     double *p = frame.take<double>(2 * all), *one = p + all;
-    panel.block(0, 1, p);
+    packed.block(0, 1, p);
     for (int64_t i = 0; i < all; ++i) p[i] = -p[i];
     small::identity(k, one);
     const double *coefficients[2] = {p, one};
-    panel.apply(operands, coefficients, direction);
+    packed.apply(operands, coefficients, direction);
     return variance;
 }
 
@@ -141,12 +141,12 @@ void grassmann_mean(const StackView<const T> &u, const double *weights, const St
     const auto check = [&](const StackView<const T> &stack, const char *name) {
         parallel_for(stack.size(), [&](int64_t i) {
             Frame mine;
-            ClassPanel<T> panel(mine, n, k, 1);
+            PackedBlock<T> packed(mine, n, k, 1);
             const MatrixView<const T> operands[1] = {stack[i]};
             const unsigned wanted[1] = {1u};
-            panel.gram(operands, wanted);
+            packed.gram(operands, wanted);
             double *e = mine.take<double>(small::area(k));
-            panel.block(0, 0, e);
+            packed.block(0, 0, e);
             if (!std::isfinite(grassmann::defect(k, e)) || checks != Checks::none)
                 grassmann::require_orthonormal<T>(k, e, name, i);
         });

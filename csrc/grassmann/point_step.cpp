@@ -183,13 +183,13 @@ void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retractio
         std::copy_n(w, all, sine);
     }
     // Directions that rounding left in H have parts along U: they come off.
-    ClassPanel<T> panel(frame, n, k, 2);
+    PackedBlock<T> packed(frame, n, k, 2);
     const MatrixView<const T> operands[2] = {u, q};
     const unsigned wanted[2] = {3u, 0u};
-    panel.gram(operands, wanted);
+    packed.gram(operands, wanted);
     double *e = frame.take<double>(all), *m = frame.take<double>(all), *f = frame.take<double>(all), *w = frame.take<double>(all);
-    panel.block(0, 0, e);
-    panel.block(0, 1, m);
+    packed.block(0, 0, e);
+    packed.block(0, 1, m);
     const bool corrected = correction<T>(k, e, f);
     if (corrected) {
         small::multiply_tn(k, f, m, w);
@@ -207,9 +207,9 @@ void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retractio
     if (velocity != nullptr) {
         part(moved, kept);
         const double *second[2] = {moved, kept};
-        panel.apply2(operands, first, out, second, *velocity);
+        packed.apply2(operands, first, out, second, *velocity);
     } else {
-        panel.apply(operands, first, out);
+        packed.apply(operands, first, out);
     }
     tidy<T>(out);
 }
@@ -325,13 +325,13 @@ template <class T> void tangent_svd(MatrixView<const T> h, MatrixView<T> q, doub
 template <class T> void tidy(MatrixView<T> u) {
     const int64_t n = u.rows, k = u.cols, ld = small::order(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 1);
+    PackedBlock<T> packed(frame, n, k, 1);
     double *e = frame.take<double>(small::area(k)), *f = frame.take<double>(small::area(k));
     for (int pass = 0; pass < 4; ++pass) {
         const MatrixView<const T> operands[1] = {u};
         const unsigned wanted[1] = {1u};
-        panel.gram(operands, wanted);
-        panel.block(0, 0, e);
+        packed.gram(operands, wanted);
+        packed.block(0, 0, e);
         const double off = defect(k, e);
         if (off <= 4.0 * kEps<T> * std::sqrt(double(k))) return;
         for (int64_t i = 0; i < k; ++i) e[i * ld + i] -= 1.0;
@@ -344,7 +344,7 @@ template <class T> void tidy(MatrixView<T> u) {
         }
         small::inverse_sqrt(k, e, f);
         const double *w[1] = {f};
-        panel.apply(operands, w, u);
+        packed.apply(operands, w, u);
     }
 }
 
@@ -353,26 +353,26 @@ template <class T> void step(const Step<T> &s) {
     const auto h = s.h;
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 2);
-    panel.ahead(s.next, s.next_count);
+    PackedBlock<T> packed(frame, n, k, 2);
+    packed.ahead(s.next, s.next_count);
     MatrixView<const T> operands[2] = {u, h};
     const unsigned wanted[2] = {3u, 2u};
     double *e = frame.take<double>(8 * all), *m = e + all, *b = e + 2 * all;
     const bool moves = s.velocity != nullptr;
     const Factors to{e + 3 * all, e + 4 * all, moves ? e + 5 * all : nullptr, moves ? e + 6 * all : nullptr};
     const auto products = [&] {
-        panel.gram(operands, wanted);
-        panel.block(0, 0, e);
-        panel.block(0, 1, m);
-        panel.block(1, 1, b);
+        packed.gram(operands, wanted);
+        packed.block(0, 0, e);
+        packed.block(0, 1, m);
+        packed.block(1, 1, b);
     };
     double t = s.t;
     const auto finish = [&] {
         small_factors<T>(k, e, m, b, t, s.method, to);
         const double *first[2] = {to.p, to.q};
-        if (!moves) return panel.apply(operands, first, s.out);
+        if (!moves) return packed.apply(operands, first, s.out);
         const double *second[2] = {to.p2, to.q2};
-        panel.apply2(operands, first, s.out, second, *s.velocity);
+        packed.apply2(operands, first, s.out, second, *s.velocity);
     };
     products();
     const bool bounded = finite(k, e) && finite(k, m) && finite(k, b);
@@ -440,7 +440,7 @@ template <class T> void step(const Step<T> &s) {
     for (int64_t i = 0; i < all; ++i) m[i] = -m[i];
     small::identity(k, w);
     const double *off[2] = {m, w};
-    panel.apply(operands, off, rest);
+    packed.apply(operands, off, rest);
     operands[1] = rest;
     products();
     if (short_enough()) return finish();

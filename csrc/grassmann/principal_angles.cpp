@@ -23,11 +23,11 @@ using std::int64_t;
 template <class T> void singular_values(MatrixView<const T> r, double *s, double *yt) {
     const int64_t k = r.cols, all = small::area(k);
     Frame frame;
-    ClassPanel<T> panel(frame, r.rows, k, 1);
+    PackedBlock<T> packed(frame, r.rows, k, 1);
     const unsigned wanted[1] = {1u};
-    panel.gram(&r, wanted);
+    packed.gram(&r, wanted);
     double *g = frame.take<double>(all);
-    panel.block(0, 0, g);
+    packed.block(0, 0, g);
     small::svd(k, g, s, nullptr, yt, grassmann::kSvd<T>);
     if (s[k - 1] >= 0.01 * s[0] && s[k - 1] > 1e3 * double(std::numeric_limits<T>::min())) {
         for (int64_t i = 0; i < k; ++i) s[i] = std::sqrt(s[i]);
@@ -44,21 +44,21 @@ void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, con
                 Checks checks, int64_t item, const MatrixView<const T> *next, int next_count) {
     const int64_t n = u.rows, k = u.cols, ld = small::order(k), all = small::area(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 2);
+    PackedBlock<T> packed(frame, n, k, 2);
     const MatrixView<const T> operands[2] = {u, w};
     const bool check = checks != Checks::none;
     const unsigned wanted[2] = {check ? 3u : 2u, check ? 2u : 0u};
-    panel.ahead(next, next_count);
-    panel.gram(operands, wanted);
+    packed.ahead(next, next_count);
+    packed.gram(operands, wanted);
     double *m = frame.take<double>(5 * all), *xt = m + all, *yt = m + 2 * all, *a = m + 3 * all, *b = m + 4 * all;
     double *c = frame.take<double>(k), *s = frame.take<double>(k);
     if (check) {
-        panel.block(0, 0, a);
+        packed.block(0, 0, a);
         grassmann::require_orthonormal<T>(k, a, "U", item);
-        panel.block(1, 1, a);
+        packed.block(1, 1, a);
         grassmann::require_orthonormal<T>(k, a, "W", item);
     }
-    panel.block(0, 1, m);
+    packed.block(0, 1, m);
     double sum = 0;
     for (int64_t i = 0; i < all; ++i) sum += m[i] * m[i];
     if (!std::isfinite(sum)) throw ValueError("matrix " + std::to_string(item) + " of U or W holds NaN or infinity");
@@ -76,7 +76,7 @@ void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, con
         for (int64_t i = 0; i < all; ++i) a[i] = -a[i];
         const MatrixView<T> r(inner.take<T>(n * count), n, count);
         const double *coefficients[2] = {a, b};
-        panel.apply(operands, coefficients, r);
+        packed.apply(operands, coefficients, r);
         singular_values<T>(r, s, vectors ? zt : nullptr);
         for (int64_t i = 0; i < count; ++i) theta[i] = std::asin(std::min(1.0, s[count - 1 - i]));
     }
@@ -115,7 +115,7 @@ void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, con
         }
     std::sort(theta, theta + k);
     const double *first[2] = {a, nullptr}, *second[2] = {nullptr, b};
-    panel.apply2(operands, first, *p, second, *q);
+    packed.apply2(operands, first, *p, second, *q);
 }
 
 double distance_of(int64_t k, const double *theta, Distance kind) {

@@ -21,11 +21,11 @@ using std::int64_t;
 
 template <class T> void gram_of(MatrixView<const T> u, MatrixView<const T> next, bool ahead, double *e) {
     Frame frame;
-    ClassPanel<T> panel(frame, u.rows, u.cols, 1);
+    PackedBlock<T> packed(frame, u.rows, u.cols, 1);
     const unsigned wanted[1] = {1u};
-    panel.ahead(&next, ahead ? 1 : 0);
-    panel.gram(&u, wanted);
-    panel.block(0, 0, e);
+    packed.ahead(&next, ahead ? 1 : 0);
+    packed.gram(&u, wanted);
+    packed.block(0, 0, e);
 }
 
 // Every class is looked at before the first one is changed; the error names the first bad class whatever the threads.
@@ -72,14 +72,14 @@ double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<
                        const MatrixView<const T> *next, int next_count) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k), ld = small::order(k);
     Frame frame;
-    ClassPanel<T> panel(frame, n, k, 3);
+    PackedBlock<T> packed(frame, n, k, 3);
     const MatrixView<const T> operands[3] = {u, g, first};
     const unsigned wanted[3] = {2u, 2u, 0u};
-    panel.ahead(next, next_count);
-    panel.gram(operands, wanted);
+    packed.ahead(next, next_count);
+    packed.gram(operands, wanted);
     double *m = frame.take<double>(4 * all), *b = m + all, *p = m + 2 * all, *q = m + 3 * all;
-    panel.block(0, 1, m);
-    panel.block(1, 1, b);
+    packed.block(0, 1, m);
+    packed.block(1, 1, b);
     double along = 0, whole = 0;
     for (int64_t i = 0; i < all; ++i) along += m[i] * m[i];
     for (int64_t i = 0; i < k; ++i) whole += b[i * ld + i];
@@ -91,7 +91,7 @@ double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<
         for (int64_t i = 0; i < all; ++i) p[i] = -m[i];
         small::identity(k, q);
         const double *coefficients[3] = {p, q, nullptr};
-        panel.apply(operands, coefficients, rest);
+        packed.apply(operands, coefficients, rest);
         norm = 0;
         for (int64_t i = 0; i < n * k; ++i) norm += double(rest.data[i]) * double(rest.data[i]);
     }
@@ -103,7 +103,7 @@ double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<
         b[i * ld + i] = beta;
     }
     const double *coefficients[3] = {p, q, b};
-    panel.apply(operands, coefficients, first);
+    packed.apply(operands, coefficients, first);
     return norm;
 }
 

@@ -179,7 +179,7 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
     double *g = frame.take<double>(l * l), *inverse = frame.take<double>(l * l);
     double *product = frame.take<double>(l * l), *next = frame.take<double>(l * l);
     T *w = frame.take<T>(l * l);
-    Panel<T> panel(x.cols);
+    RowBlocks<T> panel(x.cols);
     panel.add(x);
     std::fill_n(product, l * l, 0.0);
     for (std::int64_t i = 0; i < l; ++i) product[i * l + i] = 1.0;

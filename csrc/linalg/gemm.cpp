@@ -32,7 +32,7 @@ constexpr std::int64_t kSliceColumns = 1024; // at least
 // ---- gram ---------------------------------------------------------------------------------------------------------
 
 template <class T> struct GramArgs {
-    const Panel<T> *panel;
+    const RowBlocks<T> *panel;
     std::int64_t first_row, begin, end; // columns [begin, end)
     double *sum;                        // rows x rows, lower triangle, added to
 };
@@ -78,7 +78,7 @@ template <class T> struct GramKernel {
 // ---- combine ------------------------------------------------------------------------------------------------------
 
 template <class T> struct CombineArgs {
-    const Panel<T> *panel;
+    const RowBlocks<T> *panel;
     const T *w; // packed: panels of mr rows, split in depth blocks of kDepth
     MatrixView<T> out;
     std::int64_t begin, end;
@@ -219,7 +219,7 @@ template <class K, class G> void launch(const G *args) { simd::dispatch<K, const
 
 } // namespace
 
-template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *g) {
+template <class T> void gram(const RowBlocks<T> &p, std::int64_t first_row, double *g) {
     const std::int64_t m = p.rows, n = p.cols;
     const std::int64_t triangle = m * m;
     std::fill(g + first_row * m, g + triangle, 0.0);
@@ -261,7 +261,7 @@ template <class T> void gram(const Panel<T> &p, std::int64_t first_row, double *
 namespace {
 
 // W packed, and a task for each strip of columns.
-template <class T, class F> void combine_strips(const T *w, std::int64_t k, const Panel<T> &p, F &&strip) {
+template <class T, class F> void combine_strips(const T *w, std::int64_t k, const RowBlocks<T> &p, F &&strip) {
     const std::int64_t m = p.rows, n = p.cols;
     const auto tile = simd::tile<T>();
     Frame frame;
@@ -275,7 +275,7 @@ template <class T, class F> void combine_strips(const T *w, std::int64_t k, cons
 
 } // namespace
 
-template <class T> void combine(const T *w, std::int64_t k, const Panel<T> &p, const StripTaker<T> &take) {
+template <class T> void combine(const T *w, std::int64_t k, const RowBlocks<T> &p, const StripTaker<T> &take) {
     if (k == 0 || p.cols == 0) return;
     combine_strips(w, k, p, [&](const T *packed, std::int64_t begin, std::int64_t end) {
         Frame frame;
@@ -289,7 +289,7 @@ template <class T> void combine(const T *w, std::int64_t k, const Panel<T> &p, c
     });
 }
 
-template <class T> void combine(const T *w, const Panel<T> &p, MatrixView<T> out, bool accumulate) {
+template <class T> void combine(const T *w, const RowBlocks<T> &p, MatrixView<T> out, bool accumulate) {
     const std::int64_t k = out.rows, m = p.rows, n = p.cols;
     if (k == 0 || n == 0) return;
     if ((out.col_stride != 1 && n > 1) || out.cols != n) throw ValueError("combine: out needs unit column stride and P's columns");
@@ -340,9 +340,9 @@ void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool ac
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void gram<T>(const Panel<T> &, std::int64_t, double *);                                                   \
-    template void combine<T>(const T *, const Panel<T> &, MatrixView<T>, bool);                                        \
-    template void combine<T>(const T *, std::int64_t, const Panel<T> &, const StripTaker<T> &);                        \
+    template void gram<T>(const RowBlocks<T> &, std::int64_t, double *);                                                   \
+    template void combine<T>(const T *, const RowBlocks<T> &, MatrixView<T>, bool);                                        \
+    template void combine<T>(const T *, std::int64_t, const RowBlocks<T> &, const StripTaker<T> &);                        \
     template void gemm<T>(MatrixView<const T>, MatrixView<const T>, MatrixView<T>, bool, const T *, const T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

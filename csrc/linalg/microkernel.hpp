@@ -62,7 +62,7 @@ SUBSPAN_INLINE void microkernel(std::int64_t depth, const T *a, std::int64_t sa,
 
 // The sums of such a tile with A row by row, unpacked: acc[r][q] = sum_d a[r·lda + d] · b[d·N + q·lanes ...].
 template <class T, int Bytes, int NV, int MR>
-SUBSPAN_INLINE void micro_rows(std::int64_t depth, const T *a, std::int64_t lda, const T *b, typename Vec<T, Bytes>::type (&acc)[MR][NV]) {
+SUBSPAN_INLINE void microkernel_rows(std::int64_t depth, const T *a, std::int64_t lda, const T *b, typename Vec<T, Bytes>::type (&acc)[MR][NV]) {
     using V = Vec<T, Bytes>;
     constexpr int W = V::lanes;
 #pragma GCC unroll 8
@@ -84,7 +84,7 @@ SUBSPAN_INLINE void micro_rows(std::int64_t depth, const T *a, std::int64_t lda,
 
 // The same for a tile that sticks out of C: through a full tile on the stack.
 template <class T, int Bytes>
-SUBSPAN_INLINE void micro_edge(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,
+SUBSPAN_INLINE void microkernel_edge(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,
                                bool add, int rows, int cols) {
     constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
     alignas(64) T tile[MR * NR];
@@ -105,7 +105,7 @@ SUBSPAN_INLINE void block(std::int64_t depth, const T *a, const T *b, T *c, std:
             if (r == MR && q == NR)
                 microkernel<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add);
             else
-                micro_edge<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add, r, q);
+                microkernel_edge<T, Bytes>(depth, pa, MR, pb, c + i * ldc + j, ldc, add, r, q);
         }
 }
 

@@ -59,7 +59,7 @@ template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q) {
     const double good = 5.0 * eps * std::sqrt(double(k));
     MatrixView<const T> x = a;
     for (int pass = 0; pass < 6; ++pass) {
-        Panel<T> panel(m);
+        RowBlocks<T> panel(m);
         panel.add(x.transposed());
         gram(panel, 0, g);
         double off = 0;
@@ -198,7 +198,7 @@ template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool
     // What rounding left of UᵀU - I is measured, and taken off by U (3 I - UᵀU) / 2, which keeps the polar factor.
     double *g = frame.take<double>(k * k);
     for (int pass = 0; pass < 3; ++pass) {
-        Panel<T> panel(m);
+        RowBlocks<T> panel(m);
         panel.add(MatrixView<const T>(basis).transposed());
         gram(panel, 0, g);
         double off = 0;

@@ -349,7 +349,7 @@ template <class T> void decay_add(MatrixView<T> b, T momentum, MatrixView<const 
 }
 
 template <class T>
-ClassPanel<T>::ClassPanel(Frame &frame, int64_t n, int64_t k, int operands)
+PackedBlock<T>::PackedBlock(Frame &frame, int64_t n, int64_t k, int operands)
     : n_(n), k_(k), width_(operands * k), ld_(round_up(operands * k, 64 / int64_t(sizeof(T)))), kp_(apply_width<T>(k)),
       operands_(operands) {
     const int64_t budget = (int64_t(512) << 10) / (ld_ * int64_t(sizeof(T)));
@@ -360,7 +360,7 @@ ClassPanel<T>::ClassPanel(Frame &frame, int64_t n, int64_t k, int operands)
     g_ = frame.take<double>((sizeof(T) == 4 ? 1 : 2) * round_up(width_, 8) * ld_);
 }
 
-template <class T> void ClassPanel<T>::ahead(const MatrixView<const T> *next, int count) {
+template <class T> void PackedBlock<T>::ahead(const MatrixView<const T> *next, int count) {
     ahead_ = {};
     for (int a = 0; a < std::min(count, kAheads); ++a) {
         const auto &x = next[a];
@@ -371,12 +371,12 @@ template <class T> void ClassPanel<T>::ahead(const MatrixView<const T> *next, in
     }
 }
 
-template <class T> void ClassPanel<T>::pack(const MatrixView<const T> *operands, int64_t first, int64_t rows) {
+template <class T> void PackedBlock<T>::pack(const MatrixView<const T> *operands, int64_t first, int64_t rows) {
     simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first,
                                                                                                    rows, z_, ld_);
 }
 
-template <class T> void ClassPanel<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
+template <class T> void PackedBlock<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
     const int64_t items = round_up(width_, 8) * ld_;
     double *low = sizeof(T) == 4 ? nullptr : g_ + items;
     std::fill_n(g_, (low != nullptr ? 2 : 1) * items, 0.0);
@@ -391,7 +391,7 @@ template <class T> void ClassPanel<T>::gram(const MatrixView<const T> *operands,
         for (int64_t i = 0; i < items; ++i) g_[i] += low[i];
 }
 
-template <class T> void ClassPanel<T>::block(int a, int b, double *out) const {
+template <class T> void PackedBlock<T>::block(int a, int b, double *out) const {
     const int64_t ld = small::order(k_);
     if (k_ != ld) std::fill_n(out, small::area(k_), 0.0);
     for (int64_t i = 0; i < k_; ++i) {
@@ -403,7 +403,7 @@ template <class T> void ClassPanel<T>::block(int a, int b, double *out) const {
     }
 }
 
-template <class T> typename ClassPanel<T>::Range ClassPanel<T>::coefficients(const double *const *w, T *to) const {
+template <class T> typename PackedBlock<T>::Range PackedBlock<T>::coefficients(const double *const *w, T *to) const {
     const int64_t ld = small::order(k_);
     const bool exact = k_ == ld && kp_ == ld; // no padding on either side
     if (!exact) std::fill_n(to, width_ * kp_, T(0));
@@ -423,7 +423,7 @@ template <class T> typename ClassPanel<T>::Range ClassPanel<T>::coefficients(con
 }
 
 template <class T>
-void ClassPanel<T>::combine(int64_t first, int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
+void PackedBlock<T>::combine(int64_t first, int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
     const int64_t each = ahead_.bytes[kAheads - 1] / n_;
     const ApplyArgs<T> args{rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate,
                             ahead_.data[kAheads - 1] + first * each, each};
@@ -431,7 +431,7 @@ void ClassPanel<T>::combine(int64_t first, int64_t rows, const T *w, Range range
 }
 
 template <class T>
-void ClassPanel<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
+void PackedBlock<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
     const Range range = coefficients(w, w_);
     for (int64_t r = 0; r < n_; r += block_) {
         poll();
@@ -442,7 +442,7 @@ void ClassPanel<T>::apply(const MatrixView<const T> *operands, const double *con
 }
 
 template <class T>
-void ClassPanel<T>::apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out,
+void PackedBlock<T>::apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out,
                            const double *const *w2, MatrixView<T> out2) {
     T *second = w_ + width_ * kp_;
     const Range range = coefficients(w, w_), range2 = coefficients(w2, second);
@@ -458,7 +458,7 @@ void ClassPanel<T>::apply2(const MatrixView<const T> *operands, const double *co
 #define SUBSPAN_INSTANTIATE(T)                                                                                         \
     template void copy_matrix<T>(MatrixView<const T>, MatrixView<T>);                                                  \
     template void decay_add<T>(MatrixView<T>, T, MatrixView<const T>, T);                                              \
-    template class ClassPanel<T>;
+    template class PackedBlock<T>;
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -23,11 +23,11 @@ struct Ahead {
     std::int64_t bytes[kAheads] = {}; // zero: none
 };
 
-template <class T> class ClassPanel {
+template <class T> class PackedBlock {
   public:
     /// Operands of n x k each. Work memory comes from `frame`: a packed block of 512 KiB, or of 256 rows where those are more, and
     /// a few k², whatever n is.
-    ClassPanel(Frame &frame, std::int64_t n, std::int64_t k, int operands);
+    PackedBlock(Frame &frame, std::int64_t n, std::int64_t k, int operands);
 
     /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it.
     void ahead(const MatrixView<const T> *next, int count);

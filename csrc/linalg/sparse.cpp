@@ -276,7 +276,7 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
     if (r > 0) { // the dense corner
         Frame frame;
         double *corner = frame.take<double>(r * r);
-        gram(Panel<T>(n).add(MatrixView<const T>(v, r, n)), 0, corner);
+        gram(RowBlocks<T>(n).add(MatrixView<const T>(v, r, n)), 0, corner);
         for (std::int64_t i = 0; i < r; ++i) std::copy_n(corner + i * r, i + 1, g + i * m);
         transpose_rows(v, r, n, vt);
     }
@@ -360,7 +360,7 @@ void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t 
         for (std::int64_t q = 0; q < s; ++q) wd[i * dense + r + q] = T(-sum);
         if (e != 0) wd[i * dense + r + s] = row[m - 1];
     }
-    Panel<T> panel(n);
+    RowBlocks<T> panel(n);
     panel.add(MatrixView<const T>(v, r, n));
     if (rows.shift != nullptr) panel.add(MatrixView<const T>(rows.shift, 1, n));
     if (rows.shift_low != nullptr) panel.add(MatrixView<const T>(rows.shift_low, 1, n));

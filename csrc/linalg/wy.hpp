@@ -48,7 +48,7 @@ template <class T> void wy_products(MatrixView<const T> v, T *s, std::int64_t ld
     constexpr std::int64_t kStep = 256;
     if (k <= kStep) {
         double *g = frame.take<double>(k * k);
-        Panel<T> p(v.rows);
+        RowBlocks<T> p(v.rows);
         p.add(v.transposed());
         gram(p, 0, g);
         for (std::int64_t i = 0; i < k; ++i)

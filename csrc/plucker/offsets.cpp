@@ -43,9 +43,9 @@ SUBSPAN_INLINE typename Vec<double, Bytes>::type residual(typename Vec<double, B
 SUBSPAN_INLINE bool above(double n, double scaled, double eps) { return n > eps || (eps == 0 && scaled > 0); }
 
 // c, k, g and ww of one offset and the tokens from l on, `lanes` of them: see Tile::backward for what they mean.
-SUBSPAN_INLINE void coefficients(const LagArguments &a, int64_t j, int64_t l, int lanes, const double *c1, const double *c2,
+SUBSPAN_INLINE void coefficients(const OffsetArguments &a, int64_t j, int64_t l, int lanes, const double *c1, const double *c2,
                                  const double *ww) {
-    const double *pz = a.lags->power + l, *pw = a.lags->w_power[j] + l, *alpha = a.alpha + j * kTokens + l, *zz = a.zz + l;
+    const double *pz = a.offsets->power + l, *pw = a.offsets->w_power[j] + l, *alpha = a.alpha + j * kTokens + l, *zz = a.zz + l;
     const unsigned char *valid = a.valid + j * kTokens + l;
     double *c = a.c + j * kTokens + l, *k = a.k + j * kTokens + l, *g = a.g + j * kTokens + l, *ws = a.ww + j * kTokens + l;
     for (int x = 0; x < lanes; ++x) {
@@ -64,14 +64,14 @@ SUBSPAN_INLINE void coefficients(const LagArguments &a, int64_t j, int64_t l, in
     }
 }
 
-struct LagKernel {
+struct OffsetKernel {
     // Tokens from l on, G vectors of them.
-    template <int Bytes, int G> static SUBSPAN_INLINE void group(const LagArguments &a, int64_t l) {
+    template <int Bytes, int G> static SUBSPAN_INLINE void group(const OffsetArguments &a, int64_t l) {
         using V = Vec<double, Bytes>;
         using type = typename V::type;
         constexpr int W = V::lanes, N = G * W;
-        const int64_t ld = a.lags->ld, r = a.r;
-        const double *z = a.lags->z + l;
+        const int64_t ld = a.offsets->ld, r = a.r;
+        const double *z = a.offsets->z + l;
         type zz[G], inverse[G];
         for (int q = 0; q < G; ++q) zz[q] = type{};
         for (int64_t i = 0; i < r; ++i)
@@ -86,7 +86,7 @@ struct LagKernel {
         for (int64_t i = 0; i < r; ++i)
             for (int q = 0; q < G; ++q) V::store(a.u + i * kTokens + l + q * W, type{});
         for (int64_t j = 0; j < a.m; ++j) {
-            const double *w = a.lags->w[j] + l;
+            const double *w = a.offsets->w[j] + l;
             double *kept = a.w + j * a.keep + l;
             type c1[G], c2[G], s[G];
             for (int q = 0; q < G; ++q) c1[q] = c2[q] = s[q] = type{};
@@ -155,7 +155,7 @@ struct LagKernel {
                 }
         }
     }
-    template <int Bytes> static SUBSPAN_INLINE void run(const LagArguments *a) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const OffsetArguments *a) {
         constexpr int W = Vec<double, Bytes>::lanes;
         const int64_t lanes = round_up(a->count, W);
         int64_t l = 0;
@@ -165,12 +165,12 @@ struct LagKernel {
 };
 
 
-struct LagBackwardKernel {
-    template <int Bytes> static SUBSPAN_INLINE void run(const LagBackward *p) {
+struct OffsetBackwardKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const OffsetBackward *p) {
         using V = Vec<double, Bytes>;
         using type = typename V::type;
         constexpr int W = V::lanes;
-        const LagBackward &a = *p;
+        const OffsetBackward &a = *p;
         for (int64_t l = 0; l < a.count; l += W) {
             alignas(64) double outer[W], inner[W], turned[W];
             for (int x = 0; x < W; ++x) turned[x] = 0;
@@ -210,7 +210,7 @@ struct LagBackwardKernel {
 
 } // namespace
 
-void lag_forward(const LagArguments &a) { simd::dispatch<LagKernel, const LagArguments *>(&a); }
-void lag_backward(const LagBackward &a) { simd::dispatch<LagBackwardKernel, const LagBackward *>(&a); }
+void offset_forward(const OffsetArguments &a) { simd::dispatch<OffsetKernel, const OffsetArguments *>(&a); }
+void offset_backward(const OffsetBackward &a) { simd::dispatch<OffsetBackwardKernel, const OffsetBackward *>(&a); }
 
 } // namespace subspan::plucker

@@ -5,10 +5,10 @@
 
 namespace subspan::plucker {
 
-/// In: lags, weights. Out, of each token: zz = z·z and u; of each offset and token: c, k, g, ww and the rejections w. What
+/// In: offsets, weights. Out, of each token: zz = z·z and u; of each offset and token: c, k, g, ww and the rejections w. What
 /// they mean: see Tile::backward.
-struct LagArguments {
-    const Lags *lags;
+struct OffsetArguments {
+    const Offsets *offsets;
     int64_t r, m, count;
     MixNorm norm;
     double eps, sign;
@@ -18,10 +18,10 @@ struct LagArguments {
     int64_t keep; // distance of the rejections of two offsets: zero where they are not kept
 };
 
-void lag_forward(const LagArguments &a);
+void offset_forward(const OffsetArguments &a);
 
 /// The gradient of z and of what offsets reach, from that of u: in the columns of the window `into`, and da.
-struct LagBackward {
+struct OffsetBackward {
     int64_t r, m, count, columns;
     const int64_t *column;
     const double *z, *zz, *c, *k, *g, *ww, *w; // z: own columns
@@ -33,6 +33,6 @@ struct LagBackward {
     double *into, *da;
 };
 
-void lag_backward(const LagBackward &a);
+void offset_backward(const OffsetBackward &a);
 
 } // namespace subspan::plucker

@@ -43,7 +43,7 @@ template <class T> struct RowsKernel {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes, N = NV * W;
         typename V::type acc[MR][NV];
-        simd::micro_rows<T, Bytes, NV, MR>(depth, a, lda, b, acc);
+        simd::microkernel_rows<T, Bytes, NV, MR>(depth, a, lda, b, acc);
         alignas(64) T edge[MR * N];
         const bool whole = rows >= MR && cols >= N;
         T *to = whole ? c : edge;

@@ -186,15 +186,15 @@ template <class T> bool Tile<T>::active(int64_t t) const {
     return false;
 }
 
-template <class T> void Tile<T>::combine(const Lags &lags, int64_t n) {
+template <class T> void Tile<T>::combine(const Offsets &offsets, int64_t n) {
     count = n;
-    const LagArguments a{&lags, plan.r, plan.m, n, plan.options.norm, plan.options.eps, plan.options.past_first ? -1.0 : 1.0,
+    const OffsetArguments a{&offsets, plan.r, plan.m, n, plan.options.norm, plan.options.eps, plan.options.past_first ? -1.0 : 1.0,
                    alpha, valid, zz_, c_, k_, g_, ww_, w_, sum_u_, keep_ ? plan.r * kTokens : 0};
-    lag_forward(a);
+    offset_forward(a);
     scale_columns(sum_u_, plan.r, kTokens, n, lift);
     using Narrow = NarrowKernel<T>;
     simd::dispatch<Narrow, const double *, int64_t, int64_t, int64_t, T *, int64_t>(sum_u_, plan.r, kTokens, n, u, kTokens);
-    simd::dispatch<Narrow, const double *, int64_t, int64_t, int64_t, T *, int64_t>(lags.z, plan.r, lags.ld, n, z, kTokens);
+    simd::dispatch<Narrow, const double *, int64_t, int64_t, int64_t, T *, int64_t>(offsets.z, plan.r, offsets.ld, n, z, kTokens);
 }
 
 template <class T> void Tile<T>::rows() {
@@ -240,10 +240,10 @@ template <class T> void Tile<T>::backward(const T *dp, int64_t ld, double *into,
     std::vector<const double *> w_power(std::size_t(plan.m));
     for (std::size_t j = 0; j < w_power.size(); ++j) w_power[j] = power + plan.column[j];
     std::fill_n(into, plan.r * plan.columns, 0.0);
-    const LagBackward a{plan.r, plan.m, count, plan.columns, plan.column.data(), window + plan.own, zz_, c_, k_, g_, ww_, w_,
+    const OffsetBackward a{plan.r, plan.m, count, plan.columns, plan.column.data(), window + plan.own, zz_, c_, k_, g_, ww_, w_,
                         plan.options.norm, plan.options.eps, plan.options.past_first ? -1.0 : 1.0, power + plan.own, w_power.data(), wide_u,
                         wide_z, into, da};
-    lag_backward(a);
+    offset_backward(a);
     for (int64_t i = 0; i < plan.r; ++i)
         for (int64_t l = 0; l < count; ++l) into[i * plan.columns + plan.own + l] += wide_z[i * kTokens + l];
     double *inverse = frame.take<double>(plan.columns);

@@ -56,8 +56,8 @@ struct Plan {
     Rotation rotation;
 };
 
-/// The inputs of the lag kernel: own tokens, and those at each offset.
-struct Lags {
+/// The inputs of the offset kernel: own tokens, and those at each offset.
+struct Offsets {
     const double *z, *power;           // depth rows of the window at the own tokens, and the powers taken out
     const double *const *w;            // the same for each offset
     const double *const *w_power;
@@ -74,7 +74,7 @@ template <class T> class Tile {
     void load(MatrixView<const T> z, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t first,
               int64_t count, int64_t start);
     /// The same from columns that are already there (decoding); validity and weights were set by the caller.
-    void combine(const Lags &lags, int64_t count);
+    void combine(const Offsets &offsets, int64_t count);
     /// Weights of the tokens from `valid` (m x kTokens) and rows of numbers: see MixWeights.
     void weigh(const MatrixView<const T> *weights, int64_t first, int64_t count);
     /// z and u token by token, for coordinates(): z carries the lift.

@@ -208,22 +208,22 @@ Plan::Plan(const MixOptions &o, int64_t rank, int64_t weights_columns)
     if (rotation.on() && r % 2 != 0) throw ValueError("rope needs an even number of dimensions");
     const int64_t lines = round_up(coordinates + kPad, kLanes) / kLanes;
     length = (lines + (lines % 2 == 0)) * kLanes;
-    std::vector<int64_t> lags(o.offsets);
-    lags.push_back(0);
-    std::sort(lags.begin(), lags.end(), std::greater<>());
-    lags.erase(std::unique(lags.begin(), lags.end()), lags.end());
+    std::vector<int64_t> offsets(o.offsets);
+    offsets.push_back(0);
+    std::sort(offsets.begin(), offsets.end(), std::greater<>());
+    offsets.erase(std::unique(offsets.begin(), offsets.end()), offsets.end());
     columns = 0;
-    for (std::size_t a = 0; a < lags.size();) {
+    for (std::size_t a = 0; a < offsets.size();) {
         std::size_t b = a;
-        while (b + 1 < lags.size() && lags[b] - lags[b + 1] <= kTokens) ++b;
-        const int64_t width = lags[a] - lags[b] + kTokens;
-        segments.push_back({lags[a], width, columns});
+        while (b + 1 < offsets.size() && offsets[b] - offsets[b + 1] <= kTokens) ++b;
+        const int64_t width = offsets[a] - offsets[b] + kTokens;
+        segments.push_back({offsets[a], width, columns});
         columns += round_up(width, 8);
         a = b + 1;
     }
-    const auto find = [&](int64_t lag) {
+    const auto find = [&](int64_t offset) {
         for (const auto &s : segments)
-            if (lag <= s.reach && s.reach - lag + kTokens <= s.width) return s.at + s.reach - lag;
+            if (offset <= s.reach && s.reach - offset + kTokens <= s.width) return s.at + s.reach - offset;
         throw std::logic_error("an offset is in no segment");
     };
     own = find(0);

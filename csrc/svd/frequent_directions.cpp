@@ -26,7 +26,7 @@ template <class T> double squares(const CsrView<T> &x) {
 // W (k x m, orthonormal rows) becomes what it changes: row i of W is e_p + Ω_i, where p = partner[i] is the row of the buffer
 // that it mostly is, if there is one. A stream of shrinks changes its rows less and less, and what rounding does to Ω is
 // relative to Ω, where what it does to W would add up: as the root of their number, or faster.
-void turn_of(std::int64_t m, std::int64_t k, double *w, std::int64_t *partner) {
+void rotation_of(std::int64_t m, std::int64_t k, double *w, std::int64_t *partner) {
     for (std::int64_t i = 0; i < k; ++i) {
         double *row = w + i * m;
         std::int64_t p = 0;
@@ -77,12 +77,12 @@ template <class T> void FrequentDirections<T>::shrink() {
     Frame frame;
     double *g = frame.take<double>(m * m), *l = frame.take<double>(k);
     double *w = frame.take<double>(k * m);
-    gram(Panel<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)), 0, g);
+    gram(RowBlocks<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)), 0, g);
     double trace = 0;
     for (std::int64_t i = 0; i < m; ++i) trace += g[i * m + i];
     eigh_top<double>(m, k, g, l, w);
     std::int64_t *partner = frame.take<std::int64_t>(k);
-    turn_of(m, k, w, partner);
+    rotation_of(m, k, w, partner);
     double top = 0;
     for (std::int64_t i = 0; i < k; ++i) top += std::max(l[i], 0.0);
     // Nothing beyond `size` directions: keep them all.
@@ -101,7 +101,7 @@ template <class T> void FrequentDirections<T>::shrink() {
     }
     // Aside, and then in one step: an interrupt leaves the rows as they were.
     std::vector<double> fresh(rows_.size(), 0.0), rest(low_.size(), 0.0);
-    combine(rot, Panel<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)),
+    combine(rot, RowBlocks<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)),
             MatrixView<double>(fresh.data(), kept, n_));
     for (std::int64_t i = 0; i < kept; ++i) {
         if (partner[i] < 0) continue;

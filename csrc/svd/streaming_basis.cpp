@@ -115,7 +115,7 @@ void StreamingSvd<T>::Impl::turn(std::int64_t kept, const std::int64_t *partner,
 }
 
 template <class T>
-void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const Panel<T> &p) {
+void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p) {
     turn(kept, partner, p.rows, [&](const StripTaker<T> &take) { combine<T>(rot, kept, p, take); });
 }
 

@@ -252,7 +252,7 @@ template <class T> void StreamingSvd<T>::Impl::inner_svd(std::int64_t rows, std:
         double *ct = frame.take<double>(rows * cols), *h = frame.take<double>(cols * cols);
         for (std::int64_t i = 0; i < rows; ++i)
             for (std::int64_t j = 0; j < cols; ++j) ct[j * rows + i] = inner[i * cols + j];
-        gram(Panel<double>(rows).add(MatrixView<const double>(ct, cols, rows)), 0, h);
+        gram(RowBlocks<double>(rows).add(MatrixView<const double>(ct, cols, rows)), 0, h);
         eigh_top<double>(cols, k, h, sigma, y);
         if (std::is_same_v<T, float>) {
             for (std::int64_t i = 0; i < k; ++i) sigma[i] = std::sqrt(std::max(sigma[i], 0.0));

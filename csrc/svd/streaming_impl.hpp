@@ -192,8 +192,8 @@ template <class T> struct StreamingSvd<T>::Impl {
     // Whether <b, b> - 2 <b, mean> + <mean, mean> has lost digits that T would have kept.
     bool cancels(const Work &w, const double *block_mean) const;
 
-    Panel<T> panel(std::int64_t state_rows, const Rows<T> &x) const {
-        Panel<T> p(n);
+    RowBlocks<T> panel(std::int64_t state_rows, const Rows<T> &x) const {
+        RowBlocks<T> p(n);
         p.add(MatrixView<const T>(v.data(), state_rows, n));
         p.add(x.dense, x.shift, x.shift_low);
         if (x.extra != nullptr) p.add(MatrixView<const T>(x.extra, 1, n));
@@ -246,7 +246,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         for (std::int64_t j = 0; j < count; ++j) rot[j] = T(old.sign * coefficients[j] - (j == *partner ? 1.0 : 0.0));
     }
     // V' = V[partner] + rot P: P's first r rows are V.
-    void rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const Panel<T> &p);
+    void rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p);
     /// The basis turned by what `changes` hands over in strips, each from `rows` rows.
     void turn(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
               const std::function<void(const StripTaker<T> &)> &changes);

@@ -34,10 +34,10 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     T *neg = frame.take<T>(b * rr);
     for (std::int64_t i = 0; i < b * rr; ++i) neg[i] = T(-back[i]);
     const MatrixView<const T> vv(v.data(), rr, n);
-    combine(neg, Panel<T>(n).add(vv), MatrixView<T>(residual.data(), b, n), true);
+    combine(neg, RowBlocks<T>(n).add(vv), MatrixView<T>(residual.data(), b, n), true);
 
     // Second pass: what of R is still along V, and R Rᵀ.
-    Panel<T> p(n);
+    RowBlocks<T> p(n);
     p.add(vv).add(MatrixView<const T>(residual.data(), b, n));
     double *g2 = frame.take<double>(m * m);
     gram(p, rr, g2);
@@ -46,7 +46,7 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     gemm<double>(MatrixView<const double>(c, b, rr), lmi_v.transposed(), MatrixView<double>(c2, b, rr));
     // R Rᵀ without what the second pass takes off, and a bound of its norm: the largest row sum.
     double *gr = frame.take<double>(b * b), *cc = frame.take<double>(b * b);
-    gram(Panel<double>(rr).add(MatrixView<const double>(c2, b, rr)), 0, cc);
+    gram(RowBlocks<double>(rr).add(MatrixView<const double>(c2, b, rr)), 0, cc);
     double norm_r = 0, largest_r = 0;
     for (std::int64_t i = 0; i < b; ++i)
         for (std::int64_t j = 0; j <= i; ++j)
@@ -100,13 +100,13 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
         }
         directions.reserve(q * n);
         combine(form, p, MatrixView<T>(directions.data(), q, n));
-        p = Panel<T>(n);
+        p = RowBlocks<T>(n);
         p.add(vv).add(MatrixView<const T>(directions.data(), q, n));
         double *g3 = frame.take<double>(mq * mq), *l2 = frame.take<double>(q * q), *both = frame.take<double>(b * q);
         gram(p, rr, g3);
         for (std::int64_t i = 0; i < q; ++i) std::copy_n(g3 + (rr + i) * mq, rr, t + i * rr);
         gemm<double>(MatrixView<const double>(t, q, rr), lmi_v.transposed(), MatrixView<double>(c2q, q, rr));
-        gram(Panel<double>(rr).add(MatrixView<const double>(c2q, q, rr)), 0, l2);
+        gram(RowBlocks<double>(rr).add(MatrixView<const double>(c2q, q, rr)), 0, l2);
         for (std::int64_t i = 0; i < q; ++i)
             for (std::int64_t j = 0; j <= i; ++j) l2[i * q + j] = g3[(rr + i) * mq + rr + j] - l2[i * q + j];
         if (cholesky(q, l2, 0.0) > 0) return false;
@@ -257,7 +257,7 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
         for (std::int64_t j = 0; j < p; ++j) y[i * p + j] *= old.sign;
     }
     Buffer<double> fresh(kept * n);
-    combine(y, Panel<double>(n).add(MatrixView<const double>(job->a.data(), p, n)), MatrixView<double>(fresh.data(), kept, n));
+    combine(y, RowBlocks<double>(n).add(MatrixView<const double>(job->a.data(), p, n)), MatrixView<double>(fresh.data(), kept, n));
     set_basis(kept, fresh.data());
     route = "householder";
     commit(w, std::move(out), rr == 0, sel.dropped);

@@ -51,7 +51,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     if (r > 0) { // what no stream has kept: see kDrift
         Frame frame;
         double *g = frame.take<double>(r * r);
-        gram(Panel<T>(st.features).add(MatrixView<const T>(st.components.data(), r, st.features)), 0, g);
+        gram(RowBlocks<T>(st.features).add(MatrixView<const T>(st.components.data(), r, st.features)), 0, g);
         for (std::int64_t i = 0; i < r; ++i)
             for (std::int64_t j = 0; j <= i; ++j)
                 if (!(std::abs(g[i * r + j] - (i == j ? 1.0 : 0.0)) <= kDrift * Impl::eps * std::sqrt(double(r))))

@@ -120,7 +120,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_gram(Work &w) {
             for (std::int64_t i = t * length; i < end; i += kRows) {
                 const std::int64_t count = std::min(kRows, end - i);
                 tall_rows(w, i, count, rows);
-                gram(Panel<double>(count).add(MatrixView<const double>(rows, count, n).transposed()), 0, g);
+                gram(RowBlocks<double>(count).add(MatrixView<const double>(rows, count, n).transposed()), 0, g);
                 for (std::int64_t a = 0; a < n; ++a)
                     for (std::int64_t b = 0; b <= a; ++b) sum[a * n + b] += g[a * n + b];
             }
@@ -207,7 +207,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
         // While the spectrum allows squares: what the state was turned by, so that it is not rounded (streaming_basis.cpp).
         const std::int64_t m = w.r + n;
         double *h = frame.take<double>(n * n), *u = frame.take<double>(k * m);
-        Panel<double> columns(m);
+        RowBlocks<double> columns(m);
         double *all = frame.take<double>(m * n);
         std::copy_n(rows, w.r * n, all);
         std::copy_n(block.data(), n * n, all + w.r * n);
@@ -233,7 +233,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
                          closest(w.r, [&](std::int64_t j) { return u[i * m + j] / scale[std::size_t(j)]; }), partner + i, rot + i * m);
             }
             if constexpr (std::is_same_v<T, double>) {
-                Panel<double> p(n);
+                RowBlocks<double> p(n);
                 p.add(MatrixView<const double>(v.data(), w.r, n)).add(MatrixView<const double>(block.data(), n, n));
                 rotate(k, partner, rot, p);
             }

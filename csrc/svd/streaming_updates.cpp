@@ -269,7 +269,7 @@ template <class T> void StreamingSvd<T>::Impl::fold() {
     for (int pass = 0; pass < 4; ++pass) {
         Frame frame;
         double *g = frame.take<double>(r * r), *inverse = frame.take<double>(r * r);
-        Panel<T> p(n);
+        RowBlocks<T> p(n);
         p.add(MatrixView<const T>(v.data(), r, n));
         gram(p, 0, g);
         double off = 0, off_shown = 0;
@@ -409,7 +409,7 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
             relative(r, y + i * r, closest(r, [&](std::int64_t j) { return y[i * r + j]; }), partner + i, rot + i * r);
         }
     }
-    if (kept > 0) rotate(kept, partner, rot, Panel<T>(n).add(MatrixView<const T>(v.data(), r, n)));
+    if (kept > 0) rotate(kept, partner, rot, RowBlocks<T>(n).add(MatrixView<const T>(v.data(), r, n)));
     commit(Work{}, std::move(out), false, std::min(std::max(0.0, left - std::max(0.0, all - along)) * unit * unit, std::numeric_limits<double>::max()));
     if (!scatter.empty()) {
         double *squares = frame.take<double>(n);

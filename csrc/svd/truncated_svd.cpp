@@ -41,7 +41,7 @@ template <class T> void orthonormalise_roughly(MatrixView<T> x) {
     Frame frame;
     double *g = frame.take<double>(l * l), *inverse = frame.take<double>(l * l);
     T *w = frame.take<T>(l * l);
-    Panel<T> p(x.cols);
+    RowBlocks<T> p(x.cols);
     p.add(x);
     gram(p, 0, g);
     if (cholesky(l, g, 64.0 * std::numeric_limits<T>::epsilon()) > 0) {
@@ -69,7 +69,7 @@ template <class T> void rotate(const double *w, std::int64_t count, std::int64_t
     Frame frame;
     T *wt = frame.take<T>(count * l);
     for (std::int64_t i = 0; i < count * l; ++i) wt[i] = T(w[i]);
-    combine(wt, Panel<T>(width).add(MatrixView<const T>(x, l, width)), MatrixView<T>(out, count, width));
+    combine(wt, RowBlocks<T>(width).add(MatrixView<const T>(x, l, width)), MatrixView<T>(out, count, width));
 }
 
 // Fills out.u, out.vh from their rows (k x m and k x n) with fixed signs.

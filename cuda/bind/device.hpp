@@ -15,10 +15,10 @@ namespace subspan::bind {
 
 using cuda::Stack;
 
-/// The last two axes as matrices (`core` 2), or the last one as 1 x n matrices (1), over `batch`.
-Stack stack(const Array &x, const Shape &batch, int core = 2);
-/// The array broadcast to a whole shape, whose last `core` axes are the matrices.
-Stack broadcast(const Array &x, const Shape &wanted, int core);
+/// The last two axes as matrices (`inner` 2), or the last one as 1 x n matrices (1), over `batch`.
+Stack stack(const Array &x, const Shape &batch, int inner = 2);
+/// The array broadcast to a whole shape, whose last `inner` axes are the matrices.
+Stack broadcast(const Array &x, const Shape &wanted, int inner);
 
 /// Memory of the caller's library, alive until this goes away; its context may be used meanwhile.
 class Memory {

@@ -128,14 +128,14 @@ void register_device_arrays() {
     DeviceReader::wait = [](std::uintptr_t stream) { cuda::wait_for(reinterpret_cast<void *>(stream)); };
 }
 
-Stack stack(const Array &x, const Shape &batch, int core) {
-    core == 2 ? x.require_matrices() : x.require_rows();
+Stack stack(const Array &x, const Shape &batch, int inner) {
+    inner == 2 ? x.require_matrices() : x.require_rows();
     Shape whole = batch;
-    whole.insert(whole.end(), x.shape().end() - core, x.shape().end());
-    return broadcast(x, whole, core);
+    whole.insert(whole.end(), x.shape().end() - inner, x.shape().end());
+    return broadcast(x, whole, inner);
 }
 
-Stack broadcast(const Array &x, const Shape &wanted, int core) {
+Stack broadcast(const Array &x, const Shape &wanted, int inner) {
     const int all = int(wanted.size()), mine = x.ndim();
     Shape steps(wanted.size(), 0);
     bool fits = mine <= all;
@@ -154,11 +154,11 @@ Stack broadcast(const Array &x, const Shape &wanted, int core) {
     const auto at = [&](int from_end) { return std::size_t(all - from_end); };
     s.cols = wanted[at(1)];
     s.col_stride = s.cols <= 1 ? 1 : steps[at(1)];
-    s.rows = core == 2 ? wanted[at(2)] : 1;
-    s.row_stride = core == 2 ? (s.rows <= 1 ? s.cols : steps[at(2)]) : 0;
+    s.rows = inner == 2 ? wanted[at(2)] : 1;
+    s.row_stride = inner == 2 ? (s.rows <= 1 ? s.cols : steps[at(2)]) : 0;
     // Axes from the last to the first; those that lie one after the other in memory are one axis.
     std::vector<std::int64_t> shapes, strides;
-    for (int b = all - core - 1; b >= 0; --b) {
+    for (int b = all - inner - 1; b >= 0; --b) {
         const std::int64_t n = wanted[std::size_t(b)], step = steps[std::size_t(b)];
         if (n == 1) continue;
         if (!shapes.empty() && step == shapes.back() * strides.back()) {

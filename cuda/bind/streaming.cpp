@@ -22,16 +22,16 @@ py::tuple sizes(std::initializer_list<std::int64_t> n) {
 
 // A stream whose components, singular values and mean are in memory of the rows' library. Updates do not wait for the device; results
 // do, and tell of rows that were refused. Of the same names and signatures as the host's.
-class Stream {
+class SvdState {
   public:
-    Stream(py::object place, std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample, bool exact_blocks,
+    SvdState(py::object place, std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample, bool exact_blocks,
            bool canonical_signs, const py::object &dtype)
         : place_(std::move(place)), rank_(rank), oversample_(oversample), forget_(forget), energy_(energy), center_(center), method_(method) {
         if (!dtype.is_none()) wanted_ = dtype.cast<std::string>() == "float32" ? DType::f32 : DType::f64;
         if (exact_blocks) refuse("exact_blocks=True of a stream");
         if (canonical_signs) refuse("signs='v' of a stream");
     }
-    explicit Stream(Stream &other) { // a copy of one moment
+    explicit SvdState(SvdState &other) { // a copy of one moment
         const Exclusive::Hold lock(other.turn_);
         place_ = other.place_, rank_ = other.rank_, oversample_ = other.oversample_, forget_ = other.forget_, energy_ = other.energy_;
         center_ = other.center_, method_ = other.method_, dtype_ = other.dtype_, wanted_ = other.wanted_, n_ = other.n_, inner_ = other.inner_, used_ = other.used_, rows_ = other.rows_;
@@ -58,8 +58,8 @@ class Stream {
         }
         rows_ += rows.shape(0);
     }
-    void merge(Stream &other) {
-        Stream theirs(other); // which nobody else changes meanwhile
+    void merge(SvdState &other) {
+        SvdState theirs(other); // which nobody else changes meanwhile
         if (!theirs.dtype_) return;
         const Exclusive::Hold lock(turn_);
         const Call call = here();
@@ -155,7 +155,7 @@ class Stream {
         return done(squares, given, out);
     }
 
-    std::unique_ptr<Stream> copy() { return std::make_unique<Stream>(*this); }
+    std::unique_ptr<SvdState> copy() { return std::make_unique<SvdState>(*this); }
     // Arrays of NumPy and numbers; waits for the device.
     py::dict state() {
         py::dict d;
@@ -202,7 +202,7 @@ class Stream {
   private:
     // The state as the kernels take it.
     struct Views {
-        Views(const Call &call, const Stream &s) : components(call, s.components_, "components"), values(call, s.values_, "values"), totals(call, s.totals_, "totals") {
+        Views(const Call &call, const SvdState &s) : components(call, s.components_, "components"), values(call, s.values_, "values"), totals(call, s.totals_, "totals") {
             state.components = stack(components, {});
             state.values = static_cast<double *>(values.contiguous());
             state.totals = static_cast<double *>(totals.contiguous());
@@ -229,7 +229,7 @@ class Stream {
     };
 
     [[noreturn]] static void refuse(const char *what) { throw py::type_error(std::string(what) + " is not implemented on CUDA devices"); }
-    static std::int64_t device_of(const Stream &s) { return s.place_.attr("device").cast<std::int64_t>(); }
+    static std::int64_t device_of(const SvdState &s) { return s.place_.attr("device").cast<std::int64_t>(); }
     Call here() const { return Call(place_.attr("call")()); }
     // The Gram matrix of float64 rows would lose what is below 1e-8 of the first value.
     bool robust() const { return method_ == "robust" || (method_ == "auto" && dtype_ == DType::f64); }
@@ -353,28 +353,28 @@ class Stream {
 
 void register_device_streaming(py::module_ &m) {
     using py::arg;
-    py::class_<Stream>(m, "Stream")
+    py::class_<SvdState>(m, "SvdState")
         .def(py::init<py::object, std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool, const py::object &>(), arg("place"), arg("rank"), arg("forget"),
              arg("center"), arg("energy"), arg("method"), arg("oversample"), arg("exact_blocks"), arg("canonical_signs"), arg("dtype"))
-        .def("update", &Stream::update, arg("rows"))
-        .def("merge", &Stream::merge, arg("other"))
-        .def("dtype", &Stream::dtype)
-        .def("features", &Stream::features)
-        .def("rows_seen", &Stream::rows_seen)
-        .def("captured_energy", &Stream::captured_energy)
-        .def("residual_energy", &Stream::residual_energy)
-        .def("route", &Stream::route)
-        .def("values", &Stream::values)
-        .def("components", &Stream::components)
-        .def("mean", &Stream::mean)
-        .def("energies", &Stream::energies)
-        .def("project", &Stream::project, arg("x"), arg("out"))
-        .def("reconstruct", &Stream::reconstruct, arg("z"), arg("out"))
-        .def("residual", &Stream::residual, arg("x"), arg("out"))
-        .def("copy", &Stream::copy)
-        .def("state", &Stream::state)
-        .def("restore", &Stream::restore, arg("state"))
-        .def("__getattr__", [](const Stream &, const std::string &name) -> py::object { not_on_device(name); });
+        .def("update", &SvdState::update, arg("rows"))
+        .def("merge", &SvdState::merge, arg("other"))
+        .def("dtype", &SvdState::dtype)
+        .def("features", &SvdState::features)
+        .def("rows_seen", &SvdState::rows_seen)
+        .def("captured_energy", &SvdState::captured_energy)
+        .def("residual_energy", &SvdState::residual_energy)
+        .def("route", &SvdState::route)
+        .def("values", &SvdState::values)
+        .def("components", &SvdState::components)
+        .def("mean", &SvdState::mean)
+        .def("energies", &SvdState::energies)
+        .def("project", &SvdState::project, arg("x"), arg("out"))
+        .def("reconstruct", &SvdState::reconstruct, arg("z"), arg("out"))
+        .def("residual", &SvdState::residual, arg("x"), arg("out"))
+        .def("copy", &SvdState::copy)
+        .def("state", &SvdState::state)
+        .def("restore", &SvdState::restore, arg("state"))
+        .def("__getattr__", [](const SvdState &, const std::string &name) -> py::object { not_on_device(name); });
 }
 
 } // namespace subspan::bind

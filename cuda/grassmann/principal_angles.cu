@@ -158,7 +158,7 @@ template <class T, int K> class Pair {
                 sines[tid_] = q.sine;
             }
             __syncthreads();
-            turn_products(sh_.g, ld, k_, seats, round, cosines, sines, tid_, kThreads);
+            rotate_products(sh_.g, ld, k_, seats, round, cosines, sines, tid_, kThreads);
             for (int e = tid_; e < seats * k_; e += kThreads) { // rows of mt and y
                 const int x = e / (2 * k_), l = e % (2 * k_), i = at_seat(x, round, seats), j = at_seat(seats - 1 - x, round, seats);
                 if (i >= k_ || j >= k_) continue;

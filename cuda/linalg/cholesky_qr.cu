@@ -23,13 +23,16 @@ __global__ void __launch_bounds__(256) peak_kernel(const double *x, int64_t pitc
     if (threadIdx.x == 0) peaks[blockIdx.x] = top;
 }
 
-__global__ void __launch_bounds__(256) scale_kernel(double *x, int64_t pitch, int64_t count, int64_t cols, const double *peaks, double *unit) {
+__global__ void __launch_bounds__(256) scale_kernel(double *x, int64_t pitch, int64_t count, int64_t cols, const double *peaks, double *unit, double *largest) {
     const unsigned lane = threadIdx.x % 32;
     const double top = warp_most(most(lane < gridDim.x ? peaks[lane] : 0.0, lane + 32 < gridDim.x ? peaks[lane + 32] : 0.0));
     int exponent = 0;
     if (top > 0 && top - top == 0) exponent = ilogb(top);
     if (exponent > -100 && exponent < 100) exponent = 0;
-    if (blockIdx.x == 0 && threadIdx.x == 0) *unit = ldexp(1.0, exponent);
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        *unit = ldexp(1.0, exponent);
+        if (largest != nullptr) *largest = ldexp(top, -exponent);
+    }
     if (exponent == 0) return;
     for (int64_t i = blockIdx.x; i < count; i += gridDim.x)
         for (int64_t j = threadIdx.x; j < cols; j += 256) x[i * pitch + j] = ldexp(x[i * pitch + j], -exponent);
@@ -131,10 +134,10 @@ __global__ void __launch_bounds__(kThreads, 1) stripe_kernel(const Factoring p, 
 
 } // namespace
 
-void scale_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols, double *peaks, double *unit) {
+void scale_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols, double *peaks, double *unit, double *top) {
     const unsigned blocks = unsigned(std::clamp<int64_t>(count * cols / 4096, 1, kPeaks));
     launch<peak_kernel>(s, "the largest of rows", Shape{dim3(blocks), dim3(256), 64}, static_cast<const double *>(rows), pitch, count, cols, peaks);
-    launch<scale_kernel>(s, "rows near one", Shape{dim3(blocks), dim3(256)}, rows, pitch, count, cols, static_cast<const double *>(peaks), unit);
+    launch<scale_kernel>(s, "rows near one", Shape{dim3(blocks), dim3(256)}, rows, pitch, count, cols, static_cast<const double *>(peaks), unit, top);
 }
 
 int64_t RowFactor::workspace(int64_t count, int64_t cols, bool inverse, int64_t items) {

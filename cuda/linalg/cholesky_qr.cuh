@@ -6,9 +6,9 @@
 namespace subspan::cuda {
 
 /// Rows are divided by a power of two where their largest entry is beyond 2^±100, the eighth power of which would leave the range; `unit`
-/// is what they were divided by. `peaks`: kPeaks of work memory.
+/// is what they were divided by. `peaks`: kPeaks of work memory. `top`, where it is not null, gets the largest entry of what is there then.
 inline constexpr int kPeaks = 64;
-void scale_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols, double *peaks, double *unit);
+void scale_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols, double *peaks, double *unit, double *top = nullptr);
 
 /// G + shift I = RᵀR for the Gram matrices G of `items` stacks of `count` rows in the same launches, one for each 32 rows. The shift, see below, keeps pivots of nearly dependent rows positive (Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa,
 /// SIAM J. Sci. Comput. 42, 2020); where rounding leaves none, the row of R is zero. NaN and infinity end as NaN.

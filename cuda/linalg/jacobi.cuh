@@ -31,7 +31,7 @@ SUBSPAN_DEVICE int at_seat(int seat, int round, int seats) { return seat == 0 ? 
 
 /// The n x n products of vectors after the rotations of a round, from both sides: 2 x 2 entries a thread, rows of one pair and columns of another.
 /// A seat past n is empty, and the rotation of its pair the identity.
-SUBSPAN_DEVICE void turn_products(double *g, int ld, int n, int seats, int round, const double *cosine, const double *sine, int thread, int threads) {
+SUBSPAN_DEVICE void rotate_products(double *g, int ld, int n, int seats, int round, const double *cosine, const double *sine, int thread, int threads) {
     const int pairs = seats / 2;
     for (int e = thread; e < pairs * pairs; e += threads) {
         const int a = e / pairs, b = e % pairs;

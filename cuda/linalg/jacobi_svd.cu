@@ -13,6 +13,7 @@ constexpr double kLeastByGram = 2e-6, kLeast = 1e-15; // of the first singular v
 constexpr double kNoise = kLeastByGram * kLeastByGram;
 constexpr double kSettled = 1e-12; // of a squared cosine: what a sweep leaves behind is about the square of what it met, unless values lie close
 constexpr double kSettledExactly = 1e-18;
+constexpr double kNothing = 1e-17; // of the largest entry: a row that is shorter is what rounding has left of one that depends on others
 
 struct Problem { // rows [X | turns], or those of a factor: the first `inner` columns are made orthogonal, all `width` are rotated
     double *a;
@@ -22,11 +23,14 @@ struct Problem { // rows [X | turns], or those of a factor: the first `inner` co
     int sweeps; // that are allowed
     double tolerance, settled; // of a cosine; of a squared one: a sweep that meets none above is the last
     const double *marks;       // of a factor: the shift, and the largest square of a row of what it was made from
+    const double *tops;        // of rows: the largest entry
     SUBSPAN_DEVICE double *row(unsigned i, int r) const { return a + int64_t(i) * item + int64_t(r) * width; }
     /// Two rows whose squares are below this are left as they are: beyond the shift all such rows together make no value that counts.
     SUBSPAN_DEVICE double noise(unsigned i) const { return marks != nullptr ? marks[2 * i] + kNoise * marks[2 * i + 1] / double(count) : -1.0; }
     SUBSPAN_DEVICE bool leave(double xx, double yy, double xy, double noise) const { return apart(xx, yy, xy, tolerance) || most(xx, yy) < noise; }
-    SUBSPAN_DEVICE bool counts(double xx, double yy, double xy) const { return xy * xy > settled * (xx * yy); }
+    /// Where there are more rows than columns some must end as nothing: the next sweep meets an even smaller rest, in any direction.
+    SUBSPAN_DEVICE double nothing(unsigned i) const { return tops != nullptr ? kNothing * kNothing * tops[i] * tops[i] : 0.0; }
+    SUBSPAN_DEVICE bool counts(double xx, double yy, double xy, double nothing) const { return xy * xy > settled * (xx * yy) && least(xx, yy) > nothing; }
 };
 
 __global__ void __launch_bounds__(256) identity_kernel(const Problem p) {
@@ -47,7 +51,7 @@ struct Groups {
 };
 
 // Makes two rows orthogonal; returns whether that was worth another sweep.
-SUBSPAN_DEVICE bool meet(const Problem &p, double *x, double *y, double noise) {
+SUBSPAN_DEVICE bool meet(const Problem &p, double *x, double *y, double noise, double nothing) {
     const int lane = int(threadIdx.x) % 32;
     double xx = 0, yy = 0, xy = 0;
 #pragma unroll 4
@@ -77,7 +81,7 @@ SUBSPAN_DEVICE bool meet(const Problem &p, double *x, double *y, double noise) {
             y[l] = b[e];
         }
     }
-    return p.counts(xx, yy, xy);
+    return p.counts(xx, yy, xy, nothing);
 }
 
 __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Problem p, const int blocks) {
@@ -89,7 +93,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
     const unsigned item = blockIdx.x / unsigned(blocks);
     double *now = reinterpret_cast<double *>(memory), *next = now + (blocks > 1 ? groups.items() : 0);
     int *rotated = reinterpret_cast<int *>(next + groups.items()); // whether this block has rotated, by parity of the sweep
-    const double noise = p.noise(item);
+    const double noise = p.noise(item), nothing = p.nothing(item);
     const auto global_row = [&](int local) { return (local < size ? block : seats - 1 - block) * size + local % size; };
     for (int e = tid; e < 2 * size * width; e += threads) { // rows that are not there are zero, and never rotated
         const int r = global_row(e / width), c = e % width;
@@ -104,13 +108,13 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
             if (round == 0) {
                 for (int r = 0; r + 1 < 2 * size; ++r) {
                     for (int w = warp; w < size; w += warps)
-                        any = meet(p, now + at_seat(w, r, 2 * size) * width, now + at_seat(2 * size - 1 - w, r, 2 * size) * width, noise) || any;
+                        any = meet(p, now + at_seat(w, r, 2 * size) * width, now + at_seat(2 * size - 1 - w, r, 2 * size) * width, noise, nothing) || any;
                     __syncthreads();
                 }
             } else {
                 for (int r = 0; r < size; ++r) {
                     for (int w = warp; w < size; w += warps)
-                        any = meet(p, now + w * width, now + (size + (w + r) % size) * width, noise) || any;
+                        any = meet(p, now + w * width, now + (size + (w + r) % size) * width, noise, nothing) || any;
                     __syncthreads();
                 }
             }
@@ -227,7 +231,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
     }
     if (tid == 0) any[0] = 0;
     __syncthreads();
-    const double noise = p.noise(item);
+    const double noise = p.noise(item), nothing = p.nothing(item);
     bool found = false, counts = false;
     for (int e = tid; e < kPair * kPair; e += kBlockThreads) {
         const int i = e / kPair, j = e % kPair;
@@ -236,7 +240,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
         const double xx = g[i * ld + i], yy = g[j * ld + j], xy = g[i * ld + j];
         if (p.leave(xx, yy, xy, noise)) continue;
         found = true;
-        counts = counts || p.counts(xx, yy, xy);
+        counts = counts || p.counts(xx, yy, xy, nothing);
     }
     if (found) any[0] = 1; // any thread's word counts
     if (counts) flags[sweep + 1 < p.sweeps ? sweep % 3 : 3] = 1;
@@ -260,7 +264,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_kernel(const Problem p
                 sine[tid] = q.sine;
             }
             __syncthreads();
-            turn_products(g, ld, kPair, kPair, r, cosine, sine, tid, kBlockThreads);
+            rotate_products(g, ld, kPair, kPair, r, cosine, sine, tid, kBlockThreads);
             for (int e = tid; e < kPair * kHalf; e += kBlockThreads) {
                 const int row = e / kHalf, b = e % kHalf, ib = at_seat(b, r, kPair), jb = at_seat(kPair - 1 - b, r, kPair);
                 const double x = v[row * ld + ib], y = v[row * ld + jb], c = cosine[b], s = sine[b];
@@ -409,7 +413,7 @@ __global__ void __launch_bounds__(256) polish_kernel(const double *e, const doub
 } // namespace
 
 int64_t RowSvd::workspace(int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items) {
-    return (gram ? RowFactor::workspace(count, cols, false, items) : room<double>(items * count * (cols + count)) + room<double>(items * kPeaks) + room<double>(items)) +
+    return (gram ? RowFactor::workspace(count, cols, false, items) : room<double>(items * count * (cols + count)) + room<double>(items * kPeaks) + 2 * room<double>(items)) +
            room<double>((gram ? 1 : items) * kept * cols) + 2 * room<double>(kept * kept) + room<double>(items * kept * count) + 2 * room<double>(items * kept) +
            2 * room<double>(items * count) + room<double>(2 * items) + room<int>(4 * items);
 }
@@ -425,11 +429,12 @@ RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool 
         a_ = work.take<double>(items * count * width_);
         peaks_ = work.take<double>(items * kPeaks);
         units_ = work.take<double>(items);
+        tops_ = work.take<double>(items);
     }
     raw_ = work.take<double>((gram ? 1 : items) * kept * cols);
     inner_ = work.take<double>(kept * kept);
     polished_ = work.take<double>(kept * kept);
-    turns_ = work.take<double>(items * kept * count);
+    rotations_ = work.take<double>(items * kept * count);
     sigma_ = work.take<double>(items * kept);
     scaled_ = work.take<double>(items * kept);
     norms_ = work.take<double>(items * count);
@@ -442,7 +447,7 @@ void RowSvd::gram(const Session &s, const Blas &blas, int64_t cols, int64_t item
     if (factor_)
         factor_->gram(s, blas, cols, item);
     else
-        scale_rows(s, rows(item), pitch(), count_, cols, peaks_ + item * kPeaks, units_ + item);
+        scale_rows(s, rows(item), pitch(), count_, cols, peaks_ + item * kPeaks, units_ + item, tops_ + item);
 }
 
 void RowSvd::run(const Session &s, const double *values, int64_t rank, bool exact) const {
@@ -451,7 +456,7 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank, bool exac
     constexpr double by_gram = 1e-15, by_rows = 2e-15;
     const int64_t blocks = cluster_blocks(s.device(), count_, width_, items_);
     const Problem p{a_,     count_ * width_, int(count_), int(gram ? count_ : cols_), int(width_), flags_, allowed_sweeps(blocks > 0 ? kSweeps : kBlockSweeps),
-                    gram ? by_gram : by_rows, gram ? (exact ? kSettledExactly : kSettled) : by_rows * by_rows, gram ? factor_->marks() : nullptr};
+                    gram ? by_gram : by_rows, gram ? (exact ? kSettledExactly : kSettled) : by_rows * by_rows, gram ? factor_->marks() : nullptr, tops_};
     const Shape each{dim3(unsigned(divide_up<int64_t>(count_, 256)), gram ? 1u : unsigned(count_), unsigned(items_)), dim3(256)};
     launch<identity_kernel>(s, "rotations of rows", each, p);
     if (blocks > 0) {
@@ -467,7 +472,7 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank, bool exac
     }
     const dim3 warps(unsigned(divide_up<int64_t>(count_, 8)), unsigned(items_));
     launch<norms_kernel>(s, "lengths of rows", Shape{warps, dim3(256)}, p, norms_);
-    const Extract c{norms_,  values, gram ? factor_->unit() : units_, p.marks, turns_, scaled_, sigma_, left_, raw_, int(rank), int(kept_), gram};
+    const Extract c{norms_,  values, gram ? factor_->unit() : units_, p.marks, rotations_, scaled_, sigma_, left_, raw_, int(rank), int(kept_), gram};
     launch<extract_kernel>(s, "singular values", Shape{warps, dim3(256)}, p, c);
     launch<left_kernel>(s, "energy left out", Shape{dim3(unsigned(items_)), dim3(32)}, static_cast<const double *>(left_), int(count_), after_);
 }

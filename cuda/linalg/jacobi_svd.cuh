@@ -34,13 +34,13 @@ class RowSvd {
     void vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item = 0) const;
 
     double *sigma(int64_t item = 0) const { return sigma_ + item * kept_; }                  // kept, descending
-    double *turns(int64_t item = 0) const { return turns_ + item * kept_ * count_; }         // kept x count: vectors σ = turns rows
+    double *turns(int64_t item = 0) const { return rotations_ + item * kept_ * count_; }         // kept x count: vectors σ = turns rows
     const double *after(int64_t item = 0) const { return after_ + item * 2; }                // energy of what was not kept; whether all was finite
 
   private:
     int64_t count_, cols_, kept_, items_, width_;
     std::optional<RowFactor> factor_; // by the Gram matrix
-    double *a_, *raw_, *inner_, *polished_, *turns_, *sigma_, *scaled_, *norms_, *left_, *after_, *peaks_ = nullptr, *units_ = nullptr;
+    double *a_, *raw_, *inner_, *polished_, *rotations_, *sigma_, *scaled_, *norms_, *left_, *after_, *peaks_ = nullptr, *units_ = nullptr, *tops_ = nullptr;
     int *flags_;
 };
 

@@ -14,7 +14,7 @@ template <class T, int Lanes>
 __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1))
     own_kernel(SUBSPAN_PARAMETER const Arguments<T> a, Kept<T> *dz_own, const Kept<T> *du_own, const Matrices<Kept<T>> dweights, bool with_weights,
                SUBSPAN_PARAMETER const BiasGradient<T> bias, Sent *sent, int room) {
-    using L = typename LagOf<T>::type;
+    using L = typename OffsetOf<T>::type;
     constexpr int RC = kChunk, kTile = kFewer / Lanes;
     SUBSPAN_SHARED(memory);
     const int tid = int(threadIdx.x), q = tid % Lanes;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
 template <class T, int Lanes>
 __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1))
     gather_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Kept<T> *dz_own, const Kept<T> *du_own, const Sent *sent, const Matrices<T> dz) {
-    using L = typename LagOf<T>::type;
+    using L = typename OffsetOf<T>::type;
     constexpr int RC = kChunk, kTile = kFewer / Lanes;
     const int tid = int(threadIdx.x), q = tid % Lanes;
     const unsigned index = blockIdx.x * kTile + unsigned(tid / Lanes);
@@ -206,7 +206,7 @@ void gather_gradients(const Session &s, const Arguments<T> &a, Kept<T> *dz_own, 
         const int room = sent == nullptr ? 0 : int(std::min<int64_t>(48 << 10, (tile + a.back + a.ahead) * (divide_up(a.r, 8) * 16 + 8)));
         launch<own_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{grid, dim3(kFewer), room}, a, dz_own, du, dw, dweights != nullptr, bias, sent,
                                                       room);
-        const int64_t shared = a.rope != 0 ? int64_t(tile) * (a.r | 1) * int64_t(sizeof(typename LagOf<T>::type)) : 0;
+        const int64_t shared = a.rope != 0 ? int64_t(tile) * (a.r | 1) * int64_t(sizeof(typename OffsetOf<T>::type)) : 0;
         launch<gather_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{grid, dim3(kFewer), shared}, a, static_cast<const Kept<T> *>(dz_own), du,
                                                          static_cast<const Sent *>(sent), Matrices<T>(dz));
     });

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(256) turns_kernel(double *turns, int64_t first
 
 // Which offsets count at each token, and their weights: one thread a token.
 template <class T> __global__ void __launch_bounds__(256) weigh_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Matrices<const T> weights) {
-    using L = typename LagOf<T>::type;
+    using L = typename OffsetOf<T>::type;
     const unsigned index = blockIdx.x * 256 + threadIdx.x;
     if (index >= a.tokens) return;
     const unsigned sequence = index / a.count;
@@ -74,7 +74,7 @@ template <class T, int Lanes> __global__ void __launch_bounds__(kThreads, 1) mix
     const unsigned first = blockIdx.x * kTile;
     {
         const Token<T, Lanes> token(a, first + unsigned(local));
-        typename LagOf<T>::type u[RC];
+        typename OffsetOf<T>::type u[RC];
         token.gather(u);
 #pragma unroll
         for (int e = 0; e < RC; ++e)
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
     A dz[RC], du[RC];
     {
         const Token<T, Lanes> token(a, index);
-        typename LagOf<T>::type sum[RC];
+        typename OffsetOf<T>::type sum[RC];
         token.gather(sum);
 #pragma unroll
         for (int e = 0; e < RC; ++e) {
@@ -178,7 +178,7 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
     a.m = int(o.offsets.size());
     a.norm = int(o.norm);
     a.weighting = int(o.weighting);
-    using L = typename LagOf<T>::type;
+    using L = typename OffsetOf<T>::type;
     a.eps = L(o.eps);
     a.sign = o.past_first ? L(-1) : L(1);
     a.rope = int(o.rope);

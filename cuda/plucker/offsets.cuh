@@ -11,13 +11,13 @@ namespace subspan::cuda::plucker {
 inline constexpr int kChunk = 8; // dimensions of a lane
 
 /// What rejections are computed in: 16-bit tokens in float, as long as the angle is not small.
-template <class T> struct LagOf {
+template <class T> struct OffsetOf {
     using type = float;
 };
-template <> struct LagOf<float> {
+template <> struct OffsetOf<float> {
     using type = double;
 };
-template <> struct LagOf<double> {
+template <> struct OffsetOf<double> {
     using type = double;
 };
 /// What z and u are kept in for the coordinates.
@@ -38,14 +38,14 @@ template <class T> struct Arguments {
     int64_t length, ring, first; // tokens of a sequence; see MixInput
     unsigned count, tokens;      // tokens mixed in each sequence, and in all
     int r, m, norm, weighting;
-    typename LagOf<T>::type eps, sign;
+    typename OffsetOf<T>::type eps, sign;
     int rope;
     int64_t back, ahead; // the largest offset to earlier and to later tokens
-    typename LagOf<T>::type whole; // the mean's weight where all offsets apply
+    typename OffsetOf<T>::type whole; // the mean's weight where all offsets apply
     const double *turns; // cosine and sine of each pair at each position from `turns_from` on, or null
     int64_t turns_from;
     // Of each token and offset, unless the weights are the mean and nothing is masked: those follow from positions.
-    typename LagOf<T>::type *alpha;
+    typename OffsetOf<T>::type *alpha;
     unsigned char *valid;
     int64_t offsets[kOffsets];
 };
@@ -139,7 +139,7 @@ template <class L> struct Scale {
 
 template <class T, int Lanes> struct Token {
     static constexpr int RC = kChunk;
-    using L = typename LagOf<T>::type;
+    using L = typename OffsetOf<T>::type;
     const Arguments<T> &a;
     const Halo<T> halo;
     int q;             // which chunk

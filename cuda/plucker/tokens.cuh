@@ -45,7 +45,7 @@ SUBSPAN_DEVICE void fill_tokens(const Arguments<T> &a, unsigned first, Two<Kept<
 #pragma unroll 1
     for (int round = 0; round < Lanes / 4; ++round) {
         const Token<T, Lanes> token(a, first + unsigned(forgotten(int(threadIdx.x)) / Lanes + round * (Tokens * 4 / Lanes)), halo);
-        typename LagOf<T>::type u[kChunk];
+        typename OffsetOf<T>::type u[kChunk];
         const auto sum = token.gather(u);
         const int thread = forgotten(int(threadIdx.x)), local = thread / Lanes + round * (Tokens * 4 / Lanes), q = thread % Lanes;
 #pragma unroll

@@ -51,7 +51,7 @@ template <class T> void products(std::int64_t m, std::int64_t n, std::int64_t k)
     }
     // Gram matrix of stacked rows, and a combination of them in place.
     auto v = gaussian<T>(m * n), w = gaussian<T>(k * n);
-    Panel<T> p(n);
+    RowBlocks<T> p(n);
     p.add(MatrixView<const T>(v.data(), m, n)).add(MatrixView<const T>(w.data(), k, n));
     const std::int64_t r = m + k;
     std::vector<double> g(std::size_t(r * r));
@@ -140,7 +140,7 @@ void tridiagonals() {
 template <class T> void eigen(std::int64_t n, std::int64_t k, double scale) {
     const auto b = gaussian<double>(n * (n + 3));
     std::vector<double> g(std::size_t(n * n));
-    gram(Panel<double>(n + 3).add(MatrixView<const double>(b.data(), n, n + 3)), 0, g.data());
+    gram(RowBlocks<double>(n + 3).add(MatrixView<const double>(b.data(), n, n + 3)), 0, g.data());
     for (std::int64_t i = 0; i < n; ++i)
         for (std::int64_t j = 0; j <= i; ++j) g[std::size_t(j * n + i)] = g[std::size_t(i * n + j)] *= scale;
     std::vector<double> values(static_cast<std::size_t>(k));

@@ -155,6 +155,21 @@ def test_cores_in_small_clusters(emulation, rng):
     assert error(svd, A, 30) <= 1
 
 
+@pytest.mark.parametrize("hardware", [(9, 232448), (8, 99000)])
+def test_more_rows_than_columns(emulation, rng, hardware):
+    """Some of them depend on the others, and must end as nothing instead of being rotated for ever."""
+    emulation.control.hardware(*hardware)
+    n = 36
+    A = [
+        (rng.standard_normal((30, 30)) * 0.5 ** np.arange(30)) @ np.linalg.qr(rng.standard_normal((n, 30)))[0].T
+        for _ in range(2)
+    ]
+    svd = StreamingSVD(8)
+    for block in A:
+        svd.update(emulation.put(block))
+    assert error(svd, np.vstack(A), 8) <= 1
+
+
 @pytest.mark.parametrize("kappa", [1e3, 1e8, 1e12])
 def test_streams_of_float64_keep_small_values(gpu, rng, kappa):
     k = 6
@@ -329,7 +344,7 @@ def test_vectors_of_smooth_snapshots(gpu, name, dtype, method, oversample):
     for begin, end in ((0, 25), (25, 32), (32, 60)):
         past = np.zeros((0, a.shape[1]))
         if svd.rows_seen:
-            there = svd._core.state()
+            there = svd._state.state()
             past = (
                 there["device_values"][: there["device_rank"], None]
                 * there["device_components"][: there["device_rank"]]

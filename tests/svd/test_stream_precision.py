@@ -101,7 +101,7 @@ def test_vectors_of_smooth_snapshots(name, dtype, method, oversample):
     cuts = [0, 50, 60, 100] if a.shape[0] == 100 else [0, 40, 90, 300, 1024]
     svd = StreamingSVD(10, oversample=oversample, method=method)
     for begin, end in itertools.pairwise(cuts):
-        before = svd._core.state()
+        before = svd._state.state()
         svd.update(a[begin:end])
         past = np.zeros((0, a.shape[1]))
         if before["dtype"] is not None:
@@ -114,7 +114,7 @@ def test_vectors_of_smooth_snapshots(name, dtype, method, oversample):
             gap = s[k - 1] - (s[k] if k < len(s) else 0)
             off = np.linalg.norm(found[:k] - (found[:k] @ vh[:k].T) @ vh[:k], 2)
             # Squares where the Gram route is taken: the spectrum that it allows is 64 wide.
-            assert off <= 60 * eps(dtype) * s[0] / gap + 60 * eps(dtype), (k, svd._core.route())
+            assert off <= 60 * eps(dtype) * s[0] / gap + 60 * eps(dtype), (k, svd._state.route())
 
 
 # -- offsets -----------------------------------------------------------------------------------------------------------

@@ -365,7 +365,7 @@ def test_csr_with_duplicate_entries_on_the_sparse_route(rng, center):
     dense = doubled.toarray()
     want = np.linalg.svd(dense - dense.mean(0) if center else dense, compute_uv=False)[:20]
     np.testing.assert_allclose(svd.singular_values, want, rtol=1e-9)
-    assert svd._core.route() == "sparse"
+    assert svd._state.route() == "sparse"
 
 
 def test_centred_csr_whose_mean_dominates(rng):
@@ -395,7 +395,7 @@ def test_a_tall_block_beyond_the_small_columns(rng):
     a = rng.standard_normal((2000, 6)) @ rng.standard_normal((6, 1500))
     svd = StreamingSVD(6).update(a)
     np.testing.assert_allclose(svd.singular_values, np.linalg.svd(a, compute_uv=False)[:6], rtol=1e-9)
-    assert svd._core.route() != "tall"
+    assert svd._state.route() != "tall"
 
 
 def test_csr_with_wide_indices_and_duplicates():
@@ -591,10 +591,10 @@ def test_bad_rows(stream, rows, error, message):
     twin = stream.copy()
     for svd in (stream, twin):
         svd.update(np.ones((1, 150), np.float32))
-    assert stream._core.buffered() == 1
+    assert stream._state.buffered() == 1
     with pytest.raises(error, match=message):
         stream.update(rows)
-    assert stream._core.buffered() == 1
+    assert stream._state.buffered() == 1
     assert fingerprint(stream) == fingerprint(twin)
 
 

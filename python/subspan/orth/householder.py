@@ -89,8 +89,10 @@ class HouseholderQ:
         flops.
         """
         call = call_of(C=C, V=self.V, out=out)
-        turned = truth(transpose, "transpose") != self.transposed
-        return call.give(call.kernels.factored_apply(call.context, self.V, self._T, C, side, turned, out, check), out)
+        transposed = truth(transpose, "transpose") != self.transposed
+        return call.give(
+            call.kernels.factored_apply(call.context, self.V, self._T, C, side, transposed, out, check), out
+        )
 
     def to_array(self, *, full: bool = False) -> Array:
         """The first k columns of ``Q`` as an array ``(..., m, k)``, or all m of them with ``full``.

@@ -65,7 +65,7 @@ class MixState:
     MixState(offsets=[1, 2, 4], r=8) <20 tokens of float64, batch ()>
     """
 
-    _core: Any
+    _state: Any
     _batch: tuple[int, ...]
     _dtype: Any  # a NumPy dtype, or the name of one on a CUDA device
 
@@ -134,7 +134,7 @@ class MixState:
     @property
     def position(self) -> int:
         """Tokens seen so far."""
-        return 0 if self._core is None else int(self._core.position())
+        return 0 if self._state is None else int(self._state.position())
 
     def _began(self, call: Call, z: Array, name: str, axes: int) -> Any:
         """The kernels' state, which the first token begins, for tokens that go with those before them."""
@@ -142,14 +142,14 @@ class MixState:
         if len(shape) < axes or shape[-1] != self.r:
             raise ValueError(f"{name} must have shape (..., {'T, ' if axes == 2 else ''}{self.r}), got {shape}")
         batch = shape[:-axes]
-        if self._core is not None:
+        if self._state is not None:
             if dtype != self._dtype:
                 raise TypeError(f"{name} must be {self._dtype} as the tokens before were, got {dtype}")
             if batch != self._batch:
                 raise ValueError(f"{name} is a batch of shape {batch}, and the tokens before were of {self._batch}")
-            if not isinstance(self._core, call.kernels.MixState):
+            if not isinstance(self._state, call.kernels.MixState):
                 raise TypeError("the tokens before were on another device than this one; reset() begins anew")
-            return self._core
+            return self._state
         if self._W is not None and dtype != _dtype(self._W, "W"):
             raise TypeError(f"{name} must be {_dtype(self._W, 'W')} as W is, got {dtype}")
         made = (batch, str(dtype), self.r, self._W, self._b, self.offsets, self._options["weighting"] != "mean")
@@ -177,7 +177,7 @@ class MixState:
         w = self._weights if weights is None else weights
         if w is None and self._options["weighting"] != "mean":
             raise ValueError(f"weighting={self._options['weighting']!r} needs weights, one for each offset")
-        if self._core is None:
+        if self._state is None:
             with self._turn:
                 return self._step(z_t, w, mask, out)
         return self._step(z_t, w, mask, out)
@@ -185,12 +185,12 @@ class MixState:
     def _step(self, z_t: Array, w: Any, mask: Array | None, out: Array | None) -> Array:
         z_t = as_array(z_t, "z_t")
         call = call_of(z_t=z_t, W=self._W, b=self._b, weights=w, mask=mask, out=out)
-        core = self._began(call, z_t, "z_t", 1)
+        state = self._began(call, z_t, "z_t", 1)
         if w is self._weights and self._listed and call.context is None:
             w = w.astype(check_float(z_t, "z_t"))
         w, mask = beside(call, z_t, w, mask)
-        result = core.step(call.context, z_t, w, mask, out)
-        self._take(core, z_t, 1)
+        result = state.step(call.context, z_t, w, mask, out)
+        self._take(state, z_t, 1)
         return call.give(result, out)
 
     def prefill(self, z: Array, *, mask: Array | None = None) -> MixState:
@@ -198,21 +198,21 @@ class MixState:
         z = as_array(z, "z")
         call = call_of(z=z, W=self._W, b=self._b, weights=None if self._listed else self._weights, mask=mask)
         with self._turn:
-            core = self._began(call, z, "z", 2)
-            if self._core is None and z.shape[-2] == 0:
+            state = self._began(call, z, "z", 2)
+            if self._state is None and z.shape[-2] == 0:
                 return self
             _, mask = beside(call, z, None, mask)
-            core.prefill(call.context, z, mask)
-            self._take(core, z, 2)
+            state.prefill(call.context, z, mask)
+            self._take(state, z, 2)
         return self
 
-    def _take(self, core: Any, z: Array, axes: int) -> None:
-        if self._core is None:
-            self._core, self._batch, self._dtype = core, tuple(z.shape)[:-axes], _dtype(z, "z")
+    def _take(self, state: Any, z: Array, axes: int) -> None:
+        if self._state is None:
+            self._state, self._batch, self._dtype = state, tuple(z.shape)[:-axes], _dtype(z, "z")
 
     def reset(self) -> MixState:
         """Forget all tokens; the next one may be of another batch."""
-        self._core, self._batch, self._dtype = None, (), None
+        self._state, self._batch, self._dtype = None, (), None
         return self
 
     # -- saving --------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class MixState:
     def __getstate__(self) -> dict[str, Any]:
         if any(on_device(x) for x in (self._W, self._b, self._weights)):
             raise TypeError("a state on a CUDA device is not saved; copy() keeps one, and its tokens can be fed again")
-        tokens, counts, position = (None, None, 0) if self._core is None else self._core.past()
+        tokens, counts, position = (None, None, 0) if self._state is None else self._state.past()
         return sealed_state(
             {
                 "format": _FORMAT,
@@ -232,7 +232,7 @@ class MixState:
                 "weights": self._weights,
                 "listed": self._listed,
                 "batch": np.array(self._batch, dtype=np.int64),
-                "started": self._core is not None,
+                "started": self._state is not None,
                 "tokens": tokens,
                 "counts": counts,
                 "position": position,
@@ -255,15 +255,15 @@ class MixState:
         if min(batch, default=0) < 0 or math.prod(batch) > 2**58:
             raise ValueError(f"batch is {batch}")
         like = np.broadcast_to(np.zeros((), tokens.dtype), (*batch, self.r))
-        core = self._began(call_of(), like, "tokens", 1)
-        core.restore(tokens, np.asarray(state["counts"]), int(state["position"]))
-        self._take(core, like, 1)
+        began = self._began(call_of(), like, "tokens", 1)
+        began.restore(tokens, np.asarray(state["counts"]), int(state["position"]))
+        self._take(began, like, 1)
 
     def copy(self) -> MixState:
         """An independent copy: to try several continuations of one past."""
         new = MixState.__new__(MixState)
         new.__dict__.update(self.__dict__, _turn=threading.Lock())
-        new._core = None if self._core is None else self._core.copy()
+        new._state = None if self._state is None else self._state.copy()
         return new
 
     __copy__ = copy
@@ -293,7 +293,7 @@ class MixState:
                 parts.append(f"{k}={v.tolist()}" if v.size <= 4 else f"{k}=<{v.size} positions>")
             elif v != defaults[k]:
                 parts.append(f"{k}={v!r}")
-        if self._core is None:
+        if self._state is None:
             return f"MixState({', '.join(parts)}) <no tokens yet>"
         return f"MixState({', '.join(parts)}) <{self.position} tokens of {self._dtype}, batch {self._batch}>"
 

@@ -55,7 +55,7 @@ class FrequentDirections:
             raise ValueError(
                 f"a sketch of size {self.size} by n_features {self.n_features} is more than memory can hold"
             )
-        self._core: Any = _core.Sketch(self.size, self.n_features)
+        self._state: Any = _core.Sketch(self.size, self.n_features)
         self._library = "numpy"
         self._turn = threading.Lock()  # of the library of the first rows
 
@@ -64,7 +64,7 @@ class FrequentDirections:
 
         Integers that the dtype holds exactly are converted, as in :meth:`StreamingSVD.update`.
         """
-        dtype, library = self._core.dtype(), "numpy"
+        dtype, library = self._state.dtype(), "numpy"
         if is_sparse(rows):
             parts: tuple[Any, ...] = csr_parts(rows, "rows", dtype)
         else:
@@ -72,9 +72,9 @@ class FrequentDirections:
             check_library(rows, "rows")
             library, parts = library_of(rows), (rows,)
         with self._turn:
-            if self._core.dtype() is not None and library != self._library:
+            if self._state.dtype() is not None and library != self._library:
                 raise TypeError(f"rows must be {self._library} arrays as the first ones were, got {library}")
-            (self._core.update if len(parts) == 1 else self._core.update_csr)(*parts)
+            (self._state.update if len(parts) == 1 else self._state.update_csr)(*parts)
             self._library = library
         return self
 
@@ -85,8 +85,8 @@ class FrequentDirections:
         if other.n_features != self.n_features:
             raise ValueError(f"merge: other has {other.n_features} columns, this sketch has {self.n_features}")
         with self._turn:
-            fresh = self._core.dtype() is None
-            self._core.merge(other._core)
+            fresh = self._state.dtype() is None
+            self._state.merge(other._state)
             if fresh:
                 self._library = other._library
         return self
@@ -94,27 +94,27 @@ class FrequentDirections:
     @property
     def sketch(self) -> Array:
         """``(size, n)``; rows that are not needed are zero. A fresh array."""
-        found = self._core.sketch()
+        found = self._state.sketch()
         return np.zeros((self.size, self.n_features)) if found is None else to_library(found, self._library)
 
     @property
     def error_bound(self) -> float:
         """Upper bound of ``‖AᵀA - BᵀB‖₂`` for the sketch as it is now."""
-        return float(self._core.error_bound())  # with the shrink that reading the sketch may need
+        return float(self._state.error_bound())  # with the shrink that reading the sketch may need
 
     @property
     def rows_seen(self) -> int:
         """Number of rows added."""
-        return int(self._core.rows_seen())
+        return int(self._state.rows_seen())
 
     @property
     def squared_norm(self) -> float:
         """``‖A‖_F²`` of everything added."""
-        return float(self._core.squared_norm())
+        return float(self._state.squared_norm())
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"format": _FORMAT, "size": self.size, "n_features": self.n_features, "library": self._library}
-        return sealed_state({**own, **self._core.state()})
+        return sealed_state({**own, **self._state.state()})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = checked_state(state, "FrequentDirections", _FORMAT, {"size", "n_features", "library"}, sealed=False)
@@ -128,7 +128,7 @@ class FrequentDirections:
             low = state.get("low", np.zeros_like(buffer))
             dtype = float_dtype(state.get("dtype", dtype))
             bound, norm, seen = float(state["bound"]), float(state["norm"]), whole_number(state["seen"], "seen", 0)
-            self._core.restore(buffer, low, bound, norm, seen, dtype.name)
+            self._state.restore(buffer, low, bound, norm, seen, dtype.name)
 
     def __repr__(self) -> str:
         return f"FrequentDirections(size={self.size}, n_features={self.n_features}) <{self.rows_seen} rows>"

@@ -216,20 +216,20 @@ class InnerProduct:
         return cls(sparse.csr_array((given, indices, indptr), shape=(n, n)))  # symmetric: rows are columns
 
 
-class WeightedStream:
-    """The state of a stream in another inner product, around a core that is given coordinates where it is Euclid's, in
-    float64. What is not here is the core's.
+class WeightedState:
+    """The state of a stream in another inner product, around one that is given coordinates where it is Euclid's, in
+    float64. What is not here is that one's.
     """
 
-    def __init__(self, inner: InnerProduct, core: Any, canonical: bool, wanted: str | None) -> None:
-        self._inner, self._core, self._canonical, self._wanted = inner, core, canonical, wanted
+    def __init__(self, inner: InnerProduct, state: Any, canonical: bool, wanted: str | None) -> None:
+        self._inner, self._state, self._canonical, self._wanted = inner, state, canonical, wanted
         self._shown: str | None = None  # dtype of the rows
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._core, name)
+        return getattr(self._state, name)
 
     def dtype(self) -> str | None:
-        return None if self._core.dtype() is None else self._shown
+        return None if self._state.dtype() is None else self._shown
 
     def _check_dtype(self, x: Any, name: str) -> str:
         dtype, own = check_float(x, name).name, self.dtype() or self._wanted
@@ -238,7 +238,7 @@ class WeightedStream:
         return dtype
 
     def _forward(self, parts: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-        """An array or the parts of a sparse matrix in the core's coordinates, as either."""
+        """An array or the parts of a sparse matrix in the coordinates of the state inside, as either."""
         if len(parts) == 1:
             return (self._inner.forward(parts[0], name),)
         made = self._inner.forward_csr(parts, name)
@@ -252,57 +252,57 @@ class WeightedStream:
     def update(self, *parts: Any) -> None:
         dtype = self._check_dtype(parts[0], "rows")
         made = self._forward(parts, "rows")
-        (self._core.update if len(made) == 1 else self._core.update_csr)(*made)
+        (self._state.update if len(made) == 1 else self._state.update_csr)(*made)
         self._shown = dtype
 
     update_csr = update
 
     def downdate(self, rows: Any) -> None:
         self._check_dtype(rows, "rows")
-        self._core.downdate(*self._forward((rows,), "rows"))
+        self._state.downdate(*self._forward((rows,), "rows"))
 
-    def merge(self, other: WeightedStream) -> None:
+    def merge(self, other: WeightedState) -> None:
         theirs, own = other._shown, self.dtype() or self._wanted
         if own is not None and own != theirs:
             raise TypeError(f"other must be {own} as the stream is, got {theirs}")
-        self._core.merge(other._core)
+        self._state.merge(other._state)
         self._shown = theirs
 
     def values(self) -> Any:
-        values = self._core.values()
+        values = self._state.values()
         return None if values is None else self._rounded(values, "singular_values")
 
     def components(self) -> Any:
-        v = self._core.components()
+        v = self._state.components()
         if v is None:
             return None
         v = self._inner.backward(v)
         return self._rounded(v * signs_of_rows(v)[:, None] if self._canonical else v, "components")
 
     def mean(self) -> Any:
-        mean = self._core.mean()
+        mean = self._state.mean()
         return None if mean is None else self._inner.backward(mean[None])[0].astype(self._shown)
 
     def column_variances(self) -> Any:
         if self._inner.factor.ndim != 1:
             raise TypeError("column_variances is not implemented for a weight that is a matrix; a diagonal is taken")
-        variances = self._core.column_variances()
+        variances = self._state.column_variances()
         return None if variances is None else variances / self._inner.given
 
     def _read(self, what: str, parts: tuple[Any, ...], out: Any, name: str) -> Any:
         self._check_dtype(parts[0], name)
-        core, signs = self._core, 1.0
+        state, signs = self._state, 1.0
         if self._canonical and what != "residual":
-            core = core.copy()  # signs and coordinates of one moment
-            signs = signs_of_rows(self._inner.backward(core.components()))
+            state = state.copy()  # signs and coordinates of one moment
+            signs = signs_of_rows(self._inner.backward(state.components()))
         if what == "reconstruct":
             z = numpy(parts[0]).astype(np.float64)
-            fits = z.ndim in (1, 2) and z.shape[-1] == core.components().shape[0]  # others raise below
-            x = core.reconstruct(z * signs if fits else z, None)
+            fits = z.ndim in (1, 2) and z.shape[-1] == state.components().shape[0]  # others raise below
+            x = state.reconstruct(z * signs if fits else z, None)
             result = self._inner.backward(np.atleast_2d(x)).reshape(x.shape)
         else:
             made = self._forward(parts, name)
-            result = getattr(core, what if len(made) == 1 else what + "_csr")(*made, None)
+            result = getattr(state, what if len(made) == 1 else what + "_csr")(*made, None)
             result = np.asarray(result) * (signs if what == "project" else 1.0)
         result = self._rounded(np.asarray(result), "the result")
         if out is None:
@@ -335,20 +335,20 @@ class WeightedStream:
     def residual_csr(self, *parts: Any) -> Any:
         return self._read("residual", parts[:-1], parts[-1], "X")
 
-    def copy(self) -> WeightedStream:
-        new = WeightedStream(self._inner, self._core.copy(), self._canonical, self._wanted)
+    def copy(self) -> WeightedState:
+        new = WeightedState(self._inner, self._state.copy(), self._canonical, self._wanted)
         new._shown = self._shown
         return new
 
     def state(self) -> dict[str, Any]:
-        return {**self._core.state(), **self._inner.members(), "shown_dtype": self._shown}
+        return {**self._state.state(), **self._inner.members(), "shown_dtype": self._shown}
 
     def restore(self, state: dict[str, Any]) -> None:
         shown = state.get("shown_dtype")
-        self._core.restore(state)
+        self._state.restore(state)
         self._shown = None if shown is None else float_dtype(shown).name
-        if self._core.features() not in (0, self._inner.factor.shape[0]):
-            raise ValueError(f"weight has {self._inner.factor.shape[0]} columns, the stream {self._core.features()}")
+        if self._state.features() not in (0, self._inner.factor.shape[0]):
+            raise ValueError(f"weight has {self._inner.factor.shape[0]} columns, the stream {self._state.features()}")
 
 
 class _Behind:

@@ -24,7 +24,7 @@ from subspan._lib.device import DeviceMemory, device_of, memory_of, numpy, on_th
 from subspan._lib.files import checked_state, known_library, loaded, sealed_state, write_archive
 from subspan._lib.numbers import choice, float_dtype, real_number, share, truth, whole_number
 from subspan._lib.sparse import csr_parts, dense_rows, is_sparse
-from subspan.svd.inner_product import InnerProduct, WeightedStream, no_overflow, signs_of_rows
+from subspan.svd.inner_product import InnerProduct, WeightedState, no_overflow, signs_of_rows
 
 if TYPE_CHECKING:
     import os
@@ -135,10 +135,10 @@ class StreamingSVD:
     Notes
     -----
     With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on
-    the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the core. Work memory is less
-    than ``3 (k + b) n`` items, and some ten matrices of doubles of the core's size ``(k + b)**2``; nothing of size
-    ``n × n`` exists but where ``n <= 256``. Blocks thinner than half of ``k`` are collected, so single rows cost what
-    blocks cost; taller ones than ``2 k`` are split.
+    the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the small problem. Work memory
+    is less than ``3 (k + b) n`` items and some ten matrices of ``(k + b)**2`` doubles; nothing of size ``n × n`` exists
+    but where ``n <= 256``. Blocks of fewer than ``k / 2`` rows are buffered, so single rows cost what blocks cost;
+    those of more than ``2 k`` are split.
 
     Fewer than ``rank`` components exist until as many independent rows were seen: all attributes have the current
     number ``k``. The sign of a component follows the component of the update before that it is closest to, so signs
@@ -191,7 +191,7 @@ class StreamingSVD:
         self._writing = threading.Lock()
         self._library = "numpy"
         self._place: DeviceMemory | None = None  # of the rows, where they are on a CUDA device
-        self._core = self._made(None)
+        self._state = self._made(None)
 
     def _made(self, place: DeviceMemory | None) -> Any:
         """A state without rows, on the host or a device."""
@@ -200,12 +200,12 @@ class StreamingSVD:
         kernels, canonical = _core if place is None else place.module, self.signs == "v"
         name = None if self._dtype is None else self._dtype.name
         if self._inner is None:
-            return kernels.Stream(place, *options, canonical, name)
+            return kernels.SvdState(place, *options, canonical, name)
         if place is not None:
             raise TypeError("weight of a stream is not implemented on CUDA devices")
-        # Signs are seen in the rows' coordinates, not in those that the core works in.
-        core = kernels.Stream(None, *options, canonical, "float64")
-        return WeightedStream(self._inner, core, canonical or self.exact_blocks, name)
+        # Signs are seen in the rows' coordinates, not in those that it works in.
+        state = kernels.SvdState(None, *options, canonical, "float64")
+        return WeightedState(self._inner, state, canonical or self.exact_blocks, name)
 
     # -- updates -------------------------------------------------------------------------------------------------------
 
@@ -230,24 +230,24 @@ class StreamingSVD:
             return self._update_with_rotation(rows)
         with self._writing:
             if type(rows) is np.ndarray and rows.dtype.kind == "f" and self._library == "numpy":
-                self._core.update(rows)
+                self._state.update(rows)
             else:
                 self._add(rows)
         return self
 
     def _add(self, rows: Array) -> None:
-        core, place = self._core, self._place
+        state, place = self._state, self._place
         parts, library = self._rows(rows, "rows")
-        if core.dtype() is None and device_of(rows) is not None:
+        if state.dtype() is None and device_of(rows) is not None:
             place = memory_of(rows=rows)
-            core = self._made(place)
+            state = self._made(place)
         before, self._library = self._library, library
         try:
-            (core.update_csr if len(parts) > 1 else core.update)(*parts)
+            (state.update_csr if len(parts) > 1 else state.update)(*parts)
         finally:
-            if core.dtype() is None:  # nothing was taken in
+            if state.dtype() is None:  # nothing was taken in
                 self._library = before
-        self._core, self._place = core, place
+        self._state, self._place = state, place
 
     def _rows(self, x: Array, name: str) -> tuple[tuple[Any, ...], str]:
         """Rows as the kernels take them, an array or the parts of a sparse matrix, and their library; TypeError where
@@ -262,7 +262,7 @@ class StreamingSVD:
             library = library_of(x)
             parts = (detached(x),)
         self._check_side(x, name)
-        if name == "rows" and self._library != library and self._core.dtype() is not None:
+        if name == "rows" and self._library != library and self._state.dtype() is not None:
             raise TypeError(
                 f"rows must be {self._library} arrays as the stream's first rows were, got {library}; "
                 "results would change their library half-way"
@@ -271,7 +271,7 @@ class StreamingSVD:
 
     def _check_side(self, x: Array, name: str) -> None:
         there = device_of(x) is not None
-        if there and self._place is None and self._core.dtype() is not None:
+        if there and self._place is None and self._state.dtype() is not None:
             raise TypeError(f"{name} must be {self._library} arrays on the CPU as the stream's first rows were")
         if not there and self._place is not None:
             raise TypeError(f"{name} is on the CPU and the stream on a CUDA device; move it first")
@@ -292,10 +292,10 @@ class StreamingSVD:
             raise TypeError("rotation=True is not implemented on CUDA devices")
         (block,), library = self._rows(dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows, "rows")
         with self._writing:
-            before, twin = self._core.state(), self._core.copy()
+            before, twin = self._state.state(), self._state.copy()
             twin.update(block)
             change = self._rotation(before, twin.state(), block)
-            self._core, self._library = twin, library  # with the rotation, or not at all
+            self._state, self._library = twin, library  # with the rotation, or not at all
         return change
 
     def _rotation(self, before: Any, after: Any, block: Any) -> Rotation:
@@ -312,7 +312,7 @@ class StreamingSVD:
         return Rotation(past, new, shift)
 
     def _vectors(self, state: Any) -> Any:
-        """Components of a state of the core with the signs that they are shown with, in double."""
+        """Components of a saved state with the signs that they are shown with, in double."""
         v = state["components"].astype(np.float64)
         return v if self._inner is None else v * signs_of_rows(self._inner.backward(v))[:, None]
 
@@ -322,7 +322,7 @@ class StreamingSVD:
         Raises ``numpy.linalg.LinAlgError`` when they cannot all have been added: the factor would become indefinite, or
         they hold more energy outside of the subspace than the stream has left out.
         """
-        downdate = self._core.downdate
+        downdate = self._state.downdate
         dense = dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows
         (block,), _ = self._rows(dense, "rows")
         with self._writing:
@@ -337,11 +337,11 @@ class StreamingSVD:
         if not isinstance(other, StreamingSVD):
             raise TypeError(f"other must be a StreamingSVD, got {type(other).__name__}")
         with self._writing:
-            core, fresh = self._core, self._core.dtype() is None
-            if other._core.dtype() is None:
+            state, fresh = self._state, self._state.dtype() is None
+            if other._state.dtype() is None:
                 return self
             if fresh and other._place is not None:
-                core = self._made(other._place)
+                state = self._made(other._place)
             elif (other._place is None) != (self._place is None):
                 there, here = (
                     ("on the CPU", "on a CUDA device") if other._place is None else ("on a CUDA device", "on the CPU")
@@ -352,8 +352,8 @@ class StreamingSVD:
                 raise ValueError("other must have the weight that the stream has")
             if not fresh and self._library != other._library:
                 raise TypeError(f"other must hold {self._library} arrays as the stream does, got {other._library}")
-            core.merge(other._core)
-            self._core, self._place, self._library = core, other._place, other._library
+            state.merge(other._state)
+            self._state, self._place, self._library = state, other._place, other._library
         return self
 
     # -- results -------------------------------------------------------------------------------------------------------
@@ -367,23 +367,23 @@ class StreamingSVD:
     @property
     def singular_values(self) -> Array:
         """``(k,)``, descending; a fresh array."""
-        return self._give(self._core.values(), 0)
+        return self._give(self._state.values(), 0)
 
     @property
     def components(self) -> Array:
         """``(k, n)`` right singular vectors as rows, orthonormal to ``10 eps sqrt(k)``; a fresh array."""
-        return self._give(self._core.components(), 0, 0)
+        return self._give(self._state.components(), 0, 0)
 
     @property
     def mean(self) -> Array:
         """``(n,)`` mean of the rows, or None without ``center``; a fresh array."""
-        mean = self._core.mean() if self.center else None
+        mean = self._state.mean() if self.center else None
         return None if mean is None else self._give(mean)
 
     @property
     def explained_variance_ratio(self) -> Array:
         """``(k,)`` share of each component in the energy (with ``center``: the variance) of all rows; float64."""
-        values, left, seen, _ = self._core.energies()
+        values, left, seen, _ = self._state.energies()
         if not values.size or values[0] == 0.0:
             return to_library(np.zeros(values.shape), self._library)
         hidden = values.size < min(self.n_features or 0, seen)
@@ -399,7 +399,7 @@ class StreamingSVD:
 
         With ``forget`` the divisor is the sum of squared weights of the rows, as that of :attr:`column_variances`.
         """
-        values, _, seen, weight = self._core.energies()
+        values, _, seen, weight = self._state.energies()
         if weight is None:
             raise TypeError("explained_variance of a stream with forget is not implemented on CUDA devices")
         if seen < 2:
@@ -413,7 +413,7 @@ class StreamingSVD:
         """``(n,)`` variance of each column over the rows, divided by their number (by the sum of squared weights with
         ``forget``), about the mean with ``center`` and about zero without; float64. Exact, whatever ``rank`` is.
         """
-        variances = self._core.column_variances()
+        variances = self._state.column_variances()
         if variances is None:
             raise ValueError("the stream has seen no rows")
         return self._give(variances)
@@ -421,27 +421,27 @@ class StreamingSVD:
     @property
     def rows_seen(self) -> int:
         """Number of rows added, less those removed."""
-        return int(self._core.rows_seen())
+        return int(self._state.rows_seen())
 
     @property
     def captured_energy(self) -> float:
         """Sum of the squared singular values."""
-        return float(self._core.captured_energy())
+        return float(self._state.captured_energy())
 
     @property
     def residual_energy(self) -> float:
         """Squared Frobenius norm of what truncation has left out."""
-        return float(self._core.residual_energy())
+        return float(self._state.residual_energy())
 
     @property
     def n_features(self) -> int | None:
         """Number of columns, None before the first rows."""
-        return self._core.features() or None
+        return self._state.features() or None
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """dtype of the stream, None before the first rows unless it was given."""
-        name = self._core.dtype()
+        name = self._state.dtype()
         return self._dtype if name is None else np.dtype(name)
 
     def project(self, X: Array, *, out: Array | None = None) -> Array:
@@ -469,7 +469,7 @@ class StreamingSVD:
         return self._read("residual", X, "X", out)
 
     def _read(self, what: str, x: Array, name: str, out: Array | None) -> Array:
-        if self._core.dtype() is None:
+        if self._state.dtype() is None:
             raise ValueError("the stream has seen no rows")
         x = float_array(x, name, self.dtype) if name == "Z" and not is_sparse(x) else x
         if name == "Z" and is_sparse(x):
@@ -477,7 +477,7 @@ class StreamingSVD:
         parts, library = self._rows(x, name)
         if len(parts) == 1 and len(parts[0].shape) not in (1, 2):
             raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {tuple(parts[0].shape)}")
-        result = getattr(self._core, what if len(parts) == 1 else what + "_csr")(*parts, out)
+        result = getattr(self._state, what if len(parts) == 1 else what + "_csr")(*parts, out)
         if out is not None or not isinstance(result, np.ndarray):
             return result
         return result[()] if result.ndim == 0 and library == "numpy" else to_library(result, library, x)
@@ -487,7 +487,7 @@ class StreamingSVD:
     def __getstate__(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in _OPTIONS}
         more = {"wanted_dtype": None if self._dtype is None else self._dtype.name, "on_device": self._place is not None}
-        state = {"inner_product": None, "shown_dtype": None, **self._core.state()}
+        state = {"inner_product": None, "shown_dtype": None, **self._state.state()}
         return sealed_state({"format": _FORMAT, **options, **more, "library": self._library, **state})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -504,8 +504,8 @@ class StreamingSVD:
         library = known_library(state["library"])
         if state.get("on_device", False):  # files of earlier versions have no such entry
             self._place = DeviceMemory.current(library)
-            self._core = self._made(self._place)
-        self._core.restore(state)
+            self._state = self._made(self._place)
+        self._state.restore(state)
         self._library = library
 
     def copy(self) -> StreamingSVD:
@@ -513,7 +513,7 @@ class StreamingSVD:
         new = StreamingSVD.__new__(StreamingSVD)
         new.__dict__.update(self.__dict__)
         new._writing = threading.Lock()
-        new._core = self._core.copy()
+        new._state = self._state.copy()
         return new
 
     __copy__ = copy
@@ -539,8 +539,8 @@ class StreamingSVD:
         if self._inner is not None:
             options.append(f"weight=<{'x'.join(map(str, self._inner.given.shape))}>")
         what = "no rows yet"
-        if self._core.dtype() is not None:
+        if self._state.dtype() is not None:
             of = f"{self.n_features} {self.dtype}"
             where = "" if self._place is None else f"{self._library} arrays, "
-            what = f"{self.rows_seen} rows of {of}, {where}route {self._core.route()}"
+            what = f"{self.rows_seen} rows of {of}, {where}route {self._state.route()}"
         return f"StreamingSVD({', '.join(options)}) <{what}>"
