@@ -180,16 +180,16 @@ py::object transport_to(py::handle context, py::handle u, py::handle w, py::hand
         const auto vo = xo.stack<T>(x.batch);
         const py::gil_scoped_release release;
         const std::int64_t n = x.rows(), k = x.cols();
-        const Temporary<T> h(x.batch, n, k), there(x.batch, n, k), moved(x.batch, n, k), turn(x.batch, k, k);
+        const Temporary<T> h(x.batch, n, k), there(x.batch, n, k), moved(x.batch, n, k), between(x.batch, k, k);
         subspan::grassmann_log<T>(vu, vw, h.stack, looks ? Checks::points : Checks::none);
         subspan::retract<T>(vu, h.stack, 1.0, Retraction::exp, there.stack, Checks::none);
         subspan::parallel_transport<T>(vu, h.stack, vv, 1.0, moved.stack, looks ? Checks::points_and_tangents : Checks::none);
-        subspan::product<T>(StackView<const T>(there.stack).transposed(), vw, turn.stack); // orthogonal as it is: two bases of one span
+        subspan::product<T>(StackView<const T>(there.stack).transposed(), vw, between.stack); // orthogonal as it is: two bases of one span
         const Shielded shielded;
         if (vo.first.col_stride == 1 || k <= 1) {
-            subspan::product<T>(moved.stack, turn.stack, vo);
+            subspan::product<T>(moved.stack, between.stack, vo);
         } else {
-            subspan::product<T>(moved.stack, turn.stack, there.stack);
+            subspan::product<T>(moved.stack, between.stack, there.stack);
             copy_stack<T>(there.stack, vo);
         }
         require_no_overflow<T>(vo, "the transported tangent", {vu, vw, vv});

@@ -766,7 +766,6 @@ void register_orth(py::module_ &m) {
     m.def("contains", &contains, py::arg("call"), py::arg("U"), py::arg("W"), py::arg("tol"), py::arg("check"));
     m.def("compose", &compose, py::arg("call"), py::arg("U"), py::arg("W"), py::arg("shared"), py::arg("tol"));
     m.def("hadamard", &hadamard, py::arg("call"), py::arg("x"), py::arg("out"), py::arg("scale"), py::arg("transpose"), py::arg("check"));
-    m.def("hadamard_base", &hadamard_base, py::arg("n"));
     m.def("random_orthogonal", &random_orthogonal, py::arg("call"), py::arg("key"), py::arg("shape"), py::arg("single"));
     m.def("gram_core", &gram_core, py::arg("call"), py::arg("V"));
     m.def("quantize_int4", &quantize_int4, py::arg("call"), py::arg("U"), py::arg("group"));
@@ -776,18 +775,6 @@ void register_orth(py::module_ &m) {
     m.def("product", &product, py::arg("call"), py::arg("A"), py::arg("B"), py::arg("alpha"), py::arg("out"));
     m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"));
     m.def("projector", &projector, py::arg("call"), py::arg("U"), py::arg("check"));
-    m.def(
-        "check_basis",
-        [](py::handle context, py::handle u, const char *name) {
-            const Array x = matrices(Call(context), u, name);
-            dispatch(x.dtype(), [&](auto t) {
-                using T = decltype(t);
-                const auto vu = x.stack<const T>(x.leading());
-                const py::gil_scoped_release release;
-                check_basis<T>(vu, name);
-            });
-        },
-        py::arg("call"), py::arg("U"), py::arg("name"));
     m.def(
         "all_finite",
         [](py::handle x) {

@@ -10,7 +10,6 @@
 
 namespace subspan::bind {
 
-/// ValueError where a stack has more columns than entries: so many cannot be orthonormal.
 /// Points, tangents and the like: stacks of matrices of one shape and one dtype, float32 or float64.
 class Points {
   public:

@@ -64,33 +64,6 @@ void register_runtime(py::module_ &m) {
                                     stored, name);
         },
         py::arg("indptr"), py::arg("indices"), py::arg("major"), py::arg("minor"), py::arg("stored"), py::arg("name"));
-    m.def(
-        "check_no_overlap",
-        [](const py::object &out, const py::object &other, const char *name, const char *other_name, bool same) {
-            const Array a(out, name, true), b(other, other_name);
-            check_no_overlap(a, b, same);
-        },
-        py::arg("out"), py::arg("other"), py::arg("name"), py::arg("other_name"), py::arg("same"));
-    m.def(
-        "check_entries_overlap",
-        [](const py::list &outs, const py::list &inputs) {
-            std::vector<Array> held;
-            std::vector<std::vector<Array>> others;
-            std::vector<Layout> a;
-            std::vector<std::vector<Layout>> b;
-            for (const auto &x : outs) held.emplace_back(x, "out", true);
-            for (const auto &entry : inputs) {
-                others.emplace_back();
-                for (const auto &x : py::reinterpret_borrow<py::sequence>(entry)) others.back().emplace_back(x, "an argument");
-            }
-            for (const Array &x : held) a.push_back(x.layout());
-            for (const auto &entry : others) {
-                b.emplace_back();
-                for (const Array &x : entry) b.back().push_back(x.layout());
-            }
-            check_entries_overlap(a, b);
-        },
-        py::arg("outs"), py::arg("inputs"));
     m.def("convolution_hint", &convolution_hint, py::arg("shape"), py::arg("name"));
     m.def("isa", [] { return std::string(isa_name(isa())); });
     m.def("isa_available", [] { return std::string(isa_name(isa_available())); });

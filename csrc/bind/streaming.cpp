@@ -97,8 +97,6 @@ class SvdState {
     std::int64_t features() { return read<std::int64_t>(0, [](auto &s) { return s.features(); }); }
     std::int64_t rows_seen() { return read<std::int64_t>(0, [](auto &s) { return s.rows_seen(); }); }
     std::int64_t buffered() { return read<std::int64_t>(0, [](auto &s) { return s.buffered(); }); }
-    std::int64_t current_rank() { return read<std::int64_t>(0, [](auto &s) { return s.rank(); }); }
-    double weight() { return read<double>(0.0, [](auto &s) { return s.weight(); }); }
     static double representable(double energy) {
         if (!std::isfinite(energy)) throw ValueError("the energy overflows float64; scale the data");
         return energy;
@@ -438,8 +436,6 @@ void register_streaming(py::module_ &m) {
         .def("features", &SvdState::features)
         .def("rows_seen", &SvdState::rows_seen)
         .def("buffered", &SvdState::buffered)
-        .def("current_rank", &SvdState::current_rank)
-        .def("weight", &SvdState::weight)
         .def("captured_energy", &SvdState::captured)
         .def("residual_energy", &SvdState::residual_energy)
         .def("route", &SvdState::route)

@@ -64,7 +64,7 @@ struct InverseCholesky {
 // robin, so that those of a round are independent and overlap in the pipeline.
 struct Jacobi {
     // As corrections of x and y: c and s by themselves are no rotation to working precision where s is small (Rutishauser).
-    template <int Bytes> static SUBSPAN_INLINE void turn(int64_t ld, double *x, double *y, double tau, double s) {
+    template <int Bytes> static SUBSPAN_INLINE void rotate(int64_t ld, double *x, double *y, double tau, double s) {
         using V = simd::Vec<double, Bytes>;
         for (int64_t j = 0; j < ld; j += V::lanes) {
             const auto a = V::load(x + j), b = V::load(y + j);
@@ -100,8 +100,8 @@ struct Jacobi {
                     const double c = 1.0 / std::sqrt(1.0 + t * t), s = c * t, tau = s / (1.0 + c);
                     squares[p] = std::max(xx - t * xy, 0.0);
                     squares[q] = yy + t * xy;
-                    turn<Bytes>(ld, x, y, tau, s);
-                    if (v != nullptr) turn<Bytes>(ld, v + p * ld, v + q * ld, tau, s);
+                    rotate<Bytes>(ld, x, y, tau, s);
+                    if (v != nullptr) rotate<Bytes>(ld, v + p * ld, v + q * ld, tau, s);
                 }
                 std::rotate(seat + 1, seat + seats - 1, seat + seats);
             }

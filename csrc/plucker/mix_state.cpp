@@ -54,10 +54,10 @@ template <class T> struct PluckerMixState<T>::Parts {
             }
         }
         if (options.rope_starts.empty()) {
-            plan.rotation.turn(to, batch, batch, options.rope_start + position, 0, false);
+            plan.rotation.apply(to, batch, batch, options.rope_start + position, 0, false);
         } else {
             for (int64_t b = 0; b < batch; ++b)
-                plan.rotation.turn(to + b, batch, 1, options.rope_starts[std::size_t(b)] + position, 0, false);
+                plan.rotation.apply(to + b, batch, 1, options.rope_starts[std::size_t(b)] + position, 0, false);
         }
         plucker::scale_columns(to, r, batch, batch, power.data() + s * batch);
     }

@@ -172,8 +172,8 @@ struct OffsetBackwardKernel {
         constexpr int W = V::lanes;
         const OffsetBackward &a = *p;
         for (int64_t l = 0; l < a.count; l += W) {
-            alignas(64) double outer[W], inner[W], turned[W];
-            for (int x = 0; x < W; ++x) turned[x] = 0;
+            alignas(64) double outer[W], inner[W], outer_sum[W];
+            for (int x = 0; x < W; ++x) outer_sum[x] = 0;
             for (int64_t j = 0; j < a.m; ++j) {
                 const double *w = a.w + j * a.r * kTokens + l, *du = a.du + l;
                 const int64_t at = j * kTokens + l;
@@ -188,7 +188,7 @@ struct OffsetBackwardKernel {
                     // The length of a soft norm at which n² + eps is n² needs no other formula: g is 1/n there.
                     const double e = moves ? a.k[at + x] * y * a.g[at + x] : 0.0;
                     outer[x] = e * a.zz[l + x];
-                    turned[x] += e * a.ww[at + x];
+                    outer_sum[x] += e * a.ww[at + x];
                 }
                 const type e = V::load(outer), k = V::load(a.k + at), c = V::load(a.c + at);
                 double *into = a.into + a.column[j] + l;
@@ -199,7 +199,7 @@ struct OffsetBackwardKernel {
                     V::store(dz, V::load(dz) - c * t);
                 }
             }
-            const type e = V::load(turned);
+            const type e = V::load(outer_sum);
             for (int64_t i = 0; i < a.r; ++i) {
                 double *dz = a.dz + i * kTokens + l;
                 V::store(dz, V::load(dz) - e * V::load(a.z + i * a.columns + l));

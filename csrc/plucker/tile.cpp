@@ -22,7 +22,7 @@ template <class T> struct NarrowKernel {
     }
 };
 
-template <class T> struct TurnKernel {
+template <class T> struct TransposeKernel {
     // `lanes` columns of `from` (rows, lanes apart as given) become rows of `to`.
     template <int Bytes> static SUBSPAN_INLINE void run(const T *from, int64_t ld, int64_t rows, int64_t columns, T *to, int64_t ldt) {
         constexpr int W = Vec<T, Bytes>::lanes;
@@ -122,7 +122,7 @@ void Tile<T>::load(MatrixView<const T> from, const MatrixView<const T> *weights,
             std::fill_n(to + i * columns + b, round_up(s.width, 8) - b, 0.0);
         }
         tokens_to_lanes<T, double>(from, reach + a, b - a, to + a, columns);
-        plan.rotation.turn(to + a, columns, b - a, position + reach + a, 1, false);
+        plan.rotation.apply(to + a, columns, b - a, position + reach + a, 1, false);
         for (int64_t c = a; c < b; ++c)
             if (!open(reach + c))
                 for (int64_t i = 0; i < plan.r; ++i) to[i * columns + c] = 0;
@@ -198,9 +198,9 @@ template <class T> void Tile<T>::combine(const Offsets &offsets, int64_t n) {
 }
 
 template <class T> void Tile<T>::rows() {
-    using Turn = TurnKernel<T>;
-    simd::dispatch<Turn, const T *, int64_t, int64_t, int64_t, T *, int64_t>(z, kTokens, plan.depth, kTokens, z_rows, plan.row);
-    simd::dispatch<Turn, const T *, int64_t, int64_t, int64_t, T *, int64_t>(u, kTokens, plan.depth, kTokens, u_rows, plan.row);
+    using Transposed = TransposeKernel<T>;
+    simd::dispatch<Transposed, const T *, int64_t, int64_t, int64_t, T *, int64_t>(z, kTokens, plan.depth, kTokens, z_rows, plan.row);
+    simd::dispatch<Transposed, const T *, int64_t, int64_t, int64_t, T *, int64_t>(u, kTokens, plan.depth, kTokens, u_rows, plan.row);
     for (int64_t l = 0; l < count; ++l) {
         if (lift[l] == 1) continue;
         const T by = T(lift[l]);
@@ -251,7 +251,7 @@ template <class T> void Tile<T>::backward(const T *dp, int64_t ld, double *into,
     for (int64_t i = 0; i < plan.r; ++i)
         for (int64_t c = 0; c < plan.columns; ++c) into[i * plan.columns + c] *= inverse[c];
     for (const auto &s : plan.segments)
-        plan.rotation.turn(into + s.at, plan.columns, s.width, start + first - s.reach, 1, true);
+        plan.rotation.apply(into + s.at, plan.columns, s.width, start + first - s.reach, 1, true);
 }
 
 void weights_backward(const Plan &plan, const unsigned char *valid, const double *alpha, const double *da, int64_t count,

@@ -30,7 +30,7 @@ class Rotation {
     bool on() const { return kind_ != Rope::none; }
     /// Turns columns [0, count) of x (r rows, ld apart), or turns them back: column c by position first + c · step, where
     /// step is 1 (tokens of a sequence) or 0 (sequences at one token).
-    void turn(double *x, int64_t ld, int64_t count, int64_t first, int64_t step, bool back) const;
+    void apply(double *x, int64_t ld, int64_t count, int64_t first, int64_t step, bool back) const;
 
   private:
     Rope kind_;

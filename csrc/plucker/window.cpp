@@ -164,7 +164,7 @@ Rotation::Rotation(Rope kind, int64_t r, double base) : kind_(kind), half_(r / 2
     }
 }
 
-void Rotation::turn(double *x, int64_t ld, int64_t count, int64_t first, int64_t step, bool back) const {
+void Rotation::apply(double *x, int64_t ld, int64_t count, int64_t first, int64_t step, bool back) const {
     if (!on()) return;
     for (int64_t c = 0; c < count;) {
         const int64_t position = first + c * step, block = position >> 6, s0 = position & 63;

@@ -97,7 +97,7 @@ void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partne
 }
 
 template <class T>
-void StreamingSvd<T>::Impl::turn(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
+void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
                                  const std::function<void(const StripTaker<T> &)> &changes) {
     // A short turn is made and added strip by strip, and reads and writes the basis once. Half-way nothing may stop it; a long
     // one is made whole first, and can be stopped until then.
@@ -116,7 +116,7 @@ void StreamingSvd<T>::Impl::turn(std::int64_t kept, const std::int64_t *partner,
 
 template <class T>
 void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p) {
-    turn(kept, partner, p.rows, [&](const StripTaker<T> &take) { combine<T>(rot, kept, p, take); });
+    rotate(kept, partner, p.rows, [&](const StripTaker<T> &take) { combine<T>(rot, kept, p, take); });
 }
 
 template <class T> void StreamingSvd<T>::Impl::set_basis(std::int64_t kept, const double *y) {

@@ -207,7 +207,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
                  partner + i, rot + i * m);
     }
     if (sparse) {
-        turn(kept, partner, w.r, [&](const StripTaker<T> &take) { sparse_combine<T>(rot, kept, v.data(), w.r, w.rows, take); });
+        rotate(kept, partner, w.r, [&](const StripTaker<T> &take) { sparse_combine<T>(rot, kept, v.data(), w.r, w.rows, take); });
         route = "sparse";
     } else {
         rotate(kept, partner, rot, panel(w.r, dense));

@@ -6,6 +6,7 @@
 #include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/sizes.hpp"
+#include "subspan/options.hpp"
 #include "subspan/streaming_svd.hpp"
 
 #include <cmath>
@@ -55,10 +56,7 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     std::int64_t kept_for(std::int64_t columns) const {
         if (opt.exact_blocks) return opt.rank;
-        if (opt.oversample >= 0) return std::min(columns, opt.rank + opt.oversample);
-        if (columns <= 128) return columns;
-        if (columns < 1024) return std::min(columns, 2 * opt.rank + 64);
-        return std::min(columns, std::max(opt.rank, std::min<std::int64_t>(64, 2 * opt.rank + 32)));
+        return kept_directions(columns, opt.rank, opt.oversample);
     }
     std::int64_t capacity() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(keep, 16); }
     std::int64_t pending() const { return std::int64_t(waiting_weight.size()); }
@@ -248,7 +246,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     // V' = V[partner] + rot P: P's first r rows are V.
     void rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p);
     /// The basis turned by what `changes` hands over in strips, each from `rows` rows.
-    void turn(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
+    void rotate(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
               const std::function<void(const StripTaker<T> &)> &changes);
     void settle(std::int64_t kept, const std::int64_t *partner, T *delta);
     void settle_strip(std::int64_t kept, const std::int64_t *partner, std::int64_t first, MatrixView<T> delta);

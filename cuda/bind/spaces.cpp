@@ -218,8 +218,8 @@ py::object span_intersection(py::handle context, py::handle u, py::handle w, py:
         return common.object();
     }
     // Of coordinates in W those that are orthogonal to all with a larger sine.
-    const Array turn(call, complement(context, call.place.attr("copied")(columns(right.object(), 0, apart)), py::bool_(false)), "turn"), from = for_blas(call, x.w.object(), "W");
-    const Stack sw = stack(from, x.batch), st = stack(turn, x.batch), sc = stack(common, x.batch);
+    const Array shared(call, complement(context, call.place.attr("copied")(columns(right.object(), 0, apart)), py::bool_(false)), "shared"), from = for_blas(call, x.w.object(), "W");
+    const Stack sw = stack(from, x.batch), st = stack(shared, x.batch), sc = stack(common, x.batch);
     {
         const Memory memory(call, cuda::blas_workspace(call.device));
         const py::gil_scoped_release release;

@@ -235,9 +235,7 @@ class SvdState {
     bool robust() const { return method_ == "robust" || (method_ == "auto" && dtype_ == DType::f64); }
     void begin(std::int64_t n, DType dtype) {
         if (rank_ > n) throw py::value_error("rank must be at most the number of columns, " + std::to_string(n) + ", got " + std::to_string(rank_));
-        std::int64_t inner = rank_ + oversample_;
-        if (oversample_ < 0) inner = n <= 128 ? n : n < 1024 ? 2 * rank_ + 64 : std::max(rank_, std::min<std::int64_t>(64, 2 * rank_ + 32));
-        inner = std::min(inner, n);
+        const std::int64_t inner = kept_directions(n, rank_, oversample_);
         const auto zeros = [&](const py::tuple &shape) { return py::object(place_.attr("zeros")(shape, "float64")); };
         components_ = zeros(sizes({inner, n})); // in double: rounding them at every update would add up
         values_ = zeros(sizes({inner}));

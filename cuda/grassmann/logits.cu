@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(256) transpose_kernel(SUBSPAN_PARAMETER const 
         if (i0 + i < from.rows && j0 + j < from.cols) y[(j0 + j) * to.row_stride + (i0 + i) * to.col_stride] = tile[i * 33 + j];
     }
 }
-template <class T> void turn(const Session &s, const Stack &from, int64_t first_from, const Stack &to, int64_t first_to, int64_t count) {
+template <class T> void transpose(const Session &s, const Stack &from, int64_t first_from, const Stack &to, int64_t first_to, int64_t count) {
     const int64_t blocks = divide_up<int64_t>(from.rows, 32) * divide_up<int64_t>(from.cols, 32);
     for (int64_t done = 0; done < count; done += 65535)
         launch<transpose_kernel<T>>(s, "transposed classes", Shape{dim3(unsigned(blocks), unsigned(std::min<int64_t>(65535, count - done))), dim3(256), 32 * 33 * int64_t(sizeof(T))},
@@ -143,7 +143,7 @@ template <class T> struct Classes {
     Operand rows(int64_t first, int64_t count) const {
         const int64_t all = count * u.cols;
         if (const int64_t column = one_matrix(u); column > 0) return {operand(u, first).data, u.dtype, all, u.rows, column, 1};
-        turn<T>(s, u, first, stack(count), 0, count);
+        transpose<T>(s, u, first, stack(count), 0, count);
         return own(static_cast<const T *>(transposed), all, u.rows);
     }
 };
@@ -213,7 +213,7 @@ void grassmann_logits_backward(const Context &context, const Stack &grad, const 
             } else {
                 const Classes<T> there{s, du, gradient};
                 blas.multiply(1.0, slopes, operand(x), 0.0, own(static_cast<const T *>(gradient), all, n));
-                turn<T>(s, there.stack(count), 0, du, first, count);
+                transpose<T>(s, there.stack(count), 0, du, first, count);
             }
             launch<along_kernel<T>>(s, "gradients of lengths", Shape{dim3(unsigned(x.rows)), dim3(256), 64}, Matrices<const T>(x),
                                     static_cast<const double *>(along), count, Matrices<T>(dx));

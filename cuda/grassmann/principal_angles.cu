@@ -133,8 +133,8 @@ template <class T, int K> class Pair {
                 if (apart(xx, zz, xz, 1e-15)) continue;
                 const Rotation q = rotation(xx, zz, xz);
                 if (lane_ < k_) {
-                    q.turn(x[lane_], z[lane_]);
-                    q.turn(sh_.y[i * ld + lane_], sh_.y[j * ld + lane_]);
+                    q.rotate(x[lane_], z[lane_]);
+                    q.rotate(sh_.y[i * ld + lane_], sh_.y[j * ld + lane_]);
                 }
                 if (lane_ == 0) sh_.any = 1;
             }
@@ -163,7 +163,7 @@ template <class T, int K> class Pair {
                 const int x = e / (2 * k_), l = e % (2 * k_), i = at_seat(x, round, seats), j = at_seat(seats - 1 - x, round, seats);
                 if (i >= k_ || j >= k_) continue;
                 double *rows = l < k_ ? sh_.mt : sh_.y;
-                Rotation{cosines[x], sines[x]}.turn(rows[i * ld + l % k_], rows[j * ld + l % k_]);
+                Rotation{cosines[x], sines[x]}.rotate(rows[i * ld + l % k_], rows[j * ld + l % k_]);
             }
         });
     }

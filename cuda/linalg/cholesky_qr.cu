@@ -172,8 +172,8 @@ void RowFactor::run(const Session &s, Shift shift) const {
 }
 
 void RowFactor::orthonormal(const Blas &blas, int64_t cols, double *out, int64_t item) const {
-    const Operand turn{factor(item) + count_, DType::f64, count_, count_, width_, 1};
-    blas.multiply(1.0, turn, own(rows(item), count_, cols, pitch(), 0), 0.0, own(out, count_, cols));
+    const Operand inverse{factor(item) + count_, DType::f64, count_, count_, width_, 1};
+    blas.multiply(1.0, inverse, own(rows(item), count_, cols, pitch(), 0), 0.0, own(out, count_, cols));
 }
 
 } // namespace subspan::cuda

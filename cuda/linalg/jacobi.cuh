@@ -9,7 +9,7 @@ namespace subspan::cuda {
 struct Rotation {
     double cosine, sine;
     /// Of one entry of each vector; small angles lose nothing to a cosine near one.
-    SUBSPAN_DEVICE void turn(double &x, double &y) const {
+    SUBSPAN_DEVICE void rotate(double &x, double &y) const {
         const double a = x, b = y, tau = sine / (1.0 + cosine);
         x = a - sine * (b + tau * a);
         y = b + sine * (a - tau * b);

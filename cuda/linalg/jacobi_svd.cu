@@ -15,7 +15,7 @@ constexpr double kSettled = 1e-12; // of a squared cosine: what a sweep leaves b
 constexpr double kSettledExactly = 1e-18;
 constexpr double kNothing = 1e-17; // of the largest entry: a row that is shorter is what rounding has left of one that depends on others
 
-struct Problem { // rows [X | turns], or those of a factor: the first `inner` columns are made orthogonal, all `width` are rotated
+struct Problem { // rows [X | rotations], or those of a factor: the first `inner` columns are made orthogonal, all `width` are rotated
     double *a;
     int64_t item;
     int count, inner, width;
@@ -76,7 +76,7 @@ SUBSPAN_DEVICE bool meet(const Problem &p, double *x, double *y, double noise, d
         for (int e = 0; e < 4; ++e) {
             const int l = first + 32 * e;
             if (l >= p.width) continue;
-            q.turn(a[e], b[e]);
+            q.rotate(a[e], b[e]);
             x[l] = a[e];
             y[l] = b[e];
         }
@@ -330,7 +330,7 @@ struct Extract {
     const double *norms, *values; // of before, for signs
     const double *units;          // of the rows of each item
     const double *marks;          // of their factors
-    double *turns, *scaled, *sigma, *left, *raw;
+    double *rotations, *scaled, *sigma, *left, *raw;
     int rank, kept;
     bool gram;
 };
@@ -376,8 +376,8 @@ __global__ void __launch_bounds__(256, 1) extract_kernel(const Problem p, const 
         }
     }
     if (bad != 0) sign = sqrt(-1.0);
-    double *turns = c.turns + (int64_t(item) * c.kept + place) * n;
-    for (int i = lane; i < n; i += 32) turns[i] = there ? sign * (w[i] * unit) : 0.0;
+    double *rotations = c.rotations + (int64_t(item) * c.kept + place) * n;
+    for (int i = lane; i < n; i += 32) rotations[i] = there ? sign * (w[i] * unit) : 0.0;
     if (!c.gram)
         for (int i = lane; i < p.inner; i += 32) c.raw[(int64_t(item) * c.kept + place) * p.inner + i] = there ? sign * x[i] : 0.0;
     if (lane != 0) return;
@@ -480,7 +480,7 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank, bool exac
 void RowSvd::vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item) const {
     double *r = factor_ ? raw_ : raw_ + item * kept_ * cols_;
     const Operand raw = own(r, kept_, cols), out = own(vectors, kept_, cols), e = own(inner_, kept_, kept_), p = own(polished_, kept_, kept_);
-    if (factor_) blas.multiply(1.0, own(turns(item), kept_, count_), own(rows(item), count_, cols, pitch(), 0), 0.0, raw);
+    if (factor_) blas.multiply(1.0, own(rotations(item), kept_, count_), own(rows(item), count_, cols, pitch(), 0), 0.0, raw);
     blas.multiply(1.0, raw, raw.transposed(), 0.0, e);
     launch<polish_kernel>(s, "orthonormal rows", Shape{dim3(unsigned(divide_up<int64_t>(kept_ * kept_, 256))), dim3(256)}, static_cast<const double *>(inner_),
                           static_cast<const double *>(scaled_ + item * kept_), polished_, kept_);

@@ -34,7 +34,7 @@ class RowSvd {
     void vectors(const Session &s, const Blas &blas, int64_t cols, double *vectors, int64_t item = 0) const;
 
     double *sigma(int64_t item = 0) const { return sigma_ + item * kept_; }                  // kept, descending
-    double *turns(int64_t item = 0) const { return rotations_ + item * kept_ * count_; }         // kept x count: vectors σ = turns rows
+    double *rotations(int64_t item = 0) const { return rotations_ + item * kept_ * count_; }         // kept x count: vectors σ = rotations rows
     const double *after(int64_t item = 0) const { return after_ + item * 2; }                // energy of what was not kept; whether all was finite
 
   private:

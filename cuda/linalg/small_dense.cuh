@@ -19,11 +19,11 @@ template <int K, int Threads> struct Small {
         __syncthreads();
     }
     /// c = a b, or aᵀ b; c is neither.
-    template <bool Turned> static SUBSPAN_DEVICE void multiply(int k, const double *a, const double *b, double *c) {
+    template <bool Transposed> static SUBSPAN_DEVICE void multiply(int k, const double *a, const double *b, double *c) {
         each(k, [&](int i, int j) {
             double s = 0;
 #pragma unroll 4
-            for (int l = 0; l < k; ++l) s = fma(Turned ? a[l * ld + i] : a[i * ld + l], b[l * ld + j], s);
+            for (int l = 0; l < k; ++l) s = fma(Transposed ? a[l * ld + i] : a[i * ld + l], b[l * ld + j], s);
             c[i * ld + j] = s;
         });
     }

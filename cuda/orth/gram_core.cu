@@ -6,12 +6,12 @@
 namespace subspan::cuda {
 namespace {
 
-// Rows of `turns` over their singular values; none where there is no value.
-__global__ void __launch_bounds__(256) weigh_kernel(const double *turns, const double *sigma, double *out, int64_t k) {
+// Rows of `rotations` over their singular values; none where there is no value.
+__global__ void __launch_bounds__(256) weigh_kernel(const double *rotations, const double *sigma, double *out, int64_t k) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e >= k * k) return;
     const double s = sigma[e / k];
-    out[e] = s == 0.0 ? 0.0 : turns[e] / s;
+    out[e] = s == 0.0 ? 0.0 : rotations[e] / s;
 }
 
 bool by_gram(const Stack &v) { return v.dtype != DType::f64; }
@@ -56,7 +56,7 @@ void gram_core(const Context &context, const Stack &v, const Stack &out) {
     double *weighed = work.take<double>(k * k), *core = work.take<double>(k * k);
     decompose(s, work, v, [&](auto tag, const Blas &blas, const RowSvd &svd, int64_t i) {
         using A = Accumulate<decltype(tag)>;
-        launch<weigh_kernel>(s, "the core of a basis", Shape{dim3(unsigned(divide_up<int64_t>(k * k, 256))), dim3(256)}, static_cast<const double *>(svd.turns(i)),
+        launch<weigh_kernel>(s, "the core of a basis", Shape{dim3(unsigned(divide_up<int64_t>(k * k, 256))), dim3(256)}, static_cast<const double *>(svd.rotations(i)),
                              static_cast<const double *>(svd.sigma(i)), weighed, k);
         const Operand w = own(weighed, k, k);
         blas.multiply(1.0, w.transposed(), w, 0.0, own(core, k, k));

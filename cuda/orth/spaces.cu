@@ -98,7 +98,7 @@ void column_svd(const Context &context, const Stack &a, const Stack &values, con
         for (int64_t i = 0; i < a.size(); ++i) {
             copy(s, static_cast<const double *>(svd.sigma(i)), l, int64_t(1), Matrices<double>(values).at(unsigned(i)), l, values.col_stride, int64_t(1), l);
             if (right.data != nullptr)
-                copy(s, static_cast<const double *>(svd.turns(i)), l, int64_t(1), Matrices<T>(right).at(unsigned(i)), right.col_stride, right.row_stride, l, l);
+                copy(s, static_cast<const double *>(svd.rotations(i)), l, int64_t(1), Matrices<T>(right).at(unsigned(i)), right.col_stride, right.row_stride, l, l);
             if (left.data == nullptr) continue;
             svd.vectors(s, blas, n, found, i);
             copy(s, static_cast<const double *>(found), n, int64_t(1), Matrices<T>(left).at(unsigned(i)), left.col_stride, left.row_stride, l, n);

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
     }
     const L mine = token.mean_at(token.t), inverse = token.inverse(), zdu = token.dot(token.z.x, du);
     const bool all = token.all_count();
-    L turned = L(0), less = L(0), mean = L(0); // times z and times du, what is taken off at the end
+    L outer_sum = L(0), less = L(0), mean = L(0); // times z and times du, what is taken off at the end
     Kept<T> *weights_row = nullptr;
     if (with_weights && token.in) weights_row = dweights.at(token.sequence) + int64_t(index - token.sequence * a.count) * dweights.row_stride;
 #pragma unroll 1
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
                     const L k = alpha != L(0) ? a.sign * alpha * f.f : L(0);
                     y = f.f * inner;
                     const L e0 = a.norm == soft || (a.norm == clamp && f.above) ? k * y * f.f : L(0), outer = e0 * token.zz;
-                    turned = fma(n.c * n.c, outer, fma(e0, n.yy, turned));
+                    outer_sum = fma(n.c * n.c, outer, fma(e0, n.yy, outer_sum));
                     less = fma(n.c, k, less);
 #pragma unroll
                     for (int e = 0; e < RC; ++e) own[e] = fma(n.c * outer, n.w[e], own[e]);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
             token.load(w, token.t - a.offsets[j], valid);
             const Pair<L> p = token.reject(token.z, token.zz, w, alpha, valid);
             const Flow<L> f = flow(p, token.dot(w.x, du));
-            turned += valid ? f.e * p.yy : L(0);
+            outer_sum += valid ? f.e * p.yy : L(0);
             const L outer = f.e * token.zz;
 #pragma unroll
             for (int e = 0; e < RC; ++e) own[e] -= valid ? p.c * (p.k * du[e] - outer * w.x[e]) : L(0);
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
     Kept<T> *row = dz_own + int64_t(index) * a.r + q * RC;
 #pragma unroll
     for (int e = 0; e < RC; ++e)
-        if (q * RC + e < a.r) row[e] = Kept<T>(any ? own[e] - less * du[e] - turned * token.z.x[e] : L(0));
+        if (q * RC + e < a.r) row[e] = Kept<T>(any ? own[e] - less * du[e] - outer_sum * token.z.x[e] : L(0));
 }
 
 // Each token gathers what those that look at it send, in the order of the offsets.
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
             const int pair = a.rope == 1 ? i / 2 : i % half;
             const bool second = a.rope == 1 ? i % 2 == 1 : i >= half;
             const int partner = a.rope == 1 ? i ^ 1 : (second ? i - half : i + half);
-            const double *cs = a.turns + 2 * ((token.t - a.turns_from) * half + pair);
+            const double *cs = a.rotations + 2 * ((token.t - a.rotations_from) * half + pair);
             const double x = double(rows[i]), y = double(rows[partner]);
             sum[e] = L(second ? x * cs[0] - y * cs[1] : x * cs[0] + y * cs[1]);
         }

@@ -14,14 +14,14 @@ constexpr int kThreads = 256;
 struct Frequencies {
     double x[kDepth / 2]; // in half turns
 };
-__global__ void __launch_bounds__(256) turns_kernel(double *turns, int64_t first, unsigned count, unsigned half, const Frequencies frequency) {
+__global__ void __launch_bounds__(256) rotations_kernel(double *rotations, int64_t first, unsigned count, unsigned half, const Frequencies frequency) {
     const unsigned e = blockIdx.x * 256 + threadIdx.x;
     if (e >= count * half) return;
     const double angle = double(first + int64_t(e / half)) * frequency.x[e % half];
     double sine, cosine;
     sincospi(angle, &sine, &cosine);
-    turns[2 * e] = cosine;
-    turns[2 * e + 1] = sine;
+    rotations[2 * e] = cosine;
+    rotations[2 * e + 1] = sine;
 }
 
 // Which offsets count at each token, and their weights: one thread a token.
@@ -154,13 +154,13 @@ Positions positions_of(const MixInput &in, const MixOptions &o) {
 namespace {
 
 bool plain(const MixInput &in, const MixOptions &o) { return o.weighting == MixWeights::mean && in.mask == nullptr; }
-int64_t turns_count(const MixInput &in, const MixOptions &o) { return positions_of(in, o).count * (in.z.cols / 2) * 2; }
+int64_t rotations_count(const MixInput &in, const MixOptions &o) { return positions_of(in, o).count * (in.z.cols / 2) * 2; }
 
 } // namespace
 
 int64_t prepare_room(const MixInput &in, const MixOptions &o) {
     const int64_t weights = plain(in, o) ? 0 : tokens_of(in) * int64_t(o.offsets.size());
-    return room<double>(turns_count(in, o)) + (weights > 0 ? room<double>(weights) + room<unsigned char>(weights) : 0);
+    return room<double>(rotations_count(in, o)) + (weights > 0 ? room<double>(weights) + room<unsigned char>(weights) : 0);
 }
 
 template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, const MixOptions &o, Workspace &work) {
@@ -183,7 +183,7 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
     a.sign = o.past_first ? L(-1) : L(1);
     a.rope = int(o.rope);
     const Positions p = positions_of(in, o);
-    a.turns_from = p.from;
+    a.rotations_from = p.from;
     for (int j = 0; j < a.m; ++j) {
         a.offsets[j] = o.offsets[std::size_t(j)];
         a.back = std::max(a.back, a.offsets[j]);
@@ -191,12 +191,12 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
     }
     a.whole = L(1) / L(a.m);
     if (o.rope != Rope::none) {
-        double *turns = work.take<double>(turns_count(in, o));
-        a.turns = turns;
+        double *rotations = work.take<double>(rotations_count(in, o));
+        a.rotations = rotations;
         Frequencies f{};
         const int half = a.r / 2;
         for (int i = 0; i < half; ++i) f.x[i] = std::pow(o.rope_base, -2.0 * i / a.r) / 3.14159265358979323846;
-        launch<turns_kernel>(s, "the table of rotations", Shape{dim3(unsigned(divide_up<int64_t>(p.count * half, 256))), dim3(256)}, turns,
+        launch<rotations_kernel>(s, "the table of rotations", Shape{dim3(unsigned(divide_up<int64_t>(p.count * half, 256))), dim3(256)}, rotations,
                              o.rope_start + p.from, unsigned(p.count), unsigned(half), f);
     }
     if (!plain(in, o)) {

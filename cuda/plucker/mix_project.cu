@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
         fetch(s + 2, free); // into the stage that the slice before has left
         // One half of the block multiplies while the other makes the next coordinates, and the other way round.
 #pragma unroll 1
-        for (int turn = 0; turn < 2; ++turn) {
-            if ((turn == 0) == first_half)
+        for (int half = 0; half < 2; ++half) {
+            if ((half == 0) == first_half)
                 product.add(as + (s % 2) * Tokens * Layout::pitch_a, Layout::pitch_a, stage, Layout::pitch_w, slice);
             else if (s + 1 < slices)
                 coordinates_of(s + 1);

@@ -236,8 +236,8 @@ __global__ void __launch_bounds__(kWeightThreads<Rows>, 1)
         commit_copies();
         // One half of the block multiplies while the other makes the next coordinates, and the other way round.
 #pragma unroll 1
-        for (int turn = 0; turn < 2; ++turn) {
-            if ((turn == 0) == first_half)
+        for (int half = 0; half < 2; ++half) {
+            if ((half == 0) == first_half)
                 product.add(gs + (step % 2) * kTokens * Layout::pitch_g, Layout::pitch_g, ps + (step % 2) * kTokens * Layout::pitch_p, Layout::pitch_p, kTokens);
             else
                 coordinates_of(step + 1);

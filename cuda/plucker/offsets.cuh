@@ -42,8 +42,8 @@ template <class T> struct Arguments {
     int rope;
     int64_t back, ahead; // the largest offset to earlier and to later tokens
     typename OffsetOf<T>::type whole; // the mean's weight where all offsets apply
-    const double *turns; // cosine and sine of each pair at each position from `turns_from` on, or null
-    int64_t turns_from;
+    const double *rotations; // cosine and sine of each pair at each position from `rotations_from` on, or null
+    int64_t rotations_from;
     // Of each token and offset, unless the weights are the mean and nothing is masked: those follow from positions.
     typename OffsetOf<T>::type *alpha;
     unsigned char *valid;
@@ -274,7 +274,7 @@ template <class T, int Lanes> struct Token {
                 const int pair = a.rope == 1 ? i / 2 : i % half;
                 const bool second = a.rope == 1 ? i % 2 == 1 : i >= half;
                 const int partner = a.rope == 1 ? i ^ 1 : (second ? i - half : i + half);
-                const double *cs = a.turns + 2 * ((s - a.turns_from) * half + pair);
+                const double *cs = a.rotations + 2 * ((s - a.rotations_from) * half + pair);
                 const double x = double(widen(row[int64_t(i) * step])), y = double(widen(row[int64_t(partner) * step]));
                 w.x[e] = L(second ? y * cs[1] + x * cs[0] : x * cs[0] - y * cs[1]);
             }

@@ -20,8 +20,8 @@ __global__ void __launch_bounds__(256) random_kernel(const Philox rng, int64_t f
     to[i * pitch + j] = last != nullptr && *last != 0.0 ? T(0) : T(x);
 }
 
-// Rows turn so that their largest entry is positive, and `turns` (or null) with them. A warp a row.
-__global__ void __launch_bounds__(32) orient_kernel(double *rows, int64_t n, double *turns, int64_t l) {
+// Rows turn so that their largest entry is positive, and `rotations` (or null) with them. A warp a row.
+__global__ void __launch_bounds__(32) orient_kernel(double *rows, int64_t n, double *rotations, int64_t l) {
     double *x = rows + int64_t(blockIdx.x) * n, best = 0;
     int64_t where = n;
     double sign = 1;
@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(32) orient_kernel(double *rows, int64_t n, dou
     }
     if (sign > 0) return;
     for (int64_t j = threadIdx.x; j < n; j += 32) x[j] = -x[j];
-    if (turns != nullptr)
-        for (int64_t j = threadIdx.x; j < l; j += 32) turns[int64_t(blockIdx.x) * l + j] *= -1.0;
+    if (rotations != nullptr)
+        for (int64_t j = threadIdx.x; j < l; j += 32) rotations[int64_t(blockIdx.x) * l + j] *= -1.0;
 }
 
 // Rows that are missing, the last ones, come from the first of `more`.
@@ -261,14 +261,14 @@ template <class T> class Iteration {
             const double *sigma = svd.sigma(i);
             svd.vectors(s_, blas_, n, found_, i);
             if (complete_) complete(s_, blas_, work, found_, k, n, sigma, c.key);
-            launch<orient_kernel>(s_, "signs of vectors", Shape{dim3(unsigned(k)), dim3(32)}, found_, n, svd.turns(i), l);
+            launch<orient_kernel>(s_, "signs of vectors", Shape{dim3(unsigned(k)), dim3(32)}, found_, n, svd.rotations(i), l);
             copy(s_, static_cast<const double *>(found_), n, int64_t(1), static_cast<T *>(c.vh.data), c.vh.row_stride, c.vh.col_stride, k, n);
             if (c.s.data != nullptr) copy(s_, sigma, k, int64_t(1), static_cast<C *>(c.s.data), k, c.s.col_stride, int64_t(1), k);
             if (c.u.data == nullptr) continue;
             Workspace more = work;
             double *u = more.take<double>(k * m), *y = more.take<double>(l * m);
             copy(s_, static_cast<const C *>(y_[at]), m, int64_t(1), y, m, int64_t(1), l, m);
-            blas_.multiply(1.0, own(svd.turns(i), k, l), own(y, l, m), 0.0, own(u, k, m));
+            blas_.multiply(1.0, own(svd.rotations(i), k, l), own(y, l, m), 0.0, own(u, k, m));
             if (complete_) complete(s_, blas_, more, u, k, m, sigma, c.key);
             copy(s_, static_cast<const double *>(u), m, int64_t(1), static_cast<T *>(c.u.data), c.u.col_stride, c.u.row_stride, k, m);
         }

@@ -33,6 +33,14 @@ enum class Distance { geodesic, chordal, projection, procrustes, fubini_study, b
 enum class MomentumTransport { project, parallel };
 enum class Orthonormalization { automatic, cholesky, householder, polar };
 
+/// Directions that a stream of `columns` keeps for `rank` of them, `oversample` of its caller's (negative: by default) beyond that.
+inline std::int64_t kept_directions(std::int64_t columns, std::int64_t rank, std::int64_t oversample) {
+    if (oversample >= 0) return std::min(columns, rank + oversample);
+    if (columns <= 128) return columns;
+    if (columns < 1024) return std::min(columns, 2 * rank + 64);
+    return std::min(columns, std::max(rank, std::min<std::int64_t>(64, 2 * rank + 32)));
+}
+
 /// Of a truncated SVD by randomized subspace iteration.
 struct TruncatedOptions {
     std::int64_t rank = 0;    // 0: as many as energy or tol ask for
