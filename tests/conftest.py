@@ -6,6 +6,10 @@ import os
 import zlib
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core: threads of BLAS and PyTorch would take each other's
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
