@@ -79,14 +79,16 @@ sanitized() {
         return 0
     fi
     compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9 \
-        "$python" -m pytest -W default -q -x -n 0 -p no:cacheprovider tests/cuda -k sanitizer
+        "$python" -m pytest -W default -q -x -p no:cacheprovider tests/cuda -k sanitizer
 }
 tests() {
     local workers=$(($(nproc) / 4)) some=()
     [ "$workers" -ge 1 ] || workers=0
     # A fraction of them on the emulated device, where CI runs them all.
     [ -z "$emulated" ] || some=(-k "test_cuda_spaces and vectors")
-    "$python" -m pytest -W default -q -n "$workers" -p no:cacheprovider --junitxml "$out/tests.xml" tests/cuda "${some[@]}"
+    local split=()
+    ! "$python" -c "import xdist" 2>/dev/null || split=(-n "$workers")
+    "$python" -m pytest -W default -q "${split[@]}" -p no:cacheprovider --junitxml "$out/tests.xml" tests/cuda "${some[@]}"
 }
 smoke() {
     rm -f "$out/smoke.txt"

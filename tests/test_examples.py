@@ -166,14 +166,41 @@ def test_mixing_learns(mixing):
     assert mixed <= 0.85 * alone
 
 
-BLOCKS = {"grassmann": 3, "orth": 4, "plucker": 3, "svd": 7}
-PAGES = [(page, i, count) for page, count in BLOCKS.items() for i in range(count)]
+def blocks():
+    """All Python code of README and of the pages, each block by itself."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        name = str(path.relative_to(ROOT))
+        code = re.findall(r"```python\n(.*?)```", path.read_text() if path.exists() else "", flags=re.S)
+        yield from (pytest.param(name, block, id=f"{name}-{i}") for i, block in enumerate(code))
 
 
-@pytest.mark.parametrize(("page", "block", "blocks"), PAGES)
-def test_code_of_the_page(page, block, blocks):
+@pytest.mark.parametrize(("page", "code"), blocks())
+def test_code_of_the_pages(page, code):
     pytest.importorskip("torch")
-    text = (ROOT / "docs" / f"{page}.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert len(code) == blocks
-    exec(compile(code[block], f"docs/{page}.md, block {block}", "exec"), {})
+    exec(compile(code, page, "exec"), {})
+
+
+def links(path):
+    """Where a page leads inside of the project, and the part of a page that it names."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            where, _, anchor = target.partition("#")
+            yield (path.parent / where if where else path), anchor
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+        (ROOT / "docs").rglob("*.md")
+    )
+    missing = []
+    for page in pages:
+        for target, anchor in links(page):
+            heads = (
+                re.findall(r"^#+ (.*)$", target.read_text(), flags=re.M)
+                if target.suffix == ".md" and target.exists()
+                else []
+            )
+            slugs = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+            if not target.exists() or (anchor and anchor not in slugs):
+                missing.append(f"{page.relative_to(ROOT)}: {target.name}#{anchor}")
+    assert not missing

@@ -14,7 +14,9 @@
 #include <utility>
 
 #if defined(__GNUC__) || defined(__clang__)
+#if !defined(SUBSPAN_PORTABLE) // with it, what other compilers get is compiled here
 #define SUBSPAN_VECTOR_EXT 1
+#endif
 #define SUBSPAN_INLINE inline __attribute__((always_inline))
 #define SUBSPAN_LAMBDA_INLINE __attribute__((always_inline))
 #else
