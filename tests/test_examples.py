@@ -174,7 +174,7 @@ def blocks():
         yield from (pytest.param(name, block, id=f"{name}-{i}") for i, block in enumerate(code))
 
 
-@pytest.mark.parametrize(("page", "code"), blocks())
+@pytest.mark.parametrize(("page", "code"), list(blocks()))
 def test_code_of_the_pages(page, code):
     pytest.importorskip("torch")
     exec(compile(code, page, "exec"), {})

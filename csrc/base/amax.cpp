@@ -24,8 +24,7 @@ template <class T> struct MaxBits {
             if (a->col_stride == 1)
                 best = std::bit_cast<I>(max_abs_inline(row, cols));
             else
-                for (std::int64_t j = 0; j < cols; ++j)
-                    best = std::max<I>(best, std::bit_cast<I>(row[j * a->col_stride]) & mask);
+                for (std::int64_t j = 0; j < cols; ++j) best = std::max<I>(best, std::bit_cast<I>(row[j * a->col_stride]) & mask);
             top = std::max(top, best);
         }
         *out = top;

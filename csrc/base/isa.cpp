@@ -10,11 +10,10 @@ namespace subspan {
 
 Isa isa_available() {
 #ifdef SUBSPAN_MULTI_ISA
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
         return Isa::avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-        return Isa::avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return Isa::avx2;
 #endif
     return Isa::generic;
 }
@@ -36,9 +35,7 @@ Isa choose() {
     const std::string want(env);
     for (Isa i : {Isa::generic, Isa::avx2, Isa::avx512})
         if (want == isa_name(i)) {
-            if (int(i) > int(best))
-                throw ValueError("SUBSPAN_ISA=" + want + " asks for more than this machine and build have (" +
-                                 isa_name(best) + ")");
+            if (int(i) > int(best)) throw ValueError("SUBSPAN_ISA=" + want + " asks for more than this machine and build have (" + isa_name(best) + ")");
             return i;
         }
     throw ValueError("SUBSPAN_ISA must be generic, avx2 or avx512, got '" + want + "'");

@@ -211,8 +211,7 @@ Pool &pool() {
     auto *fresh = new Pool;
     if (the_pool.compare_exchange_strong(p, fresh)) {
 #if !defined(_WIN32)
-        static const int registered =
-            pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr, std::memory_order_release); });
+        static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr, std::memory_order_release); });
         (void)registered;
 #endif
         return *fresh;
@@ -225,15 +224,12 @@ Pool &pool() {
 
 std::int64_t work_memory_peak() { return WorkMemory::peak.load(std::memory_order_relaxed); }
 
-void reset_work_memory_peak() {
-    WorkMemory::peak.store(WorkMemory::in_use.load(std::memory_order_relaxed), std::memory_order_relaxed);
-}
+void reset_work_memory_peak() { WorkMemory::peak.store(WorkMemory::in_use.load(std::memory_order_relaxed), std::memory_order_relaxed); }
 
 int num_threads() { return setting().load(std::memory_order_relaxed); }
 
 void set_num_threads(int n) {
-    if (n < 1 || n > kMostThreads)
-        throw ValueError("num_threads must be from 1 to " + std::to_string(kMostThreads) + ", got " + std::to_string(n));
+    if (n < 1 || n > kMostThreads) throw ValueError("num_threads must be from 1 to " + std::to_string(kMostThreads) + ", got " + std::to_string(n));
     setting().store(n, std::memory_order_relaxed);
 }
 

@@ -122,9 +122,7 @@ class Arena {
 class Frame {
   public:
     Frame() : arena_(Arena::mine()), block_(arena_.current_), used_(arena_.used_), taken_(arena_.taken_) {}
-    ~Frame() {
-        arena_.give_back(block_, used_, taken_);
-    }
+    ~Frame() { arena_.give_back(block_, used_, taken_); }
     Frame(const Frame &) = delete;
     Frame &operator=(const Frame &) = delete;
     /// Uninitialised items, valid until the frame ends. Frames of one thread must end in reverse order.

@@ -131,8 +131,7 @@ template <class T, int Bytes> struct Vec {
 template <int Bytes> inline constexpr bool has_fma = Bytes > 16 || SUBSPAN_BASELINE_FMA;
 
 template <class T, int Bytes>
-SUBSPAN_INLINE typename Vec<T, Bytes>::type fused(typename Vec<T, Bytes>::type a, typename Vec<T, Bytes>::type b,
-                                                  typename Vec<T, Bytes>::type c) {
+SUBSPAN_INLINE typename Vec<T, Bytes>::type fused(typename Vec<T, Bytes>::type a, typename Vec<T, Bytes>::type b, typename Vec<T, Bytes>::type c) {
     typename Vec<T, Bytes>::type r{};
     // Lane by lane: GCC makes one vector instruction of it from -O2 on.
 #pragma GCC unroll 16

@@ -104,8 +104,7 @@ void Array::from_numpy(py::handle obj, Access access, bool bytes) {
     case py::detail::npy_api::NPY_DOUBLE_: dtype_ = DType::f64; break;
     default: set_dtype(d->kind, d->type_num == py::detail::npy_api::NPY_UBYTE_ ? 8 : 0, bytes);
     }
-    if (access != Access::read && (a->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0)
-        throw py::value_error(std::string(name_) + " is read-only");
+    if (access != Access::read && (a->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) == 0) throw py::value_error(std::string(name_) + " is read-only");
     const std::int64_t item = size_of(dtype_);
     shape_.assign(a->dimensions, a->dimensions + a->nd);
     strides_.assign(a->strides, a->strides + a->nd);
@@ -115,8 +114,7 @@ void Array::from_numpy(py::handle obj, Access access, bool bytes) {
         misaligned = misaligned || (shape_[std::size_t(i)] > 1 && strides_[std::size_t(i)] % item != 0);
         strides_[std::size_t(i)] /= item;
     }
-    if (misaligned && !empty)
-        throw py::value_error(std::string(name_) + " is not aligned to its dtype (a field of a packed record?); copy it first");
+    if (misaligned && !empty) throw py::value_error(std::string(name_) + " is not aligned to its dtype (a field of a packed record?); copy it first");
     data_ = a->data;
     settle(item);
 }
@@ -138,20 +136,20 @@ void Array::settle(std::int64_t item) {
         step *= std::max<std::int64_t>(shape_[i], 1);
     }
     if (empty) return;
-    if (data_ == nullptr)
-        throw py::value_error(std::string(name_) + " has no memory (a fake or a functional tensor?)");
+    if (data_ == nullptr) throw py::value_error(std::string(name_) + " has no memory (a fake or a functional tensor?)");
     if (reinterpret_cast<std::uintptr_t>(data_) % std::uintptr_t(item) != 0)
         throw py::value_error(std::string(name_) + " is not aligned to its dtype (a field of a packed record?); copy it first");
 }
 
 void Array::from_dlpack(py::handle obj, Access access, bool bytes) {
     if (!py::hasattr(obj, "__dlpack__"))
-        throw py::type_error(std::string(name_) + " must be an array (NumPy, PyTorch, JAX, CuPy or anything with "
-                                                  "__dlpack__), got " + type_name(obj));
+        throw py::type_error(std::string(name_) +
+                             " must be an array (NumPy, PyTorch, JAX, CuPy or anything with "
+                             "__dlpack__), got " +
+                             type_name(obj));
     const auto on_the_cpu = [&](int type) {
         if (type != dlpack::kCPU && type != dlpack::kCUDAHost)
-            throw py::type_error(std::string(name_) + " is on a device of DLPack type " + std::to_string(type) +
-                                 (type == dlpack::kCUDA ? " (CUDA)" : "") +
+            throw py::type_error(std::string(name_) + " is on a device of DLPack type " + std::to_string(type) + (type == dlpack::kCUDA ? " (CUDA)" : "") +
                                  "; this operation runs on the CPU and moves no data by itself");
     };
     int said = dlpack::kCPU;
@@ -188,25 +186,23 @@ std::string convolution_hint(const Shape &shape, const std::string &name) {
     if (shape.size() < 3) return "";
     std::int64_t columns = 1;
     for (std::size_t i = 1; i < shape.size(); ++i) columns *= shape[i];
-    return "; the weight of a convolution is a matrix as " + name + ".flatten(1), here of shape (" + std::to_string(shape[0]) + ", " +
-           std::to_string(columns) + ")";
+    return "; the weight of a convolution is a matrix as " + name + ".flatten(1), here of shape (" + std::to_string(shape[0]) + ", " + std::to_string(columns) +
+           ")";
 }
 
 void Array::require_ndim(int n) const {
     if (ndim() != n)
-        throw py::value_error(std::string(name_) + " must have " + std::to_string(n) + " dimension" + (n == 1 ? "" : "s") +
-                              ", got shape " + shape_text() + (n == 2 ? convolution_hint(shape_, name_) : ""));
+        throw py::value_error(std::string(name_) + " must have " + std::to_string(n) + " dimension" + (n == 1 ? "" : "s") + ", got shape " + shape_text() +
+                              (n == 2 ? convolution_hint(shape_, name_) : ""));
 }
 
 void Array::require_vector(std::int64_t size) const {
     if (shape_[0] != size || (size > 1 && strides_[0] != 1))
-        throw py::value_error(std::string(name_) + " must be contiguous of shape (" + std::to_string(size) + ",), got shape " +
-                              shape_text());
+        throw py::value_error(std::string(name_) + " must be contiguous of shape (" + std::to_string(size) + ",), got shape " + shape_text());
 }
 
 void Array::require_shape(const Shape &wanted) const {
-    if (shape_ != wanted)
-        throw py::value_error(std::string(name_) + " must have shape " + bind::shape_text(wanted) + ", got " + shape_text());
+    if (shape_ != wanted) throw py::value_error(std::string(name_) + " must have shape " + bind::shape_text(wanted) + ", got " + shape_text());
 }
 
 void Array::require_dtype(DType d) const {
@@ -214,8 +210,7 @@ void Array::require_dtype(DType d) const {
 }
 
 void Array::require_dtype_of(const Array &first) const {
-    if (dtype_ != first.dtype_)
-        throw py::type_error(std::string(name_) + " must be " + first.dtype_name() + " as " + first.name_ + " is, got " + dtype_name());
+    if (dtype_ != first.dtype_) throw py::type_error(std::string(name_) + " must be " + first.dtype_name() + " as " + first.name_ + " is, got " + dtype_name());
 }
 
 void Array::add_axis(bool column) {
@@ -240,8 +235,7 @@ void Array::require_matrices() const {
 }
 
 void Array::require_rows() const {
-    if (ndim() < 1)
-        throw py::value_error(std::string(name_) + " must have at least 1 dimension, got shape " + shape_text());
+    if (ndim() < 1) throw py::value_error(std::string(name_) + " must have at least 1 dimension, got shape " + shape_text());
 }
 
 Shape Array::leading_strides(const Shape &batch, std::size_t inner) const {
@@ -255,9 +249,7 @@ Shape Array::leading_strides(const Shape &batch, std::size_t inner) const {
         else
             fits = shape_[a] == 1;
     }
-    if (!fits)
-        throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " +
-                              bind::shape_text(batch));
+    if (!fits) throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + bind::shape_text(batch));
     return strides;
 }
 

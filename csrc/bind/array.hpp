@@ -54,8 +54,7 @@ class Array {
     /// Borrows `obj`; `name` is the argument's name in errors and must outlive this. TypeError for what is no array of
     /// floats where the call runs (float32 and float64 on the host), ValueError for what may not be written to.
     Array(const Call &call, py::handle obj, const char *name, Access access = Access::read, bool bytes = false);
-    Array(py::handle obj, const char *name, bool writable = false)
-        : Array(Call(), obj, name, writable ? Access::out : Access::read) {}
+    Array(py::handle obj, const char *name, bool writable = false) : Array(Call(), obj, name, writable ? Access::out : Access::read) {}
     Array(Array &&) noexcept = default;
     Array(const Array &) = delete;
     Array &operator=(Array &&) noexcept = default;
@@ -96,20 +95,16 @@ class Array {
     template <class T> StackView<T> stack(const Shape &batch) const {
         require_matrices();
         const std::size_t d = shape_.size();
-        return {MatrixView<T>(static_cast<T *>(data_), shape_[d - 2], shape_[d - 1], strides_[d - 2], strides_[d - 1]),
-                batch, leading_strides(batch, 2)};
+        return {MatrixView<T>(static_cast<T *>(data_), shape_[d - 2], shape_[d - 1], strides_[d - 2], strides_[d - 1]), batch, leading_strides(batch, 2)};
     }
     /// The last axis as 1 x n matrices of a stack, likewise.
     template <class T> StackView<T> row_stack(const Shape &batch) const {
         require_rows();
         const std::size_t d = shape_.size();
-        return {MatrixView<T>(static_cast<T *>(data_), 1, shape_[d - 1], 0, strides_[d - 1]), batch,
-                leading_strides(batch, 1)};
+        return {MatrixView<T>(static_cast<T *>(data_), 1, shape_[d - 1], 0, strides_[d - 1]), batch, leading_strides(batch, 1)};
     }
     /// Leading axes before the last `inner` ones.
-    Shape leading(int inner = 2) const {
-        return {shape_.begin(), shape_.end() - std::min<std::ptrdiff_t>(inner, std::ptrdiff_t(shape_.size()))};
-    }
+    Shape leading(int inner = 2) const { return {shape_.begin(), shape_.end() - std::min<std::ptrdiff_t>(inner, std::ptrdiff_t(shape_.size()))}; }
     void require_matrices() const;
     void require_rows() const;
     /// Rows of samples: the array as a matrix, or a vector as one row.
@@ -192,8 +187,6 @@ inline void require_float32_or_64(const Array &x, const char *why = "") {
 }
 
 /// Calls f with a value of the dtype's C++ type: one switch inside each binding.
-template <class F> decltype(auto) dispatch(DType d, F &&f) {
-    return d == DType::f32 ? f(float{}) : f(double{});
-}
+template <class F> decltype(auto) dispatch(DType d, F &&f) { return d == DType::f32 ? f(float{}) : f(double{}); }
 
 } // namespace subspan::bind

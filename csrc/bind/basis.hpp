@@ -27,8 +27,7 @@ class Packed {
         zero_.require_dtype(scale_.dtype());
         for (const Array *a : {&scale_, &zero_})
             if (a->shape() != Shape{groups_})
-                throw py::value_error(std::string(name) + ": " + std::to_string(groups_) + " scales and zeros are needed, got shape " +
-                                      a->shape_text());
+                throw py::value_error(std::string(name) + ": " + std::to_string(groups_) + " scales and zeros are needed, got shape " + a->shape_text());
         for (const Array *a : {&codes_, &scale_, &zero_}) a->contiguous();
     }
     DType dtype() const { return scale_.dtype(); }
@@ -42,8 +41,12 @@ class Packed {
         for (const Array *a : {&codes_, &scale_, &zero_}) check_no_overlap(out, *a);
     }
     template <class T> Int4View<T> view() const {
-        return {static_cast<const std::uint8_t *>(codes_.data()), static_cast<const T *>(scale_.data()), static_cast<const T *>(zero_.data()),
-                rows_, cols_, group_};
+        return {static_cast<const std::uint8_t *>(codes_.data()),
+                static_cast<const T *>(scale_.data()),
+                static_cast<const T *>(zero_.data()),
+                rows_,
+                cols_,
+                group_};
     }
 
   private:
@@ -55,8 +58,7 @@ class Packed {
 class BasisArgument {
   public:
     BasisArgument(const Call &call, py::handle v, const char *name) : name_(name), given_(py::reinterpret_borrow<py::object>(v)) {
-        if (PyTuple_Check(v.ptr()))
-            throw py::value_error(std::string(name) + " is a tuple; a pair of bases goes with side='both'");
+        if (PyTuple_Check(v.ptr())) throw py::value_error(std::string(name) + " is a tuple; a pair of bases goes with side='both'");
         if (!PyObject_TypeCheck(v.ptr(), py::detail::npy_api::get().PyArray_Type_) && py::hasattr(v, "_parts")) {
             packed_.emplace(call, py::tuple(v.attr("_parts")()), name);
             return;
@@ -83,13 +85,13 @@ class BasisArgument {
     void require_fits(const Array &c, bool left) const {
         const DType wanted = packed_ ? wide(c.dtype()) : c.dtype();
         if (dtype() != wanted)
-            throw py::type_error(wanted == c.dtype() ? std::string(name_) + " must be " + name_of(wanted) + " as " + c.name() + " is, got " + name_of(dtype())
-                                                     : std::string(c.name()) + " is " + c.dtype_name() + " and the codes of " + name_ + " stand for " + name_of(dtype()));
+            throw py::type_error(wanted == c.dtype()
+                                     ? std::string(name_) + " must be " + name_of(wanted) + " as " + c.name() + " is, got " + name_of(dtype())
+                                     : std::string(c.name()) + " is " + c.dtype_name() + " and the codes of " + name_ + " stand for " + name_of(dtype()));
         const std::int64_t want = left ? c.rows() : c.cols();
         if (rows() != want)
             throw py::value_error(std::string(name_) + " must have " + std::to_string(want) + " rows to act on " + c.name() + " " + c.shape_text() +
-                                  " from the " + (left ? "left" : "right") + ", got " + std::to_string(rows()) +
-                                  convolution_hint(c.shape(), c.name()));
+                                  " from the " + (left ? "left" : "right") + ", got " + std::to_string(rows()) + convolution_hint(c.shape(), c.name()));
     }
 
   private:
@@ -115,8 +117,9 @@ class CoreArgument {
         }
         if (array_->dtype() == wide(dtype)) return;
         if (array_->dtype() != dtype)
-            throw py::type_error(std::string("M must be ") + name_of(dtype) + (dtype == wide(dtype) ? std::string(" as C is") : std::string(" or ") + name_of(wide(dtype))) +
-                                 ", got " + array_->dtype_name());
+            throw py::type_error(std::string("M must be ") + name_of(dtype) +
+                                 (dtype == wide(dtype) ? std::string(" as C is") : std::string(" or ") + name_of(wide(dtype))) + ", got " +
+                                 array_->dtype_name());
         converted_ = call.place.attr("converted")(array_->object(), name_of(wide(dtype)));
         array_.emplace(call, converted_, "M");
     }
@@ -128,8 +131,8 @@ class CoreArgument {
         if (!array_) return;
         const bool fits = array_->cols() == k && (diagonal() || array_->rows() == k);
         if (!fits)
-            throw py::value_error("M must be a number, or have shape (" + std::to_string(k) + ",) or (..., " + std::to_string(k) + ", " +
-                                  std::to_string(k) + ") for the " + std::to_string(k) + " columns of " + name + ", got shape " + array_->shape_text());
+            throw py::value_error("M must be a number, or have shape (" + std::to_string(k) + ",) or (..., " + std::to_string(k) + ", " + std::to_string(k) +
+                                  ") for the " + std::to_string(k) + " columns of " + name + ", got shape " + array_->shape_text());
     }
 
   private:
@@ -231,8 +234,7 @@ class SwapArguments {
             x->require_matrices();
         }
         source.require_dtype_of(base);
-        if (source.shape() != base.shape())
-            throw py::value_error("source must have the shape of base, " + base.shape_text() + ", got " + source.shape_text());
+        if (source.shape() != base.shape()) throw py::value_error("source must have the shape of base, " + base.shape_text() + ", got " + source.shape_text());
         basis.as_matrix(true);
         basis.require_matrices();
         basis.require_dtype_of(base);

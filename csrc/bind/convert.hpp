@@ -34,9 +34,7 @@ template <class T> py::array_t<T> hand_over(std::vector<T> &&v, std::vector<py::
 }
 
 /// The same of uninitialised items.
-template <class T> std::unique_ptr<T[]> uninitialised(std::int64_t n) {
-    return std::unique_ptr<T[]>(new T[std::size_t(std::max<std::int64_t>(n, 1))]);
-}
+template <class T> std::unique_ptr<T[]> uninitialised(std::int64_t n) { return std::unique_ptr<T[]>(new T[std::size_t(std::max<std::int64_t>(n, 1))]); }
 template <class T> py::array_t<T> hand_over(std::unique_ptr<T[]> &&items, std::vector<py::ssize_t> shape) {
     T *kept = items.release();
     const py::capsule free(kept, [](void *p) { delete[] static_cast<T *>(p); });
@@ -142,22 +140,21 @@ class Turn {
 
 /// What is wrong with the arrays of a compressed sparse matrix of `major` rows (columns) and `minor` columns (rows), of
 /// which `stored` entries are there: no loop may leave them. Whether each row is sorted without duplicates.
-template <class I> bool check_compressed(const I *indptr, const I *indices, std::int64_t major, std::int64_t minor,
-                                         std::int64_t stored, const std::string &name) {
+template <class I>
+bool check_compressed(const I *indptr, const I *indices, std::int64_t major, std::int64_t minor, std::int64_t stored, const std::string &name) {
     if (indptr[0] != 0) throw ValueError(name + ": indptr must begin with 0, got " + std::to_string(indptr[0]));
     for (std::int64_t i = 0; i < major; ++i)
         if (indptr[i + 1] < indptr[i])
-            throw ValueError(name + ": indptr must not decrease, but goes from " + std::to_string(indptr[i]) + " to " +
-                             std::to_string(indptr[i + 1]) + " at " + std::to_string(i));
+            throw ValueError(name + ": indptr must not decrease, but goes from " + std::to_string(indptr[i]) + " to " + std::to_string(indptr[i + 1]) + " at " +
+                             std::to_string(i));
     if (std::int64_t(indptr[major]) > stored)
-        throw ValueError(name + ": indptr ends at " + std::to_string(indptr[major]) + ", and " + std::to_string(stored) +
-                         " entries are stored");
+        throw ValueError(name + ": indptr ends at " + std::to_string(indptr[major]) + ", and " + std::to_string(stored) + " entries are stored");
     bool canonical = true;
     for (std::int64_t i = 0; i < major; ++i)
         for (std::int64_t p = indptr[i]; p < std::int64_t(indptr[i + 1]); ++p) {
             if (indices[p] < 0 || std::int64_t(indices[p]) >= minor)
-                throw ValueError(name + ": indices hold " + std::to_string(indices[p]) + " at " + std::to_string(p) +
-                                 ", outside of [0, " + std::to_string(minor) + ")");
+                throw ValueError(name + ": indices hold " + std::to_string(indices[p]) + " at " + std::to_string(p) + ", outside of [0, " +
+                                 std::to_string(minor) + ")");
             canonical = canonical && (p == std::int64_t(indptr[i]) || indices[p - 1] < indices[p]);
         }
     return canonical;
@@ -166,12 +163,10 @@ template <class I> bool check_compressed(const I *indptr, const I *indices, std:
 /// The arrays of a scipy.sparse CSR matrix; keeps them alive.
 class Csr {
   public:
-    Csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
-        const char *name)
+    Csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols, const char *name)
         : data_(data, name), indices_(py::array::ensure(indices)), indptr_(py::array::ensure(indptr)), rows_(rows), cols_(cols) {
         const auto wide = [&](const py::array &a) {
-            if (!a || a.ndim() != 1 || a.dtype().kind() != 'i' || (a.itemsize() != 4 && a.itemsize() != 8) ||
-                (a.size() > 1 && a.strides(0) != a.itemsize()))
+            if (!a || a.ndim() != 1 || a.dtype().kind() != 'i' || (a.itemsize() != 4 && a.itemsize() != 8) || (a.size() > 1 && a.strides(0) != a.itemsize()))
                 throw py::value_error(std::string(name) + ": CSR indices must be contiguous int32 or int64 vectors");
             return a.itemsize() == 8;
         };
@@ -179,8 +174,7 @@ class Csr {
         if (wide(indptr_) != wide_) throw py::value_error(std::string(name) + ": CSR indices and indptr must have one dtype");
         if (indptr_.size() != rows + 1) throw py::value_error(std::string(name) + ": CSR indptr does not fit the shape");
         data_.require_ndim(1);
-        const std::int64_t last = wide_ ? static_cast<const std::int64_t *>(indptr_.data())[rows]
-                                        : static_cast<const std::int32_t *>(indptr_.data())[rows];
+        const std::int64_t last = wide_ ? static_cast<const std::int64_t *>(indptr_.data())[rows] : static_cast<const std::int32_t *>(indptr_.data())[rows];
         if (last < 0 || last > data_.shape(0) || last > indices_.size())
             throw py::value_error(std::string(name) + ": CSR indptr points past the end of the data");
     }
@@ -194,9 +188,7 @@ class Csr {
     }
     /// ValueError where an output shares memory with the values.
     void check_no_overlap_with(const Array &out) const { check_no_overlap(out, data_); }
-    template <class T> CsrView<T> view() const {
-        return {data_.vector<T>(data_.shape(0)), indptr_.data(), indices_.data(), rows_, cols_, wide_};
-    }
+    template <class T> CsrView<T> view() const { return {data_.vector<T>(data_.shape(0)), indptr_.data(), indices_.data(), rows_, cols_, wide_}; }
 
   private:
     Array data_;

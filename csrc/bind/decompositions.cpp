@@ -28,8 +28,7 @@ template <class T> py::tuple pack(TruncatedSvd<T> &&d, bool by_u) {
     if (by_u) flip_by_u(d);
     const auto m = py::ssize_t(d.m), n = py::ssize_t(d.n), k = py::ssize_t(d.k);
     for (const T s : d.s)
-        if (!std::isfinite(s))
-            throw ValueError("the singular values overflow the dtype although the input is finite; scale it");
+        if (!std::isfinite(s)) throw ValueError("the singular values overflow the dtype although the input is finite; scale it");
     py::object u = py::none();
     if (!d.u.empty() || m > 0) u = hand_over(std::move(d.u), {m, k});
     auto s = hand_over(std::move(d.s), {k});
@@ -49,22 +48,19 @@ template <class T> class PythonOperator final : public LinearOperator<T> {
 
   private:
     // The operator gets an (in, count) view of the contiguous rows and answers (out, count).
-    static void call(const py::object &f, const char *name, std::int64_t count, const T *from, std::int64_t in, T *to,
-                     std::int64_t out) {
+    static void call(const py::object &f, const char *name, std::int64_t count, const T *from, std::int64_t in, T *to, std::int64_t out) {
         const py::gil_scoped_acquire gil;
         const py::array_t<T> arg({py::ssize_t(count), py::ssize_t(in)}, from);
         const py::object result = f(arg.attr("T"));
         const Array a(result, name);
         if (a.ndim() != 2 || a.shape(0) != out || a.shape(1) != count)
-            throw py::value_error(std::string(name) + " must return shape (" + std::to_string(out) + ", " +
-                                  std::to_string(count) + "), got " + a.shape_text());
+            throw py::value_error(std::string(name) + " must return shape (" + std::to_string(out) + ", " + std::to_string(count) + "), got " + a.shape_text());
         dispatch(a.dtype(), [&](auto t) {
             const auto v = a.matrix<const decltype(t)>();
             for (std::int64_t i = 0; i < count; ++i)
                 for (std::int64_t j = 0; j < out; ++j) {
                     const auto x = v(j, i);
-                    if (!(x - x == decltype(t)(0)))
-                        throw ValueError(std::string(name) + " returned NaN or infinity");
+                    if (!(x - x == decltype(t)(0))) throw ValueError(std::string(name) + " returned NaN or infinity");
                     to[i * out + j] = T(x);
                 }
         });
@@ -73,8 +69,7 @@ template <class T> class PythonOperator final : public LinearOperator<T> {
     std::int64_t rows_, cols_;
 };
 
-template <class T>
-py::tuple run(LinearOperator<T> &op, const TruncatedOptions &o, const py::object &initial, bool by_u) {
+template <class T> py::tuple run(LinearOperator<T> &op, const TruncatedOptions &o, const py::object &initial, bool by_u) {
     MatrixView<const T> start;
     std::optional<Array> held;
     if (!initial.is_none()) {
@@ -92,8 +87,7 @@ py::tuple run(LinearOperator<T> &op, const TruncatedOptions &o, const py::object
 
 bool by_u(const py::object &signs) { return choice(signs, "signs", {"v", "u"}) == 1; }
 
-TruncatedOptions options(std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power,
-                         std::uint64_t key) {
+TruncatedOptions options(std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power, std::uint64_t key) {
     return {rank, energy, tol, oversample, power, key};
 }
 
@@ -121,9 +115,8 @@ void register_decompositions(py::module_ &m) {
         py::arg("initial"), py::arg("key"), py::arg("signs"));
     m.def(
         "truncated_svd_csr",
-        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
-           std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power_iterations,
-           const py::object &initial, std::uint64_t key, const py::object &signs) {
+        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols, std::int64_t rank, double energy,
+           double tol, std::int64_t oversample, std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
             load_lapack();
             const Csr x(data, indices, indptr, rows, cols, "A");
             const auto o = options(rank, energy, tol, oversample, power_iterations, key);
@@ -136,14 +129,12 @@ void register_decompositions(py::module_ &m) {
                 return run<decltype(t)>(*op, o, initial, by_u(signs));
             });
         },
-        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("rank"),
-        py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"),
-        py::arg("key"), py::arg("signs"));
+        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("rank"), py::arg("energy"), py::arg("tol"),
+        py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"), py::arg("key"), py::arg("signs"));
     m.def(
         "truncated_svd_operator",
-        [](const py::object &matmat, const py::object &rmatmat, std::int64_t rows, std::int64_t cols, bool single,
-           std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power_iterations,
-           const py::object &initial, std::uint64_t key, const py::object &signs) {
+        [](const py::object &matmat, const py::object &rmatmat, std::int64_t rows, std::int64_t cols, bool single, std::int64_t rank, double energy, double tol,
+           std::int64_t oversample, std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
             load_lapack();
             const auto o = options(rank, energy, tol, oversample, power_iterations, key);
             return dispatch(single ? DType::f32 : DType::f64, [&](auto t) {
@@ -151,9 +142,8 @@ void register_decompositions(py::module_ &m) {
                 return run<decltype(t)>(op, o, initial, by_u(signs));
             });
         },
-        py::arg("matmat"), py::arg("rmatmat"), py::arg("rows"), py::arg("cols"), py::arg("single"), py::arg("rank"),
-        py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"),
-        py::arg("key"), py::arg("signs"));
+        py::arg("matmat"), py::arg("rmatmat"), py::arg("rows"), py::arg("cols"), py::arg("single"), py::arg("rank"), py::arg("energy"), py::arg("tol"),
+        py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"), py::arg("key"), py::arg("signs"));
     m.def(
         "column_moments",
         [](const py::object &x, const py::object &mean, const py::object &scatter) {
@@ -168,8 +158,8 @@ void register_decompositions(py::module_ &m) {
         py::arg("x"), py::arg("mean"), py::arg("scatter"));
     m.def(
         "column_moments_csr",
-        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
-           const py::object &mean, const py::object &scatter) {
+        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols, const py::object &mean,
+           const py::object &scatter) {
             const Csr x(data, indices, indptr, rows, cols, "X");
             const Array am(mean, "mean", true), as(scatter, "scatter", true);
             am.require_dtype(DType::f64);
@@ -180,8 +170,7 @@ void register_decompositions(py::module_ &m) {
             const py::gil_scoped_release release;
             dispatch(x.dtype(), [&](auto t) { column_moments(x.view<decltype(t)>(), pm, ps); });
         },
-        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("mean"),
-        py::arg("scatter"));
+        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("mean"), py::arg("scatter"));
     m.def(
         "affine_coordinates",
         [](const py::object &x, const py::object &mean, const py::object &components, const py::object &out) {
@@ -197,8 +186,7 @@ void register_decompositions(py::module_ &m) {
                 const auto rows = a.matrix<const T>();
                 const auto basis = v.matrix<const T>();
                 const auto into = z.matrix<T>();
-                if (basis.cols != rows.cols || basis.row_stride != basis.cols || basis.col_stride != 1 ||
-                    into.rows != rows.rows || into.cols != basis.rows)
+                if (basis.cols != rows.cols || basis.row_stride != basis.cols || basis.col_stride != 1 || into.rows != rows.rows || into.cols != basis.rows)
                     throw ValueError("affine_coordinates: shapes do not fit");
                 const double *shift = am.vector<double>(rows.cols);
                 const py::gil_scoped_release release;
@@ -208,8 +196,8 @@ void register_decompositions(py::module_ &m) {
         py::arg("x"), py::arg("mean"), py::arg("components"), py::arg("out"));
     m.def(
         "affine_coordinates_csr",
-        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
-           const py::object &mean, const py::object &components, const py::object &out) {
+        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols, const py::object &mean,
+           const py::object &components, const py::object &out) {
             const Csr x(data, indices, indptr, rows, cols, "X");
             const Array am(mean, "mean"), v(components, "components"), z(out, "out", true);
             am.require_dtype(DType::f64);
@@ -222,8 +210,7 @@ void register_decompositions(py::module_ &m) {
                 using T = decltype(t);
                 const auto basis = v.matrix<const T>();
                 const auto into = z.matrix<T>();
-                if (basis.cols != cols || basis.row_stride != basis.cols || basis.col_stride != 1 || into.rows != rows ||
-                    into.cols != basis.rows)
+                if (basis.cols != cols || basis.row_stride != basis.cols || basis.col_stride != 1 || into.rows != rows || into.cols != basis.rows)
                     throw ValueError("affine_coordinates: shapes do not fit");
                 const double *shift = am.vector<double>(cols);
                 const auto view = x.view<T>();
@@ -231,8 +218,7 @@ void register_decompositions(py::module_ &m) {
                 affine_coordinates<T>(view, shift, basis.data, basis.rows, into);
             });
         },
-        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("mean"),
-        py::arg("components"), py::arg("out"));
+        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("mean"), py::arg("components"), py::arg("out"));
     m.def(
         "product_svd",
         [](const py::object & /* call */, const py::object &a, const py::object &b, std::int64_t rank, const py::object &signs) {
@@ -308,8 +294,8 @@ void register_decompositions(py::module_ &m) {
                     MatrixView<const T> start;
                     if (!job[2].is_none()) start = last.emplace(job[2], "basis").template matrix<const T>().transposed();
                     if (!job[3].is_none()) first.emplace(job[3], "first");
-                    const auto o = options(job[5].cast<std::int64_t>(), 0.0, 0.0, job[6].cast<std::int64_t>(), job[7].cast<std::int64_t>(),
-                                           job[4].cast<std::uint64_t>());
+                    const auto o =
+                        options(job[5].cast<std::int64_t>(), 0.0, 0.0, job[6].cast<std::int64_t>(), job[7].cast<std::int64_t>(), job[4].cast<std::uint64_t>());
                     TruncatedSvd<T> d;
                     {
                         const py::gil_scoped_release release;
@@ -333,8 +319,7 @@ void register_decompositions(py::module_ &m) {
                         for (std::int64_t j = 0; j < n; ++j) sum += double(one[std::size_t(j)]) * double(was[j]);
                         cosine = py::float_(std::abs(sum));
                     }
-                    return py::make_tuple(hand_over(std::move(basis), {py::ssize_t(n), py::ssize_t(k)}), hand_over(std::move(one), {py::ssize_t(n)}),
-                                          cosine);
+                    return py::make_tuple(hand_over(std::move(basis), {py::ssize_t(n), py::ssize_t(k)}), hand_over(std::move(one), {py::ssize_t(n)}), cosine);
                 }));
             }
             return found;

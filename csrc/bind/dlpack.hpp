@@ -54,8 +54,7 @@ class Loan {
         namespace py = pybind11;
         if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
             auto *m = static_cast<ManagedVersioned *>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
-            if (m->version.major > 1)
-                throw py::type_error(std::string(name) + " exports DLPack " + std::to_string(m->version.major) + ", wanted 1.x");
+            if (m->version.major > 1) throw py::type_error(std::string(name) + " exports DLPack " + std::to_string(m->version.major) + ", wanted 1.x");
             PyCapsule_SetName(capsule.ptr(), "used_dltensor_versioned");
             versioned_ = m;
         } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
@@ -82,9 +81,7 @@ class Loan {
     const Tensor &tensor() const { return versioned_ != nullptr ? versioned_->tensor : plain_->tensor; }
     bool read_only() const { return versioned_ != nullptr && (versioned_->flags & kReadOnly) != 0; }
     bool is_copy() const { return versioned_ != nullptr && (versioned_->flags & kIsCopied) != 0; }
-    void *data() const {
-        return tensor().data == nullptr ? nullptr : static_cast<char *>(tensor().data) + tensor().byte_offset;
-    }
+    void *data() const { return tensor().data == nullptr ? nullptr : static_cast<char *>(tensor().data) + tensor().byte_offset; }
     std::vector<std::int64_t> shape() const { return {tensor().shape, tensor().shape + tensor().ndim}; }
     std::vector<std::int64_t> strides() const { // in elements
         const Tensor &t = tensor();

@@ -70,13 +70,14 @@ py::object coordinates(py::handle context, py::handle a, const py::object &out) 
     const Shape batch = xa.leading();
     const Array xo = call.output(out, with(batch, {minors_of(xa)}), xa.dtype());
     check_no_overlap(xo, xa);
-    finite(dispatch(xa.dtype(), [&](auto s) {
-               using T = decltype(s);
-               const auto va = xa.stack<const T>(batch);
-               const auto vo = xo.row_stack<T>(batch);
-               const py::gil_scoped_release release;
-               return subspan::plucker_coordinates<T>(va, vo);
-           }),
+    finite(dispatch(xa.dtype(),
+                    [&](auto s) {
+                        using T = decltype(s);
+                        const auto va = xa.stack<const T>(batch);
+                        const auto vo = xo.row_stack<T>(batch);
+                        const py::gil_scoped_release release;
+                        return subspan::plucker_coordinates<T>(va, vo);
+                    }),
            "a minor");
     xo.written();
     return xo.object();
@@ -91,14 +92,15 @@ py::object coordinates_backward(py::handle context, py::handle grad, py::handle 
     xg.require_dtype_of(xa);
     xg.require_shape(with(batch, {count}));
     const Array da = call.empty(xa.shape(), xa.dtype(), "dA");
-    finite(dispatch(xa.dtype(), [&](auto s) {
-               using T = decltype(s);
-               const auto vg = xg.row_stack<const T>(batch);
-               const auto va = xa.stack<const T>(batch);
-               const auto vda = da.stack<T>(batch);
-               const py::gil_scoped_release release;
-               return subspan::plucker_coordinates_backward<T>(vg, va, vda);
-           }),
+    finite(dispatch(xa.dtype(),
+                    [&](auto s) {
+                        using T = decltype(s);
+                        const auto vg = xg.row_stack<const T>(batch);
+                        const auto va = xa.stack<const T>(batch);
+                        const auto vda = da.stack<T>(batch);
+                        const py::gil_scoped_release release;
+                        return subspan::plucker_coordinates_backward<T>(vg, va, vda);
+                    }),
            "the gradient of A");
     return da.object();
 }
@@ -107,7 +109,8 @@ struct Factors {
     Array z, w;
     std::int64_t n = 0, k = 0, l = 0;
     Shape batch;
-    Factors(const Call &call, py::handle a, py::handle b, py::handle dimension, py::handle grades) : z(vectors(call, a, "z", -1)), w(vectors(call, b, "w", -1)) {
+    Factors(const Call &call, py::handle a, py::handle b, py::handle dimension, py::handle grades)
+        : z(vectors(call, a, "z", -1)), w(vectors(call, b, "w", -1)) {
         w.require_dtype_of(z);
         if (!(PyTuple_Check(grades.ptr()) || PyList_Check(grades.ptr())) || py::len(grades) != 2)
             throw py::type_error("grades must be a pair of integers, got " + std::string(py::repr(grades)));
@@ -125,8 +128,8 @@ struct Factors {
         for (const auto &[x, grade] : {std::pair<const Array *, std::int64_t>{&z, k}, {&w, l}}) {
             const std::int64_t count = choose(n, grade, "n=" + std::to_string(n) + ", grades=" + both);
             if (x->shape().back() != count)
-                throw py::value_error(std::string(x->name()) + " must have C(" + std::to_string(n) + ", " + std::to_string(grade) + ") = " + std::to_string(count) +
-                                      " entries, got shape " + x->shape_text());
+                throw py::value_error(std::string(x->name()) + " must have C(" + std::to_string(n) + ", " + std::to_string(grade) +
+                                      ") = " + std::to_string(count) + " entries, got shape " + x->shape_text());
         }
         batch = broadcast_leading({{&z, 1}, {&w, 1}});
     }
@@ -138,13 +141,14 @@ py::object wedge(py::handle context, py::handle z, py::handle w, py::handle n, p
     const Array xo = call.output(out, with(f.batch, {choose(f.n, f.k + f.l)}), f.z.dtype());
     check_no_overlap(xo, f.z);
     check_no_overlap(xo, f.w);
-    finite(dispatch(f.z.dtype(), [&](auto s) {
-               using T = decltype(s);
-               const auto vz = f.z.row_stack<const T>(f.batch), vw = f.w.row_stack<const T>(f.batch);
-               const auto vo = xo.row_stack<T>(f.batch);
-               const py::gil_scoped_release release;
-               return subspan::wedge<T>(vz, vw, f.n, f.k, f.l, vo);
-           }),
+    finite(dispatch(f.z.dtype(),
+                    [&](auto s) {
+                        using T = decltype(s);
+                        const auto vz = f.z.row_stack<const T>(f.batch), vw = f.w.row_stack<const T>(f.batch);
+                        const auto vo = xo.row_stack<T>(f.batch);
+                        const py::gil_scoped_release release;
+                        return subspan::wedge<T>(vz, vw, f.n, f.k, f.l, vo);
+                    }),
            "the wedge");
     xo.written();
     return xo.object();
@@ -166,15 +170,17 @@ py::tuple wedge_backward(py::handle context, py::handle grad, py::handle z, py::
     const Array xg(call, grad, "grad");
     xg.require_dtype_of(f.z);
     xg.require_shape(with(f.batch, {choose(f.n, f.k + f.l)}));
-    const Array dz = zeros(call, with(f.batch, {f.z.shape().back()}), f.z.dtype(), "dz"), dw = zeros(call, with(f.batch, {f.w.shape().back()}), f.z.dtype(), "dw");
+    const Array dz = zeros(call, with(f.batch, {f.z.shape().back()}), f.z.dtype(), "dz"),
+                dw = zeros(call, with(f.batch, {f.w.shape().back()}), f.z.dtype(), "dw");
     if (f.k + f.l <= f.n)
-        finite(dispatch(f.z.dtype(), [&](auto s) {
-                   using T = decltype(s);
-                   const auto vg = xg.row_stack<const T>(f.batch), vz = f.z.row_stack<const T>(f.batch), vw = f.w.row_stack<const T>(f.batch);
-                   const auto vdz = dz.row_stack<T>(f.batch), vdw = dw.row_stack<T>(f.batch);
-                   const py::gil_scoped_release release;
-                   return subspan::wedge_backward<T>(vg, vz, vw, f.n, f.k, f.l, vdz, vdw);
-               }),
+        finite(dispatch(f.z.dtype(),
+                        [&](auto s) {
+                            using T = decltype(s);
+                            const auto vg = xg.row_stack<const T>(f.batch), vz = f.z.row_stack<const T>(f.batch), vw = f.w.row_stack<const T>(f.batch);
+                            const auto vdz = dz.row_stack<T>(f.batch), vdw = dw.row_stack<T>(f.batch);
+                            const py::gil_scoped_release release;
+                            return subspan::wedge_backward<T>(vg, vz, vw, f.n, f.k, f.l, vdz, vdw);
+                        }),
                "a gradient");
     return py::make_tuple(dz.object(), dw.object());
 }
@@ -188,13 +194,14 @@ py::object relations(py::handle context, py::handle p, py::handle n, py::handle 
     const Array xo = call.output(out, with(batch, {rows, cols}), xp.dtype());
     check_no_overlap(xo, xp);
     if (rows * cols > 0)
-        finite(dispatch(xp.dtype(), [&](auto s) {
-                   using T = decltype(s);
-                   const auto vp = xp.row_stack<const T>(batch);
-                   const auto vo = xo.stack<T>(batch);
-                   const py::gil_scoped_release release;
-                   return subspan::plucker_relations<T>(vp, g.n, g.k, vo);
-               }),
+        finite(dispatch(xp.dtype(),
+                        [&](auto s) {
+                            using T = decltype(s);
+                            const auto vp = xp.row_stack<const T>(batch);
+                            const auto vo = xo.stack<T>(batch);
+                            const py::gil_scoped_release release;
+                            return subspan::plucker_relations<T>(vp, g.n, g.k, vo);
+                        }),
                "a relation");
     xo.written();
     return xo.object();
@@ -210,14 +217,15 @@ py::object relations_backward(py::handle context, py::handle grad, py::handle p,
     xg.require_shape(with(batch, {rows, cols}));
     const Array dp = zeros(call, xp.shape(), xp.dtype(), "dp");
     if (rows * cols > 0)
-        finite(dispatch(xp.dtype(), [&](auto s) {
-                   using T = decltype(s);
-                   const auto vg = xg.stack<const T>(batch);
-                   const auto vp = xp.row_stack<const T>(batch);
-                   const auto vdp = dp.row_stack<T>(batch);
-                   const py::gil_scoped_release release;
-                   return subspan::plucker_relations_backward<T>(vg, vp, g.n, g.k, vdp);
-               }),
+        finite(dispatch(xp.dtype(),
+                        [&](auto s) {
+                            using T = decltype(s);
+                            const auto vg = xg.stack<const T>(batch);
+                            const auto vp = xp.row_stack<const T>(batch);
+                            const auto vdp = dp.row_stack<T>(batch);
+                            const py::gil_scoped_release release;
+                            return subspan::plucker_relations_backward<T>(vg, vp, g.n, g.k, vdp);
+                        }),
                "the gradient of p");
     return dp.object();
 }
@@ -271,8 +279,8 @@ template <class T> void require_wedges(const StackView<const T> &p, const StackV
     char found[32], most[32];
     std::snprintf(found, sizeof found, "%.1e", worst);
     std::snprintf(most, sizeof most, "%.1e", tolerance);
-    throw ValueError(entry(batch, where) + " is no wedge of " + std::to_string(g.k) + " vectors: " + found + " of it lies off the nearest one found, more than " +
-                     most + "; look at relations(p, n, k), or pass check=False");
+    throw ValueError(entry(batch, where) + " is no wedge of " + std::to_string(g.k) + " vectors: " + found +
+                     " of it lies off the nearest one found, more than " + most + "; look at relations(p, n, k), or pass check=False");
 }
 
 py::object basis(py::handle context, py::handle p, py::handle n, py::handle k, py::handle check, const py::object &out) {

@@ -115,7 +115,8 @@ py::object retract(py::handle context, py::handle u, py::handle h, py::handle t,
         const auto vu = x[0].stack<const T>(x.batch), vh = x[1].stack<const T>(x.batch);
         const auto vo = xo.stack<T>(x.batch);
         const py::gil_scoped_release release;
-        in_place_map<T>(vo, vo.first.data == vu.first.data ? vu : vh, 10.0, [&](const StackView<T> &to) { subspan::retract<T>(vu, vh, time, how, to, checks); });
+        in_place_map<T>(vo, vo.first.data == vu.first.data ? vu : vh, 10.0,
+                        [&](const StackView<T> &to) { subspan::retract<T>(vu, vh, time, how, to, checks); });
         require_no_overflow<T>(vo, "the point", {vu, vh});
     });
     xo.written();
@@ -514,9 +515,10 @@ void adam_step(py::handle context, py::handle u, py::handle grad, py::handle fir
         const auto vu = x.u.stack<T>(batch), vm = x.moment->stack<T>(batch), vv = xv.stack<T>(batch);
         const auto vg = x.grad.stack<const T>(batch);
         const py::gil_scoped_release release;
-        whole_step<T>({vu, vm, vv}, 17.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()), [&](const std::vector<StackView<T>> &to) {
-            subspan::adam_step<T>(to[0], vg, to[1], to[2], o.step, o.beta1, o.beta2, o.eps, step_options(o.rate, o.retraction, o.parallel, looks));
-        });
+        whole_step<T>(
+            {vu, vm, vv}, 17.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()), [&](const std::vector<StackView<T>> &to) {
+                subspan::adam_step<T>(to[0], vg, to[1], to[2], o.step, o.beta1, o.beta2, o.eps, step_options(o.rate, o.retraction, o.parallel, looks));
+            });
     });
     x.moment->written();
     xv.written();
@@ -570,8 +572,9 @@ void register_grassmann(py::module_ &m) {
     m.def("log", &log, arg("call"), arg("U"), arg("W"), arg("out"), arg("check"));
     m.def("transport", &transport, arg("call"), arg("U"), arg("H"), arg("V"), arg("t"), arg("out"), arg("check"));
     m.def("transport_to", &transport_to, arg("call"), arg("U"), arg("W"), arg("V"), arg("out"), arg("check"));
-    m.def("inner", [](py::handle call, py::handle u, py::handle h, py::handle v) { return metric(call, u, h, v, "the inner product"); }, arg("call"), arg("U"),
-          arg("H"), arg("V"));
+    m.def(
+        "inner", [](py::handle call, py::handle u, py::handle h, py::handle v) { return metric(call, u, h, v, "the inner product"); }, arg("call"), arg("U"),
+        arg("H"), arg("V"));
     m.def("norm", [](py::handle call, py::handle u, py::handle h) { return metric(call, u, h, py::none(), "the norm"); }, arg("call"), arg("U"), arg("H"));
     m.def("principal_angles", &principal_angles, arg("call"), arg("U"), arg("W"), arg("vectors"), arg("check"));
     m.def("distance", &distance, arg("call"), arg("U"), arg("W"), arg("kind"), arg("unequal"), arg("check"));

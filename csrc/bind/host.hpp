@@ -17,8 +17,7 @@ namespace subspan::bind {
 template <class T> void check_basis(const StackView<const T> &u, const char *name, const char *advice = "") {
     const std::int64_t n = u.rows(), k = u.cols();
     if (k > n)
-        throw ValueError(std::string(name) + " has " + std::to_string(k) + " columns of " + std::to_string(n) +
-                         " entries: so many cannot be orthonormal");
+        throw ValueError(std::string(name) + " has " + std::to_string(k) + " columns of " + std::to_string(n) + " entries: so many cannot be orthonormal");
     const double defect = subspan::orthonormality_defect<T>(u);
     if (!std::isfinite(defect)) {
         if (!subspan::all_finite<T>(u)) throw ValueError(std::string(name) + " holds NaN or infinity");
@@ -30,8 +29,8 @@ template <class T> void check_basis(const StackView<const T> &u, const char *nam
     std::snprintf(found, sizeof found, "%.1e", defect);
     std::snprintf(most, sizeof most, "%.1e", bound);
     const std::string u_(name);
-    throw ValueError("the columns of " + u_ + " are not orthonormal: ||(" + u_ + "ᵀ" + u_ + " - I) z|| / ||z|| is " + found + ", more than " + most +
-                     "; " + advice + "orthonormalize " + u_ +
+    throw ValueError("the columns of " + u_ + " are not orthonormal: ||(" + u_ + "ᵀ" + u_ + " - I) z|| / ||z|| is " + found + ", more than " + most + "; " +
+                     advice + "orthonormalize " + u_ +
                      " (subspan.orth.range_basis where columns may depend on each other: orthonormalize completes those, and the span grows), "
                      "or pass check=False");
 }

@@ -11,13 +11,12 @@ namespace subspan::bind {
 namespace {
 
 template <class F> void fetch(F &slot, const py::dict &api, const std::string &name) {
-    if (!api.contains(name.c_str()))
-        throw py::import_error("scipy.linalg.cython_lapack has no " + name + "; SciPy 1.13 or newer is needed");
+    if (!api.contains(name.c_str())) throw py::import_error("scipy.linalg.cython_lapack has no " + name + "; SciPy 1.13 or newer is needed");
     const py::object capsule = api[name.c_str()];
     const char *signature = PyCapsule_GetName(capsule.ptr());
     if (signature == nullptr || std::string(signature).find("int *") == std::string::npos)
-        throw py::import_error("scipy.linalg.cython_lapack." + name + " has the signature '" +
-                               (signature ? signature : "") + "', not LP64: this build of SciPy uses 64-bit integers");
+        throw py::import_error("scipy.linalg.cython_lapack." + name + " has the signature '" + (signature ? signature : "") +
+                               "', not LP64: this build of SciPy uses 64-bit integers");
     slot = reinterpret_cast<F>(PyCapsule_GetPointer(capsule.ptr(), signature));
 }
 

@@ -36,7 +36,8 @@ inline std::vector<std::int64_t> read_offsets(py::handle given, bool causal, con
         const long long value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
         if (overflow == 0 && value == 0) throw py::value_error("offsets holds 0: a token with itself spans no plane, its wedge is zero");
         if ((value < 0 || overflow < 0) && causal)
-            throw py::value_error("offsets holds " + text(index) + ": token t would see token t + " + text(index.attr("__neg__")()) + ", which lies ahead; " + advice);
+            throw py::value_error("offsets holds " + text(index) + ": token t would see token t + " + text(index.attr("__neg__")()) + ", which lies ahead; " +
+                                  advice);
         if (overflow != 0 || value >= (1LL << 40) || value <= -(1LL << 40))
             throw py::value_error("offsets holds " + text(index) + ", which is more than any sequence has");
         out.push_back(value);
@@ -55,8 +56,7 @@ inline MixOptions mix_options(std::vector<std::int64_t> offsets, bool weighted, 
     o.rope = static_cast<Rope>(choice(rope, "rope", {"interleaved", "half"}, true));
     o.rope_base = real(rope_base, "rope_base");
     if (o.rope_base <= 0) throw py::value_error("rope_base must be positive, got " + std::string(py::repr(rope_base)));
-    if (o.rope != Rope::none && r % 2 != 0)
-        throw py::value_error("rope turns pairs of dimensions, and z has an odd number of them, " + std::to_string(r));
+    if (o.rope != Rope::none && r % 2 != 0) throw py::value_error("rope turns pairs of dimensions, and z has an odd number of them, " + std::to_string(r));
     if (PyLong_CheckExact(rope_start.ptr())) {
         o.rope_start = whole_number(rope_start, "rope_start", -(std::int64_t(1) << 40) + 1, (std::int64_t(1) << 40) - 1);
     } else {
@@ -139,8 +139,8 @@ class ProjectionArguments {
         w.require_dtype_of(z);
         const std::int64_t pairs = r * (r - 1) / 2;
         if (w.ndim() != 2 || w.cols() != pairs)
-            throw py::value_error("W must have shape (d, " + std::to_string(pairs) + "), a column for each pair of " + std::to_string(r) +
-                                  " dimensions, got " + w.shape_text());
+            throw py::value_error("W must have shape (d, " + std::to_string(pairs) + "), a column for each pair of " + std::to_string(r) + " dimensions, got " +
+                                  w.shape_text());
         if (vector.is_none()) return;
         b.emplace(call, vector, "b");
         b->require_dtype_of(z);
@@ -158,21 +158,20 @@ class ProjectionArguments {
 } // namespace subspan::bind
 
 // The arguments that all four calls share, in the order of MixArguments, and their names.
-#define SUBSPAN_MIXING                                                                                                                                \
-    py::handle z, py::handle offsets, py::handle weights, py::handle weighting, py::handle mask, py::handle norm, py::handle eps, py::handle order,   \
+#define SUBSPAN_MIXING                                                                                                                                         \
+    py::handle z, py::handle offsets, py::handle weights, py::handle weighting, py::handle mask, py::handle norm, py::handle eps, py::handle order,            \
         py::handle causal, py::handle bias, py::handle rope, py::handle rope_base, py::handle rope_start
-#define SUBSPAN_MIXING_ARGUMENTS(call) \
+#define SUBSPAN_MIXING_ARGUMENTS(call)                                                                                                                         \
     const MixArguments x(call, z, offsets, weights, weighting, mask, norm, eps, order, causal, bias, rope, rope_base, rope_start)
-#define SUBSPAN_MIXING_NAMES                                                                                                                                 \
-    py::arg("z"), py::arg("offsets"), py::arg("weights"), py::arg("weighting"), py::arg("mask"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("causal"), py::arg("bias"),      \
-        py::arg("rope"), py::arg("rope_base"), py::arg("rope_start")
+#define SUBSPAN_MIXING_NAMES                                                                                                                                   \
+    py::arg("z"), py::arg("offsets"), py::arg("weights"), py::arg("weighting"), py::arg("mask"), py::arg("norm"), py::arg("eps"), py::arg("order"),            \
+        py::arg("causal"), py::arg("bias"), py::arg("rope"), py::arg("rope_base"), py::arg("rope_start")
 
 // What a state of mixing chooses once.
-#define SUBSPAN_MIXING_CHOICES                                                                                                                        \
-    py::handle offsets, py::handle weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope, \
+#define SUBSPAN_MIXING_CHOICES                                                                                                                                 \
+    py::handle offsets, py::handle weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,        \
         py::handle rope_base, py::handle rope_start
-#define SUBSPAN_MIXING_CHOICE_TYPES                                                                                                                   \
-    py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle
-#define SUBSPAN_MIXING_CHOICE_NAMES                                                                                                                   \
-    py::arg("offsets"), py::arg("weighted"), py::arg("weighting"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("bias"), py::arg("rope"),    \
+#define SUBSPAN_MIXING_CHOICE_TYPES py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle
+#define SUBSPAN_MIXING_CHOICE_NAMES                                                                                                                            \
+    py::arg("offsets"), py::arg("weighted"), py::arg("weighting"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("bias"), py::arg("rope"),        \
         py::arg("rope_base"), py::arg("rope_start")

@@ -20,8 +20,7 @@ template <class T> class Projector {
     // The GIL must be held where u is packed: its Gram core is kept by the object.
     Projector(const BasisArgument &u, int orthonormal, bool check) {
         const bool packed = u.packed() != nullptr;
-        if (orthonormal == 1 && packed)
-            throw py::value_error(std::string(u.name()) + " is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal");
+        if (orthonormal == 1 && packed) throw py::value_error(std::string(u.name()) + " is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal");
         if (packed) {
             int4_ = u.packed()->view<T>();
             const auto found = py::tuple(u.object().attr("_gram_core")());
@@ -117,7 +116,8 @@ py::object apply_core(py::handle context, py::handle given, py::handle v, py::ha
         const Basis<T> b = basis.packed() != nullptr ? Basis<T>(view) : Basis<T>(basis.dense()->stack<const T>(batch));
         Core<T> k(static_cast<T>(core.value()));
         if (core.array() != nullptr)
-            k = core.diagonal() ? Core<T>(Core<T>::Kind::diagonal, core.array()->row_stack<const T>(batch)) : Core<T>::full(core.array()->stack<const T>(batch));
+            k = core.diagonal() ? Core<T>(Core<T>::Kind::diagonal, core.array()->row_stack<const T>(batch))
+                                : Core<T>::full(core.array()->stack<const T>(batch));
         run_core<T>(x.c, b, k, a, x.left, result, batch, checks);
     });
     result.written();
@@ -152,8 +152,7 @@ py::object project_one(const Call &call, const Operand &x, const BasisArgument &
 }
 
 // The left and then the right form. Whatever can be wrong with the right basis is found before C is written.
-py::object project_both(const Call &call, const Operand &x, py::handle pair, double alpha, double factor, const py::object &out, int orthonormal,
-                        bool check) {
+py::object project_both(const Call &call, const Operand &x, py::handle pair, double alpha, double factor, const py::object &out, int orthonormal, bool check) {
     if (!(PyTuple_Check(pair.ptr()) || PyList_Check(pair.ptr())) || py::len(pair) != 2)
         throw py::value_error("side='both' takes U as a pair, (left basis, right basis)");
     const auto us = py::tuple(py::reinterpret_borrow<py::object>(pair));
@@ -166,7 +165,7 @@ py::object project_both(const Call &call, const Operand &x, py::handle pair, dou
             const Shape other = u->leading();
             if (!other.empty()) {
                 batch = left.dense() != nullptr && right.dense() != nullptr ? broadcast_leading({{&x.c, 2}, {left.dense(), 2}, {right.dense(), 2}})
-                                                                           : broadcast_leading({{&x.c, 2}, {u->dense(), 2}});
+                                                                            : broadcast_leading({{&x.c, 2}, {u->dense(), 2}});
                 break;
             }
         }
@@ -452,8 +451,7 @@ py::object complement(py::handle context, py::handle u, py::handle check) {
 struct TwoBases {
     Array u, w;
     Shape batch;
-    TwoBases(const Call &call, py::handle a, py::handle b, py::handle check, bool both)
-        : u(matrices(call, a, "U")), w(matrices(call, b, "W")) {
+    TwoBases(const Call &call, py::handle a, py::handle b, py::handle check, bool both) : u(matrices(call, a, "U")), w(matrices(call, b, "W")) {
         w.require_dtype_of(u);
         if (u.rows() != w.rows())
             throw py::value_error("U and W must live in one space, got " + std::to_string(u.rows()) + " and " + std::to_string(w.rows()) + " rows");
@@ -468,8 +466,7 @@ struct TwoBases {
 };
 
 // What f makes of both spaces, the columns that count of them; behind those of U where `before`.
-template <class F>
-py::object of_both(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check, bool before, const F &f) {
+template <class F> py::object of_both(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check, bool before, const F &f) {
     const Call call(context);
     load_lapack();
     const TwoBases x(call, u, w, check, true);
@@ -488,11 +485,13 @@ py::object of_both(py::handle context, py::handle u, py::handle w, py::handle to
 }
 
 py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
-    return of_both(context, u, w, tol, check, true, [](const auto &a, const auto &b, double cut, const auto &to, std::int64_t *counts) { subspan::span_sum(a, b, cut, to, counts); });
+    return of_both(context, u, w, tol, check, true,
+                   [](const auto &a, const auto &b, double cut, const auto &to, std::int64_t *counts) { subspan::span_sum(a, b, cut, to, counts); });
 }
 
 py::object span_intersection(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
-    return of_both(context, u, w, tol, check, false, [](const auto &a, const auto &b, double cut, const auto &to, std::int64_t *counts) { subspan::span_intersection(a, b, cut, to, counts); });
+    return of_both(context, u, w, tol, check, false,
+                   [](const auto &a, const auto &b, double cut, const auto &to, std::int64_t *counts) { subspan::span_intersection(a, b, cut, to, counts); });
 }
 
 py::object contains(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
@@ -613,7 +612,8 @@ py::tuple quantize_int4(py::handle context, py::handle u, py::handle group) {
     Array xu(call, u, "U");
     xu.as_matrix(true);
     xu.require_ndim(2);
-    const std::int64_t n = xu.rows() * xu.cols(), each = std::min(whole_number(group, "group", 1), std::max<std::int64_t>(n, 1)), groups = (n + each - 1) / each;
+    const std::int64_t n = xu.rows() * xu.cols(), each = std::min(whole_number(group, "group", 1), std::max<std::int64_t>(n, 1)),
+                       groups = (n + each - 1) / each;
     const Array codes = call.empty({(n + 1) / 2}, DType::u8, "codes"), scale = call.empty({groups}, xu.dtype()), zero = call.empty({groups}, xu.dtype());
     dispatch(xu.dtype(), [&](auto t) {
         using T = decltype(t);
@@ -738,7 +738,8 @@ py::object projector(py::handle context, py::handle u, py::handle check) {
 } // namespace
 
 void register_orth(py::module_ &m) {
-    m.def("apply_core", &apply_core, py::arg("call"), py::arg("C"), py::arg("V"), py::arg("M"), py::arg("alpha"), py::arg("side"), py::arg("out"), py::arg("check"));
+    m.def("apply_core", &apply_core, py::arg("call"), py::arg("C"), py::arg("V"), py::arg("M"), py::arg("alpha"), py::arg("side"), py::arg("out"),
+          py::arg("check"));
     m.def(
         "project",
         [](py::handle call, py::handle c, py::handle u, py::handle side, const py::object &out, py::handle orthonormal, py::handle check) {
@@ -757,7 +758,8 @@ void register_orth(py::module_ &m) {
           py::arg("orthonormal"), py::arg("check"));
     m.def("swap", &swap, py::arg("call"), py::arg("base"), py::arg("source"), py::arg("R"), py::arg("out"), py::arg("check"));
     m.def("rotate", &rotate, py::arg("call"), py::arg("C"), py::arg("source"), py::arg("target"), py::arg("side"), py::arg("out"), py::arg("check"));
-    m.def("orthonormalize", &orthonormalize, py::arg("call"), py::arg("A"), py::arg("method"), py::arg("out"), py::arg("rank_deficient"), py::arg("return_rank"));
+    m.def("orthonormalize", &orthonormalize, py::arg("call"), py::arg("A"), py::arg("method"), py::arg("out"), py::arg("rank_deficient"),
+          py::arg("return_rank"));
     m.def("range_basis", &range_basis, py::arg("call"), py::arg("A"), py::arg("rcond"));
     m.def("null_space", &null_space, py::arg("call"), py::arg("A"), py::arg("rcond"));
     m.def("complement", &complement, py::arg("call"), py::arg("U"), py::arg("check"));
@@ -770,8 +772,8 @@ void register_orth(py::module_ &m) {
     m.def("gram_core", &gram_core, py::arg("call"), py::arg("V"));
     m.def("quantize_int4", &quantize_int4, py::arg("call"), py::arg("U"), py::arg("group"));
     m.def("unpack_int4", &unpack_int4, py::arg("call"), py::arg("parts"));
-    m.def("int4_product", &int4_product, py::arg("call"), py::arg("parts"), py::arg("X"), py::arg("side"), py::arg("transpose"), py::arg("alpha"), py::arg("out"),
-          py::arg("check"), py::arg("name"));
+    m.def("int4_product", &int4_product, py::arg("call"), py::arg("parts"), py::arg("X"), py::arg("side"), py::arg("transpose"), py::arg("alpha"),
+          py::arg("out"), py::arg("check"), py::arg("name"));
     m.def("product", &product, py::arg("call"), py::arg("A"), py::arg("B"), py::arg("alpha"), py::arg("out"));
     m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"));
     m.def("projector", &projector, py::arg("call"), py::arg("U"), py::arg("check"));

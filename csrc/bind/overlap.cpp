@@ -52,14 +52,12 @@ void check_no_overlap(const Layout &out, const Layout &other, bool same) {
     std::sort(axes.begin(), axes.end());
     std::int64_t reach = 0;
     for (const auto &[stride, count] : axes) {
-        if (stride <= reach)
-            throw py::value_error(std::string(out.name) + " is a broadcast view or overlaps itself: several of its elements are one");
+        if (stride <= reach) throw py::value_error(std::string(out.name) + " is a broadcast view or overlaps itself: several of its elements are one");
         reach += stride * (count - 1);
     }
     if (same && out.data == other.data && out.ndim == other.ndim) {
         bool equal = true;
-        for (int i = 0; i < out.ndim; ++i)
-            equal = equal && out.shape[i] == other.shape[i] && (out.shape[i] <= 1 || out.strides[i] == other.strides[i]);
+        for (int i = 0; i < out.ndim; ++i) equal = equal && out.shape[i] == other.shape[i] && (out.shape[i] <= 1 || out.strides[i] == other.strides[i]);
         if (equal) return;
     }
     const auto a = extent(out), b = extent(other);
@@ -72,8 +70,8 @@ void check_no_overlap(const Layout &out, const Layout &other, bool same) {
         if (!e.matches(numpy.attr("exceptions").attr("TooHardError"))) throw;
     }
     if (shared)
-        throw py::value_error(std::string(out.name) + " overlaps " + other.name +
-                              (same ? " without being the same view" : "") + "; the result would depend on the order of writes");
+        throw py::value_error(std::string(out.name) + " overlaps " + other.name + (same ? " without being the same view" : "") +
+                              "; the result would depend on the order of writes");
 }
 
 void check_entries_overlap(const std::vector<Layout> &outs, const std::vector<std::vector<Layout>> &inputs) {

@@ -116,11 +116,14 @@ class MixState {
   public:
     MixState(const py::object & /* call */, const Shape &batch, const std::string &dtype, std::int64_t r, const py::object &w, const py::object &b,
              SUBSPAN_MIXING_CHOICES)
-        : w_(w), b_(b), batch_(batch), r_(r), options_(mix_options(read_offsets(offsets, true), truth(weighted, "weighted"), weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, batch)),
+        : w_(w), b_(b), batch_(batch), r_(r), options_(mix_options(read_offsets(offsets, true), truth(weighted, "weighted"), weighting, norm, eps, order, bias,
+                                                                   rope, rope_base, rope_start, r, batch)),
           single_(dtype == "float32") {
         make();
     }
-    MixState(const MixState &other) : w_(other.w_), b_(other.b_), batch_(other.batch_), r_(other.r_), options_(other.options_), single_(other.single_) { make(); }
+    MixState(const MixState &other) : w_(other.w_), b_(other.b_), batch_(other.batch_), r_(other.r_), options_(other.options_), single_(other.single_) {
+        make();
+    }
 
     // `weights` and `mask` broadcast to (..., m) and (...).
     py::object step(const py::object & /* call */, const py::object &z, const py::object &weights, const py::object &mask, const py::object &out) {
@@ -204,8 +207,8 @@ class MixState {
             const bool fits = items && position >= 0 && position < std::int64_t(1) << 40 && items.ndim() == 3 && counts.ndim() == 2 && items.shape(0) == kept &&
                               items.shape(1) == state->batch() && items.shape(2) == r_ && counts.shape(0) == kept && counts.shape(1) == state->batch();
             if (!fits)
-                throw ValueError("a saved state of " + std::to_string(position) + " tokens has tokens (" + std::to_string(kept) + ", " + std::to_string(state->batch()) + ", " +
-                                 std::to_string(r_) + ") and counts of their first two axes");
+                throw ValueError("a saved state of " + std::to_string(position) + " tokens has tokens (" + std::to_string(kept) + ", " +
+                                 std::to_string(state->batch()) + ", " + std::to_string(r_) + ") and counts of their first two axes");
             typename PluckerMixState<T>::Past p;
             p.tokens.assign(items.data(), items.data() + items.size());
             p.counts.assign(counts.data(), counts.data() + counts.size());
@@ -355,7 +358,8 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
 void register_plucker(py::module_ &m) {
     using py::arg;
     py::class_<MixState>(m, "MixState")
-        .def(py::init<const py::object &, const Shape &, const std::string &, std::int64_t, const py::object &, const py::object &, SUBSPAN_MIXING_CHOICE_TYPES>(),
+        .def(py::init<const py::object &, const Shape &, const std::string &, std::int64_t, const py::object &, const py::object &,
+                      SUBSPAN_MIXING_CHOICE_TYPES>(),
              arg("call"), arg("batch"), arg("dtype"), arg("r"), arg("W"), arg("b"), SUBSPAN_MIXING_CHOICE_NAMES)
         .def("step", &MixState::step, arg("call"), arg("z"), arg("weights"), arg("mask"), arg("out"))
         .def("prefill", &MixState::prefill, arg("call"), arg("z"), arg("mask"))
@@ -372,10 +376,12 @@ void register_plucker(py::module_ &m) {
         "check_mixing",
         [](py::handle offsets, bool weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,
            py::handle rope_base, py::handle rope_start, std::int64_t r) {
-            return mix_options(read_offsets(offsets, true, "decoding has no tokens ahead"), weighted, weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, {}).offsets;
+            return mix_options(read_offsets(offsets, true, "decoding has no tokens ahead"), weighted, weighting, norm, eps, order, bias, rope, rope_base,
+                               rope_start, r, {})
+                .offsets;
         },
-        arg("offsets"), arg("weighted"), arg("weighting"), arg("norm"), arg("eps"), arg("order"), arg("bias"), arg("rope"), arg("rope_base"),
-        arg("rope_start"), arg("r"));
+        arg("offsets"), arg("weighted"), arg("weighting"), arg("norm"), arg("eps"), arg("order"), arg("bias"), arg("rope"), arg("rope_base"), arg("rope_start"),
+        arg("r"));
 }
 
 } // namespace subspan::bind

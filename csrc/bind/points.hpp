@@ -60,7 +60,8 @@ class Points {
 /// U, the gradient and what a step changes beside U: one shape, one dtype, nothing that overlaps.
 class StepArguments {
   public:
-    StepArguments(const Call &call, py::handle u, py::handle grad, const char *name, py::handle moment) : u(call, u, "U", Access::in_place), grad(call, grad, "grad") {
+    StepArguments(const Call &call, py::handle u, py::handle grad, const char *name, py::handle moment)
+        : u(call, u, "U", Access::in_place), grad(call, grad, "grad") {
         this->u.require_matrices();
         require_float32_or_64(this->u, ": points do not stay orthonormal in 16 bits");
         require_tall(this->u);

@@ -40,28 +40,22 @@ void register_runtime(py::module_ &m) {
     m.def("poll", &poll); // for tests
     m.def(
         "check_compressed",
-        [](const py::array &indptr, const py::array &indices, std::int64_t major, std::int64_t minor, std::int64_t stored,
-           const std::string &name) {
+        [](const py::array &indptr, const py::array &indices, std::int64_t major, std::int64_t minor, std::int64_t stored, const std::string &name) {
             const auto flat = [&](const py::array &a, const char *what) {
-                if (a.ndim() != 1 || a.dtype().kind() != 'i' || (a.itemsize() != 4 && a.itemsize() != 8) ||
-                    (a.size() > 1 && a.strides(0) != a.itemsize()))
+                if (a.ndim() != 1 || a.dtype().kind() != 'i' || (a.itemsize() != 4 && a.itemsize() != 8) || (a.size() > 1 && a.strides(0) != a.itemsize()))
                     throw ValueError(name + ": " + what + " must be a contiguous vector of int32 or int64");
             };
             flat(indptr, "indptr");
             flat(indices, "indices");
             if (indptr.itemsize() != indices.itemsize()) throw ValueError(name + ": indptr and indices must have one dtype");
             if (major < 0 || indptr.size() != major + 1)
-                throw ValueError(name + ": indptr must have " + std::to_string(major + 1) + " entries, got " +
-                                 std::to_string(indptr.size()));
+                throw ValueError(name + ": indptr must have " + std::to_string(major + 1) + " entries, got " + std::to_string(indptr.size()));
             stored = std::min<std::int64_t>(stored, indices.size());
             const void *p = indptr.data(), *q = indices.data();
             const bool wide = indptr.itemsize() == 8;
             const py::gil_scoped_release release;
-            if (wide)
-                return check_compressed(static_cast<const std::int64_t *>(p), static_cast<const std::int64_t *>(q), major, minor,
-                                        stored, name);
-            return check_compressed(static_cast<const std::int32_t *>(p), static_cast<const std::int32_t *>(q), major, minor,
-                                    stored, name);
+            if (wide) return check_compressed(static_cast<const std::int64_t *>(p), static_cast<const std::int64_t *>(q), major, minor, stored, name);
+            return check_compressed(static_cast<const std::int32_t *>(p), static_cast<const std::int32_t *>(q), major, minor, stored, name);
         },
         py::arg("indptr"), py::arg("indices"), py::arg("major"), py::arg("minor"), py::arg("stored"), py::arg("name"));
     m.def("convolution_hint", &convolution_hint, py::arg("shape"), py::arg("name"));
@@ -99,8 +93,7 @@ void register_runtime(py::module_ &m) {
             if (a.ndim() != 2) return py::make_tuple(a.dtype_name(), shape, py::none(), none);
             return dispatch(a.dtype(), [&](auto t) -> py::tuple {
                 const auto v = a.matrix<decltype(t)>();
-                return py::make_tuple(a.dtype_name(), shape, py::make_tuple(v.row_stride, v.col_stride),
-                                      reinterpret_cast<std::uintptr_t>(v.data));
+                return py::make_tuple(a.dtype_name(), shape, py::make_tuple(v.row_stride, v.col_stride), reinterpret_cast<std::uintptr_t>(v.data));
             });
         },
         py::arg("x"), py::arg("writable") = false);

@@ -23,8 +23,8 @@ SvdMethod method_of(const std::string &name) {
 class SvdState {
   public:
     // `place` says where rows are on a device; `dtype` is what all rows must be of, or None: the first ones decide.
-    SvdState(const py::object & /* place */, std::int64_t rank, double forget, bool center, double energy, const std::string &method,
-           std::int64_t oversample, bool exact_blocks, bool canonical_signs, const py::object &dtype) {
+    SvdState(const py::object & /* place */, std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample,
+             bool exact_blocks, bool canonical_signs, const py::object &dtype) {
         load_lapack();
         if (!dtype.is_none()) wanted_ = dtype.cast<std::string>() == "float32" ? DType::f32 : DType::f64;
         options_ = {rank, forget, center, energy, oversample, method_of(method), canonical_signs, exact_blocks};
@@ -35,8 +35,7 @@ class SvdState {
         const Array a(rows, "rows");
         with(a.dtype(), "rows", [&](auto &s, auto t) { s.update(a.as_rows<const decltype(t)>()); });
     }
-    void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
-                    std::int64_t cols) {
+    void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols) {
         const Csr x(data, indices, indptr, rows, cols, "rows");
         with(x.dtype(), "rows", [&](auto &s, auto t) {
             const auto view = x.view<decltype(t)>();
@@ -94,16 +93,28 @@ class SvdState {
         visit_self([&](auto &s) { out = f(s); });
         return out;
     }
-    std::int64_t features() { return read<std::int64_t>(0, [](auto &s) { return s.features(); }); }
-    std::int64_t rows_seen() { return read<std::int64_t>(0, [](auto &s) { return s.rows_seen(); }); }
-    std::int64_t buffered() { return read<std::int64_t>(0, [](auto &s) { return s.buffered(); }); }
+    std::int64_t features() {
+        return read<std::int64_t>(0, [](auto &s) { return s.features(); });
+    }
+    std::int64_t rows_seen() {
+        return read<std::int64_t>(0, [](auto &s) { return s.rows_seen(); });
+    }
+    std::int64_t buffered() {
+        return read<std::int64_t>(0, [](auto &s) { return s.buffered(); });
+    }
     static double representable(double energy) {
         if (!std::isfinite(energy)) throw ValueError("the energy overflows float64; scale the data");
         return energy;
     }
-    double captured() { return representable(read<double>(0.0, [](auto &s) { return s.captured_energy(); })); }
-    double residual_energy() { return representable(read<double>(0.0, [](auto &s) { return s.residual_energy(); })); }
-    std::string route() { return read<std::string>("none", [](auto &s) { return std::string(s.last_route()); }); }
+    double captured() {
+        return representable(read<double>(0.0, [](auto &s) { return s.captured_energy(); }));
+    }
+    double residual_energy() {
+        return representable(read<double>(0.0, [](auto &s) { return s.residual_energy(); }));
+    }
+    std::string route() {
+        return read<std::string>("none", [](auto &s) { return std::string(s.last_route()); });
+    }
 
     // Results: sizes and values are read in one turn, as other threads' updates may change both.
     py::object values() {
@@ -113,8 +124,7 @@ class SvdState {
             auto items = uninitialised<T>(k);
             for (std::int64_t i = 0; i < k; ++i) {
                 items[std::size_t(i)] = T(s.singular_values()[i]);
-                if (!std::isfinite(items[std::size_t(i)]))
-                    throw ValueError("the singular values overflow the dtype; scale the data");
+                if (!std::isfinite(items[std::size_t(i)])) throw ValueError("the singular values overflow the dtype; scale the data");
             }
             return std::pair(std::move(items), std::vector<py::ssize_t>{py::ssize_t(k)});
         });
@@ -179,18 +189,16 @@ class SvdState {
         return dispatch(a.dtype(), [&](auto t) {
             using T = decltype(t);
             const auto rows = a.as_rows<const T>();
-            return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.rank(); },
-                             [&](auto &s, MatrixView<T> z) { s.project(rows, z); });
+            return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.rank(); }, [&](auto &s, MatrixView<T> z) { s.project(rows, z); });
         });
     }
-    py::object project_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
-                           std::int64_t cols, const py::object &out) {
+    py::object project_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
+                           const py::object &out) {
         const Csr x(data, indices, indptr, rows, cols, "X");
         return dispatch(x.dtype(), [&](auto t) {
             using T = decltype(t);
             const auto view = x.view<T>();
-            return result<T>(x, out, rows, true, [](auto &s) { return s.rank(); },
-                             [&](auto &s, MatrixView<T> z) { s.project(view, z); });
+            return result<T>(x, out, rows, true, [](auto &s) { return s.rank(); }, [&](auto &s, MatrixView<T> z) { s.project(view, z); });
         });
     }
     py::object reconstruct(const py::object &z, const py::object &out) {
@@ -198,8 +206,7 @@ class SvdState {
         return dispatch(a.dtype(), [&](auto t) {
             using T = decltype(t);
             const auto rows = a.as_rows<const T>();
-            return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.features(); },
-                             [&](auto &s, MatrixView<T> x) { s.reconstruct(rows, x); });
+            return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.features(); }, [&](auto &s, MatrixView<T> x) { s.reconstruct(rows, x); });
         });
     }
     py::object residual(const py::object &x, const py::object &out) {
@@ -210,8 +217,8 @@ class SvdState {
             return result<T>(a, out, rows.rows, a.ndim() > 1, nullptr, [&](auto &s, MatrixView<T> r) { residuals(s, rows, r); });
         });
     }
-    py::object residual_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows,
-                            std::int64_t cols, const py::object &out) {
+    py::object residual_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
+                            const py::object &out) {
         const Csr x(data, indices, indptr, rows, cols, "X");
         return dispatch(x.dtype(), [&](auto t) {
             using T = decltype(t);
@@ -264,8 +271,7 @@ class SvdState {
     void restore(const py::dict &d) {
         if (d["dtype"].is_none()) return;
         const Array components(d["components"], "components");
-        if (d["dtype"].cast<std::string>() != components.dtype_name())
-            throw py::value_error("saved state: dtype does not fit the components");
+        if (d["dtype"].cast<std::string>() != components.dtype_name()) throw py::value_error("saved state: dtype does not fit the components");
         dispatch(components.dtype(), [&](auto t) {
             using T = decltype(t);
             StreamingState<T> st;
@@ -307,8 +313,8 @@ class SvdState {
     void require_locked(DType d, const char *what) const {
         const auto own = dtype_locked() ? dtype_locked() : wanted_;
         if (own && *own != d)
-            throw WrongDType(std::string(what) + " must be " + (*own == DType::f32 ? "float32" : "float64") +
-                                 " as the stream is, got " + (d == DType::f32 ? "float32" : "float64"));
+            throw WrongDType(std::string(what) + " must be " + (*own == DType::f32 ? "float32" : "float64") + " as the stream is, got " +
+                             (d == DType::f32 ? "float32" : "float64"));
     }
     template <class T> void make() {
         if (std::holds_alternative<std::monostate>(stream_)) stream_ = StreamingSvd<T>(options_);
@@ -363,8 +369,7 @@ class SvdState {
         throw ValueError("the result overflows the dtype although X is finite; scale the data");
     }
     // Rows of width(stream) items, or (width null) one item each, written by f(stream, view).
-    template <class T, class X, class W, class F>
-    py::object result(const X &input, const py::object &out, std::int64_t rows, bool stacked, W &&width, F &&f) {
+    template <class T, class X, class W, class F> py::object result(const X &input, const py::object &out, std::int64_t rows, bool stacked, W &&width, F &&f) {
         constexpr bool wide = !std::is_same_v<std::decay_t<W>, std::nullptr_t>;
         std::optional<Array> target;
         if (!out.is_none()) {
@@ -392,8 +397,7 @@ class SvdState {
                 require_no_overflow(MatrixView<const T>(view), input);
                 shape.assign(want.begin(), want.end());
             } else {
-                if (target->leading(0) != want)
-                    throw ValueError("out must have shape " + shape_text(want) + ", got " + target->shape_text());
+                if (target->leading(0) != want) throw ValueError("out must have shape " + shape_text(want) + ", got " + target->shape_text());
                 MatrixView<T> view(static_cast<T *>(const_cast<void *>(target->data())), rows, columns);
                 const int last = target->ndim() - 1;
                 if (wide) view.col_stride = target->stride(last);
@@ -423,13 +427,11 @@ class SvdState {
 
 void register_streaming(py::module_ &m) {
     py::class_<SvdState>(m, "SvdState")
-        .def(py::init<const py::object &, std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool,
-                      const py::object &>(),
+        .def(py::init<const py::object &, std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool, const py::object &>(),
              py::arg("place"), py::arg("rank"), py::arg("forget"), py::arg("center"), py::arg("energy"), py::arg("method"), py::arg("oversample"),
              py::arg("exact_blocks"), py::arg("canonical_signs"), py::arg("dtype"))
         .def("update", &SvdState::update, py::arg("rows"))
-        .def("update_csr", &SvdState::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
-             py::arg("cols"))
+        .def("update_csr", &SvdState::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"))
         .def("downdate", &SvdState::downdate, py::arg("rows"))
         .def("merge", &SvdState::merge, py::arg("other"))
         .def("dtype", &SvdState::dtype_name)
@@ -445,12 +447,10 @@ void register_streaming(py::module_ &m) {
         .def("energies", &SvdState::energies)
         .def("column_variances", &SvdState::column_variances)
         .def("project", &SvdState::project, py::arg("x"), py::arg("out"))
-        .def("project_csr", &SvdState::project_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
-             py::arg("cols"), py::arg("out"))
+        .def("project_csr", &SvdState::project_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("out"))
         .def("reconstruct", &SvdState::reconstruct, py::arg("z"), py::arg("out"))
         .def("residual", &SvdState::residual, py::arg("x"), py::arg("out"))
-        .def("residual_csr", &SvdState::residual_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"),
-             py::arg("cols"), py::arg("out"))
+        .def("residual_csr", &SvdState::residual_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("out"))
         .def("copy", &SvdState::copy)
         .def("state", &SvdState::state)
         .def("restore", &SvdState::restore, py::arg("state"));

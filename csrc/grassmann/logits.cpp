@@ -22,25 +22,21 @@ constexpr int64_t kDepth = 256; // of the packed blocks that the register tile r
 constexpr int64_t kGroup = 8;   // tiles of classes whose weights are kept until they are multiplied into dx
 
 template <class T> struct BlockKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(int64_t depth, const T *a, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t depth, const T *a, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
         simd::block<T, Bytes>(depth, a, b, c, ldc, rows, cols, add);
     }
 };
 
 // C (+)= A B from packed panels.
-template <class T>
-void multiply(int64_t depth, const T *a, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
-    simd::dispatch<BlockKernel<T>, int64_t, const T *, const T *, T *, int64_t, int64_t, int64_t, bool>(depth, a, b, c, ldc, rows,
-                                                                                                       cols, add);
+template <class T> void multiply(int64_t depth, const T *a, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
+    simd::dispatch<BlockKernel<T>, int64_t, const T *, const T *, T *, int64_t, int64_t, int64_t, bool>(depth, a, b, c, ldc, rows, cols, add);
 }
 
 // C (+)= A B with A row by row, unpacked: its rows are read along, which caches like, and a packed copy of the features
 // would be as large as they are. Rows and columns of C are whole tiles.
 template <class T> struct RowsKernel {
     template <int Bytes>
-    static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols,
-                                   bool add) {
+    static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
         using V = Vec<T, Bytes>;
         constexpr int MR = simd::Shape<Bytes>::mr, NV = simd::Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
         for (int64_t j = 0; j < cols; j += NR)
@@ -171,8 +167,7 @@ template <class F> void for_each(int64_t items, const F &body) {
 
 } // namespace
 
-template <class T>
-void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> out) {
+template <class T> void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> out) {
     if (u.rows() != x.cols || out.rows != x.rows || out.cols != u.size()) throw ValueError("x, u and out do not fit");
     if (x.rows == 0 || u.size() == 0) return;
     if (x.cols == 0 || u.cols() == 0) {
@@ -194,11 +189,11 @@ void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double
 }
 
 template <class T>
-void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, const StackView<const T> &u, double scale,
-                               MatrixView<T> dx, const StackView<T> &du) {
+void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> dx,
+                               const StackView<T> &du) {
     const int64_t classes = u.size();
-    if (u.rows() != x.cols || grad.rows != x.rows || grad.cols != classes || dx.rows != x.rows || dx.cols != x.cols ||
-        du.rows() != u.rows() || du.cols() != u.cols() || du.size() != classes)
+    if (u.rows() != x.cols || grad.rows != x.rows || grad.cols != classes || dx.rows != x.rows || dx.cols != x.cols || du.rows() != u.rows() ||
+        du.cols() != u.cols() || du.size() != classes)
         throw ValueError("grad, x, u, dx and du do not fit");
     if (x.rows == 0 || x.cols == 0 || classes == 0 || u.cols() == 0) {
         for (int64_t b = 0; b < dx.rows; ++b)
@@ -248,8 +243,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
                     multiply<T>(depth, across, packed + d * head.width, block, head.width, some, columns, d > 0);
                 }
                 for (int64_t c = 0; c < count; ++c)
-                    copy_matrix<T>(MatrixView<const T>(block + c * k, some, k, head.width, 1),
-                                   du[tile * head.per_tile + c].block_rows(r, some));
+                    copy_matrix<T>(MatrixView<const T>(block + c * k, some, k, head.width, 1), du[tile * head.per_tile + c].block_rows(r, some));
             }
         });
         // sum += W Uᵀ, by blocks of columns: tiles in their order, whatever the threads.
@@ -264,8 +258,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
                     const int64_t lanes = std::min(nr, some - l);
                     T *panel = packed + l * depth;
                     for (int64_t c = 0; c < count; ++c)
-                        copy_matrix<T>(head.u[(first + t) * head.per_tile + c].block_rows(p + l, lanes),
-                                       MatrixView<T>(panel + c * k * nr, lanes, k, 1, nr));
+                        copy_matrix<T>(head.u[(first + t) * head.per_tile + c].block_rows(p + l, lanes), MatrixView<T>(panel + c * k * nr, lanes, k, 1, nr));
                     for (int64_t d = 0; d < depth && lanes < nr; ++d) std::fill_n(panel + d * nr + lanes, nr - lanes, T(0));
                 }
                 multiply<T>(depth, weights + t * head.rows * head.width, packed, sum.data + p, sum.row_stride, batch, some, true);
@@ -279,10 +272,10 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
     }
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void grassmann_logits<T>(MatrixView<const T>, const StackView<const T> &, double, MatrixView<T>);         \
-    template void grassmann_logits_backward<T>(MatrixView<const T>, MatrixView<const T>, const StackView<const T> &,   \
-                                               double, MatrixView<T>, const StackView<T> &);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void grassmann_logits<T>(MatrixView<const T>, const StackView<const T> &, double, MatrixView<T>);                                                 \
+    template void grassmann_logits_backward<T>(MatrixView<const T>, MatrixView<const T>, const StackView<const T> &, double, MatrixView<T>,                    \
+                                               const StackView<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -25,8 +25,8 @@ template <class T> void require_finite(int64_t k, const double *a, const char *n
 }
 
 template <class T>
-void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out, Checks checks, int64_t item,
-                 const MatrixView<const T> *next, int next_count, bool dry) {
+void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out, Checks checks, int64_t item, const MatrixView<const T> *next, int next_count,
+                 bool dry) {
     const int64_t k = u.cols, all = small::area(k);
     Frame frame;
     PackedBlock<T> packed(frame, u.rows, k, 2);
@@ -56,16 +56,14 @@ template <class T> bool overwrites(const StackView<T> &out, std::initializer_lis
 
 // body(i, next, dry) for the whole stack; in place everything is checked before anything is written.
 template <class F> void whole_or_not(int64_t items, Checks checks, bool in_place, const F &body) {
-    if (in_place && checks != Checks::none && items > 1)
-        grassmann::for_each(items, [&](int64_t i, int64_t next) { body(i, next, true); });
+    if (in_place && checks != Checks::none && items > 1) grassmann::for_each(items, [&](int64_t i, int64_t next) { body(i, next, true); });
     grassmann::for_each(items, [&](int64_t i, int64_t next) { body(i, next, false); });
 }
 
 // v + U p + H q of the tangent v, for a geodesic of any length.
 template <class T>
-void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<const T> v, double t, MatrixView<T> out,
-                   Checks checks, int64_t item,
-                 const MatrixView<const T> *next, int next_count, bool dry) {
+void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<const T> v, double t, MatrixView<T> out, Checks checks, int64_t item,
+                   const MatrixView<const T> *next, int next_count, bool dry) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
     PackedBlock<T> packed(frame, n, k, 3);
@@ -155,8 +153,8 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
 // Δ = (W - U M) y (θ / sin θ) xᵀ of M = UᵀW = x cos(θ) yᵀ. θ / sin θ is a smooth function of the cosine, down to zero,
 // so nothing cancels beside the projection itself.
 template <class T>
-void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Checks checks, int64_t item,
-                 const MatrixView<const T> *next, int next_count, bool dry) {
+void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Checks checks, int64_t item, const MatrixView<const T> *next, int next_count,
+             bool dry) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
     PackedBlock<T> packed(frame, n, k, 2);
@@ -184,8 +182,7 @@ void log_one(MatrixView<const T> u, MatrixView<const T> w, MatrixView<T> out, Ch
 }
 
 template <class T>
-void hessian_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<const T> eh, MatrixView<const T> h,
-                 MatrixView<T> out, Checks checks, int64_t item) {
+void hessian_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<const T> eh, MatrixView<const T> h, MatrixView<T> out, Checks checks, int64_t item) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
     PackedBlock<T> packed(frame, n, k, 4);
@@ -219,8 +216,7 @@ void hessian_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<const 
 
 } // namespace
 
-template <class T>
-void tangent(const StackView<const T> &u, const StackView<const T> &g, const StackView<T> &out, Checks checks) {
+template <class T> void tangent(const StackView<const T> &u, const StackView<const T> &g, const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
     grassmann::check_same<T>(u, g, "g");
     grassmann::check_same<T>(u, out, "out");
@@ -231,9 +227,7 @@ void tangent(const StackView<const T> &u, const StackView<const T> &g, const Sta
     });
 }
 
-template <class T>
-void retract(const StackView<const T> &u, const StackView<const T> &h, double t, Retraction method,
-             const StackView<T> &out, Checks checks) {
+template <class T> void retract(const StackView<const T> &u, const StackView<const T> &h, double t, Retraction method, const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
     grassmann::check_same<T>(u, h, "h");
     grassmann::check_same<T>(u, out, "out");
@@ -252,8 +246,8 @@ void retract(const StackView<const T> &u, const StackView<const T> &h, double t,
 }
 
 template <class T>
-void parallel_transport(const StackView<const T> &u, const StackView<const T> &h, const StackView<const T> &v, double t,
-                        const StackView<T> &out, Checks checks) {
+void parallel_transport(const StackView<const T> &u, const StackView<const T> &h, const StackView<const T> &v, double t, const StackView<T> &out,
+                        Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
     grassmann::check_same<T>(u, h, "h");
     grassmann::check_same<T>(u, v, "v");
@@ -266,8 +260,7 @@ void parallel_transport(const StackView<const T> &u, const StackView<const T> &h
     });
 }
 
-template <class T>
-void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &out, Checks checks) {
+template <class T> void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
     grassmann::check_same<T>(u, w, "w");
     grassmann::check_same<T>(u, out, "out");
@@ -279,8 +272,8 @@ void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, con
 }
 
 template <class T>
-void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &egrad, const StackView<const T> &ehess,
-                        const StackView<const T> &h, const StackView<T> &out, Checks checks) {
+void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &egrad, const StackView<const T> &ehess, const StackView<const T> &h,
+                        const StackView<T> &out, Checks checks) {
     grassmann::check_shape(u.rows(), u.cols());
     grassmann::check_same<T>(u, egrad, "egrad");
     grassmann::check_same<T>(u, ehess, "ehess");
@@ -290,15 +283,14 @@ void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &e
     grassmann::for_each(u.size(), [&](int64_t i, int64_t) { hessian_one<T>(u[i], egrad[i], ehess[i], h[i], out[i], checks, i); });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void tangent<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks);    \
-    template void retract<T>(const StackView<const T> &, const StackView<const T> &, double, Retraction,               \
-                             const StackView<T> &, Checks);                                                            \
-    template void parallel_transport<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, \
-                                        double, const StackView<T> &, Checks);                                         \
-    template void grassmann_log<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks); \
-    template void riemannian_hessian<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, \
-                                        const StackView<const T> &, const StackView<T> &, Checks);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void tangent<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks);                                            \
+    template void retract<T>(const StackView<const T> &, const StackView<const T> &, double, Retraction, const StackView<T> &, Checks);                        \
+    template void parallel_transport<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, double, const StackView<T> &,      \
+                                        Checks);                                                                                                               \
+    template void grassmann_log<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks);                                      \
+    template void riemannian_hessian<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, const StackView<const T> &,        \
+                                        const StackView<T> &, Checks);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

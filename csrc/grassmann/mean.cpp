@@ -113,9 +113,8 @@ MeanReport mean_one(const Points<T> &points, MatrixView<const T> start, double t
 } // namespace
 
 template <class T>
-void grassmann_mean(const StackView<const T> &u, const double *weights, const StackView<const T> *initial, double tolerance,
-                    int64_t max_iterations, const StackView<T> &out, MeanReport *reports, Checks checks,
-                    const std::function<bool(int64_t, const MeanReport &)> &progress) {
+void grassmann_mean(const StackView<const T> &u, const double *weights, const StackView<const T> *initial, double tolerance, int64_t max_iterations,
+                    const StackView<T> &out, MeanReport *reports, Checks checks, const std::function<bool(int64_t, const MeanReport &)> &progress) {
     const int64_t n = u.rows(), k = u.cols();
     grassmann::check_shape(n, k);
     if (u.shape.empty() || u.shape[0] == 0) throw ValueError("U holds no points: a mean is over its first axis");
@@ -147,8 +146,7 @@ void grassmann_mean(const StackView<const T> &u, const double *weights, const St
             packed.gram(operands, wanted);
             double *e = mine.take<double>(small::area(k));
             packed.block(0, 0, e);
-            if (!std::isfinite(grassmann::defect(k, e)) || checks != Checks::none)
-                grassmann::require_orthonormal<T>(k, e, name, i);
+            if (!std::isfinite(grassmann::defect(k, e)) || checks != Checks::none) grassmann::require_orthonormal<T>(k, e, name, i);
         });
     };
     check(u, "U");
@@ -161,10 +159,9 @@ void grassmann_mean(const StackView<const T> &u, const double *weights, const St
     }
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void grassmann_mean<T>(const StackView<const T> &, const double *, const StackView<const T> *, double,    \
-                                    std::int64_t, const StackView<T> &, MeanReport *, Checks,                          \
-                                    const std::function<bool(std::int64_t, const MeanReport &)> &);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void grassmann_mean<T>(const StackView<const T> &, const double *, const StackView<const T> *, double, std::int64_t, const StackView<T> &,        \
+                                    MeanReport *, Checks, const std::function<bool(std::int64_t, const MeanReport &)> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

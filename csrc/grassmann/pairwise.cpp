@@ -32,8 +32,8 @@ template <class T> void by_rows(const StackView<const T> &u, T *to) {
 } // namespace
 
 template <class T>
-std::vector<std::pair<int64_t, int64_t>> pairwise_distance(const StackView<const T> &u, const StackView<const T> &w, Distance kind,
-                                                           bool half, MatrixView<T> out) {
+std::vector<std::pair<int64_t, int64_t>> pairwise_distance(const StackView<const T> &u, const StackView<const T> &w, Distance kind, bool half,
+                                                           MatrixView<T> out) {
     const int64_t n = u.rows(), k = u.cols(), l = w.cols(), rows = u.size(), cols = w.size(), angles = std::min(k, l);
     if (w.rows() != n) throw ValueError("U and W must live in one space");
     if (out.rows != rows || out.cols != cols) throw ValueError("out must have one entry for each pair");
@@ -60,8 +60,8 @@ std::vector<std::pair<int64_t, int64_t>> pairwise_distance(const StackView<const
         Frame frame;
         const int64_t width = (j1 - j0) * l;
         T *p = frame.take<T>((i1 - i0) * k * width);
-        gemm<T>(MatrixView<const T>(left.data() + i0 * k * n, (i1 - i0) * k, n),
-                MatrixView<const T>(other + j0 * l * n, width, n).transposed(), MatrixView<T>(p, (i1 - i0) * k, width));
+        gemm<T>(MatrixView<const T>(left.data() + i0 * k * n, (i1 - i0) * k, n), MatrixView<const T>(other + j0 * l * n, width, n).transposed(),
+                MatrixView<T>(p, (i1 - i0) * k, width));
         double *g = frame.take<double>(angles * angles), *values = frame.take<double>(angles), *vectors = frame.take<double>(angles * angles);
         std::vector<std::pair<int64_t, int64_t>> mine;
         for (int64_t i = i0; i < i1; ++i)
@@ -103,10 +103,9 @@ std::vector<std::pair<int64_t, int64_t>> pairwise_distance(const StackView<const
     return close;
 }
 
-template std::vector<std::pair<int64_t, int64_t>> pairwise_distance<float>(const StackView<const float> &, const StackView<const float> &,
-                                                                           Distance, bool, MatrixView<float>);
-template std::vector<std::pair<int64_t, int64_t>> pairwise_distance<double>(const StackView<const double> &,
-                                                                            const StackView<const double> &, Distance, bool,
+template std::vector<std::pair<int64_t, int64_t>> pairwise_distance<float>(const StackView<const float> &, const StackView<const float> &, Distance, bool,
+                                                                           MatrixView<float>);
+template std::vector<std::pair<int64_t, int64_t>> pairwise_distance<double>(const StackView<const double> &, const StackView<const double> &, Distance, bool,
                                                                             MatrixView<double>);
 
 } // namespace subspan

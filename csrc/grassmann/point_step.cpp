@@ -74,8 +74,7 @@ struct Factors {
     double *p2, *q2; // velocity = U p2 + H q2, or null
 };
 
-template <class T>
-void small_factors(int64_t k, const double *e, double *m, const double *b, double t, Retraction method, const Factors &to) {
+template <class T> void small_factors(int64_t k, const double *e, double *m, const double *b, double t, Retraction method, const Factors &to) {
     const int64_t all = small::area(k);
     Frame frame;
     double *f = frame.take<double>(all), *a = frame.take<double>(all), *x = frame.take<double>(all), *c = frame.take<double>(all);
@@ -130,9 +129,7 @@ void orthogonal_factor(int64_t k, const double *a, double *out) {
 }
 
 // Steps of any length, from the thin SVD of the tangent.
-template <class T>
-void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction method, MatrixView<T> out,
-               MatrixView<T> *velocity) {
+template <class T> void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retraction method, MatrixView<T> out, MatrixView<T> *velocity) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
     Frame frame;
     const MatrixView<T> q(frame.take<T>(n * k), n, k);
@@ -153,9 +150,7 @@ void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retractio
             g[i] = (1.0 - 0.25 * ts * ts) / (1.0 + 0.25 * ts * ts);
             along[i] = ts / (1.0 + 0.25 * ts * ts);
             break;
-        default:
-            g[i] = 1.0 / root;
-            along[i] = ts / root;
+        default: g[i] = 1.0 / root; along[i] = ts / root;
         }
         stretch[i] = root;
     }
@@ -217,9 +212,7 @@ void long_step(MatrixView<const T> u, MatrixView<const T> h, double t, Retractio
 } // namespace
 
 void check_shape(int64_t n, int64_t k) {
-    if (k > n)
-        throw ValueError("U has " + std::to_string(k) + " columns of " + std::to_string(n) +
-                         " entries: so many cannot be orthonormal");
+    if (k > n) throw ValueError("U has " + std::to_string(k) + " columns of " + std::to_string(n) + " entries: so many cannot be orthonormal");
 }
 
 template <class T> double orthonormal_bound(int64_t k) { return 64.0 * kEps<T> * std::sqrt(double(std::max<int64_t>(k, 1))); }
@@ -241,8 +234,8 @@ template <class T> void require_orthonormal(int64_t k, const double *e, const ch
     if (off <= bound) return;
     const std::string which = "matrix " + std::to_string(item) + " of " + name;
     if (!std::isfinite(off)) throw ValueError(which + " holds NaN or infinity, or numbers whose squares overflow");
-    throw ValueError("the columns of " + which + " are not orthonormal: max|" + name + "ᵀ" + name + " - I| is " + number(off) +
-                     ", more than " + number(bound) + "; use subspan.orth.orthonormalize (subspan.orth.range_basis where columns may depend on each other: orthonormalize "
+    throw ValueError("the columns of " + which + " are not orthonormal: max|" + name + "ᵀ" + name + " - I| is " + number(off) + ", more than " + number(bound) +
+                     "; use subspan.orth.orthonormalize (subspan.orth.range_basis where columns may depend on each other: orthonormalize "
                      "completes those, and the span grows), or pass check=False");
 }
 
@@ -254,9 +247,8 @@ template <class T> void require_tangent(int64_t k, const double *m, const double
     const double bound = std::sqrt(kEps<T>);
     // What moves a unit vector by its rounding error at most is noise, and is all there is of a tangent where k = n.
     if (along <= bound * bound * whole || std::abs(t) * std::sqrt(along) <= orthonormal_bound<T>(k)) return;
-    throw ValueError("matrix " + std::to_string(item) + " of " + name + " is not tangent at U: ||Uᵀ" + name + "|| is " +
-                     number(std::sqrt(along / whole)) + " of its norm, more than " + number(bound) +
-                     "; use subspan.grassmann.tangent, or pass check=False to have that part taken off");
+    throw ValueError("matrix " + std::to_string(item) + " of " + name + " is not tangent at U: ||Uᵀ" + name + "|| is " + number(std::sqrt(along / whole)) +
+                     " of its norm, more than " + number(bound) + "; use subspan.grassmann.tangent, or pass check=False to have that part taken off");
 }
 
 void compose(int64_t k, const double *yt, const double *g, const double *xt, double *f) {
@@ -447,13 +439,13 @@ template <class T> void step(const Step<T> &s) {
     long_step<T>(u, rest, t, s.method, s.out, s.velocity);
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template double orthonormal_bound<T>(int64_t);                                                                     \
-    template void require_orthonormal<T>(int64_t, const double *, const char *, int64_t);                             \
-    template void require_tangent<T>(int64_t, const double *, const double *, double, const char *, int64_t);                 \
-    template void tangent_svd<T>(MatrixView<const T>, MatrixView<T>, double *, double *, double *);                    \
-    template double log_factor<T>(int64_t, const double *, double *);                                                  \
-    template void tidy<T>(MatrixView<T>);                                                                              \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template double orthonormal_bound<T>(int64_t);                                                                                                             \
+    template void require_orthonormal<T>(int64_t, const double *, const char *, int64_t);                                                                      \
+    template void require_tangent<T>(int64_t, const double *, const double *, double, const char *, int64_t);                                                  \
+    template void tangent_svd<T>(MatrixView<const T>, MatrixView<T>, double *, double *, double *);                                                            \
+    template double log_factor<T>(int64_t, const double *, double *);                                                                                          \
+    template void tidy<T>(MatrixView<T>);                                                                                                                      \
     template void step<T>(const Step<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

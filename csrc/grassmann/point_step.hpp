@@ -35,9 +35,8 @@ void check_shape(int64_t n, int64_t k);
 /// ValueError unless x is a stack of the shape of u.
 template <class T, class X> void check_same(const StackView<const T> &u, const X &x, const char *name) {
     if (x.rows() == u.rows() && x.cols() == u.cols() && x.size() == u.size()) return;
-    throw ValueError(std::string(name) + " must have the shape of u: " + std::to_string(u.size()) + " matrices of " +
-                     std::to_string(u.rows()) + " x " + std::to_string(u.cols()) + ", got " + std::to_string(x.size()) + " of " +
-                     std::to_string(x.rows()) + " x " + std::to_string(x.cols()));
+    throw ValueError(std::string(name) + " must have the shape of u: " + std::to_string(u.size()) + " matrices of " + std::to_string(u.rows()) + " x " +
+                     std::to_string(u.cols()) + ", got " + std::to_string(x.size()) + " of " + std::to_string(x.rows()) + " x " + std::to_string(x.cols()));
 }
 
 /// The largest |UᵀU - I| that counts as orthonormal.
@@ -72,8 +71,7 @@ template <class T> void tidy(MatrixView<T> u);
 
 /// Thin SVD of a tangent for arcs that the Gram matrix is too coarse for: H = Q x s yᵀ with Q (n x k, contiguous rows)
 /// orthonormal, x and y as rows.
-template <class T>
-void tangent_svd(MatrixView<const T> h, MatrixView<T> q, double *s, double *xt, double *yt);
+template <class T> void tangent_svd(MatrixView<const T> h, MatrixView<T> q, double *s, double *xt, double *yt);
 
 /// f = y (θ / sin θ) xᵀ for m = UᵀW = x cos(θ) yᵀ: log(U, W) = (W - U m) f. Returns Σ θ². Without an SVD where all angles are
 /// small (row sums of sin² θ at most small::kArc): f = arc(I - mᵀm) mᵀ.

@@ -40,8 +40,8 @@ template <class T> void singular_values(MatrixView<const T> r, double *s, double
 
 // theta ascending; vectors only when p and q are given.
 template <class T>
-void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, const MatrixView<T> *p, const MatrixView<T> *q,
-                Checks checks, int64_t item, const MatrixView<const T> *next, int next_count) {
+void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, const MatrixView<T> *p, const MatrixView<T> *q, Checks checks, int64_t item,
+                const MatrixView<const T> *next, int next_count) {
     const int64_t n = u.rows, k = u.cols, ld = small::order(k), all = small::area(k);
     Frame frame;
     PackedBlock<T> packed(frame, n, k, 2);
@@ -146,8 +146,8 @@ double distance_of(int64_t k, const double *theta, Distance kind) {
 } // namespace
 
 template <class T>
-void principal_angles(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &angles,
-                      const StackView<T> *p, const StackView<T> *q, Checks checks) {
+void principal_angles(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &angles, const StackView<T> *p, const StackView<T> *q,
+                      Checks checks) {
     const int64_t k = u.cols();
     grassmann::check_shape(u.rows(), k);
     grassmann::check_same<T>(u, w, "w");
@@ -165,16 +165,13 @@ void principal_angles(const StackView<const T> &u, const StackView<const T> &w, 
             pi = (*p)[i];
             qi = (*q)[i];
         }
-        angles_one<T>(u[i], w[i], theta, p != nullptr ? &pi : nullptr, p != nullptr ? &qi : nullptr, checks, i, ahead,
-                      next > i ? 2 : 0);
+        angles_one<T>(u[i], w[i], theta, p != nullptr ? &pi : nullptr, p != nullptr ? &qi : nullptr, checks, i, ahead, next > i ? 2 : 0);
         const auto out = angles[i];
         for (int64_t j = 0; j < k; ++j) out(0, j) = T(theta[j]);
     });
 }
 
-template <class T>
-void subspace_distance(const StackView<const T> &u, const StackView<const T> &w, Distance kind, const StackView<T> &out,
-                       Checks checks) {
+template <class T> void subspace_distance(const StackView<const T> &u, const StackView<const T> &w, Distance kind, const StackView<T> &out, Checks checks) {
     const int64_t k = u.cols();
     grassmann::check_shape(u.rows(), k);
     grassmann::check_same<T>(u, w, "w");
@@ -187,11 +184,10 @@ void subspace_distance(const StackView<const T> &u, const StackView<const T> &w,
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void principal_angles<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &,    \
-                                      const StackView<T> *, const StackView<T> *, Checks);                             \
-    template void subspace_distance<T>(const StackView<const T> &, const StackView<const T> &, Distance,               \
-                                       const StackView<T> &, Checks);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void principal_angles<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, const StackView<T> *,                      \
+                                      const StackView<T> *, Checks);                                                                                           \
+    template void subspace_distance<T>(const StackView<const T> &, const StackView<const T> &, Distance, const StackView<T> &, Checks);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

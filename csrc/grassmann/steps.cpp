@@ -68,8 +68,7 @@ void check_options(int64_t n, int64_t k, const StepOptions &o) {
 
 // first = beta first + (1 - beta) times the part of g that is tangent at u; returns the squared norm of that part.
 template <class T>
-double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> first, double beta,
-                       const MatrixView<const T> *next, int next_count) {
+double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> first, double beta, const MatrixView<const T> *next, int next_count) {
     const int64_t n = u.rows, k = u.cols, all = small::area(k), ld = small::order(k);
     Frame frame;
     PackedBlock<T> packed(frame, n, k, 3);
@@ -84,8 +83,7 @@ double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<
     for (int64_t i = 0; i < all; ++i) along += m[i] * m[i];
     for (int64_t i = 0; i < k; ++i) whole += b[i * ld + i];
     double norm = whole - along;
-    if (!(norm > 0.01 * whole) || !(whole > 1e3 * double(std::numeric_limits<T>::min()) / std::numeric_limits<T>::epsilon()) ||
-        !std::isfinite(whole)) {
+    if (!(norm > 0.01 * whole) || !(whole > 1e3 * double(std::numeric_limits<T>::min()) / std::numeric_limits<T>::epsilon()) || !std::isfinite(whole)) {
         // The difference has lost digits, or squares left the range of T: the part itself.
         const MatrixView<T> rest(frame.take<T>(n * k), n, k);
         for (int64_t i = 0; i < all; ++i) p[i] = -m[i];
@@ -110,8 +108,8 @@ double average_tangent(MatrixView<const T> u, MatrixView<const T> g, MatrixView<
 } // namespace
 
 template <class T>
-void sgd_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> *buffer, double momentum,
-              double dampening, const StepOptions &options) {
+void sgd_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> *buffer, double momentum, double dampening,
+              const StepOptions &options) {
     check_options(u.rows(), u.cols(), options);
     if (!std::isfinite(T(momentum))) throw ValueError("momentum must be finite");
     if (!std::isfinite(T(1.0 - dampening))) throw ValueError("dampening must be finite");
@@ -150,8 +148,8 @@ void sgd_step(const StackView<T> &u, const StackView<const T> &grad, const Stack
 }
 
 template <class T>
-void adam_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> &first, const StackView<T> &second,
-               int64_t step, double beta1, double beta2, double eps, const StepOptions &options) {
+void adam_step(const StackView<T> &u, const StackView<const T> &grad, const StackView<T> &first, const StackView<T> &second, int64_t step, double beta1,
+               double beta2, double eps, const StepOptions &options) {
     check_options(u.rows(), u.cols(), options);
     grassmann::check_same<T>(StackView<const T>(u), grad, "grad");
     grassmann::check_same<T>(StackView<const T>(u), first, "first");
@@ -169,8 +167,7 @@ void adam_step(const StackView<T> &u, const StackView<const T> &grad, const Stac
             if (4.0 * std::sqrt(double(u.rows())) * g > double(std::numeric_limits<T>::max())) return "grad overflows when it is projected";
             if (!std::isfinite(b)) return "first_moment holds NaN or infinity";
             if (!std::isfinite(v)) return "second_moment holds NaN or infinity";
-            if (options.transport == MomentumTransport::parallel &&
-                !bounded<T>(4.0 * std::sqrt(double(u.rows() * u.cols())), b, 4.0 * double(u.rows()), g))
+            if (options.transport == MomentumTransport::parallel && !bounded<T>(4.0 * std::sqrt(double(u.rows() * u.cols())), b, 4.0 * double(u.rows()), g))
                 return "first_moment overflows when it is transported";
             return v >= 0 ? nullptr : "second_moment is negative";
         });
@@ -194,11 +191,10 @@ void adam_step(const StackView<T> &u, const StackView<const T> &grad, const Stac
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void sgd_step<T>(const StackView<T> &, const StackView<const T> &, const StackView<T> *, double, double,  \
-                              const StepOptions &);                                                                    \
-    template void adam_step<T>(const StackView<T> &, const StackView<const T> &, const StackView<T> &,                 \
-                               const StackView<T> &, int64_t, double, double, double, const StepOptions &);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void sgd_step<T>(const StackView<T> &, const StackView<const T> &, const StackView<T> *, double, double, const StepOptions &);                    \
+    template void adam_step<T>(const StackView<T> &, const StackView<const T> &, const StackView<T> &, const StackView<T> &, int64_t, double, double, double,  \
+                               const StepOptions &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

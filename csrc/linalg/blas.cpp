@@ -16,15 +16,13 @@ template <class T> std::atomic<const LapackTable<T> *> &slot() {
 } // namespace
 
 template <class T> void set_lapack(const LapackTable<T> &t) {
-    if (!t.gesdd || !t.geqrf || !t.orgqr || !t.geqp3)
-        throw ValueError("set_lapack: every pointer of the table must be set");
+    if (!t.gesdd || !t.geqrf || !t.orgqr || !t.geqp3) throw ValueError("set_lapack: every pointer of the table must be set");
     slot<T>().store(new LapackTable<T>(t), std::memory_order_release);
 }
 
 template <class T> const LapackTable<T> &lapack() {
     const auto *t = slot<T>().load(std::memory_order_acquire);
-    if (t == nullptr)
-        throw BackendError("no LAPACK table is installed: call subspan::set_lapack (C++) or import subspan (Python)");
+    if (t == nullptr) throw BackendError("no LAPACK table is installed: call subspan::set_lapack (C++) or import subspan (Python)");
     return *t;
 }
 

@@ -22,8 +22,7 @@ constexpr std::int64_t kBack = 48;  // reflectors applied at a time: the width o
 using simd::dot;
 
 // y[0, n) += sum_q f_q · row q of a, for `rows` rows of stride ld: y stays in registers.
-template <class T, int Bytes>
-SUBSPAN_INLINE void add_rows(const T *f, const T *a, std::int64_t ld, std::int64_t rows, T *y, std::int64_t n) {
+template <class T, int Bytes> SUBSPAN_INLINE void add_rows(const T *f, const T *a, std::int64_t ld, std::int64_t rows, T *y, std::int64_t n) {
     using V = simd::Vec<T, Bytes>;
     constexpr int W = V::lanes;
     std::int64_t j = 0;
@@ -54,8 +53,7 @@ SUBSPAN_INLINE void add_rows(const T *f, const T *a, std::int64_t ld, std::int64
 }
 
 // y_q = row q of a · x for `rows` rows of stride ld, eight at a time. With rows = n this is A x for a symmetric A.
-template <class T, int Bytes>
-SUBSPAN_INLINE void rows_times(const T *a, std::int64_t ld, std::int64_t rows, const T *x, std::int64_t n, T *y) {
+template <class T, int Bytes> SUBSPAN_INLINE void rows_times(const T *a, std::int64_t ld, std::int64_t rows, const T *x, std::int64_t n, T *y) {
     using V = simd::Vec<T, Bytes>;
     constexpr int W = V::lanes, R = Bytes == 16 ? 4 : 8;
     std::int64_t i = 0;
@@ -142,8 +140,7 @@ template <class T> struct PanelKernel {
 };
 
 // A = Q T Qᵀ with Q = H_0 H_1 ...; row c of `reflectors` (n x ld) is the vector of H_c, zero up to c, one at c + 1.
-template <class T>
-void tridiagonalise(std::int64_t n, std::int64_t ld, T *a, T *d, T *e, T *tau, T *reflectors) {
+template <class T> void tridiagonalise(std::int64_t n, std::int64_t ld, T *a, T *d, T *e, T *tau, T *reflectors) {
     Frame frame;
     T *w = frame.take<T>(kPanel * ld), *x = frame.take<T>(ld), *s = frame.take<T>(kPanel), *t = frame.take<T>(kPanel);
     T *left = frame.take<T>(n * 2 * kPanel), *right = frame.take<T>(2 * kPanel * n);
@@ -168,8 +165,7 @@ void tridiagonalise(std::int64_t n, std::int64_t ld, T *a, T *d, T *e, T *tau, T
 }
 
 // rows <- rows Qᵀ, blocks of reflectors from the last to the first.
-template <class T>
-void apply_reflectors(std::int64_t n, std::int64_t ld, std::int64_t k, const T *reflectors, const T *tau, T *rows) {
+template <class T> void apply_reflectors(std::int64_t n, std::int64_t ld, std::int64_t k, const T *reflectors, const T *tau, T *rows) {
     Frame frame;
     T *w = frame.take<T>(k * kBack), *w2 = frame.take<T>(k * kBack);
     T *t = frame.take<T>(kBack * kBack), *g = frame.take<T>(kBack * kBack);

@@ -19,8 +19,7 @@ namespace subspan {
 namespace {
 
 struct CholeskyKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(std::int64_t n, double *a, double floor, double *start, std::int64_t *dropped) {
+    template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, double *a, double floor, double *start, std::int64_t *dropped) {
         // Right-looking by rows of Lᵀ would stride; left-looking with row dots is contiguous.
         *dropped = 0;
         for (std::int64_t i = 0; i < n; ++i) start[i] = a[i * n + i];
@@ -217,9 +216,7 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
             if (pass >= 2 || shift == 0.0 || cholesky(l, next, 0.0) > 0) {
                 double *r = frame.take<double>(l * l);
                 householder_rows(x, lower == nullptr ? nullptr : r);
-                if (lower != nullptr)
-                    gemm<double>(MatrixView<const double>(product, l, l), MatrixView<const double>(r, l, l),
-                                 MatrixView<double>(lower, l, l));
+                if (lower != nullptr) gemm<double>(MatrixView<const double>(product, l, l), MatrixView<const double>(r, l, l), MatrixView<double>(lower, l, l));
                 return;
             }
         }
@@ -227,8 +224,7 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
         for (std::int64_t i = 0; i < l * l; ++i) w[i] = T(inverse[i]);
         combine(w, panel, x);
         if (lower != nullptr) {
-            gemm<double>(MatrixView<const double>(product, l, l), MatrixView<const double>(next, l, l),
-                         MatrixView<double>(inverse, l, l));
+            gemm<double>(MatrixView<const double>(product, l, l), MatrixView<const double>(next, l, l), MatrixView<double>(inverse, l, l));
             std::copy_n(inverse, l * l, product);
         }
     }
@@ -260,8 +256,8 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
     run_stoppable(22.0 * double(p) * double(p) * double(p), [job, vectors, m, n, p, need] {
         char kind = vectors ? 'S' : 'N';
         int rows = int(n), cols = int(m), pi = int(p), lwork = int(need);
-        lapack<double>().gesdd(&kind, &rows, &cols, job->a.data(), &rows, job->s.data(), job->left.data(), &rows,
-                               job->right.data(), &pi, job->work.data(), &lwork, job->iwork.data(), &job->info);
+        lapack<double>().gesdd(&kind, &rows, &cols, job->a.data(), &rows, job->s.data(), job->left.data(), &rows, job->right.data(), &pi, job->work.data(),
+                               &lwork, job->iwork.data(), &job->info);
     });
     if (job->info != 0) throw LinAlgError("SVD of the small factor: gesdd did not converge");
     std::copy(job->s.begin(), job->s.end(), s);

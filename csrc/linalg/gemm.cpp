@@ -49,8 +49,7 @@ template <class T> struct GramKernel {
             const std::int64_t depth = std::min(kGramDepth, g->end - c);
             std::int64_t lane = 0;
             for (const auto &s : g->panel->segments) {
-                const PackSource<T> src{s.rows.data + c * s.rows.col_stride, s.rows.row_stride, s.rows.col_stride,
-                                        s.shift ? s.shift + c : nullptr, false,
+                const PackSource<T> src{s.rows.data + c * s.rows.col_stride,    s.rows.row_stride, s.rows.col_stride, s.shift ? s.shift + c : nullptr, false,
                                         s.shift_low ? s.shift_low + c : nullptr};
                 simd::pack<T, Bytes>(src, lane, s.rows.rows, depth, NR, packed);
                 lane += s.rows.rows;
@@ -59,8 +58,7 @@ template <class T> struct GramKernel {
             for (std::int64_t j = 0; j < mp; j += NR) {
                 poll();
                 for (std::int64_t i = std::max(j, first); i < m; i += MR)
-                    microkernel<T, Bytes, NV>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth,
-                                    acc + i * mp + j, mp, pending > 0);
+                    microkernel<T, Bytes, NV>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth, acc + i * mp + j, mp, pending > 0);
             }
             if (++pending == kFlush) {
                 flush(acc, mp, first, m, g->sum);
@@ -104,8 +102,10 @@ template <class T> struct CombineKernel {
                 for (std::int64_t j = 0; j < cols; j += NR) {
                     const std::int64_t lanes = std::min<std::int64_t>(NR, cols - j);
                     const PackSource<T> src{s.rows.data + r * s.rows.row_stride + (g->begin + j) * s.rows.col_stride,
-                                            s.rows.col_stride, s.rows.row_stride,
-                                            s.shift ? s.shift + g->begin + j : nullptr, true,
+                                            s.rows.col_stride,
+                                            s.rows.row_stride,
+                                            s.shift ? s.shift + g->begin + j : nullptr,
+                                            true,
                                             s.shift_low ? s.shift_low + g->begin + j : nullptr};
                     T *dst = base + j * depth + in * NR;
                     simd::pack<T, Bytes>(src, 0, lanes, take, NR, dst);
@@ -117,8 +117,8 @@ template <class T> struct CombineKernel {
         for (std::int64_t db = 0; db * kDepth < m; ++db) {
             const std::int64_t depth = std::min(kDepth, m - db * kDepth);
             poll();
-            block<T, Bytes>(depth, g->w + db * kDepth * kp, packed + db * kDepth * padded, g->out.data + (g->begin - g->first),
-                            g->out.row_stride, k, cols, g->accumulate || db > 0);
+            block<T, Bytes>(depth, g->w + db * kDepth * kp, packed + db * kDepth * padded, g->out.data + (g->begin - g->first), g->out.row_stride, k, cols,
+                            g->accumulate || db > 0);
         }
     }
 };
@@ -139,9 +139,8 @@ template <class T> struct PackAKernel {
             const std::int64_t depth = std::min(kDepth, a.cols - c);
             poll();
             T *dst = g->dst + c * rp;
-            const PackSource<T> src{a.data + c * a.col_stride, a.row_stride, a.col_stride,
-                                    g->shift ? g->shift + c : nullptr, false,
-                                    g->shift_low ? g->shift_low + c : nullptr};
+            const PackSource<T> src{a.data + c * a.col_stride,         a.row_stride, a.col_stride,
+                                    g->shift ? g->shift + c : nullptr, false,        g->shift_low ? g->shift_low + c : nullptr};
             simd::pack<T, Bytes>(src, 0, a.rows, depth, g->width, dst);
             simd::pad(a.rows, depth, g->width, dst);
         }
@@ -170,8 +169,11 @@ template <class T> struct GemmRowsKernel { // B packed whole
         T *pa = frame.take<T>(rp * keep);
         const auto pack_rows = [&](std::int64_t d, T *to) SUBSPAN_LAMBDA_INLINE {
             const std::int64_t depth = std::min(kDepth, depth_all - d);
-            const PackSource<T> src{g->a.data + g->begin * g->a.row_stride + d * g->a.col_stride, g->a.row_stride,
-                                    g->a.col_stride, g->a_shift ? g->a_shift + d : nullptr, false,
+            const PackSource<T> src{g->a.data + g->begin * g->a.row_stride + d * g->a.col_stride,
+                                    g->a.row_stride,
+                                    g->a.col_stride,
+                                    g->a_shift ? g->a_shift + d : nullptr,
+                                    false,
                                     g->a_shift_low ? g->a_shift_low + d : nullptr};
             simd::pack<T, Bytes>(src, 0, rows, depth, MR, to);
             simd::pad(rows, depth, MR, to);
@@ -182,8 +184,8 @@ template <class T> struct GemmRowsKernel { // B packed whole
             const std::int64_t depth = std::min(kDepth, depth_all - d);
             poll();
             if (!in_place) pack_rows(d, pa);
-            block<T, Bytes>(depth, in_place ? pa + d * rp : pa, g->packed + d * np,
-                            g->c.data + g->begin * g->c.row_stride, g->c.row_stride, rows, n, g->accumulate || d > 0);
+            block<T, Bytes>(depth, in_place ? pa + d * rp : pa, g->packed + d * np, g->c.data + g->begin * g->c.row_stride, g->c.row_stride, rows, n,
+                            g->accumulate || d > 0);
         }
     }
 };
@@ -197,12 +199,10 @@ template <class T> struct GemmColsKernel { // A packed whole
         for (std::int64_t d = 0; d < depth_all; d += kDepth) {
             const std::int64_t depth = std::min(kDepth, depth_all - d);
             poll();
-            const PackSource<T> src{g->b.data + d * g->b.row_stride + g->begin * g->b.col_stride, g->b.col_stride,
-                                    g->b.row_stride, nullptr, false};
+            const PackSource<T> src{g->b.data + d * g->b.row_stride + g->begin * g->b.col_stride, g->b.col_stride, g->b.row_stride, nullptr, false};
             simd::pack<T, Bytes>(src, 0, cols, depth, NR, pb);
             simd::pad(cols, depth, NR, pb);
-            block<T, Bytes>(depth, g->packed + d * mp, pb, g->c.data + g->begin, g->c.row_stride, m, cols,
-                            g->accumulate || d > 0);
+            block<T, Bytes>(depth, g->packed + d * mp, pb, g->c.data + g->begin, g->c.row_stride, m, cols, g->accumulate || d > 0);
         }
     }
 };
@@ -269,8 +269,7 @@ template <class T, class F> void combine_strips(const T *w, std::int64_t k, cons
     const PackAArgs<T> pa{MatrixView<const T>(w, k, m), nullptr, nullptr, packed, tile.mr};
     launch<PackAKernel<T>>(&pa);
     const std::int64_t width = 4 * tile.nr;
-    for_tasks((n + width - 1) / width, double(n) * double(k) * double(m),
-              [&](std::int64_t t) { strip(packed, t * width, std::min(n, (t + 1) * width)); });
+    for_tasks((n + width - 1) / width, double(n) * double(k) * double(m), [&](std::int64_t t) { strip(packed, t * width, std::min(n, (t + 1) * width)); });
 }
 
 } // namespace
@@ -304,9 +303,7 @@ template <class T> void combine(const T *w, const RowBlocks<T> &p, MatrixView<T>
     });
 }
 
-template <class T>
-void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate, const T *a_shift,
-          const T *a_shift_low) {
+template <class T> void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate, const T *a_shift, const T *a_shift_low) {
     if (a.cols != b.rows || c.rows != a.rows || c.cols != b.cols) throw ValueError("gemm: shapes do not fit");
     if (c.rows == 0 || c.cols == 0) return;
     if (c.col_stride != 1 && c.cols > 1) throw ValueError("gemm: C needs unit column stride");
@@ -339,10 +336,10 @@ void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool ac
     }
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void gram<T>(const RowBlocks<T> &, std::int64_t, double *);                                                   \
-    template void combine<T>(const T *, const RowBlocks<T> &, MatrixView<T>, bool);                                        \
-    template void combine<T>(const T *, std::int64_t, const RowBlocks<T> &, const StripTaker<T> &);                        \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void gram<T>(const RowBlocks<T> &, std::int64_t, double *);                                                                                       \
+    template void combine<T>(const T *, const RowBlocks<T> &, MatrixView<T>, bool);                                                                            \
+    template void combine<T>(const T *, std::int64_t, const RowBlocks<T> &, const StripTaker<T> &);                                                            \
     template void gemm<T>(MatrixView<const T>, MatrixView<const T>, MatrixView<T>, bool, const T *, const T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

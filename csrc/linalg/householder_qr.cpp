@@ -96,8 +96,7 @@ template <class T, int Bytes, int NVC> struct PanelFactor {
         }
     }
     // Rows [first, m): A <- A keep - (x scale) f, and the sums of column j + 1 on the way (rows after the first).
-    static SUBSPAN_INLINE void apply(T *p, int64_t first, int64_t m, int64_t j, T scale, const T *keep, const T *f,
-                                     Sums &s) {
+    static SUBSPAN_INLINE void apply(T *p, int64_t first, int64_t m, int64_t j, T scale, const T *keep, const T *f, Sums &s) {
         VT k[NVC], g[NVC];
 #pragma GCC unroll 4
         for (int q = 0; q < NVC; ++q) {
@@ -175,8 +174,7 @@ template <class T, int Bytes, int NVC> struct PanelFactor {
         const T alpha = pj[j];
         T scale = T(0), tau = T(0);
         // Far below or above one, squares have lost digits: the column is then measured in double and scaled.
-        constexpr double low = double(std::numeric_limits<T>::min()) / (double(std::numeric_limits<T>::epsilon()) *
-                                                                       double(std::numeric_limits<T>::epsilon()));
+        constexpr double low = double(std::numeric_limits<T>::min()) / (double(std::numeric_limits<T>::epsilon()) * double(std::numeric_limits<T>::epsilon()));
         constexpr double high = double(std::numeric_limits<T>::max()) * 1e-6;
         constexpr T tall = T(sizeof(T) == 4 ? 1e15 : 1e145);
         if (s.square > low && s.square < high && std::abs(alpha) < tall) {
@@ -280,9 +278,7 @@ template <class T> class Factorisation {
 
   private:
     // T of columns [j, j + w) of the block that starts at b.
-    MatrixView<T> triangle(int64_t b, int64_t j, int64_t w) const {
-        return t_.block_rows(j, w).block_cols(j - b, w);
-    }
+    MatrixView<T> triangle(int64_t b, int64_t j, int64_t w) const { return t_.block_rows(j, w).block_cols(j - b, w); }
     MatrixView<T> reflections(int64_t j, int64_t w) const { return v_.block_rows(j, v_.rows - j).block_cols(j, w); }
     void reflect(int64_t b, int64_t j, int64_t w, MatrixView<T> c) {
         Frame frame;
@@ -290,8 +286,8 @@ template <class T> class Factorisation {
         const auto t = triangle(b, j, w);
         for (int64_t i = 0; i < w; ++i)
             for (int64_t l = 0; l < w; ++l) m[i * w + l] = -t(l, i);
-        apply_core<T>(StackView<const T>(c), MatrixView<const T>(reflections(j, w)),
-                      Core<T>::full(MatrixView<const T>(m, w, w)), T(1), Side::left, StackView<T>(c), false);
+        apply_core<T>(StackView<const T>(c), MatrixView<const T>(reflections(j, w)), Core<T>::full(MatrixView<const T>(m, w, w)), T(1), Side::left,
+                      StackView<T>(c), false);
     }
     void block(int64_t b, int64_t j, int64_t w) {
         const int64_t width = panel_width<T>();
@@ -425,7 +421,8 @@ template <class T> struct SmallKernel {
         return g.good;
     }
     // Lanes from i on: a window into this.
-    template <int LD> static constexpr auto kFrom = [] {
+    template <int LD>
+    static constexpr auto kFrom = [] {
         std::array<T, 2 * LD> x{};
         for (int i = LD; i < 2 * LD; ++i) x[std::size_t(i)] = T(1);
         return x;
@@ -466,8 +463,8 @@ template <class T> struct SmallKernel {
 
 template <class V> void require_triangles(const V &t, int64_t k) {
     if (t.rows() != k || t.cols() != std::min(k, kReflectionBlock))
-        throw ValueError("T must be " + std::to_string(k) + " x " + std::to_string(std::min(k, kReflectionBlock)) + ", got " +
-                         std::to_string(t.rows()) + " x " + std::to_string(t.cols()));
+        throw ValueError("T must be " + std::to_string(k) + " x " + std::to_string(std::min(k, kReflectionBlock)) + ", got " + std::to_string(t.rows()) +
+                         " x " + std::to_string(t.cols()));
 }
 
 // Copies A in, times a power of two where squares of its entries would overflow or vanish. False for NaN or infinity.
@@ -497,8 +494,7 @@ template <class T> bool load(MatrixView<const T> a, MatrixView<T> v, MatrixView<
 } // namespace
 
 template <class T>
-void householder_qr(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau,
-                    const StackView<T> &t) {
+void householder_qr(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau, const StackView<T> &t) {
     const int64_t items = a.size(), kk = std::min(a.rows(), a.cols());
     if (v.rows() != a.rows() || v.cols() != kk || r.rows() != kk || r.cols() != a.cols() || tau.cols() != kk)
         throw ValueError("householder_qr: V must be m x k, R k x n and tau 1 x k");
@@ -558,13 +554,12 @@ void householder_qr(const StackView<const T> &a, const StackView<T> &v, const St
 }
 
 template <class T>
-void factored_apply(const StackView<const T> &v, const StackView<const T> &t, const StackView<const T> &c, Side side,
-                    bool transpose, const StackView<T> &out, bool check) {
+void factored_apply(const StackView<const T> &v, const StackView<const T> &t, const StackView<const T> &c, Side side, bool transpose, const StackView<T> &out,
+                    bool check) {
     const int64_t m = v.rows(), k = v.cols(), items = c.size(), blocks = (k + kReflectionBlock - 1) / kReflectionBlock;
     require_triangles(t, k);
     if ((side == Side::left ? c.rows() : c.cols()) != m)
-        throw ValueError("Q is " + std::to_string(m) + " x " + std::to_string(m) + " and C has " +
-                         std::to_string(side == Side::left ? c.rows() : c.cols()) +
+        throw ValueError("Q is " + std::to_string(m) + " x " + std::to_string(m) + " and C has " + std::to_string(side == Side::left ? c.rows() : c.cols()) +
                          (side == Side::left ? " rows" : " columns"));
     if (c.empty()) return;
     if (side == Side::right && !c.shape.empty() && shared(v) && shared(t)) { // one Q on the rows of all matrices
@@ -729,11 +724,10 @@ template <class T> void factored_array(const StackView<const T> &v, const StackV
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void householder_qr<T>(const StackView<const T> &, const StackView<T> &, const StackView<T> &,            \
-                                    const StackView<T> &, const StackView<T> &);                                       \
-    template void factored_apply<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, \
-                                    Side, bool, const StackView<T> &, bool);                                           \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void householder_qr<T>(const StackView<const T> &, const StackView<T> &, const StackView<T> &, const StackView<T> &, const StackView<T> &);       \
+    template void factored_apply<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, Side, bool, const StackView<T> &,      \
+                                    bool);                                                                                                                     \
     template void factored_array<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

@@ -17,8 +17,8 @@ namespace subspan {
 using std::int64_t;
 
 template <class T>
-void householder_qr_pivoted(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau,
-                            const StackView<T> &t, int64_t *order) {
+void householder_qr_pivoted(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau, const StackView<T> &t,
+                            int64_t *order) {
     const int64_t m = a.rows(), n = a.cols(), k = std::min(m, n), items = a.size(), block = std::min(k, kReflectionBlock);
     if (a.empty()) {
         for (int64_t i = 0; i < (n == 0 ? 0 : items * n); ++i) order[i] = i % n;
@@ -63,9 +63,9 @@ void householder_qr_pivoted(const StackView<const T> &a, const StackView<T> &v, 
     }
 }
 
-template void householder_qr_pivoted<float>(const StackView<const float> &, const StackView<float> &, const StackView<float> &,
-                                            const StackView<float> &, const StackView<float> &, int64_t *);
-template void householder_qr_pivoted<double>(const StackView<const double> &, const StackView<double> &, const StackView<double> &,
-                                             const StackView<double> &, const StackView<double> &, int64_t *);
+template void householder_qr_pivoted<float>(const StackView<const float> &, const StackView<float> &, const StackView<float> &, const StackView<float> &,
+                                            const StackView<float> &, int64_t *);
+template void householder_qr_pivoted<double>(const StackView<const double> &, const StackView<double> &, const StackView<double> &, const StackView<double> &,
+                                             const StackView<double> &, int64_t *);
 
 } // namespace subspan

@@ -42,7 +42,7 @@ SUBSPAN_INLINE void accumulate(std::int64_t depth, const T *a, std::int64_t sa, 
 // c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]; rows of b are prefetched Ahead bytes further on.
 template <class T, int Bytes, int NV = Shape<Bytes>::nv, std::int64_t Ahead = 0>
 SUBSPAN_INLINE void microkernel(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
-                          std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
+                                std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
     using V = Vec<T, Bytes>;
     constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
     typename V::type acc[MR][NV];
@@ -84,8 +84,7 @@ SUBSPAN_INLINE void microkernel_rows(std::int64_t depth, const T *a, std::int64_
 
 // The same for a tile that sticks out of C: through a full tile on the stack.
 template <class T, int Bytes>
-SUBSPAN_INLINE void microkernel_edge(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc,
-                               bool add, int rows, int cols) {
+SUBSPAN_INLINE void microkernel_edge(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add, int rows, int cols) {
     constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
     alignas(64) T tile[MR * NR];
     microkernel<T, Bytes>(depth, a, sa, b, tile, NR, false);
@@ -95,8 +94,7 @@ SUBSPAN_INLINE void microkernel_edge(std::int64_t depth, const T *a, std::int64_
 
 // A block of C, rows x cols, from packed operands: A in panels of mr, B in panels of nr, both `depth` deep.
 template <class T, int Bytes>
-SUBSPAN_INLINE void block(std::int64_t depth, const T *a, const T *b, T *c, std::int64_t ldc, std::int64_t rows,
-                          std::int64_t cols, bool add) {
+SUBSPAN_INLINE void block(std::int64_t depth, const T *a, const T *b, T *c, std::int64_t ldc, std::int64_t rows, std::int64_t cols, bool add) {
     constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
     for (std::int64_t j = 0; j < cols; j += NR)
         for (std::int64_t i = 0; i < rows; i += MR) {

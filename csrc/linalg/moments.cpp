@@ -94,8 +94,7 @@ template <class T> struct ScatterKernel {
                 const double *__restrict about = mean;
                 double *__restrict sums = squares;
                 for (std::int64_t j = 0; j < count; ++j) {
-                    const double m = about[j], d0 = double(r0[j]) - m, d1 = double(r1[j]) - m, d2 = double(r2[j]) - m,
-                                 d3 = double(r3[j]) - m;
+                    const double m = about[j], d0 = double(r0[j]) - m, d1 = double(r1[j]) - m, d2 = double(r2[j]) - m, d3 = double(r3[j]) - m;
                     sums[j] += (w[0] * d0 * d0 + w[1] * d1 * d1) + (w[2] * d2 * d2 + w[3] * d3 * d3);
                 }
             }

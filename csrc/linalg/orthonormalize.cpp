@@ -147,8 +147,7 @@ bool halley(int64_t k, double *r) {
             for (int64_t i = 0; i < k; ++i) stacked(k + i, i) = 1.0;
             householder_qr<double>(StackView<const double>(stacked), v, tri, tau, t);
             factored_array<double>(StackView<const double>(v), MatrixView<const double>(t), stacked);
-            gemm<double>(stacked.block_rows(0, k), MatrixView<const double>(stacked.block_rows(k, k)).transposed(),
-                         MatrixView<double>(next, k, k));
+            gemm<double>(stacked.block_rows(0, k), MatrixView<const double>(stacked.block_rows(k, k)).transposed(), MatrixView<double>(next, k, k));
             const double second = (a - first) / root;
             for (int64_t i = 0; i < kk; ++i) next[i] = first * r[i] + second * next[i];
         } else {
@@ -206,8 +205,7 @@ template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool
             for (int64_t j = 0; j <= i; ++j) off = std::max(off, std::abs(g[i * k + j] - (i == j ? 1.0 : 0.0)));
         if (off <= 4.0 * std::numeric_limits<T>::epsilon() * std::sqrt(double(k))) break;
         for (int64_t i = 0; i < k; ++i)
-            for (int64_t j = 0; j <= i; ++j)
-                rt(i, j) = rt(j, i) = T((i == j ? 1.5 : 0.0) - 0.5 * g[i * k + j]);
+            for (int64_t j = 0; j <= i; ++j) rt(i, j) = rt(j, i) = T((i == j ? 1.5 : 0.0) - 0.5 * g[i * k + j]);
         gemm<T>(MatrixView<const T>(basis), MatrixView<const T>(rt), basis);
     }
     copy<T>(basis, q);
@@ -237,13 +235,9 @@ template <class T> int64_t one(MatrixView<const T> a, MatrixView<T> q, Orthonorm
 
 } // namespace
 
-template <class T>
-void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete,
-                    int64_t *ranks) {
+template <class T> void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete, int64_t *ranks) {
     const int64_t m = a.rows(), k = a.cols(), items = a.size();
-    if (k > m)
-        throw ValueError("A has " + std::to_string(k) + " columns of " + std::to_string(m) +
-                         " entries: so many cannot be orthonormal");
+    if (k > m) throw ValueError("A has " + std::to_string(k) + " columns of " + std::to_string(m) + " entries: so many cannot be orthonormal");
     if (ranks != nullptr) std::fill_n(ranks, items, int64_t(0));
     if (k == 0) return;
     for (int64_t i = 0; i < items; ++i)
@@ -373,10 +367,10 @@ template <class T> bool all_finite(const StackView<const T> &stack) {
     return true;
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void orthonormalize<T>(const StackView<const T> &, const StackView<T> &, Orthonormalization, bool, int64_t *);       \
-    template void random_orthogonal<T>(std::uint64_t, const StackView<T> &);                                           \
-    template double orthonormality_defect<T>(const StackView<const T> &);                                              \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void orthonormalize<T>(const StackView<const T> &, const StackView<T> &, Orthonormalization, bool, int64_t *);                                    \
+    template void random_orthogonal<T>(std::uint64_t, const StackView<T> &);                                                                                   \
+    template double orthonormality_defect<T>(const StackView<const T> &);                                                                                      \
     template bool all_finite<T>(const StackView<const T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

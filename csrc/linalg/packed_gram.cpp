@@ -21,16 +21,14 @@ template <class T, int Bytes> SUBSPAN_INLINE void transposed(const T *from, int6
     int64_t j = 0;
     for (; j + W <= cols; j += W) {
         int64_t i = 0;
-        for (; i + W <= rows; i += W)
-            Transpose<T, Bytes>::block(from + j * fs + i, fs, nullptr, nullptr, to + i * ts + j, ts);
+        for (; i + W <= rows; i += W) Transpose<T, Bytes>::block(from + j * fs + i, fs, nullptr, nullptr, to + i * ts + j, ts);
         for (; i < rows; ++i)
             for (int l = 0; l < W; ++l) to[i * ts + j + l] = from[(j + l) * fs + i];
     }
     if constexpr (Bytes > 16)
         for (; j + H <= cols; j += H) {
             int64_t i = 0;
-            for (; i + H <= rows; i += H)
-                Transpose<T, Bytes / 2>::block(from + j * fs + i, fs, nullptr, nullptr, to + i * ts + j, ts);
+            for (; i + H <= rows; i += H) Transpose<T, Bytes / 2>::block(from + j * fs + i, fs, nullptr, nullptr, to + i * ts + j, ts);
             for (; i < rows; ++i)
                 for (int l = 0; l < H; ++l) to[i * ts + j + l] = from[(j + l) * fs + i];
         }
@@ -91,8 +89,7 @@ template <class T> struct CopyKernel {
 };
 
 template <class T> struct DecayAddKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const MatrixView<T> *bp, T momentum, const MatrixView<const T> *gp, T weight) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const MatrixView<T> *bp, T momentum, const MatrixView<const T> *gp, T weight) {
         using V = Vec<T, Bytes>;
         auto b = *bp;
         auto g = *gp;
@@ -120,11 +117,9 @@ template <class T> struct DecayAddKernel {
 };
 
 template <class T> struct PackKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const MatrixView<const T> *operands, int count, int64_t first, int64_t rows, T *z, int64_t ld) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const MatrixView<const T> *operands, int count, int64_t first, int64_t rows, T *z, int64_t ld) {
         const int64_t k = operands[0].cols;
-        for (int a = 0; a < count; ++a)
-            copy_kernel<T, Bytes>(operands[a].block_rows(first, rows), MatrixView<T>(z + a * k, rows, k, ld, 1));
+        for (int a = 0; a < count; ++a) copy_kernel<T, Bytes>(operands[a].block_rows(first, rows), MatrixView<T>(z + a * k, rows, k, ld, 1));
         // What lies in z past the operands only enters products that nobody reads.
     }
 };
@@ -145,8 +140,7 @@ template <class T> struct GramArgs {
 
 template <class T> struct GramKernel {
     template <int Bytes, int NV>
-    static SUBSPAN_INLINE void ahead_of(const GramArgs<T> *a, int64_t which, int64_t row, int64_t depth, const T *x, const T *y, T *c,
-                                        bool add) {
+    static SUBSPAN_INLINE void ahead_of(const GramArgs<T> *a, int64_t which, int64_t row, int64_t depth, const T *x, const T *y, T *c, bool add) {
         using V = Vec<T, Bytes>;
         constexpr int MR = simd::Shape<Bytes>::mr, W = V::lanes;
         typename V::type acc[MR][NV];
@@ -239,8 +233,7 @@ template <class T> struct ApplyArgs {
 
 template <class T> struct ApplyKernel {
     // MR rows of z against NV vectors of w.
-    template <int Bytes, int MR, int NV>
-    static SUBSPAN_INLINE void tile(const ApplyArgs<T> *a, int64_t i, int64_t j, T *c, int64_t ldc, bool accumulate) {
+    template <int Bytes, int MR, int NV> static SUBSPAN_INLINE void tile(const ApplyArgs<T> *a, int64_t i, int64_t j, T *c, int64_t ldc, bool accumulate) {
         // A row length that the compiler knows spares eight address registers.
         if (a->ld == 16) return tile_of<Bytes, MR, NV, 16>(a, i, j, c, ldc, accumulate);
         tile_of<Bytes, MR, NV, 0>(a, i, j, c, ldc, accumulate);
@@ -314,8 +307,7 @@ template <class T> struct ApplyKernel {
         int64_t l = 0;
         if constexpr (W <= 16)
             for (; l + W <= cols; l += W)
-                for (int r = 0; r < 16; r += W)
-                    Transpose<T, Bytes>::block(c + r * ldc + l, ldc, nullptr, nullptr, out + l * stride + r, stride);
+                for (int r = 0; r < 16; r += W) Transpose<T, Bytes>::block(c + r * ldc + l, ldc, nullptr, nullptr, out + l * stride + r, stride);
         for (; l < cols; ++l)
             for (int r = 0; r < 16; ++r) out[l * stride + r] = c[r * ldc + l];
     }
@@ -350,8 +342,7 @@ template <class T> void decay_add(MatrixView<T> b, T momentum, MatrixView<const 
 
 template <class T>
 PackedBlock<T>::PackedBlock(Frame &frame, int64_t n, int64_t k, int operands)
-    : n_(n), k_(k), width_(operands * k), ld_(round_up(operands * k, 64 / int64_t(sizeof(T)))), kp_(apply_width<T>(k)),
-      operands_(operands) {
+    : n_(n), k_(k), width_(operands * k), ld_(round_up(operands * k, 64 / int64_t(sizeof(T)))), kp_(apply_width<T>(k)), operands_(operands) {
     const int64_t budget = (int64_t(512) << 10) / (ld_ * int64_t(sizeof(T)));
     block_ = std::min(n, std::max<int64_t>(budget / kLeastRows * kLeastRows, kLeastRows));
     whole_ = block_ == n;
@@ -372,8 +363,7 @@ template <class T> void PackedBlock<T>::ahead(const MatrixView<const T> *next, i
 }
 
 template <class T> void PackedBlock<T>::pack(const MatrixView<const T> *operands, int64_t first, int64_t rows) {
-    simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first,
-                                                                                                   rows, z_, ld_);
+    simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first, rows, z_, ld_);
 }
 
 template <class T> void PackedBlock<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
@@ -422,16 +412,14 @@ template <class T> typename PackedBlock<T>::Range PackedBlock<T>::coefficients(c
     return {first * k_, (last + 1) * k_};
 }
 
-template <class T>
-void PackedBlock<T>::combine(int64_t first, int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
+template <class T> void PackedBlock<T>::combine(int64_t first, int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
     const int64_t each = ahead_.bytes[kAheads - 1] / n_;
-    const ApplyArgs<T> args{rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate,
-                            ahead_.data[kAheads - 1] + first * each, each};
+    const ApplyArgs<T> args{
+        rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate, ahead_.data[kAheads - 1] + first * each, each};
     simd::dispatch<ApplyKernel<T>, const ApplyArgs<T> *>(&args);
 }
 
-template <class T>
-void PackedBlock<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
+template <class T> void PackedBlock<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
     const Range range = coefficients(w, w_);
     for (int64_t r = 0; r < n_; r += block_) {
         poll();
@@ -442,8 +430,7 @@ void PackedBlock<T>::apply(const MatrixView<const T> *operands, const double *co
 }
 
 template <class T>
-void PackedBlock<T>::apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out,
-                           const double *const *w2, MatrixView<T> out2) {
+void PackedBlock<T>::apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, const double *const *w2, MatrixView<T> out2) {
     T *second = w_ + width_ * kp_;
     const Range range = coefficients(w, w_), range2 = coefficients(w2, second);
     for (int64_t r = 0; r < n_; r += block_) {
@@ -455,9 +442,9 @@ void PackedBlock<T>::apply2(const MatrixView<const T> *operands, const double *c
     }
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void copy_matrix<T>(MatrixView<const T>, MatrixView<T>);                                                  \
-    template void decay_add<T>(MatrixView<T>, T, MatrixView<const T>, T);                                              \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void copy_matrix<T>(MatrixView<const T>, MatrixView<T>);                                                                                          \
+    template void decay_add<T>(MatrixView<T>, T, MatrixView<const T>, T);                                                                                      \
     template class PackedBlock<T>;
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

@@ -43,8 +43,7 @@ template <class T> class PackedBlock {
     /// accumulate: out += instead.
     void apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate = false);
     /// Two combinations in one sweep: both outputs may be operands.
-    void apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, const double *const *w2,
-                MatrixView<T> out2);
+    void apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, const double *const *w2, MatrixView<T> out2);
 
   private:
     void pack(const MatrixView<const T> *operands, std::int64_t first, std::int64_t rows);

@@ -14,8 +14,7 @@ template <class T, int Bytes> struct Transpose {
     static constexpr int W = V::lanes;
 #ifdef SUBSPAN_SHUFFLE
     // Round with distance D exchanges the off-diagonal D x D blocks of every 2D x 2D block.
-    template <int D, int... I>
-    static SUBSPAN_INLINE void pair(typename V::type &x, typename V::type &y, std::integer_sequence<int, I...>) {
+    template <int D, int... I> static SUBSPAN_INLINE void pair(typename V::type &x, typename V::type &y, std::integer_sequence<int, I...>) {
         const auto lo = __builtin_shufflevector(x, y, ((I & D) ? W + (I ^ D) : I)...);
         const auto hi = __builtin_shufflevector(x, y, ((I & D) ? W + I : (I ^ D))...);
         x = lo;
@@ -31,8 +30,7 @@ template <class T, int Bytes> struct Transpose {
     }
 #endif
     /// dst[d·stride + l] = src[l·ls + d] (minus shift[d]) for a full block.
-    static SUBSPAN_INLINE void block(const T *src, std::int64_t ls, const T *shift, const T *shift_low, T *dst,
-                                     std::int64_t stride) {
+    static SUBSPAN_INLINE void block(const T *src, std::int64_t ls, const T *shift, const T *shift_low, T *dst, std::int64_t stride) {
 #ifdef SUBSPAN_SHUFFLE
         typename V::type r[W];
 #pragma GCC unroll 16
@@ -52,8 +50,7 @@ template <class T, int Bytes> struct Transpose {
         for (int d = 0; d < W; ++d) V::store(dst + d * stride, r[d]);
 #else
         for (int d = 0; d < W; ++d)
-            for (int l = 0; l < W; ++l)
-                dst[d * stride + l] = src[l * ls + d] - (shift ? shift[d] : T(0)) - (shift_low ? shift_low[d] : T(0));
+            for (int l = 0; l < W; ++l) dst[d * stride + l] = src[l * ls + d] - (shift ? shift[d] : T(0)) - (shift_low ? shift_low[d] : T(0));
 #endif
     }
 };
@@ -67,9 +64,7 @@ template <class T> struct PackSource {
 };
 
 /// Packs lanes [first, first + lanes) of a panel buffer; lanes counts the source's. See the formula on top.
-template <class T, int Bytes>
-SUBSPAN_INLINE void pack(const PackSource<T> &s, std::int64_t first, std::int64_t lanes, std::int64_t depth, int nr,
-                         T *dst) {
+template <class T, int Bytes> SUBSPAN_INLINE void pack(const PackSource<T> &s, std::int64_t first, std::int64_t lanes, std::int64_t depth, int nr, T *dst) {
     constexpr int W = Vec<T, Bytes>::lanes;
     using V = Vec<T, Bytes>;
     std::int64_t l = 0;
@@ -94,8 +89,7 @@ SUBSPAN_INLINE void pack(const PackSource<T> &s, std::int64_t first, std::int64_
                         for (; i + W <= g; i += W) V::store(o + i, V::load(p + i) - V::load(sh + l + i));
                         for (; i < g; ++i) o[i] = p[i] - sh[l + i];
                     } else {
-                        for (; i + W <= g; i += W)
-                            V::store(o + i, V::load(p + i) - V::load(sh + l + i) - V::load(low + l + i));
+                        for (; i + W <= g; i += W) V::store(o + i, V::load(p + i) - V::load(sh + l + i) - V::load(low + l + i));
                         for (; i < g; ++i) o[i] = p[i] - sh[l + i] - low[l + i];
                     }
                 } else {
@@ -110,8 +104,7 @@ SUBSPAN_INLINE void pack(const PackSource<T> &s, std::int64_t first, std::int64_
         std::int64_t d = 0;
         if (s.depth_stride == 1 && !(s.shift != nullptr && s.shift_by_lane) && g == W) {
             for (; d + W <= depth; d += W)
-                Transpose<T, Bytes>::block(src + d, s.lane_stride, s.shift ? s.shift + d : nullptr,
-                                           s.shift_low ? s.shift_low + d : nullptr, out + d * nr, nr);
+                Transpose<T, Bytes>::block(src + d, s.lane_stride, s.shift ? s.shift + d : nullptr, s.shift_low ? s.shift_low + d : nullptr, out + d * nr, nr);
         }
         for (; d < depth; ++d)
             for (int i = 0; i < g; ++i) {

@@ -40,8 +40,8 @@ template <class T> CsrView<T> slice_rows(CsrView<T> x, std::int64_t first, std::
 /// Throws ValueError that names the first NaN or infinity.
 template <class T> void require_finite(const Rows<T> &r, const char *what) {
     const auto fail = [&](std::int64_t i, std::int64_t j, T v) {
-        throw ValueError(std::string(what) + " must be finite, got " + (std::isnan(v) ? "NaN" : "infinity") +
-                         " in row " + std::to_string(i) + ", column " + std::to_string(j));
+        throw ValueError(std::string(what) + " must be finite, got " + (std::isnan(v) ? "NaN" : "infinity") + " in row " + std::to_string(i) + ", column " +
+                         std::to_string(j));
     };
     // A finite sum of squares says that everything is; only otherwise the entry is looked for.
     if (r.csr == nullptr && std::isfinite(sum_of_squares(r.dense))) return;
@@ -102,8 +102,7 @@ template <class T> void weighted_mean(const Rows<T> &r, double *mean) {
         for (std::int64_t i = 0; i < b; ++i) total += r.w(i) * r.w(i);
         std::fill_n(mean, n, 0.0);
         for (std::int64_t i = 0; i < b; ++i)
-            for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p)
-                mean[r.csr->column(p)] += r.w(i) * r.w(i) * double(r.csr->values[p]);
+            for (std::int64_t p = r.csr->begin(i); p < r.csr->begin(i + 1); ++p) mean[r.csr->column(p)] += r.w(i) * r.w(i) * double(r.csr->values[p]);
     } else {
         Frame frame;
         double *squares = nullptr;

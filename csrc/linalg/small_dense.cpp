@@ -30,8 +30,7 @@ struct MultiplyTN {
 
 struct InverseCholesky {
     // row += Σ_p scale(p) rows[p] for p in [begin, end), a vector of columns at a time: the sum stays in a register.
-    template <int Bytes, class S>
-    static SUBSPAN_INLINE void add(int64_t ld, int64_t begin, int64_t end, const S &scale, const double *rows, double *row) {
+    template <int Bytes, class S> static SUBSPAN_INLINE void add(int64_t ld, int64_t begin, int64_t end, const S &scale, const double *rows, double *row) {
         using V = simd::Vec<double, Bytes>;
         for (int64_t j = 0; j < ld; j += V::lanes) {
             auto sum = V::load(row + j);
@@ -72,8 +71,7 @@ struct Jacobi {
             V::store(y + j, b + s * (a - tau * b));
         }
     }
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(int64_t k, double *g, double *v, double *squares, int64_t *seat, double tolerance) {
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t k, double *g, double *v, double *squares, int64_t *seat, double tolerance) {
         using V = simd::Vec<double, Bytes>;
         const int64_t ld = order(k), seats = k + k % 2;
         const double bound = tolerance * tolerance;

@@ -17,8 +17,7 @@ template <class T> struct TransposeKernel {
         std::int64_t i = 0;
         for (; i + W <= a->k; i += W) {
             std::int64_t j = a->begin;
-            for (; j + W <= a->end; j += W)
-                simd::Transpose<T, Bytes>::block(a->v + i * a->n + j, a->n, nullptr, nullptr, a->vt + j * a->k + i, a->k);
+            for (; j + W <= a->end; j += W) simd::Transpose<T, Bytes>::block(a->v + i * a->n + j, a->n, nullptr, nullptr, a->vt + j * a->k + i, a->k);
             for (; j < a->end; ++j)
                 for (int l = 0; l < W; ++l) a->vt[j * a->k + i + l] = a->v[(i + l) * a->n + j];
         }
@@ -58,8 +57,7 @@ template <class T> struct GatherKernel { // to += sum_p values[p] · from[index[
         }
         for (; j + W <= a->k; j += W) {
             typename V::type y{};
-            for (std::int64_t p = 0; p < a->count; ++p)
-                y += a->values[p] * V::load(a->from + a->index[p] * a->k + j);
+            for (std::int64_t p = 0; p < a->count; ++p) y += a->values[p] * V::load(a->from + a->index[p] * a->k + j);
             V::store(a->to + j, V::load(a->to + j) + y);
         }
         for (; j < a->k; ++j) {
@@ -181,12 +179,10 @@ template <class T> std::vector<std::int64_t> wide_columns(const CsrView<T> &x) {
 
 template <class T> void check_csr(const CsrView<T> &x, const char *what) {
     for (std::int64_t i = 0; i < x.rows; ++i)
-        if (x.begin(i) < 0 || x.begin(i + 1) < x.begin(i))
-            throw ValueError(std::string(what) + ": indptr must not decrease");
+        if (x.begin(i) < 0 || x.begin(i + 1) < x.begin(i)) throw ValueError(std::string(what) + ": indptr must not decrease");
     for (std::int64_t p = x.begin(0); p < x.begin(x.rows); ++p)
         if (x.column(p) < 0 || x.column(p) >= x.cols)
-            throw ValueError(std::string(what) + ": column index " + std::to_string(x.column(p)) + " is outside of [0, " +
-                             std::to_string(x.cols) + ")");
+            throw ValueError(std::string(what) + ": column index " + std::to_string(x.column(p)) + " is outside of [0, " + std::to_string(x.cols) + ")");
 }
 
 template <class T> void column_moments(const CsrView<T> &x, double *mean, double *scatter) {
@@ -208,8 +204,8 @@ template <class T> void column_moments(const CsrView<T> &x, double *mean, double
 }
 
 template <class T>
-void columns_of(const CsrView<T> &x, std::vector<std::int64_t> &by_row, std::vector<std::int64_t> &start,
-                std::vector<std::int64_t> &row, std::vector<T> &value) {
+void columns_of(const CsrView<T> &x, std::vector<std::int64_t> &by_row, std::vector<std::int64_t> &start, std::vector<std::int64_t> &row,
+                std::vector<T> &value) {
     Columns<T> c(x);
     by_row = wide_columns(x);
     start = std::move(c.start);
@@ -217,14 +213,12 @@ void columns_of(const CsrView<T> &x, std::vector<std::int64_t> &by_row, std::vec
     value = std::move(c.value);
 }
 
-template <class T>
-void gather_rows(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, T *to) {
+template <class T> void gather_rows(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, T *to) {
     const AxpyArgs<T> args{k, count, values, index, from, to};
     simd::dispatch<GatherKernel<T>>(&args);
 }
 
-template <class T>
-void gather_rows_wide(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, double *to) {
+template <class T> void gather_rows_wide(std::int64_t k, std::int64_t count, const T *values, const std::int64_t *index, const T *from, double *to) {
     const WideArgs<T> args{k, count, values, index, from, to};
     simd::dispatch<WideKernel<T>>(&args);
 }
@@ -243,8 +237,7 @@ template <class T> void transpose_rows(const T *v, std::int64_t k, std::int64_t 
     });
 }
 
-template <class T>
-void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const double *mean, MatrixView<T> z) {
+template <class T> void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const double *mean, MatrixView<T> z) {
     const std::int64_t n = x.cols;
     Buffer<T> vt(n * k);
     transpose_rows(v, k, n, vt.data());
@@ -268,8 +261,7 @@ void csr_times_rows(const CsrView<T> &x, const T *v, std::int64_t k, const doubl
     });
 }
 
-template <class T>
-void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *mean, T *vt, double *g) {
+template <class T> void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *mean, T *vt, double *g) {
     const CsrView<T> &x = *rows.csr;
     const std::int64_t n = x.cols, b = x.rows, e = rows.extra != nullptr, m = r + b + e;
     std::fill_n(g, m * m, 0.0);
@@ -318,8 +310,7 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
             row[i] = s;
         }
         for (std::int64_t i = 0; i < b; ++i)
-            for (std::int64_t p = x.begin(i); p < x.begin(i + 1); ++p)
-                row[r + i] += double(x.values[p]) * double(rows.extra[x.column(p)]);
+            for (std::int64_t p = x.begin(i); p < x.begin(i + 1); ++p) row[r + i] += double(x.values[p]) * double(rows.extra[x.column(p)]);
     }
     if (rows.shift == nullptr) return;
     // Centring as a correction of the sums, in double: <b_i - μ, y> = <b_i, y> - <μ, y>.
@@ -331,8 +322,7 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
     }
     rows_times(v, r, n, mean, mv.data());
     for (std::int64_t i = 0; i < b; ++i)
-        for (std::int64_t p = x.begin(i); p < x.begin(i + 1); ++p)
-            mb[std::size_t(i)] += double(x.values[p]) * mean[x.column(p)];
+        for (std::int64_t p = x.begin(i); p < x.begin(i + 1); ++p) mb[std::size_t(i)] += double(x.values[p]) * mean[x.column(p)];
     for (std::int64_t i = 0; i < b; ++i) {
         double *row = g + (r + i) * m;
         for (std::int64_t j = 0; j < r; ++j) row[j] -= mv[std::size_t(j)];
@@ -341,8 +331,7 @@ void sparse_gram(const T *v, std::int64_t r, const Rows<T> &rows, const double *
     }
 }
 
-template <class T>
-void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows, const StripTaker<T> &take) {
+template <class T> void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t r, const Rows<T> &rows, const StripTaker<T> &take) {
     const CsrView<T> &x = *rows.csr;
     const std::int64_t n = x.cols, b = x.rows, e = rows.extra != nullptr, m = r + b + e;
     // Dense part: V, the mean (weight minus the sum of the block's weights; in two parts where one is rounded) and the extra row.
@@ -382,16 +371,15 @@ void sparse_combine(const T *w, std::int64_t new_rows, const T *v, std::int64_t 
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void check_csr<T>(const CsrView<T> &, const char *);                                                      \
-    template void column_moments<T>(const CsrView<T> &, double *, double *);                                           \
-    template void gather_rows_wide<T>(std::int64_t, std::int64_t, const T *, const std::int64_t *, const T *, double *); \
-    template void columns_of<T>(const CsrView<T> &, std::vector<std::int64_t> &, std::vector<std::int64_t> &,          \
-                                std::vector<std::int64_t> &, std::vector<T> &);                                        \
-    template void gather_rows<T>(std::int64_t, std::int64_t, const T *, const std::int64_t *, const T *, T *);         \
-    template void transpose_rows<T>(const T *, std::int64_t, std::int64_t, T *);                                       \
-    template void csr_times_rows<T>(const CsrView<T> &, const T *, std::int64_t, const double *, MatrixView<T>);           \
-    template void sparse_gram<T>(const T *, std::int64_t, const Rows<T> &, const double *, T *, double *);             \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void check_csr<T>(const CsrView<T> &, const char *);                                                                                              \
+    template void column_moments<T>(const CsrView<T> &, double *, double *);                                                                                   \
+    template void gather_rows_wide<T>(std::int64_t, std::int64_t, const T *, const std::int64_t *, const T *, double *);                                       \
+    template void columns_of<T>(const CsrView<T> &, std::vector<std::int64_t> &, std::vector<std::int64_t> &, std::vector<std::int64_t> &, std::vector<T> &);  \
+    template void gather_rows<T>(std::int64_t, std::int64_t, const T *, const std::int64_t *, const T *, T *);                                                 \
+    template void transpose_rows<T>(const T *, std::int64_t, std::int64_t, T *);                                                                               \
+    template void csr_times_rows<T>(const CsrView<T> &, const T *, std::int64_t, const double *, MatrixView<T>);                                               \
+    template void sparse_gram<T>(const T *, std::int64_t, const Rows<T> &, const double *, T *, double *);                                                     \
     template void sparse_combine<T>(const T *, std::int64_t, const T *, std::int64_t, const Rows<T> &, const StripTaker<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

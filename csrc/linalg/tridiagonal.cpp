@@ -31,8 +31,7 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
         for (int iteration = 0;; ++iteration) {
             std::int64_t m = l;
             for (; m + 1 < n; ++m)
-                if (std::abs(e[m]) <= kEps * std::sqrt(std::abs(d[m])) * std::sqrt(std::abs(d[m + 1])) ||
-                    std::abs(e[m]) < std::numeric_limits<double>::min())
+                if (std::abs(e[m]) <= kEps * std::sqrt(std::abs(d[m])) * std::sqrt(std::abs(d[m + 1])) || std::abs(e[m]) < std::numeric_limits<double>::min())
                     break;
             if (m == l) break;
             if (iteration == 60) throw LinAlgError("tridiagonal eigenproblem: QL did not converge");
@@ -73,10 +72,7 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
 }
 
 struct LeafKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(std::int64_t n, double *d, double *e, double *q, std::int64_t ld) {
-        leaf(n, d, e, q, ld);
-    }
+    template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, double *d, double *e, double *q, std::int64_t ld) { leaf(n, d, e, q, ld); }
 };
 
 struct Sums {
@@ -84,8 +80,7 @@ struct Sums {
 };
 
 // Sums over the poles on one side of a root.
-template <int Bytes>
-SUBSPAN_INLINE Sums side(const double *delta, const double *w, std::int64_t n, double mu) {
+template <int Bytes> SUBSPAN_INLINE Sums side(const double *delta, const double *w, std::int64_t n, double mu) {
     using V = simd::Vec<double, Bytes>;
     constexpr int W = V::lanes;
     typename V::type f0{}, f1{}, g0{}, g1{}; // two chains hide the latency of the division
@@ -246,8 +241,7 @@ struct VectorKernel {
 
 class Solver {
   public:
-    Solver(std::int64_t n, double *d, double *e)
-        : n_(n), d_(d), e_(e), q_(frame_.take<double>(n * n)), next_(frame_.take<double>(n * n)) {}
+    Solver(std::int64_t n, double *d, double *e) : n_(n), d_(d), e_(e), q_(frame_.take<double>(n * n)), next_(frame_.take<double>(n * n)) {}
 
     // Eigenvalues ascending into d[first, first + n); eigenvectors as rows of q, within columns [first, first + n).
     // Only the `keep` largest vectors are formed.
@@ -357,12 +351,9 @@ class Solver {
         // A few parts, each with its own work array: more than threads, so that they even out.
         const std::int64_t parts = K >= 128 ? std::min<std::int64_t>(2 * num_threads(), K / 32) : 1;
         std::vector<Secular> secular(static_cast<std::size_t>(parts),
-                                     Secular{K, dk.data(), wk.data(), 1.0 / rho, rho * sum, nullptr, diff_all,
-                                             prod.data(), lambda.data(), false});
+                                     Secular{K, dk.data(), wk.data(), 1.0 / rho, rho * sum, nullptr, diff_all, prod.data(), lambda.data(), false});
         for (std::int64_t p = 0; p < parts; ++p) secular[std::size_t(p)].delta = frame.take<double>(K);
-        parallel_for(parts, [&](std::int64_t p) {
-            simd::dispatch<RootsKernel>(&secular[std::size_t(p)], K * p / parts, K * (p + 1) / parts);
-        });
+        parallel_for(parts, [&](std::int64_t p) { simd::dispatch<RootsKernel>(&secular[std::size_t(p)], K * p / parts, K * (p + 1) / parts); });
         bool failed = false;
         for (const auto &q : secular) failed = failed || q.failed;
         if (!failed)
@@ -387,15 +378,13 @@ class Solver {
         // Columns of the coefficient matrix in the order of kind, so that each half needs one dense product.
         std::vector<std::int64_t> columns(K);
         std::iota(columns.begin(), columns.end(), 0);
-        std::stable_sort(columns.begin(), columns.end(),
-                         [&](auto a, auto b) { return kind[live[a]] < kind[live[b]]; });
+        std::stable_sort(columns.begin(), columns.end(), [&](auto a, auto b) { return kind[live[a]] < kind[live[b]]; });
         std::int64_t k0 = 0, k1 = 0;
         for (const std::int64_t i : live) {
             k0 += kind[i] == 0;
             k1 += kind[i] == 1;
         }
-        const std::int64_t wanted =
-            std::count_if(all.end() - keep, all.end(), [](const Entry &a) { return a.is_live; });
+        const std::int64_t wanted = std::count_if(all.end() - keep, all.end(), [](const Entry &a) { return a.is_live; });
         double *coef = frame.take<double>(wanted * K);
         std::vector<double> zhat(K);
         for (std::int64_t i = 0; i < K; ++i) zhat[i] = std::copysign(std::sqrt(std::abs(prod[i])), z[live[i]]);
@@ -411,10 +400,8 @@ class Solver {
         double *gather = frame.take<double>(K * std::max(n1, n2)), *product = frame.take<double>(wanted * n);
         const auto half = [&](std::int64_t from, std::int64_t to, std::int64_t c0, std::int64_t width) {
             if (wanted == 0) return;
-            for (std::int64_t i = from; i < to; ++i)
-                std::copy_n(rows + live[columns[i]] * n_ + c0, width, gather + (i - from) * width);
-            gemm<double>(MatrixView<const double>(coef + from, wanted, to - from, K, 1),
-                         MatrixView<const double>(gather, to - from, width),
+            for (std::int64_t i = from; i < to; ++i) std::copy_n(rows + live[columns[i]] * n_ + c0, width, gather + (i - from) * width);
+            gemm<double>(MatrixView<const double>(coef + from, wanted, to - from, K, 1), MatrixView<const double>(gather, to - from, width),
                          MatrixView<double>(product + c0, wanted, width, n, 1));
         };
         half(0, k0 + k1, 0, n1);

@@ -36,8 +36,7 @@ template <class T> void wy_triangle(std::int64_t k, const T *tau, T *s, std::int
     T *x = frame.take<T>(h * rest);
     gemm<T>(MatrixView<const T>(s, h, h, ld, 1), MatrixView<const T>(s12, h, rest, ld, 1), MatrixView<T>(x, h, rest));
     for (std::int64_t i = 0; i < h * rest; ++i) x[i] = -x[i];
-    gemm<T>(MatrixView<const T>(x, h, rest), MatrixView<const T>(s22, rest, rest, ld, 1),
-            MatrixView<T>(s12, h, rest, ld, 1));
+    gemm<T>(MatrixView<const T>(x, h, rest), MatrixView<const T>(s22, rest, rest, ld, 1), MatrixView<T>(s12, h, rest, ld, 1));
     for (std::int64_t i = 0; i < rest; ++i) std::fill_n(s + (h + i) * ld, h, T(0));
 }
 

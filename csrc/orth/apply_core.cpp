@@ -63,8 +63,7 @@ template <class T> struct Piece {
 // ---- pieces of both forms ------------------------------------------------------------------------------------------
 
 // Rows [row, row + count) of V, as panels of nr lanes: lanes are the columns of V (by_rows false) or its rows.
-template <class T, int Bytes>
-SUBSPAN_INLINE void pack_v(const Item<T> &it, int64_t row, int64_t count, bool by_rows, int nr, T *dst, T *unpacked) {
+template <class T, int Bytes> SUBSPAN_INLINE void pack_v(const Item<T> &it, int64_t row, int64_t count, bool by_rows, int nr, T *dst, T *unpacked) {
     MatrixView<const T> v;
     if (it.packed != nullptr) {
         unpack_int4<T, Bytes>(*it.packed, row, count, 0, it.k, unpacked, it.k);
@@ -73,32 +72,26 @@ SUBSPAN_INLINE void pack_v(const Item<T> &it, int64_t row, int64_t count, bool b
         v = it.v.block_rows(row, count);
     }
     const int64_t lanes = by_rows ? count : it.k, depth = by_rows ? it.k : count;
-    const PackSource<T> src{v.data, by_rows ? v.row_stride : v.col_stride, by_rows ? v.col_stride : v.row_stride,
-                            nullptr, false};
+    const PackSource<T> src{v.data, by_rows ? v.row_stride : v.col_stride, by_rows ? v.col_stride : v.row_stride, nullptr, false};
     simd::pack<T, Bytes>(src, 0, lanes, depth, nr, dst);
     simd::pad(lanes, depth, nr, dst);
 }
 
 // w[g] += (panel g of A)ᵀ tile for a tile of `cols` columns that is padded to NR: full vectors only as far as needed.
-template <class T, int Bytes>
-SUBSPAN_INLINE void tile_products(int64_t depth, int64_t groups, const T *a, const T *tile, T *w, int64_t cols) {
+template <class T, int Bytes> SUBSPAN_INLINE void tile_products(int64_t depth, int64_t groups, const T *a, const T *tile, T *w, int64_t cols) {
     constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
     if (cols > 2 * W) {
-        for (int64_t g = 0; g < groups; ++g)
-            microkernel<T, Bytes, 3>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 3>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
     } else if (cols > W) {
-        for (int64_t g = 0; g < groups; ++g)
-            microkernel<T, Bytes, 2>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 2>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
     } else {
-        for (int64_t g = 0; g < groups; ++g)
-            microkernel<T, Bytes, 1>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 1>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
     }
 }
 
 // out = alpha C + Aᵀ B for one register tile; A is depth x MR with row stride sa, B is depth x NR.
 template <class T, int Bytes, int NV, bool Ahead>
-SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out,
-                           int64_t ldo, T alpha) {
+SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out, int64_t ldo, T alpha) {
     using V = Vec<T, Bytes>;
     constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
     typename V::type acc[MR][NV];
@@ -132,8 +125,8 @@ SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, co
 
 // The same for a tile that sticks out of C, through a copy on the stack.
 template <class T, int Bytes, int NV>
-SUBSPAN_INLINE void update_edge(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out,
-                                int64_t ldo, T alpha, int64_t rows, int64_t cols) {
+SUBSPAN_INLINE void update_edge(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out, int64_t ldo, T alpha, int64_t rows,
+                                int64_t cols) {
     constexpr int MR = Shape<Bytes>::mr, LD = NV * Vec<T, Bytes>::lanes;
     alignas(64) T tile[MR * LD];
     std::fill_n(tile, MR * LD, T(0));
@@ -145,8 +138,8 @@ SUBSPAN_INLINE void update_edge(int64_t depth, const T *a, int64_t sa, const T *
 
 // As many vectors as the columns need.
 template <class T, int Bytes, bool Ahead>
-SUBSPAN_INLINE void update_any(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out,
-                               int64_t ldo, T alpha, int64_t rows, int64_t cols) {
+SUBSPAN_INLINE void update_any(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out, int64_t ldo, T alpha, int64_t rows,
+                               int64_t cols) {
     constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
     static_assert(Shape<Bytes>::nv == 3);
     const int64_t r = std::min<int64_t>(rows, MR), n = std::min<int64_t>(cols, NR);
@@ -194,8 +187,7 @@ template <class T, int Bytes> SUBSPAN_INLINE void core_step(const Item<T> &it, T
     simd::pad(k, k, MR, mp);
     for (int64_t t = 0; t < tiles; ++t) {
         T *wt = w + t * kp * NR;
-        for (int64_t g = 0; g < kp / MR; ++g)
-            microkernel<T, Bytes, 3>(k, mp + g * k * MR, MR, wt, next + g * MR * NR, NR, false, NR);
+        for (int64_t g = 0; g < kp / MR; ++g) microkernel<T, Bytes, 3>(k, mp + g * k * MR, MR, wt, next + g * MR * NR, NR, false, NR);
         std::copy_n(next, k * NR, wt);
     }
 }
@@ -203,8 +195,7 @@ template <class T, int Bytes> SUBSPAN_INLINE void core_step(const Item<T> &it, T
 // Adds partial sums up in two levels, so that rounding grows with the root of the number of blocks.
 template <class T> class Totals {
   public:
-    Totals(Frame &frame, T *w, int64_t items, bool needed)
-        : w_(w), total_(needed ? frame.zeros<T>(items) : nullptr), items_(items) {}
+    Totals(Frame &frame, T *w, int64_t items, bool needed) : w_(w), total_(needed ? frame.zeros<T>(items) : nullptr), items_(items) {}
     void flush() {
         if (total_ == nullptr) return;
         for (int64_t i = 0; i < items_; ++i) {
@@ -273,14 +264,11 @@ template <class T> struct LeftKernel {
         totals.finish();
         p->finite = !p->check || finite_items(p, p->w, tiles * kp * NR);
     }
-    template <int Bytes, int NV>
-    static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
+    template <int Bytes, int NV> static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        for (int64_t g = 0; g < groups; ++g)
-            microkernel<T, Bytes, NV, kAhead>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, NV, kAhead>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
     }
-    template <int Bytes>
-    static SUBSPAN_INLINE void copy_tile(const T *b, int64_t ldb, int64_t depth, int64_t cols, T *tile) {
+    template <int Bytes> static SUBSPAN_INLINE void copy_tile(const T *b, int64_t ldb, int64_t depth, int64_t cols, T *tile) {
         using V = Vec<T, Bytes>;
         constexpr int NV = Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
         for (int64_t d = 0; d < depth; ++d, b += ldb, tile += NR) {
@@ -314,8 +302,7 @@ template <class T> struct LeftKernel {
                 T *out = it.out.data + r * it.out.row_stride + j;
                 const T *w = p->w + t * kp * NR;
                 if (k <= kDeep) {
-                    update_any<T, Bytes, true>(k, va, MR, w, c, it.c.row_stride, out, it.out.row_stride, it.alpha,
-                                               rows, cols);
+                    update_any<T, Bytes, true>(k, va, MR, w, c, it.c.row_stride, out, it.out.row_stride, it.alpha, rows, cols);
                     continue;
                 }
                 for (int64_t d = 0; d < k; d += deep) {
@@ -323,11 +310,11 @@ template <class T> struct LeftKernel {
                     for (int64_t i = 0; i < rows; i += MR) {
                         T *o = out + i * it.out.row_stride;
                         if (d == 0)
-                            update_any<T, Bytes, false>(depth, va + i * k, MR, w, c + i * it.c.row_stride,
-                                                        it.c.row_stride, o, it.out.row_stride, it.alpha, rows - i, cols);
+                            update_any<T, Bytes, false>(depth, va + i * k, MR, w, c + i * it.c.row_stride, it.c.row_stride, o, it.out.row_stride, it.alpha,
+                                                        rows - i, cols);
                         else
-                            update_any<T, Bytes, false>(depth, va + i * k + d * MR, MR, w + d * NR, o,
-                                                        it.out.row_stride, o, it.out.row_stride, T(1), rows - i, cols);
+                            update_any<T, Bytes, false>(depth, va + i * k + d * MR, MR, w + d * NR, o, it.out.row_stride, o, it.out.row_stride, T(1), rows - i,
+                                                        cols);
                     }
                 }
             }
@@ -348,8 +335,7 @@ template <class T> struct RightKernel {
         const int64_t kd = round_up(k, 4), width = (n + NR - 1) / NR;
         if (dots) {
             vt = frame.zeros<T>(width * kd * NR);
-            for (int64_t t = 0; t < width; ++t)
-                pack_v<T, Bytes>(it, t * NR, std::min<int64_t>(NR, n - t * NR), true, NR, vt + t * kd * NR, nullptr);
+            for (int64_t t = 0; t < width; ++t) pack_v<T, Bytes>(it, t * NR, std::min<int64_t>(NR, n - t * NR), true, NR, vt + t * kd * NR, nullptr);
         }
         // A block of rows is read and written while it is in the cache, unless the caller wants all of it read first.
         const int64_t block = p->read && p->write && dots ? NR : step;
@@ -378,8 +364,7 @@ template <class T> struct RightKernel {
 
     // Y[r][l] += C[r] · Vᵀ[l] for DR rows and 4 columns of V over `tiles` tiles.
     template <int Bytes, int DR>
-    static SUBSPAN_INLINE void dots(const T *c, int64_t ldc, const T *vt, int64_t step, int64_t tiles,
-                                    typename Vec<T, Bytes>::type (&acc)[DR][4]) {
+    static SUBSPAN_INLINE void dots(const T *c, int64_t ldc, const T *vt, int64_t step, int64_t tiles, typename Vec<T, Bytes>::type (&acc)[DR][4]) {
         using V = Vec<T, Bytes>;
         constexpr int NV = Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
         for (int64_t t = 0; t < tiles; ++t, c += NR, vt += step) {
@@ -397,8 +382,7 @@ template <class T> struct RightKernel {
             }
         }
     }
-    template <int Bytes, int DR>
-    static SUBSPAN_INLINE void dot_rows(const T *c, int64_t ldc, int64_t n, int64_t k, const T *vt, T *w) {
+    template <int Bytes, int DR> static SUBSPAN_INLINE void dot_rows(const T *c, int64_t ldc, int64_t n, int64_t k, const T *vt, T *w) {
         using V = Vec<T, Bytes>;
         constexpr int NR = Shape<Bytes>::nv * V::lanes;
         constexpr int64_t kLong = 256; // tiles summed in T
@@ -416,8 +400,7 @@ template <class T> struct RightKernel {
                     for (int q = 0; q < 4; ++q) acc[r][q] = typename V::type{};
                 const int64_t tiles = std::min(kLong, full - t);
                 dots<Bytes, DR>(c + t * NR, ldc, vt + (t * kd + l) * NR, kd * NR, tiles, acc);
-                if (t + tiles == full && rest > 0 && tiles < kLong)
-                    dots<Bytes, DR>(edge, NR, vt + (full * kd + l) * NR, kd * NR, 1, acc);
+                if (t + tiles == full && rest > 0 && tiles < kLong) dots<Bytes, DR>(edge, NR, vt + (full * kd + l) * NR, kd * NR, 1, acc);
                 for (int r = 0; r < DR; ++r)
                     for (int q = 0; q < 4; ++q) sum[r][q] += double(V::sum(acc[r][q]));
             }
@@ -425,8 +408,7 @@ template <class T> struct RightKernel {
                 for (int r = 0; r < DR; ++r) w[(l + q) * NR + r] = T(sum[r][q]);
         }
     }
-    template <int Bytes>
-    static SUBSPAN_INLINE void read_dots(const Item<T> &it, int64_t first, int64_t rows, const T *vt, T *w) {
+    template <int Bytes> static SUBSPAN_INLINE void read_dots(const Item<T> &it, int64_t first, int64_t rows, const T *vt, T *w) {
         constexpr int DR = Bytes == 64 ? 4 : 2, MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR);
         const bool differs = it.x.data != nullptr;
@@ -453,8 +435,7 @@ template <class T> struct RightKernel {
             i += count;
         }
     }
-    template <int Bytes>
-    static SUBSPAN_INLINE void write_dots(const Item<T> &it, int64_t first, int64_t rows, const T *vt, const T *w) {
+    template <int Bytes> static SUBSPAN_INLINE void write_dots(const Item<T> &it, int64_t first, int64_t rows, const T *vt, const T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), kd = round_up(k, 4);
         for (int64_t i = 0; i < rows; i += MR) {
@@ -462,8 +443,7 @@ template <class T> struct RightKernel {
             const T *c = it.c.data + (first + i) * it.c.row_stride;
             T *out = it.out.data + (first + i) * it.out.row_stride;
             for (int64_t j = 0; j < n; j += NR)
-                update_any<T, Bytes, true>(k, a, NR, vt + (j / NR) * kd * NR, c + j, it.c.row_stride, out + j,
-                                           it.out.row_stride, it.alpha, rows - i, n - j);
+                update_any<T, Bytes, true>(k, a, NR, vt + (j / NR) * kd * NR, c + j, it.c.row_stride, out + j, it.out.row_stride, it.alpha, rows - i, n - j);
         }
     }
     template <int Bytes> static SUBSPAN_INLINE void read_packed(const Item<T> &it, int64_t first, int64_t rows, T *w) {
@@ -498,8 +478,7 @@ template <class T> struct RightKernel {
         }
         totals.finish();
     }
-    template <int Bytes>
-    static SUBSPAN_INLINE void write_packed(const Item<T> &it, int64_t first, int64_t rows, const T *w) {
+    template <int Bytes> static SUBSPAN_INLINE void write_packed(const Item<T> &it, int64_t first, int64_t rows, const T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), deep = 2 * kDeep;
         Frame frame;
@@ -512,9 +491,8 @@ template <class T> struct RightKernel {
                     const T *a = w + (i / NR) * kp * NR + d * NR + i % NR;
                     T *out = it.out.data + (first + i) * it.out.row_stride + j;
                     const T *c = d == 0 ? it.c.data + (first + i) * it.c.row_stride + j : out;
-                    update_any<T, Bytes, false>(std::min(deep, k - d), a, NR, vt + d * NR, c,
-                                                d == 0 ? it.c.row_stride : it.out.row_stride, out, it.out.row_stride,
-                                                d == 0 ? it.alpha : T(1), rows - i, n - j);
+                    update_any<T, Bytes, false>(std::min(deep, k - d), a, NR, vt + d * NR, c, d == 0 ? it.c.row_stride : it.out.row_stride, out,
+                                                it.out.row_stride, d == 0 ? it.alpha : T(1), rows - i, n - j);
                 }
         }
     }
@@ -541,9 +519,7 @@ template <class T> void run_piece(Side side, Piece<T> *p) {
     if (plain(it.c) && plain(it.out) && plain(it.x)) return launch(side, p);
     const int64_t count = p->end - p->begin, rows = side == Side::left ? it.c.rows : count;
     const int64_t cols = side == Side::left ? count : it.c.cols;
-    const auto cut = [&](auto m) {
-        return side == Side::left ? m.block_cols(p->begin, count) : m.block_rows(p->begin, count);
-    };
+    const auto cut = [&](auto m) { return side == Side::left ? m.block_cols(p->begin, count) : m.block_rows(p->begin, count); };
     Frame frame;
     Item<T> local = it;
     const MatrixView<T> c(frame.take<T>(rows * cols), rows, cols);
@@ -561,23 +537,21 @@ template <class T> void run_piece(Side side, Piece<T> *p) {
     if (p->write && p->finite) copy<T>(c, cut(it.out));
 }
 
-std::string shape_of(int64_t rows, int64_t cols) {
-    return "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")";
-}
+std::string shape_of(int64_t rows, int64_t cols) { return "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")"; }
 
 } // namespace
 
 template <class T>
-void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T> &m_in, T alpha, Side side,
-                const StackView<T> &out_in, bool check, const StackView<const T> *source) {
+void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T> &m_in, T alpha, Side side, const StackView<T> &out_in, bool check,
+                const StackView<const T> *source) {
     using Kind = typename Core<T>::Kind;
     StackView<const T> c = c_in, x = source != nullptr ? *source : StackView<const T>();
     StackView<T> out = out_in;
     Core<T> m = m_in;
     const int64_t k = v.cols(), inner = side == Side::left ? c.rows() : c.cols();
     if (v.rows() != inner)
-        throw ValueError("V must have " + std::to_string(inner) + " rows to act on C " + shape_of(c.rows(), c.cols()) +
-                         " from the " + (side == Side::left ? "left" : "right") + ", got " + shape_of(v.rows(), k));
+        throw ValueError("V must have " + std::to_string(inner) + " rows to act on C " + shape_of(c.rows(), c.cols()) + " from the " +
+                         (side == Side::left ? "left" : "right") + ", got " + shape_of(v.rows(), k));
     if (out.rows() != c.rows() || out.cols() != c.cols()) throw ValueError("out must have the shape of C");
     if (m.kind == Kind::full && (m.matrix.rows() != k || m.matrix.cols() != k))
         throw ValueError("M must be " + shape_of(k, k) + ", got " + shape_of(m.matrix.rows(), m.matrix.cols()));
@@ -642,8 +616,7 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     const double work = 2.0 * double(items) * double(c.rows()) * double(c.cols()) * double(k);
     const int threads = work > 4e6 ? num_threads() : 1;
     int64_t width = round_up(along, nr);
-    if (threads > 1 && items < 4 * threads)
-        width = std::min(width, round_up(std::max<int64_t>((along + 4 * threads - 1) / (4 * threads), 4 * nr), nr));
+    if (threads > 1 && items < 4 * threads) width = std::min(width, round_up(std::max<int64_t>((along + 4 * threads - 1) / (4 * threads), 4 * nr), nr));
     if (side == Side::left) width = std::min(width, std::max(nr, kStripItems / kp / nr * nr));
     if (strided) width = std::min(width, side == Side::left ? 2 * nr : nr);
     const int64_t pieces = (along + width - 1) / width, tasks = items * pieces, w_items = width * kp;
@@ -658,8 +631,7 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
             for (int64_t g = 0; g < groups; ++g)
                 largest_v = std::max(largest_v, std::abs(double(v.packed->scale[g])) * (15.0 + std::abs(double(v.packed->zero[g]))));
         } else {
-            for (int64_t i = 0; i < (one_basis ? 1 : items); ++i)
-                largest_v = std::max(largest_v, double(max_abs<T>(one_basis ? v.dense.first : v.dense[i])));
+            for (int64_t i = 0; i < (one_basis ? 1 : items); ++i) largest_v = std::max(largest_v, double(max_abs<T>(one_basis ? v.dense.first : v.dense[i])));
         }
         if (m.kind != Kind::scalar) {
             factor = 0;
@@ -749,9 +721,9 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     throw ValueError("the result overflows the dtype although the input is finite (products of V and C overflow); scale them");
 }
 
-template void apply_core<float>(const StackView<const float> &, const Basis<float> &, const Core<float> &, float, Side,
-                                const StackView<float> &, bool, const StackView<const float> *);
-template void apply_core<double>(const StackView<const double> &, const Basis<double> &, const Core<double> &, double,
-                                 Side, const StackView<double> &, bool, const StackView<const double> *);
+template void apply_core<float>(const StackView<const float> &, const Basis<float> &, const Core<float> &, float, Side, const StackView<float> &, bool,
+                                const StackView<const float> *);
+template void apply_core<double>(const StackView<const double> &, const Basis<double> &, const Core<double> &, double, Side, const StackView<double> &, bool,
+                                 const StackView<const double> *);
 
 } // namespace subspan

@@ -125,8 +125,7 @@ template <class T> struct RowKernel {
     }
 #ifdef SUBSPAN_SHUFFLE
     template <int Bytes, int D, int... I>
-    static SUBSPAN_INLINE typename Vec<T, Bytes>::type stage(typename Vec<T, Bytes>::type v,
-                                                             std::integer_sequence<int, I...>) {
+    static SUBSPAN_INLINE typename Vec<T, Bytes>::type stage(typename Vec<T, Bytes>::type v, std::integer_sequence<int, I...>) {
         const typename Vec<T, Bytes>::type sign = {((I & D) ? T(-1) : T(1))...};
         return sign * v + __builtin_shufflevector(v, v, (I ^ D)...);
     }
@@ -266,14 +265,12 @@ int64_t hadamard_base(int64_t n) {
     return 0;
 }
 
-template <class T>
-void hadamard(const StackView<const T> &x, const StackView<T> &out, T scale, bool transpose, bool check) {
+template <class T> void hadamard(const StackView<const T> &x, const StackView<T> &out, T scale, bool transpose, bool check) {
     const int64_t rows = x.rows(), n = x.cols(), items = x.size();
     if (rows == 0 || items == 0) return;
     const int64_t m = hadamard_base(n);
     if (m == 0)
-        throw ValueError("the last axis of x has " + std::to_string(n) +
-                         " entries; Hadamard matrices are known here for 2^p m with m = 1, 12, 20, 28 or 40");
+        throw ValueError("the last axis of x has " + std::to_string(n) + " entries; Hadamard matrices are known here for 2^p m with m = 1, 12, 20, 28 or 40");
     // The first entry of a transform is the sum of all: it shows whatever is not finite, for free. In place that would
     // be too late.
     const bool in_place = x.first.data == out.first.data;
@@ -289,8 +286,7 @@ void hadamard(const StackView<const T> &x, const StackView<T> &out, T scale, boo
         Frame frame;
         T *work = frame.take<T>(n), *other = m > 1 ? frame.take<T>(n) : nullptr;
         for (int64_t r = first; r < std::min(rows, first + group); ++r) {
-            const RowArgs<T> args{xi.data + r * xi.row_stride, xi.col_stride, oi.data + r * oi.row_stride, oi.col_stride,
-                                  n, m, scale, transpose, work, other};
+            const RowArgs<T> args{xi.data + r * xi.row_stride, xi.col_stride, oi.data + r * oi.row_stride, oi.col_stride, n, m, scale, transpose, work, other};
             simd::dispatch<RowKernel<T>>(&args);
             if (check && !std::isfinite(oi(r, 0))) good.store(false, std::memory_order_relaxed);
         }

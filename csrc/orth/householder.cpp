@@ -145,8 +145,7 @@ template <class T> void triangle_backward(int64_t k, const T *t, const T *s, con
     constexpr int64_t kStep = 128;
     for (int64_t i = 0; i < k; i += kStep) { // the upper triangle of (Tᵀ dT) Tᵀ, by block columns
         const int64_t cols = std::min(kStep, k - i);
-        gemm<T>(MatrixView<const T>(x, k, k).block_rows(0, i + cols).block_cols(i, k - i),
-                tm.block_rows(i, cols).block_cols(i, k - i).transposed(),
+        gemm<T>(MatrixView<const T>(x, k, k).block_rows(0, i + cols).block_cols(i, k - i), tm.block_rows(i, cols).block_cols(i, k - i).transposed(),
                 MatrixView<T>(symmetric + i, i + cols, cols, k, 1));
     }
     for (int64_t i = 0; i < k; ++i) {
@@ -199,8 +198,7 @@ void for_items(int64_t items, const std::function<void(int64_t)> &body) {
 } // namespace
 
 template <class T>
-void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Side side, bool transpose,
-                       const StackView<T> &out, bool check) {
+void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Side side, bool transpose, const StackView<T> &out, bool check) {
     const int64_t m = h.v.rows(), k = h.v.cols(), items = c.size();
     if ((side == Side::left ? c.rows() : c.cols()) != m)
         throw ValueError("V must have as many rows as C has " + std::string(side == Side::left ? "rows" : "columns"));
@@ -239,9 +237,8 @@ void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Sid
 }
 
 template <class T>
-void householder_apply_backward(const Reflections<T> &h, const StackView<const T> &c, const StackView<const T> &grad,
-                                Side side, bool transpose, const StackView<T> &dv, const StackView<T> *dtau,
-                                const StackView<T> &dc, bool check) {
+void householder_apply_backward(const Reflections<T> &h, const StackView<const T> &c, const StackView<const T> &grad, Side side, bool transpose,
+                                const StackView<T> &dv, const StackView<T> *dtau, const StackView<T> &dc, bool check) {
     const int64_t m = h.v.rows(), k = h.v.cols(), items = c.size();
     if ((side == Side::left ? c.rows() : c.cols()) != m)
         throw ValueError("V must have as many rows as C has " + std::string(side == Side::left ? "rows" : "columns"));
@@ -254,8 +251,7 @@ void householder_apply_backward(const Reflections<T> &h, const StackView<const T
             const StackView<const T> tau = h.tau != nullptr ? StackView<const T>(h.tau->first) : StackView<const T>();
             if (h.tau != nullptr) one.tau = &tau;
             const StackView<T> dtau_one = dtau != nullptr ? StackView<T>(dtau->first) : StackView<T>();
-            return householder_apply_backward<T>(one, cs, gs, side, transpose, StackView<T>(dv.first),
-                                                 dtau != nullptr ? &dtau_one : nullptr, ds, check);
+            return householder_apply_backward<T>(one, cs, gs, side, transpose, StackView<T>(dv.first), dtau != nullptr ? &dtau_one : nullptr, ds, check);
         }
     }
     require_finite(check, h.v, "V");
@@ -314,8 +310,7 @@ void householder_apply_backward(const Reflections<T> &h, const StackView<const T
                 product<T>(MatrixView<const T>(q, k, n), MatrixView<const T>(w, k, n).transposed(), dt, true);
             else
                 product<T>(MatrixView<const T>(w, k, n), MatrixView<const T>(q, k, n).transposed(), dt, true);
-            apply_core<T>(StackView<const T>(grad[i]), p.v, Core<T>::full(transpose ? cm : cm.transposed()), T(1), side,
-                          StackView<T>(dc[i]), false);
+            apply_core<T>(StackView<const T>(grad[i]), p.v, Core<T>::full(transpose ? cm : cm.transposed()), T(1), side, StackView<T>(dc[i]), false);
         }
         T *symmetric = frame.take<T>(k * k), *dtau_here = dtau != nullptr ? frame.zeros<T>(k) : nullptr;
         triangle_backward(k, t, s, dt, symmetric, dtau_here);
@@ -349,8 +344,7 @@ template <class T> void householder_product(const Reflections<T> &h, const Stack
 }
 
 template <class T>
-void householder_product_backward(const Reflections<T> &h, const StackView<const T> &grad, const StackView<T> &dv,
-                                  const StackView<T> *dtau, bool check) {
+void householder_product_backward(const Reflections<T> &h, const StackView<const T> &grad, const StackView<T> &dv, const StackView<T> *dtau, bool check) {
     const int64_t m = h.v.rows(), k = h.v.cols(), cols = std::min(m, k);
     if (grad.rows() != m || grad.cols() != cols) throw ValueError("grad must have the shape of the product");
     require_finite(check, h.v, "V");
@@ -389,15 +383,12 @@ void householder_product_backward(const Reflections<T> &h, const StackView<const
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void householder_apply<T>(const Reflections<T> &, const StackView<const T> &, Side, bool,                 \
-                                       const StackView<T> &, bool);                                                    \
-    template void householder_apply_backward<T>(const Reflections<T> &, const StackView<const T> &,                    \
-                                                const StackView<const T> &, Side, bool, const StackView<T> &,          \
-                                                const StackView<T> *, const StackView<T> &, bool);                     \
-    template void householder_product<T>(const Reflections<T> &, const StackView<T> &, bool);                          \
-    template void householder_product_backward<T>(const Reflections<T> &, const StackView<const T> &,                  \
-                                                  const StackView<T> &, const StackView<T> *, bool);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void householder_apply<T>(const Reflections<T> &, const StackView<const T> &, Side, bool, const StackView<T> &, bool);                            \
+    template void householder_apply_backward<T>(const Reflections<T> &, const StackView<const T> &, const StackView<const T> &, Side, bool,                    \
+                                                const StackView<T> &, const StackView<T> *, const StackView<T> &, bool);                                       \
+    template void householder_product<T>(const Reflections<T> &, const StackView<T> &, bool);                                                                  \
+    template void householder_product_backward<T>(const Reflections<T> &, const StackView<const T> &, const StackView<T> &, const StackView<T> *, bool);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

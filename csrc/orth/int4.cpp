@@ -85,8 +85,7 @@ template <class T> struct ProductKernel {
                 const PackSource<T> src{a.data, a.row_stride, a.col_stride, nullptr, false};
                 simd::pack<T, Bytes>(src, 0, rows, depth, MR, pa);
                 simd::pad(rows, depth, MR, pa);
-                simd::block<T, Bytes>(depth, pa, pb, g->c.data + i * g->c.row_stride + g->begin, g->c.row_stride, rows, n,
-                                      d > 0);
+                simd::block<T, Bytes>(depth, pa, pb, g->c.data + i * g->c.row_stride + g->begin, g->c.row_stride, rows, n, d > 0);
             }
         }
     }
@@ -94,8 +93,7 @@ template <class T> struct ProductKernel {
 
 } // namespace
 
-template <class T>
-void quantize_int4(MatrixView<const T> a, int64_t group, std::uint8_t *codes, T *scale, T *zero) {
+template <class T> void quantize_int4(MatrixView<const T> a, int64_t group, std::uint8_t *codes, T *scale, T *zero) {
     if (group < 1) throw ValueError("group must be at least 1");
     if (!all_finite<T>(a)) throw ValueError("U holds NaN or infinity");
     const int64_t n = a.rows * a.cols;
@@ -131,15 +129,12 @@ template <class T> void unpack(const Int4View<T> &v, MatrixView<T> out) {
     }
 }
 
-template <class T>
-void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, bool transpose, const StackView<T> &out) {
+template <class T> void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, bool transpose, const StackView<T> &out) {
     const int64_t rows = transpose ? u.cols : u.rows, cols = transpose ? u.rows : u.cols; // of op(U)
     const int64_t inner = left ? x.rows() : x.cols();
     if (inner != (left ? cols : rows))
-        throw ValueError("X must have " + std::to_string(left ? cols : rows) + (left ? " rows" : " columns") + ", got " +
-                         std::to_string(inner));
-    if (out.rows() != (left ? rows : x.rows()) || out.cols() != (left ? x.cols() : cols))
-        throw ValueError("out has the wrong shape");
+        throw ValueError("X must have " + std::to_string(left ? cols : rows) + (left ? " rows" : " columns") + ", got " + std::to_string(inner));
+    if (out.rows() != (left ? rows : x.rows()) || out.cols() != (left ? x.cols() : cols)) throw ValueError("out has the wrong shape");
     if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out must have contiguous rows");
     const int64_t items = x.size(), n = out.cols(), width = kTiles * simd::tile<T>().nr;
     const int64_t pieces = (n + width - 1) / width;
@@ -165,8 +160,7 @@ void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, 
 }
 
 template <class T> void product(const StackView<const T> &a, const StackView<const T> &b, const StackView<T> &out) {
-    if (a.cols() != b.rows() || out.rows() != a.rows() || out.cols() != b.cols())
-        throw ValueError("product: shapes do not fit");
+    if (a.cols() != b.rows() || out.rows() != a.rows() || out.cols() != b.cols()) throw ValueError("product: shapes do not fit");
     if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out must have contiguous rows");
     const auto run = [&](int64_t i) { gemm<T>(a[i], b[i], out[i]); };
     const int64_t items = out.size();
@@ -174,10 +168,10 @@ template <class T> void product(const StackView<const T> &a, const StackView<con
     parallel_for(items, run);
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void quantize_int4<T>(MatrixView<const T>, int64_t, std::uint8_t *, T *, T *);                            \
-    template void unpack<T>(const Int4View<T> &, MatrixView<T>);                                                       \
-    template void int4_product<T>(const Int4View<T> &, const StackView<const T> &, bool, bool, const StackView<T> &);  \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void quantize_int4<T>(MatrixView<const T>, int64_t, std::uint8_t *, T *, T *);                                                                    \
+    template void unpack<T>(const Int4View<T> &, MatrixView<T>);                                                                                               \
+    template void int4_product<T>(const Int4View<T> &, const StackView<const T> &, bool, bool, const StackView<T> &);                                          \
     template void product<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

@@ -19,8 +19,7 @@ namespace subspan {
 
 /// out[i] = scale (code i - zero) for `count` codes from the start of a byte on: a vector of codes is shifted out of one
 /// or two words, masked, converted and scaled in registers.
-template <class T, int Bytes>
-SUBSPAN_INLINE void unpack_codes(const std::uint8_t *p, std::int64_t count, T scale, T zero, T *out) {
+template <class T, int Bytes> SUBSPAN_INLINE void unpack_codes(const std::uint8_t *p, std::int64_t count, T scale, T zero, T *out) {
     std::int64_t i = 0;
 #ifdef SUBSPAN_CONVERT
     if constexpr (std::endian::native == std::endian::little) {
@@ -52,8 +51,7 @@ SUBSPAN_INLINE void unpack_codes(const std::uint8_t *p, std::int64_t count, T sc
 
 /// tile[i·ld + j] = value of entry (row + i, col + j), for `cols` columns of `rows` rows.
 template <class T, int Bytes>
-SUBSPAN_INLINE void unpack_int4(const Int4View<T> &v, std::int64_t row, std::int64_t rows, std::int64_t col,
-                                std::int64_t cols, T *tile, std::int64_t ld) {
+SUBSPAN_INLINE void unpack_int4(const Int4View<T> &v, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, T *tile, std::int64_t ld) {
     for (std::int64_t i = 0; i < rows; ++i) {
         std::int64_t at = (row + i) * v.cols + col;
         T *out = tile + i * ld;

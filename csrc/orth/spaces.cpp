@@ -86,7 +86,9 @@ struct Svd {
         vt.resize(std::size_t(p * n));
         small_svd(m, n, x.data(), s.data(), u.data(), vt.data());
     }
-    int64_t above(double cut) const { return std::count_if(s.begin(), s.end(), [&](double x) { return x > cut; }); }
+    int64_t above(double cut) const {
+        return std::count_if(s.begin(), s.end(), [&](double x) { return x > cut; });
+    }
     // Left vectors [first, first + count) into the first rows of `to`; its other columns become zero.
     template <class T> void left(MatrixView<T> to, int64_t count) const {
         for (int64_t i = 0; i < m; ++i)
@@ -109,8 +111,7 @@ template <class T> void orthonormal(const StackView<T> &x, const int64_t *counts
 
 } // namespace
 
-template <class T>
-void column_space(const StackView<const T> &a, double tol, bool unit_columns, const StackView<T> &q, int64_t *ranks, const char *name) {
+template <class T> void column_space(const StackView<const T> &a, double tol, bool unit_columns, const StackView<T> &q, int64_t *ranks, const char *name) {
     const int64_t m = a.rows(), n = a.cols(), count = a.size();
     std::fill_n(ranks, count, 0);
     if (a.empty()) return;
@@ -181,8 +182,7 @@ template <class T> void outside_of(const StackView<const T> &u, const StackView<
     apply_core<T>(rest, basis, Core<T>(T(-1)), T(1), Side::left, rest, false);
 }
 
-template <class T>
-void span_sum(const StackView<const T> &u, const StackView<const T> &w, double tol, const StackView<T> &extra, int64_t *counts) {
+template <class T> void span_sum(const StackView<const T> &u, const StackView<const T> &w, double tol, const StackView<T> &extra, int64_t *counts) {
     std::fill_n(counts, extra.size(), 0);
     if (extra.empty()) return;
     outside_of<T>(u, w, extra);
@@ -199,9 +199,7 @@ void span_sum(const StackView<const T> &u, const StackView<const T> &w, double t
     orthonormal(extra, counts);
 }
 
-template <class T>
-void span_intersection(const StackView<const T> &u, const StackView<const T> &w, double tol, const StackView<T> &common,
-                       int64_t *counts) {
+template <class T> void span_intersection(const StackView<const T> &u, const StackView<const T> &w, double tol, const StackView<T> &common, int64_t *counts) {
     std::fill_n(counts, common.size(), 0);
     if (common.empty()) return;
     const int64_t l = w.cols();
@@ -230,8 +228,7 @@ template <class T> void largest_sines(const StackView<const T> &u, const StackVi
 }
 
 template <class T>
-void compose(const StackView<const T> &u, const StackView<const T> &w, int64_t shared, double tol, const StackView<T> &basis,
-             int64_t *counts) {
+void compose(const StackView<const T> &u, const StackView<const T> &w, int64_t shared, double tol, const StackView<T> &basis, int64_t *counts) {
     const int64_t s = u.rows() - shared, k = u.cols(), l = w.cols(), both = k + l;
     std::fill_n(counts, basis.size(), 0);
     if (basis.empty()) return;
@@ -270,8 +267,7 @@ void compose(const StackView<const T> &u, const StackView<const T> &w, int64_t s
     second.times(basis);
 }
 
-template <class T>
-void rotation(int64_t n, const double *source, const double *target, MatrixView<T> v, MatrixView<T> m) {
+template <class T> void rotation(int64_t n, const double *source, const double *target, MatrixView<T> v, MatrixView<T> m) {
     std::vector<double> s(source, source + n), t(target, target + n), e(static_cast<std::size_t>(n));
     const auto unit = [&](std::vector<double> &x, const char *name) {
         double top = 0, sum = 0;
@@ -314,14 +310,14 @@ void rotation(int64_t n, const double *source, const double *target, MatrixView<
     m(1, 0) = T(sine);
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void column_space<T>(const StackView<const T> &, double, bool, const StackView<T> &, int64_t *, const char *); \
-    template void complement<T>(const StackView<const T> &, const StackView<T> &);                                     \
-    template void outside_of<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &);         \
-    template void span_sum<T>(const StackView<const T> &, const StackView<const T> &, double, const StackView<T> &, int64_t *); \
-    template void span_intersection<T>(const StackView<const T> &, const StackView<const T> &, double, const StackView<T> &, int64_t *); \
-    template void largest_sines<T>(const StackView<const T> &, const StackView<const T> &, double *);                  \
-    template void compose<T>(const StackView<const T> &, const StackView<const T> &, int64_t, double, const StackView<T> &, int64_t *); \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void column_space<T>(const StackView<const T> &, double, bool, const StackView<T> &, int64_t *, const char *);                                    \
+    template void complement<T>(const StackView<const T> &, const StackView<T> &);                                                                             \
+    template void outside_of<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &);                                                 \
+    template void span_sum<T>(const StackView<const T> &, const StackView<const T> &, double, const StackView<T> &, int64_t *);                                \
+    template void span_intersection<T>(const StackView<const T> &, const StackView<const T> &, double, const StackView<T> &, int64_t *);                       \
+    template void largest_sines<T>(const StackView<const T> &, const StackView<const T> &, double *);                                                          \
+    template void compose<T>(const StackView<const T> &, const StackView<const T> &, int64_t, double, const StackView<T> &, int64_t *);                        \
     template void rotation<T>(int64_t, const double *, const double *, MatrixView<T>, MatrixView<T>);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

@@ -90,8 +90,7 @@ template <class T> bool coordinates_by_complement(const StackView<const T> &a, c
         const double *dual = c.levels.level(all, c.rest);
         double *result = work(frame, c.length);
         for (int64_t i = 0; i < c.length; ++i)
-            for (int64_t l = 0; l < kItems; ++l)
-                result[i * kItems + l] = determinant[l] * c.signs[std::size_t(i)] * dual[(c.length - 1 - i) * kItems + l];
+            for (int64_t l = 0; l < kItems; ++l) result[i * kItems + l] = determinant[l] * c.signs[std::size_t(i)] * dual[(c.length - 1 - i) * kItems + l];
         scales.give_back(result, c.length);
         return store<T>(result, first, count, out) || !finite;
     });
@@ -123,18 +122,16 @@ double orthogonal_sign(int64_t k, const double *x, int64_t ld) {
 // With A = U Σ Vᵀ only the coordinates of U, and of U with one column exchanged for one of the complement Q, are reached by
 // a step: dA = det(V) Σ_a (Π_{b≠a} σ_b) (<dp, p(U)> u_a + Σ_m <dp, p(U; u_a -> q_m)> q_m) v_aᵀ, no division. By duality both
 // inner products are those of the reversed, signed dp with minors of Q: <dq, q> and -u_a·(cofactors of Q)_m.
-template <class T>
-bool coordinates_backward_by_complement(const StackView<const T> &grad, const StackView<const T> &a, const StackView<T> &da) {
+template <class T> bool coordinates_backward_by_complement(const StackView<const T> &grad, const StackView<const T> &a, const StackView<T> &da) {
     const int64_t n = a.rows(), k = a.cols();
     const Complement c(n, k);
     check_row(grad, c.length, a.size());
     return blocks(a.size(), [&](int64_t first, int64_t count) {
         Frame frame;
         const int64_t rest = c.rest, o = small::order(k);
-        double *columns = work(frame, n * k), *left = work(frame, n * rest), *all = work(frame, c.levels.total()),
-               *gradient = work(frame, c.levels.total()), *cofactors = work(frame, n * rest), *given = work(frame, c.length);
-        double *q = frame.take<double>(kItems * n * n), *r = frame.take<double>(kItems * k * k),
-               *one = frame.take<double>(n * k);
+        double *columns = work(frame, n * k), *left = work(frame, n * rest), *all = work(frame, c.levels.total()), *gradient = work(frame, c.levels.total()),
+               *cofactors = work(frame, n * rest), *given = work(frame, c.length);
+        double *q = frame.take<double>(kItems * n * n), *r = frame.take<double>(kItems * k * k), *one = frame.take<double>(n * k);
         double sign[kItems] = {};
         bool finite = load<T>(a.transposed(), first, count, columns);
         finite = load<T>(grad, first, count, given) && finite;
@@ -202,8 +199,7 @@ template <class T> bool plucker_coordinates(const StackView<const T> &a, const S
     });
 }
 
-template <class T>
-bool plucker_coordinates_backward(const StackView<const T> &grad, const StackView<const T> &a, const StackView<T> &da) {
+template <class T> bool plucker_coordinates_backward(const StackView<const T> &grad, const StackView<const T> &a, const StackView<T> &da) {
     const int64_t n = a.rows(), k = a.cols();
     check_grades(n, k);
     if (da.rows() != n || da.cols() != k || da.size() != a.size()) throw ValueError("A and dA do not fit");
@@ -212,8 +208,7 @@ bool plucker_coordinates_backward(const StackView<const T> &grad, const StackVie
     check_row(grad, levels.length(), a.size());
     return blocks(a.size(), [&](int64_t first, int64_t count) {
         Frame frame;
-        double *columns = work(frame, n * k), *all = work(frame, levels.total()), *gradient = work(frame, levels.total()),
-               *dcolumns = work(frame, n * k);
+        double *columns = work(frame, n * k), *all = work(frame, levels.total()), *gradient = work(frame, levels.total()), *dcolumns = work(frame, n * k);
         bool finite = load<T>(a.transposed(), first, count, columns);
         finite = load<T>(grad, first, count, levels.level(gradient, k)) && finite;
         const Scales scales(columns, n, k);
@@ -224,8 +219,8 @@ bool plucker_coordinates_backward(const StackView<const T> &grad, const StackVie
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template bool plucker_coordinates<T>(const StackView<const T> &, const StackView<T> &);                            \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template bool plucker_coordinates<T>(const StackView<const T> &, const StackView<T> &);                                                                    \
     template bool plucker_coordinates_backward<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

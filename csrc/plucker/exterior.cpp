@@ -4,8 +4,7 @@ namespace subspan {
 
 using namespace exterior;
 
-template <class T>
-bool wedge(const StackView<const T> &a, const StackView<const T> &b, int64_t n, int64_t k, int64_t l, const StackView<T> &out) {
+template <class T> bool wedge(const StackView<const T> &a, const StackView<const T> &b, int64_t n, int64_t k, int64_t l, const StackView<T> &out) {
     const Table table(n, k, l);
     check_row(a, length_of(n, k), out.size());
     check_row(b, length_of(n, l), out.size());
@@ -22,8 +21,8 @@ bool wedge(const StackView<const T> &a, const StackView<const T> &b, int64_t n, 
 }
 
 template <class T>
-bool wedge_backward(const StackView<const T> &grad, const StackView<const T> &a, const StackView<const T> &b, int64_t n, int64_t k,
-                    int64_t l, const StackView<T> &da, const StackView<T> &db) {
+bool wedge_backward(const StackView<const T> &grad, const StackView<const T> &a, const StackView<const T> &b, int64_t n, int64_t k, int64_t l,
+                    const StackView<T> &da, const StackView<T> &db) {
     const Table table(n, k, l);
     const int64_t items = grad.size();
     check_row(grad, table.rows, items);
@@ -46,9 +45,10 @@ bool wedge_backward(const StackView<const T> &grad, const StackView<const T> &a,
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template bool wedge<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, int64_t, const StackView<T> &); \
-    template bool wedge_backward<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, int64_t, const StackView<T> &, const StackView<T> &);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template bool wedge<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, int64_t, const StackView<T> &);                           \
+    template bool wedge_backward<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, int64_t,             \
+                                    const StackView<T> &, const StackView<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

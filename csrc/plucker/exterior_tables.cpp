@@ -10,8 +10,7 @@ using simd::Vec;
 
 // Buffers hold kItems numbers for every coordinate.
 struct ProductKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const Table *t, const double *a, const double *b, double *out, bool add) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const Table *t, const double *a, const double *b, double *out, bool add) {
         using V = Vec<double, Bytes>;
         constexpr int W = V::lanes, G = int(kItems) / W;
         const Term *term = t->terms.data();
@@ -20,8 +19,7 @@ struct ProductKernel {
             typename V::type s[G];
             for (int q = 0; q < G; ++q) s[q] = add ? V::load(out + i * kItems + q * W) : typename V::type{};
             for (int64_t p = 0; p < t->per; ++p, ++term)
-                for (int q = 0; q < G; ++q)
-                    s[q] += term->sign * SUBSPAN_ROUNDED(V::load(a + term->a * kItems + q * W) * V::load(b + term->b * kItems + q * W));
+                for (int q = 0; q < G; ++q) s[q] += term->sign * SUBSPAN_ROUNDED(V::load(a + term->a * kItems + q * W) * V::load(b + term->b * kItems + q * W));
             for (int q = 0; q < G; ++q) V::store(out + i * kItems + q * W, s[q]);
         }
     }
@@ -43,8 +41,7 @@ struct PairKernel {
 };
 
 struct PairBackwardKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(int64_t n, const double *g, const double *a, const double *b, double *da, double *db) {
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t n, const double *g, const double *a, const double *b, double *da, double *db) {
         using V = Vec<double, Bytes>;
         constexpr int W = V::lanes, G = int(kItems) / W;
         for (int64_t i = 0; i < n; ++i)
@@ -62,8 +59,7 @@ struct PairBackwardKernel {
 
 // da += contraction of g with b, db likewise.
 struct ProductBackwardKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const Table *t, const double *g, const double *a, const double *b, double *da, double *db) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const Table *t, const double *g, const double *a, const double *b, double *da, double *db) {
         using V = Vec<double, Bytes>;
         constexpr int W = V::lanes, G = int(kItems) / W;
         const Term *term = t->terms.data();
@@ -97,11 +93,10 @@ std::vector<int> first_subset(int64_t k) {
     return s;
 }
 
-Table::Table(int64_t n, int64_t k, int64_t l)
-    : rows(k + l > n ? 0 : binomial(n, k + l)), per(binomial(k + l, k)), vectors(k == 1 && l == 1 ? n : 0) {
+Table::Table(int64_t n, int64_t k, int64_t l) : rows(k + l > n ? 0 : binomial(n, k + l)), per(binomial(k + l, k)), vectors(k == 1 && l == 1 ? n : 0) {
     if (rows < 0 || per < 0 || (rows > 0 && per > kTerms / rows))
-        throw ValueError("the wedge of a " + std::to_string(k) + "-vector and a " + std::to_string(l) + "-vector of R^" +
-                         std::to_string(n) + " has too many terms");
+        throw ValueError("the wedge of a " + std::to_string(k) + "-vector and a " + std::to_string(l) + "-vector of R^" + std::to_string(n) +
+                         " has too many terms");
     if (rows == 0 || vectors > 0) return;
     terms.reserve(std::size_t(rows * per));
     const Ranks rank(n, std::max(k, l));
@@ -125,17 +120,14 @@ Table::Table(int64_t n, int64_t k, int64_t l)
 }
 
 void product(const Table &t, const double *a, const double *b, double *out, bool add) {
-    if (t.vectors > 0)
-        return simd::dispatch<PairKernel, int64_t, const double *, const double *, double *, bool>(t.vectors, a, b, out, add);
+    if (t.vectors > 0) return simd::dispatch<PairKernel, int64_t, const double *, const double *, double *, bool>(t.vectors, a, b, out, add);
     simd::dispatch<ProductKernel, const Table *, const double *, const double *, double *, bool>(&t, a, b, out, add);
 }
 
 void product_backward(const Table &t, const double *g, const double *a, const double *b, double *da, double *db) {
     if (t.vectors > 0)
-        return simd::dispatch<PairBackwardKernel, int64_t, const double *, const double *, const double *, double *, double *>(t.vectors, g, a,
-                                                                                                                             b, da, db);
-    simd::dispatch<ProductBackwardKernel, const Table *, const double *, const double *, const double *, double *, double *>(&t, g, a, b, da,
-                                                                                                                           db);
+        return simd::dispatch<PairBackwardKernel, int64_t, const double *, const double *, const double *, double *, double *>(t.vectors, g, a, b, da, db);
+    simd::dispatch<ProductBackwardKernel, const Table *, const double *, const double *, const double *, double *, double *>(&t, g, a, b, da, db);
 }
 
 int64_t length_of(int64_t n, int64_t k) {

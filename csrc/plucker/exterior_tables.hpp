@@ -124,8 +124,7 @@ class Levels {
         }
         starts.push_back(total);
         if (total > kNumbers / kItems)
-            throw ValueError("the minors of a " + std::to_string(n) + " x " + std::to_string(k) +
-                             " matrix pass through more coordinates than 4 GiB hold");
+            throw ValueError("the minors of a " + std::to_string(n) + " x " + std::to_string(k) + " matrix pass through more coordinates than 4 GiB hold");
         for (int64_t q = 1; q < k; ++q) tables.emplace_back(n, q, 1);
     }
     int64_t total() const { return starts.back(); }

@@ -52,8 +52,8 @@ template <class T>
 bool plucker_mix_backward(const StackView<const T> &grad, const MixInput<T> &in, const MixOptions &o, const StackView<T> &dz,
                           const StackView<double> *dweights) {
     const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
-    if (grad.cols() != plan.coordinates || grad.rows() != in.z.rows() || grad.size() != in.z.size() || dz.cols() != plan.r ||
-        dz.rows() != in.z.rows() || dz.size() != in.z.size())
+    if (grad.cols() != plan.coordinates || grad.rows() != in.z.rows() || grad.size() != in.z.size() || dz.cols() != plan.r || dz.rows() != in.z.rows() ||
+        dz.size() != in.z.size())
         throw ValueError("grad, z and dz do not fit");
     plucker::check(in, plan, dweights);
     const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
@@ -78,18 +78,16 @@ bool plucker_mix_backward(const StackView<const T> &grad, const MixInput<T> &in,
             }
             tile.backward(dp, kTokens, windows + p * window, da);
             if (dweights != nullptr)
-                plucker::weights_backward(plan, tile.valid, tile.alpha, da, piece.count,
-                                          (*dweights)[piece.sequence].block_rows(piece.first, piece.count));
+                plucker::weights_backward(plan, tile.valid, tile.alpha, da, piece.count, (*dweights)[piece.sequence].block_rows(piece.first, piece.count));
         });
         plucker::add_windows<T>(plan, dz, pieces.data() + first, count, windows);
     }
     return all_finite<T>(StackView<const T>(dz)) || !all_finite(in) || !all_finite(grad);
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template bool plucker_mix<T>(const MixInput<T> &, const MixOptions &, const StackView<T> &);                       \
-    template bool plucker_mix_backward<T>(const StackView<const T> &, const MixInput<T> &, const MixOptions &,         \
-                                          const StackView<T> &, const StackView<double> *);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template bool plucker_mix<T>(const MixInput<T> &, const MixOptions &, const StackView<T> &);                                                               \
+    template bool plucker_mix_backward<T>(const StackView<const T> &, const MixInput<T> &, const MixOptions &, const StackView<T> &, const StackView<double> *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -32,8 +32,8 @@ constexpr int64_t kGroup = 8; // tiles whose coordinates the gradient of W holds
 // C (`panels` of mr rows, `lanes` columns) (+)= A B: A in panels of mr that lie `apart`, B row by row.
 template <class T> struct LanesKernel {
     template <int Bytes>
-    static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t panels, int64_t apart, const T *b, int64_t ldb, T *c, int64_t ldc,
-                                   int64_t lanes, bool add) {
+    static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t panels, int64_t apart, const T *b, int64_t ldb, T *c, int64_t ldc, int64_t lanes,
+                                   bool add) {
         constexpr int MR = simd::Shape<Bytes>::mr, NV = simd::Shape<Bytes>::nv, W = Vec<T, Bytes>::lanes;
         for (int64_t j = 0, n = 0; j < lanes; j += n) {
             n = step(lanes - j, W);
@@ -53,8 +53,8 @@ template <class T> struct LanesKernel {
 
 template <class T>
 void multiply(int64_t depth, const T *a, int64_t panels, int64_t apart, const T *b, int64_t ldb, T *c, int64_t ldc, int64_t lanes, bool add) {
-    simd::dispatch<LanesKernel<T>, int64_t, const T *, int64_t, int64_t, const T *, int64_t, T *, int64_t, int64_t, bool>(
-        depth, a, panels, apart, b, ldb, c, ldc, lanes, add);
+    simd::dispatch<LanesKernel<T>, int64_t, const T *, int64_t, int64_t, const T *, int64_t, T *, int64_t, int64_t, bool>(depth, a, panels, apart, b, ldb, c,
+                                                                                                                          ldc, lanes, add);
 }
 
 constexpr int64_t kStrip = 4; // panels that are filled at a time: 128 bytes of a row are read along
@@ -63,15 +63,14 @@ constexpr int64_t kStrip = 4; // panels that are filled at a time: 128 bytes of 
 // are not active (null: all are); sum (null: not wanted) += those columns times `by`, where that is not zero.
 template <class T> struct PanelKernel {
     template <int Bytes>
-    static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, const unsigned char *active, T *to, int64_t apart,
-                                   double *sum) {
+    static SUBSPAN_INLINE void run(const MatrixView<const T> *x, const double *by, const unsigned char *active, T *to, int64_t apart, double *sum) {
         constexpr int MR = simd::Shape<Bytes>::mr;
         const bool whole = x->cols == kStrip * MR && x->col_stride == 1;
         double total[kStrip * MR] = {};
         for (int64_t t = 0; t < x->rows; ++t) {
             const bool in = active == nullptr || active[t] != 0;
             if (whole && in) {
-                using V = Vec<T, MR * int(sizeof(T))>;
+                using V = Vec<T, MR *int(sizeof(T))>;
                 const T *row = x->data + t * x->row_stride;
                 for (int64_t q = 0; q < kStrip; ++q) V::store(to + q * apart + t * MR, V::load(row + q * MR));
                 if (sum == nullptr) continue;
@@ -88,16 +87,13 @@ template <class T> struct PanelKernel {
     }
 };
 
-template <class T>
-void panels(MatrixView<const T> x, const double *by, const unsigned char *active, T *to, int64_t apart, double *sum) {
-    simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, const unsigned char *, T *, int64_t, double *>(
-        &x, by, active, to, apart, sum);
+template <class T> void panels(MatrixView<const T> x, const double *by, const unsigned char *active, T *to, int64_t apart, double *sum) {
+    simd::dispatch<PanelKernel<T>, const MatrixView<const T> *, const double *, const unsigned char *, T *, int64_t, double *>(&x, by, active, to, apart, sum);
 }
 
 } // namespace
 
-template <class T>
-bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o, const StackView<T> &out) {
+template <class T> bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o, const StackView<T> &out) {
     const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
     plucker::check(in, plan);
     if (w.cols != plan.coordinates) throw ValueError("W must have one column for each pair of dimensions");
@@ -118,15 +114,14 @@ bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *
 }
 
 template <class T>
-bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput<T> &in, MatrixView<const T> w, const T *b,
-                                  const MixOptions &o, const StackView<T> &dz, MatrixView<T> dw, T *db,
-                                  const StackView<double> *dweights) {
+bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o,
+                                  const StackView<T> &dz, MatrixView<T> dw, T *db, const StackView<double> *dweights) {
     const Plan plan(o, in.z.cols(), in.weights != nullptr ? in.weights->cols() : 0);
     plucker::check(in, plan, dweights);
     if (w.cols != plan.coordinates) throw ValueError("W must have one column for each pair of dimensions");
     const int64_t d = w.rows, D = plan.coordinates, mr = simd::tile<T>().mr;
-    if (grad.cols() != d || grad.rows() != in.z.rows() || grad.size() != in.z.size() || dz.cols() != plan.r ||
-        dz.rows() != in.z.rows() || dz.size() != in.z.size() || dw.rows != d || dw.cols != D)
+    if (grad.cols() != d || grad.rows() != in.z.rows() || grad.size() != in.z.size() || dz.cols() != plan.r || dz.rows() != in.z.rows() ||
+        dz.size() != in.z.size() || dw.rows != d || dw.cols != D)
         throw ValueError("grad, z, W and the gradients do not fit");
     plucker::set_zero(dz);
     const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
@@ -138,8 +133,8 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
     parallel_for((d + kDepth - 1) / kDepth, [&](int64_t k) {
         const int64_t first = k * kDepth, some = std::min(kDepth, d - first);
         for (int64_t c = 0; c < D; c += kStrip * mr)
-            panels<T>(w.block_rows(first, some).block_cols(c, std::min(kStrip * mr, D - c)), nullptr, nullptr,
-                      left + first * coordinate_panels * mr + c * some, some * mr, nullptr);
+            panels<T>(w.block_rows(first, some).block_cols(c, std::min(kStrip * mr, D - c)), nullptr, nullptr, left + first * coordinate_panels * mr + c * some,
+                      some * mr, nullptr);
     });
     double *windows = outer.take<double>(group * window);
     T *coordinates = outer.take<T>(group * kTokens * plan.length); // of the tokens of a group, one after the other
@@ -192,8 +187,7 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
                         for (int64_t c = 0; c < d; ++c) s += double(g(piece.first + t, c)) * double(b[c]);
                         for (int64_t j = 0; j < plan.m; ++j) da[j * kTokens + t] += s;
                     }
-                plucker::weights_backward(plan, tile.valid, tile.alpha, da, piece.count,
-                                          (*dweights)[piece.sequence].block_rows(piece.first, piece.count));
+                plucker::weights_backward(plan, tile.valid, tile.alpha, da, piece.count, (*dweights)[piece.sequence].block_rows(piece.first, piece.count));
             }
         });
         plucker::add_windows<T>(plan, dz, pieces.data() + first, count, windows);
@@ -205,8 +199,8 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             for (int64_t k = 0; k < some;) {
                 const int64_t n = step(some - k, lanes);
                 for (int64_t t = 0; t < tokens; t += kDepth)
-                    multiply<T>(std::min(kDepth, tokens - t), transposed + t * mr, d_panels, tokens * mr, coordinates + t * plan.length + j + k,
-                                plan.length, sum + j + k, plan.length, n, true);
+                    multiply<T>(std::min(kDepth, tokens - t), transposed + t * mr, d_panels, tokens * mr, coordinates + t * plan.length + j + k, plan.length,
+                                sum + j + k, plan.length, n, true);
                 k += n;
             }
         });
@@ -223,11 +217,9 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
     return finite || !all_finite(in) || !all_finite(grad) || !all_finite(w) || (b != nullptr && !all_finite(b, d));
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template bool plucker_mix_project<T>(const MixInput<T> &, MatrixView<const T>, const T *, const MixOptions &,      \
-                                         const StackView<T> &);                                                        \
-    template bool plucker_mix_project_backward<T>(const StackView<const T> &, const MixInput<T> &,                     \
-                                                  MatrixView<const T>, const T *, const MixOptions &,                  \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template bool plucker_mix_project<T>(const MixInput<T> &, MatrixView<const T>, const T *, const MixOptions &, const StackView<T> &);                       \
+    template bool plucker_mix_project_backward<T>(const StackView<const T> &, const MixInput<T> &, MatrixView<const T>, const T *, const MixOptions &,         \
                                                   const StackView<T> &, MatrixView<T>, T *, const StackView<double> *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

@@ -56,8 +56,7 @@ template <class T> struct PluckerMixState<T>::Parts {
         if (options.rope_starts.empty()) {
             plan.rotation.apply(to, batch, batch, options.rope_start + position, 0, false);
         } else {
-            for (int64_t b = 0; b < batch; ++b)
-                plan.rotation.apply(to + b, batch, 1, options.rope_starts[std::size_t(b)] + position, 0, false);
+            for (int64_t b = 0; b < batch; ++b) plan.rotation.apply(to + b, batch, 1, options.rope_starts[std::size_t(b)] + position, 0, false);
         }
         plucker::scale_columns(to, r, batch, batch, power.data() + s * batch);
     }
@@ -136,8 +135,7 @@ template <class T> int64_t PluckerMixState<T>::batch() const { return p_->batch;
 template <class T> int64_t PluckerMixState<T>::position() const { return p_->position; }
 
 template <class T>
-void PluckerMixState<T>::step(MatrixView<const T> z, const MatrixView<const T> *weights, const MatrixView<const T> *mask,
-                              MatrixView<T> out) {
+void PluckerMixState<T>::step(MatrixView<const T> z, const MatrixView<const T> *weights, const MatrixView<const T> *mask, MatrixView<T> out) {
     Parts &p = *p_;
     const Plan &plan = p.plan;
     if (p.position >= plucker::kFar) throw ValueError("z_t: a state takes in up to 2^40 tokens");
@@ -164,8 +162,8 @@ void PluckerMixState<T>::step(MatrixView<const T> z, const MatrixView<const T> *
             w_power[std::size_t(j)] = powers + j * kTokens;
             if (at >= 0) p.get(s, first, count, columns + j * block, powers + j * kTokens);
             for (int64_t l = 0; l < kTokens; ++l)
-                tile.valid[j * kTokens + l] = at >= 0 && l < count && p.counts[std::size_t(s * p.batch + first + l)] != 0 &&
-                                              p.counts[std::size_t(own * p.batch + first + l)] != 0;
+                tile.valid[j * kTokens + l] =
+                    at >= 0 && l < count && p.counts[std::size_t(s * p.batch + first + l)] != 0 && p.counts[std::size_t(own * p.batch + first + l)] != 0;
         }
         tile.weigh(weights, first, count);
         tile.combine({columns + plan.m * block, powers + plan.m * kTokens, w.data(), w_power.data(), kTokens}, count);
@@ -187,8 +185,7 @@ void PluckerMixState<T>::step(MatrixView<const T> z, const MatrixView<const T> *
         chunk(0);
     else
         parallel_for(chunks, chunk);
-    if (!finite)
-        throw ValueError("the result of this token overflows the dtype, or W, b or weights are not finite; the state is as it was");
+    if (!finite) throw ValueError("the result of this token overflows the dtype, or W, b or weights are not finite; the state is as it was");
     ++p.position;
 }
 

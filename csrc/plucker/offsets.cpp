@@ -43,8 +43,7 @@ SUBSPAN_INLINE typename Vec<double, Bytes>::type residual(typename Vec<double, B
 SUBSPAN_INLINE bool above(double n, double scaled, double eps) { return n > eps || (eps == 0 && scaled > 0); }
 
 // c, k, g and ww of one offset and the tokens from l on, `lanes` of them: see Tile::backward for what they mean.
-SUBSPAN_INLINE void coefficients(const OffsetArguments &a, int64_t j, int64_t l, int lanes, const double *c1, const double *c2,
-                                 const double *ww) {
+SUBSPAN_INLINE void coefficients(const OffsetArguments &a, int64_t j, int64_t l, int lanes, const double *c1, const double *c2, const double *ww) {
     const double *pz = a.offsets->power + l, *pw = a.offsets->w_power[j] + l, *alpha = a.alpha + j * kTokens + l, *zz = a.zz + l;
     const unsigned char *valid = a.valid + j * kTokens + l;
     double *c = a.c + j * kTokens + l, *k = a.k + j * kTokens + l, *g = a.g + j * kTokens + l, *ws = a.ww + j * kTokens + l;
@@ -163,7 +162,6 @@ struct OffsetKernel {
         for (; l < lanes; l += W) group<Bytes, 1>(*a, l);
     }
 };
-
 
 struct OffsetBackwardKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const OffsetBackward *p) {

@@ -38,8 +38,8 @@ template <class T> struct Rows {
 // out (rows x cols) = x B + by bᵀ. B in panels of whole vectors, one after the other: that of column j begins at j · depth.
 template <class T> struct RowsKernel {
     template <int Bytes, int NV, int MR>
-    static SUBSPAN_INLINE void tile(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols,
-                                    bool add, typename Vec<T, Bytes>::type &bad) {
+    static SUBSPAN_INLINE void tile(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add,
+                                    typename Vec<T, Bytes>::type &bad) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes, N = NV * W;
         typename V::type acc[MR][NV];
@@ -65,8 +65,7 @@ template <class T> struct RowsKernel {
         for (int64_t r = 0; r < std::min<int64_t>(rows, MR); ++r)
             for (int64_t j = 0; j < std::min<int64_t>(cols, N); ++j) c[r * ldc + j] = edge[r * N + j];
     }
-    template <int Bytes, int MR>
-    static SUBSPAN_INLINE void sweep(const Rows<T> *rows, int64_t depth, const T *b, int64_t cols, bool *finite) {
+    template <int Bytes, int MR> static SUBSPAN_INLINE void sweep(const Rows<T> *rows, int64_t depth, const T *b, int64_t cols, bool *finite) {
         constexpr int NV = simd::Shape<Bytes>::nv, W = Vec<T, Bytes>::lanes;
         typename Vec<T, Bytes>::type bad{};
         const int64_t blocks = (depth + kDepth - 1) / kDepth;
@@ -93,8 +92,7 @@ template <class T> struct RowsKernel {
         }
         *finite = Vec<T, Bytes>::sum(bad) == T(0);
     }
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const Rows<T> *rows, int64_t depth, const T *b, int64_t cols, bool *finite) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const Rows<T> *rows, int64_t depth, const T *b, int64_t cols, bool *finite) {
         if (rows->rows == 1) // decoding: each row adds up in the same order, however many there are
             sweep<Bytes, 1>(rows, depth, b, cols, finite);
         else
@@ -103,8 +101,7 @@ template <class T> struct RowsKernel {
 };
 
 template <class T> struct PackKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const simd::PackSource<T> *s, int64_t lanes, int64_t depth, int nr, T *to) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const simd::PackSource<T> *s, int64_t lanes, int64_t depth, int nr, T *to) {
         simd::pack<T, Bytes>(*s, 0, lanes, depth, nr, to);
     }
 };

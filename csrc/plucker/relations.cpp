@@ -16,8 +16,7 @@ struct Contraction {
         if (few > kTerms / std::max<int64_t>(n, 1) || many > kTerms / (k + 1)) throw ValueError("there are too many relations");
         const Ranks rank(n, k);
         std::vector<int> s = first_subset(k - 1), with(static_cast<std::size_t>(k));
-        if (few > 0)
-            do {
+        if (few > 0) do {
                 poll();
                 for (int j = 0; j < int(n); ++j) {
                     const auto at = std::lower_bound(s.begin(), s.end(), j);
@@ -35,8 +34,7 @@ struct Contraction {
                 }
             } while (advance(s, n));
         std::vector<int> j = first_subset(k + 1);
-        if (many > 0)
-            do {
+        if (many > 0) do {
                 if (element.size() % 65536 < std::size_t(k + 1)) poll();
                 for (int64_t t = 0; t <= k; ++t) {
                     std::copy(j.begin(), j.begin() + t, with.begin());
@@ -53,8 +51,7 @@ struct Contraction {
 
 struct RelationKernel {
     // One row of relations: all J for one I. With `gradient` the numbers of out are gradients, and dp is added to.
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const Contraction *c, int64_t i, const double *p, double *out, double *dp) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const Contraction *c, int64_t i, const double *p, double *out, double *dp) {
         using V = Vec<double, Bytes>;
         constexpr int W = V::lanes, G = int(kItems) / W;
         for (int64_t j = 0; j < c->many; ++j) {
@@ -194,8 +191,7 @@ template <class T> bool plucker_relations(const StackView<const T> &p, int64_t n
     });
 }
 
-template <class T>
-bool plucker_relations_backward(const StackView<const T> &grad, const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &dp) {
+template <class T> bool plucker_relations_backward(const StackView<const T> &grad, const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &dp) {
     check_grades(n, k);
     const Contraction c(n, k);
     const int64_t items = dp.size();
@@ -243,8 +239,7 @@ template <class T> int64_t plucker_basis(const StackView<const T> &p, int64_t n,
     return bad == items ? -1 : bad.load();
 }
 
-template <class T>
-int64_t plucker_basis_backward(const StackView<const T> &grad, const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &dp) {
+template <class T> int64_t plucker_basis_backward(const StackView<const T> &grad, const StackView<const T> &p, int64_t n, int64_t k, const StackView<T> &dp) {
     check_grades(n, k);
     const Chart chart(n, k);
     const Levels levels(n, k);
@@ -298,10 +293,10 @@ int64_t plucker_basis_backward(const StackView<const T> &grad, const StackView<c
     return good ? -1 : -2;
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template bool plucker_relations<T>(const StackView<const T> &, int64_t, int64_t, const StackView<T> &);            \
-    template bool plucker_relations_backward<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, const StackView<T> &); \
-    template int64_t plucker_basis<T>(const StackView<const T> &, int64_t, int64_t, const StackView<T> &);             \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template bool plucker_relations<T>(const StackView<const T> &, int64_t, int64_t, const StackView<T> &);                                                    \
+    template bool plucker_relations_backward<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, const StackView<T> &);               \
+    template int64_t plucker_basis<T>(const StackView<const T> &, int64_t, int64_t, const StackView<T> &);                                                     \
     template int64_t plucker_basis_backward<T>(const StackView<const T> &, const StackView<const T> &, int64_t, int64_t, const StackView<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

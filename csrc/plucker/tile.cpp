@@ -27,16 +27,14 @@ template <class T> struct TransposeKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const T *from, int64_t ld, int64_t rows, int64_t columns, T *to, int64_t ldt) {
         constexpr int W = Vec<T, Bytes>::lanes;
         for (int64_t i = 0; i < rows; i += W)
-            for (int64_t c = 0; c < columns; c += W)
-                simd::Transpose<T, Bytes>::block(from + i * ld + c, ld, nullptr, nullptr, to + c * ldt + i, ldt);
+            for (int64_t c = 0; c < columns; c += W) simd::Transpose<T, Bytes>::block(from + i * ld + c, ld, nullptr, nullptr, to + c * ldt + i, ldt);
     }
 };
 
 // out[pair(i, j)] = z_i u_j - z_j u_i. Rows of z and u are padded with zeros: what a vector writes past the end of a row
 // of pairs, the next one overwrites, and behind the last one there is padding.
 template <class T> struct WedgeKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const T *z, const T *u, int64_t row, int64_t r, int64_t tokens, T *out, int64_t ld) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const T *z, const T *u, int64_t row, int64_t r, int64_t tokens, T *out, int64_t ld) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes;
         for (int64_t t = 0; t < tokens; ++t, z += row, u += row, out += ld) {
@@ -54,8 +52,7 @@ template <class T> struct WedgeKernel {
 
 // With S the antisymmetric matrix of dp: du = -S z and dz = S u, for lanes of tokens.
 template <class T> struct ContractKernel {
-    template <int Bytes>
-    static SUBSPAN_INLINE void run(const T *dp, int64_t ld, const T *z, const T *u, int64_t r, int64_t tokens, T *dz, T *du) {
+    template <int Bytes> static SUBSPAN_INLINE void run(const T *dp, int64_t ld, const T *z, const T *u, int64_t r, int64_t tokens, T *dz, T *du) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes;
         for (int64_t l = 0; l < tokens; l += W) {
@@ -106,8 +103,7 @@ template <class T> Tile<T>::Tile(Frame &frame, const Plan &p, bool keep, bool wi
 }
 
 template <class T>
-void Tile<T>::load(MatrixView<const T> from, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t begin, int64_t n,
-                   int64_t position) {
+void Tile<T>::load(MatrixView<const T> from, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t begin, int64_t n, int64_t position) {
     first = begin;
     start = position;
     count = n;
@@ -188,8 +184,9 @@ template <class T> bool Tile<T>::active(int64_t t) const {
 
 template <class T> void Tile<T>::combine(const Offsets &offsets, int64_t n) {
     count = n;
-    const OffsetArguments a{&offsets, plan.r, plan.m, n, plan.options.norm, plan.options.eps, plan.options.past_first ? -1.0 : 1.0,
-                   alpha, valid, zz_, c_, k_, g_, ww_, w_, sum_u_, keep_ ? plan.r * kTokens : 0};
+    const OffsetArguments a{
+        &offsets, plan.r, plan.m, n,      plan.options.norm,           plan.options.eps, plan.options.past_first ? -1.0 : 1.0, alpha, valid, zz_, c_, k_,
+        g_,       ww_,    w_,     sum_u_, keep_ ? plan.r * kTokens : 0};
     offset_forward(a);
     scale_columns(sum_u_, plan.r, kTokens, n, lift);
     using Narrow = NarrowKernel<T>;
@@ -212,13 +209,12 @@ template <class T> void Tile<T>::rows() {
 }
 
 template <class T> void Tile<T>::coordinates(int64_t t, T *out) const {
-    simd::dispatch<WedgeKernel<T>, const T *, const T *, int64_t, int64_t, int64_t, T *, int64_t>(z_rows + t * plan.row, u_rows + t * plan.row,
-                                                                                                 plan.row, plan.r, 1, out, 0);
+    simd::dispatch<WedgeKernel<T>, const T *, const T *, int64_t, int64_t, int64_t, T *, int64_t>(z_rows + t * plan.row, u_rows + t * plan.row, plan.row,
+                                                                                                  plan.r, 1, out, 0);
 }
 
 template <class T> void Tile<T>::coordinates_of_all(T *out, int64_t ld) const {
-    simd::dispatch<WedgeKernel<T>, const T *, const T *, int64_t, int64_t, int64_t, T *, int64_t>(z_rows, u_rows, plan.row, plan.r, count,
-                                                                                                 out, ld);
+    simd::dispatch<WedgeKernel<T>, const T *, const T *, int64_t, int64_t, int64_t, T *, int64_t>(z_rows, u_rows, plan.row, plan.r, count, out, ld);
 }
 
 // With k_j = α_j g_j, u = Σ k_j w_j, w_j = z_{t-j} - c_j z (all scaled, so that g_j = powers / f): for s_j = w_j · du,
@@ -229,8 +225,7 @@ template <class T> void Tile<T>::backward(const T *dp, int64_t ld, double *into,
     const int64_t lanes = plan.r * kTokens;
     T *dz = frame.take<T>(lanes), *du = frame.take<T>(lanes);
     double *wide_z = frame.take<double>(lanes), *wide_u = frame.take<double>(lanes);
-    simd::dispatch<ContractKernel<T>, const T *, int64_t, const T *, const T *, int64_t, int64_t, T *, T *>(dp, ld, z, u, plan.r, count, dz,
-                                                                                                            du);
+    simd::dispatch<ContractKernel<T>, const T *, int64_t, const T *, const T *, int64_t, int64_t, T *, T *>(dp, ld, z, u, plan.r, count, dz, du);
     for (int64_t i = 0; i < plan.r; ++i)
         for (int64_t l = 0; l < kTokens; ++l) {
             const bool in = l < count;
@@ -240,9 +235,27 @@ template <class T> void Tile<T>::backward(const T *dp, int64_t ld, double *into,
     std::vector<const double *> w_power(std::size_t(plan.m));
     for (std::size_t j = 0; j < w_power.size(); ++j) w_power[j] = power + plan.column[j];
     std::fill_n(into, plan.r * plan.columns, 0.0);
-    const OffsetBackward a{plan.r, plan.m, count, plan.columns, plan.column.data(), window + plan.own, zz_, c_, k_, g_, ww_, w_,
-                        plan.options.norm, plan.options.eps, plan.options.past_first ? -1.0 : 1.0, power + plan.own, w_power.data(), wide_u,
-                        wide_z, into, da};
+    const OffsetBackward a{plan.r,
+                           plan.m,
+                           count,
+                           plan.columns,
+                           plan.column.data(),
+                           window + plan.own,
+                           zz_,
+                           c_,
+                           k_,
+                           g_,
+                           ww_,
+                           w_,
+                           plan.options.norm,
+                           plan.options.eps,
+                           plan.options.past_first ? -1.0 : 1.0,
+                           power + plan.own,
+                           w_power.data(),
+                           wide_u,
+                           wide_z,
+                           into,
+                           da};
     offset_backward(a);
     for (int64_t i = 0; i < plan.r; ++i)
         for (int64_t l = 0; l < count; ++l) into[i * plan.columns + plan.own + l] += wide_z[i * kTokens + l];
@@ -250,12 +263,10 @@ template <class T> void Tile<T>::backward(const T *dp, int64_t ld, double *into,
     for (int64_t c = 0; c < plan.columns; ++c) inverse[c] = 1 / power[c];
     for (int64_t i = 0; i < plan.r; ++i)
         for (int64_t c = 0; c < plan.columns; ++c) into[i * plan.columns + c] *= inverse[c];
-    for (const auto &s : plan.segments)
-        plan.rotation.apply(into + s.at, plan.columns, s.width, start + first - s.reach, 1, true);
+    for (const auto &s : plan.segments) plan.rotation.apply(into + s.at, plan.columns, s.width, start + first - s.reach, 1, true);
 }
 
-void weights_backward(const Plan &plan, const unsigned char *valid, const double *alpha, const double *da, int64_t count,
-                      MatrixView<double> out) {
+void weights_backward(const Plan &plan, const unsigned char *valid, const double *alpha, const double *da, int64_t count, MatrixView<double> out) {
     for (int64_t l = 0; l < count; ++l) {
         double mean = 0;
         if (plan.options.weighting == MixWeights::softmax)

@@ -71,8 +71,7 @@ template <class T> class Tile {
 
     /// Tokens [first, first + count) of one sequence, count <= kTokens: window, weights, z and u.
     /// `start` is the position of the sequence's first token.
-    void load(MatrixView<const T> z, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t first,
-              int64_t count, int64_t start);
+    void load(MatrixView<const T> z, const MatrixView<const T> *weights, const MatrixView<const T> *mask, int64_t first, int64_t count, int64_t start);
     /// The same from columns that are already there (decoding); validity and weights were set by the caller.
     void combine(const Offsets &offsets, int64_t count);
     /// Weights of the tokens from `valid` (m x kTokens) and rows of numbers: see MixWeights.
@@ -107,8 +106,7 @@ template <class T> class Tile {
 };
 
 /// Gradient of the numbers that weigh() took, from that of alpha; rows of m.
-void weights_backward(const Plan &plan, const unsigned char *valid, const double *alpha, const double *da, int64_t count,
-                      MatrixView<double> out);
+void weights_backward(const Plan &plan, const unsigned char *valid, const double *alpha, const double *da, int64_t count, MatrixView<double> out);
 
 /// A tile's worth of one sequence.
 struct Piece {
@@ -141,8 +139,7 @@ template <class T> struct Sequence {
 void scale_columns(double *x, int64_t rows, int64_t ld, int64_t count, double *power);
 
 /// dz += the windows that Tile::backward filled for `count` pieces, one after the other in memory.
-template <class T>
-void add_windows(const Plan &plan, const StackView<T> &dz, const Piece *pieces, int64_t count, const double *windows);
+template <class T> void add_windows(const Plan &plan, const StackView<T> &dz, const Piece *pieces, int64_t count, const double *windows);
 
 template <class T> void set_zero(const StackView<T> &x);
 

@@ -106,8 +106,7 @@ void scale_columns(double *x, int64_t rows, int64_t ld, int64_t count, double *p
     simd::dispatch<ScaleKernel, double *, int64_t, int64_t, int64_t, const double *>(x, rows, ld, count, inverse);
 }
 
-template <class T>
-void add_windows(const Plan &plan, const StackView<T> &dz, const Piece *pieces, int64_t count, const double *windows) {
+template <class T> void add_windows(const Plan &plan, const StackView<T> &dz, const Piece *pieces, int64_t count, const double *windows) {
     constexpr int64_t block = 16; // dimensions of a task: every entry of dz is summed by one thread, in the order of tiles
     parallel_for((plan.r + block - 1) / block, [&](int64_t task) {
         const int64_t i0 = task * block, i1 = std::min(plan.r, i0 + block);
@@ -201,8 +200,7 @@ Plan::Plan(const MixOptions &o, int64_t rank, int64_t weights_columns)
         if (std::max(d, -std::max<int64_t>(d, -kFar)) >= kFar) throw ValueError("an offset is longer than any sequence");
     }
     const auto near = [](int64_t start) { return std::max(start, -std::max<int64_t>(start, -kFar)) < kFar; };
-    if (!near(o.rope_start) || !std::all_of(o.rope_starts.begin(), o.rope_starts.end(), near))
-        throw ValueError("rope_start is out of range");
+    if (!near(o.rope_start) || !std::all_of(o.rope_starts.begin(), o.rope_starts.end(), near)) throw ValueError("rope_start is out of range");
     if (!(o.eps >= 0 && o.eps < 1e100)) throw ValueError("eps must be from 0 to 1e100");
     if (o.weighting != MixWeights::mean && weights_columns != m) throw ValueError("weights must have one entry for each offset");
     if (rotation.on() && r % 2 != 0) throw ValueError("rope needs an even number of dimensions");
@@ -274,13 +272,13 @@ template <class T> bool all_finite(const MixInput<T> &in) {
 template void tokens_to_lanes<float, float>(MatrixView<const float>, int64_t, int64_t, float *, int64_t);
 template void tokens_to_lanes<float, double>(MatrixView<const float>, int64_t, int64_t, double *, int64_t);
 template void tokens_to_lanes<double, double>(MatrixView<const double>, int64_t, int64_t, double *, int64_t);
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void add_windows<T>(const Plan &, const StackView<T> &, const Piece *, int64_t, const double *);          \
-    template void set_zero<T>(const StackView<T> &);                                                                   \
-    template void check<T>(const MixInput<T> &, const Plan &, const StackView<double> *);                              \
-    template bool all_finite<T>(const T *, int64_t);                                                                   \
-    template bool all_finite<T>(MatrixView<const T>);                                                                  \
-    template bool all_finite<T>(const StackView<const T> &);                                                           \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void add_windows<T>(const Plan &, const StackView<T> &, const Piece *, int64_t, const double *);                                                  \
+    template void set_zero<T>(const StackView<T> &);                                                                                                           \
+    template void check<T>(const MixInput<T> &, const Plan &, const StackView<double> *);                                                                      \
+    template bool all_finite<T>(const T *, int64_t);                                                                                                           \
+    template bool all_finite<T>(MatrixView<const T>);                                                                                                          \
+    template bool all_finite<T>(const StackView<const T> &);                                                                                                   \
     template bool all_finite<T>(const MixInput<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

@@ -101,7 +101,8 @@ template <class T> void thin_sums(MatrixView<const T> z, const T *v, std::int64_
     });
 }
 
-template <class T> void residuals(std::int64_t rows, std::int64_t n, const T *v, std::int64_t k, T *out, const std::function<Rows<T>(std::int64_t, std::int64_t)> &of) {
+template <class T>
+void residuals(std::int64_t rows, std::int64_t n, const T *v, std::int64_t k, T *out, const std::function<Rows<T>(std::int64_t, std::int64_t)> &of) {
     constexpr std::int64_t step = 64;
     const MatrixView<const T> basis(v, k, n);
     Buffer<T> block(step * n), z(step * std::max<std::int64_t>(k, 1));
@@ -127,8 +128,7 @@ template <class T> void residuals(std::int64_t rows, std::int64_t n, const T *v,
 
 } // namespace
 
-template <class T>
-void affine_coordinates(MatrixView<const T> x, const double *mean, const T *v, std::int64_t k, MatrixView<T> z) {
+template <class T> void affine_coordinates(MatrixView<const T> x, const double *mean, const T *v, std::int64_t k, MatrixView<T> z) {
     const Mean<T> shift(mean, x.cols);
     if (x.rows <= kThin) {
         Rows<T> given;
@@ -139,18 +139,14 @@ void affine_coordinates(MatrixView<const T> x, const double *mean, const T *v, s
         materialise(given, centred.data());
         return thin_dots<T>(centred.data(), x.rows, v, k, x.cols, z);
     }
-    with_rows(z, [&](MatrixView<T> rows) {
-        gemm<T>(x, MatrixView<const T>(v, k, x.cols).transposed(), rows, false, shift.shift(), shift.shift_low());
-    });
+    with_rows(z, [&](MatrixView<T> rows) { gemm<T>(x, MatrixView<const T>(v, k, x.cols).transposed(), rows, false, shift.shift(), shift.shift_low()); });
 }
 
-template <class T>
-void affine_coordinates(const CsrView<T> &x, const double *mean, const T *v, std::int64_t k, MatrixView<T> z) {
+template <class T> void affine_coordinates(const CsrView<T> &x, const double *mean, const T *v, std::int64_t k, MatrixView<T> z) {
     with_rows(z, [&](MatrixView<T> rows) { csr_times_rows(x, v, k, mean, rows); });
 }
 
-template <class T>
-void affine_points(MatrixView<const T> z, const double *mean, const T *v, std::int64_t n, MatrixView<T> x) {
+template <class T> void affine_points(MatrixView<const T> z, const double *mean, const T *v, std::int64_t n, MatrixView<T> x) {
     with_rows(x, [&](MatrixView<T> rows) {
         if (z.rows <= kThin) {
             for (std::int64_t i = 0; i < rows.rows; ++i) std::fill_n(rows.data + i * rows.row_stride, n, T(0));
@@ -190,11 +186,11 @@ template <class T> void affine_residuals(const CsrView<T> &x, const double *mean
     });
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template void affine_coordinates<T>(MatrixView<const T>, const double *, const T *, std::int64_t, MatrixView<T>);  \
-    template void affine_coordinates<T>(const CsrView<T> &, const double *, const T *, std::int64_t, MatrixView<T>);   \
-    template void affine_points<T>(MatrixView<const T>, const double *, const T *, std::int64_t, MatrixView<T>);       \
-    template void affine_residuals<T>(MatrixView<const T>, const double *, const T *, std::int64_t, T *);              \
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template void affine_coordinates<T>(MatrixView<const T>, const double *, const T *, std::int64_t, MatrixView<T>);                                          \
+    template void affine_coordinates<T>(const CsrView<T> &, const double *, const T *, std::int64_t, MatrixView<T>);                                           \
+    template void affine_points<T>(MatrixView<const T>, const double *, const T *, std::int64_t, MatrixView<T>);                                               \
+    template void affine_residuals<T>(MatrixView<const T>, const double *, const T *, std::int64_t, T *);                                                      \
     template void affine_residuals<T>(const CsrView<T> &, const double *, const T *, std::int64_t, T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)

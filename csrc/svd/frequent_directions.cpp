@@ -59,8 +59,7 @@ void rotation_of(std::int64_t m, std::int64_t k, double *w, std::int64_t *partne
 
 } // namespace
 
-template <class T>
-FrequentDirections<T>::FrequentDirections(std::int64_t size, std::int64_t features) : size_(size), n_(features) {
+template <class T> FrequentDirections<T>::FrequentDirections(std::int64_t size, std::int64_t features) : size_(size), n_(features) {
     if (features < 1) throw ValueError("n_features must be at least 1, got " + std::to_string(features));
     if (size < 1) throw ValueError("size must be at least 1, got " + std::to_string(size));
     // The Gram matrix of the buffer has (2 size)² doubles.
@@ -101,8 +100,7 @@ template <class T> void FrequentDirections<T>::shrink() {
     }
     // Aside, and then in one step: an interrupt leaves the rows as they were.
     std::vector<double> fresh(rows_.size(), 0.0), rest(low_.size(), 0.0);
-    combine(rot, RowBlocks<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)),
-            MatrixView<double>(fresh.data(), kept, n_));
+    combine(rot, RowBlocks<double>(n_).add(MatrixView<const double>(rows_.data(), m, n_)), MatrixView<double>(fresh.data(), kept, n_));
     for (std::int64_t i = 0; i < kept; ++i) {
         if (partner[i] < 0) continue;
         const double *high = rows_.data() + partner[i] * n_, *low = low_.data() + partner[i] * n_;
@@ -161,8 +159,7 @@ template <class T> template <class S> void FrequentDirections<T>::append(MatrixV
 }
 
 template <class T> void FrequentDirections<T>::update(MatrixView<const T> rows) {
-    if (rows.cols != n_)
-        throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
+    if (rows.cols != n_) throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
     if (rows.rows < 1) throw ValueError("rows must hold at least one row, got an empty block");
     if (rows.rows > kMostRows - seen_) throw ValueError("rows: a sketch counts up to 2^62 rows");
     Rows<T> x;
@@ -176,8 +173,7 @@ template <class T> void FrequentDirections<T>::update(MatrixView<const T> rows) 
 }
 
 template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
-    if (rows.cols != n_)
-        throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
+    if (rows.cols != n_) throw ValueError("rows must have " + std::to_string(n_) + " columns, got " + std::to_string(rows.cols));
     if (rows.rows < 1) throw ValueError("rows must hold at least one row, got an empty block");
     if (rows.rows > kMostRows - seen_) throw ValueError("rows: a sketch counts up to 2^62 rows");
     check_csr(rows, "rows");
@@ -200,8 +196,7 @@ template <class T> void FrequentDirections<T>::update(const CsrView<T> &rows) {
 }
 
 template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o) {
-    if (o.n_ != n_)
-        throw ValueError("merge: other has " + std::to_string(o.n_) + " columns, this sketch has " + std::to_string(n_));
+    if (o.n_ != n_) throw ValueError("merge: other has " + std::to_string(o.n_) + " columns, this sketch has " + std::to_string(n_));
     require_range<T>(norm_ + o.norm_);
     const std::vector<double> theirs(o.rows_.begin(), o.rows_.begin() + o.used_ * n_);
     const std::vector<double> rest(o.low_.begin(), o.low_.begin() + o.used_ * n_);
@@ -217,16 +212,13 @@ template <class T> void FrequentDirections<T>::merge(const FrequentDirections &o
 }
 
 template <class T> void FrequentDirections<T>::sketch(MatrixView<T> out) {
-    if (out.rows != size_ || out.cols != n_)
-        throw ValueError("out must have shape (" + std::to_string(size_) + ", " + std::to_string(n_) + ")");
+    if (out.rows != size_ || out.cols != n_) throw ValueError("out must have shape (" + std::to_string(size_) + ", " + std::to_string(n_) + ")");
     settle();
     for (std::int64_t i = 0; i < size_; ++i)
         for (std::int64_t j = 0; j < n_; ++j) out(i, j) = i < used_ ? T(rows_[std::size_t(i * n_ + j)]) : T(0);
 }
 
-template <class T>
-void FrequentDirections<T>::restore(std::int64_t used, const double *rows, const double *low, double bound, double norm,
-                                    std::int64_t seen) {
+template <class T> void FrequentDirections<T>::restore(std::int64_t used, const double *rows, const double *low, double bound, double norm, std::int64_t seen) {
     if (used < 0 || used > 2 * size_ || !(bound >= 0) || !(norm >= 0) || seen < 0 || seen > kMostRows)
         throw ValueError("saved sketch: counts or bounds are out of range");
     std::fill(rows_.begin(), rows_.end(), 0.0);

@@ -52,8 +52,7 @@ constexpr double kShortFlops = 1e10;       // a fraction of a second for one thr
 } // namespace
 
 template <class T>
-void StreamingSvd<T>::Impl::relative(std::int64_t count, const double *w, const double *scale, double sigma, Closest old,
-                                     std::int64_t *partner, T *rot) {
+void StreamingSvd<T>::Impl::relative(std::int64_t count, const double *w, const double *scale, double sigma, Closest old, std::int64_t *partner, T *rot) {
     const std::int64_t p = old.sign * w[std::max<std::int64_t>(old.index, 0)] > 0.5 ? old.index : -1;
     *partner = p;
     double rest = 0;
@@ -68,17 +67,14 @@ void StreamingSvd<T>::Impl::relative(std::int64_t count, const double *w, const 
     rot[p] = T(less * scale[p] / sigma + (scale[p] - sigma) / sigma);
 }
 
-template <class T>
-void StreamingSvd<T>::Impl::settle_strip(std::int64_t kept, const std::int64_t *partner, std::int64_t first,
-                                         MatrixView<T> delta) {
+template <class T> void StreamingSvd<T>::Impl::settle_strip(std::int64_t kept, const std::int64_t *partner, std::int64_t first, MatrixView<T> delta) {
     const std::int64_t width = delta.cols;
     Frame frame;
     T *high = frame.take<T>(kept * width), *lower = frame.take<T>(kept * width), *nothing = frame.zeros<T>(width);
     for (std::int64_t i = 0; i < kept; ++i) { // aside, as rows may change places
         const std::int64_t p = partner[i], at = p * n + first;
-        const SettleArgs<T> args{p < 0 ? nothing : v.data() + at,   p < 0 ? nothing : low.data() + at,
-                                 delta.data + i * delta.row_stride, high + i * width,
-                                 lower + i * width,                 width};
+        const SettleArgs<T> args{
+            p < 0 ? nothing : v.data() + at, p < 0 ? nothing : low.data() + at, delta.data + i * delta.row_stride, high + i * width, lower + i * width, width};
         simd::dispatch<SettleKernel<T>>(&args);
     }
     for (std::int64_t i = 0; i < kept; ++i) {
@@ -87,8 +83,7 @@ void StreamingSvd<T>::Impl::settle_strip(std::int64_t kept, const std::int64_t *
     }
 }
 
-template <class T>
-void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partner, T *delta) {
+template <class T> void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partner, T *delta) {
     const Shielded whole; // nothing may stop it half-way
     parallel_for((n + kStripWidth - 1) / kStripWidth, [&](std::int64_t t) {
         const std::int64_t first = t * kStripWidth, count = std::min(n - first, kStripWidth);
@@ -98,7 +93,7 @@ void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partne
 
 template <class T>
 void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
-                                 const std::function<void(const StripTaker<T> &)> &changes) {
+                                   const std::function<void(const StripTaker<T> &)> &changes) {
     // A short turn is made and added strip by strip, and reads and writes the basis once. Half-way nothing may stop it; a long
     // one is made whole first, and can be stopped until then.
     if (2.0 * double(kept) * double(rows) * double(n) < kShortFlops) {
@@ -114,8 +109,7 @@ void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partne
     settle(kept, partner, delta);
 }
 
-template <class T>
-void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p) {
+template <class T> void StreamingSvd<T>::Impl::rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p) {
     rotate(kept, partner, p.rows, [&](const StripTaker<T> &take) { combine<T>(rot, kept, p, take); });
 }
 

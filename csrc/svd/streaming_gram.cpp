@@ -30,8 +30,7 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
     w.g = g;
     const Rows<T> &x = w.rows;
     // Products of a sparse block pay off up to a tenth of nonzeros; past that it is dense with detours.
-    bool sparse = x.csr != nullptr &&
-                        double(x.csr->begin(x.csr->rows) - x.csr->begin(0)) < 0.1 * double(x.csr->rows) * double(n);
+    bool sparse = x.csr != nullptr && double(x.csr->begin(x.csr->rows) - x.csr->begin(0)) < 0.1 * double(x.csr->rows) * double(n);
     Buffer<T> copy;
     Rows<T> dense = x;
     if (sparse) {
@@ -51,8 +50,7 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
         rescale(w, dense, copy, frame);
         gram(panel(w.r, dense), 0, g);
         for (std::int64_t i = 0; i < w.m; ++i)
-            if (!std::isfinite(g[i * w.m + i])) throw ValueError("rows: the squared norm of row " + str(i - w.r) +
-                                                               " overflows; scale the data");
+            if (!std::isfinite(g[i * w.m + i])) throw ValueError("rows: the squared norm of row " + str(i - w.r) + " overflows; scale the data");
         if (opt.method != SvdMethod::gram && robust(w, dense)) return;
         householder(w, dense);
         return;
@@ -96,8 +94,7 @@ template <class T> bool StreamingSvd<T>::Impl::scaled_well(const Work &w) const 
     }
     if (most == 0.0 ? !block_is_zero(w) : most <= tiny) return false;
     double top = 0; // and the squares with the state's scale stay within double
-    for (std::int64_t i = 0; i < w.m; ++i)
-        top = std::max(top, w.scale[std::size_t(i)] * w.scale[std::size_t(i)] * w.g[i * w.m + i]);
+    for (std::int64_t i = 0; i < w.m; ++i) top = std::max(top, w.scale[std::size_t(i)] * w.scale[std::size_t(i)] * w.g[i * w.m + i]);
     return (top > 1e-250 && top < 1e250) || (w.r == 0 && most == 0.0);
 }
 
@@ -165,8 +162,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
     T *vec = frame.take<T>(k * m);
     double total = 0;
     for (std::int64_t i = 0; i < m; ++i) {
-        for (std::int64_t j = 0; j <= i; ++j)
-            h[i * m + j] = w.g[i * m + j] * w.scale[std::size_t(i)] * w.scale[std::size_t(j)];
+        for (std::int64_t j = 0; j <= i; ++j) h[i * m + j] = w.g[i * m + j] * w.scale[std::size_t(i)] * w.scale[std::size_t(j)];
         total += h[i * m + i];
     }
     eigh_top<T>(m, k, h, l, vec);
@@ -203,8 +199,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
         length = std::sqrt(length);
         for (std::int64_t j = 0; j < m; ++j) wide[j] /= length;
         // <v'_i, v_j> = s'_i W_ij / s_j
-        relative(m, wide, w.scale.data(), si, closest(w.r, [&](std::int64_t j) { return wide[j] / w.scale[std::size_t(j)]; }),
-                 partner + i, rot + i * m);
+        relative(m, wide, w.scale.data(), si, closest(w.r, [&](std::int64_t j) { return wide[j] / w.scale[std::size_t(j)]; }), partner + i, rot + i * m);
     }
     if (sparse) {
         rotate(kept, partner, w.r, [&](const StripTaker<T> &take) { sparse_combine<T>(rot, kept, v.data(), w.r, w.rows, take); });
@@ -234,7 +229,8 @@ template <class T> void StreamingSvd<T>::Impl::commit_nothing(const Work &w) {
     dropped = w.dropped * w.unit * w.unit;
 }
 
-template <class T> void StreamingSvd<T>::Impl::inner_svd(std::int64_t rows, std::int64_t cols, const double *inner, std::int64_t k, double *sigma, double *y) const {
+template <class T>
+void StreamingSvd<T>::Impl::inner_svd(std::int64_t rows, std::int64_t cols, const double *inner, std::int64_t k, double *sigma, double *y) const {
     Frame frame;
     double largest = 0;
     for (std::int64_t i = 0; i < rows * cols; ++i) largest = std::max(largest, std::abs(inner[i]));
@@ -273,8 +269,7 @@ template <class T> void StreamingSvd<T>::Impl::inner_svd(std::int64_t rows, std:
 template <class T> void StreamingSvd<T>::Impl::rayleigh(std::int64_t rows, std::int64_t cols, const double *inner, std::int64_t k, double *sigma, double *y) {
     Frame frame;
     double *z = frame.take<double>(k * rows);
-    gemm<double>(MatrixView<const double>(y, k, cols), MatrixView<const double>(inner, rows, cols).transposed(),
-                 MatrixView<double>(z, k, rows));
+    gemm<double>(MatrixView<const double>(y, k, cols), MatrixView<const double>(inner, rows, cols).transposed(), MatrixView<double>(z, k, rows));
     for (std::int64_t i = 0; i < k; ++i) {
         double sum = 0;
         for (std::int64_t j = 0; j < rows; ++j) sum += z[i * rows + j] * z[i * rows + j];

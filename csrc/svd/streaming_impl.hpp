@@ -48,10 +48,8 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     explicit Impl(const StreamingOptions &o) : opt(o) {
         if (o.rank < 1) throw ValueError("rank must be at least 1, got " + str(o.rank));
-        if (!(o.forget > 0.0 && o.forget <= 1.0))
-            throw ValueError("forget must be in (0, 1], got " + std::to_string(o.forget));
-        if (!(o.energy >= 0.0 && o.energy < 1.0))
-            throw ValueError("energy must be in (0, 1), got " + std::to_string(o.energy));
+        if (!(o.forget > 0.0 && o.forget <= 1.0)) throw ValueError("forget must be in (0, 1], got " + std::to_string(o.forget));
+        if (!(o.energy >= 0.0 && o.energy < 1.0)) throw ValueError("energy must be in (0, 1), got " + std::to_string(o.energy));
     }
 
     std::int64_t kept_for(std::int64_t columns) const {
@@ -69,9 +67,7 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     // Blocks with more rows than columns go through a QR with an n x n factor while n is small; exact blocks (those of
     // scikit-learn's class, whose batches have 5 n rows by default) as long as that factor is reasonable.
-    bool is_tall(std::int64_t rows) const {
-        return rows > n && n <= (opt.exact_blocks ? 4096 : std::max<std::int64_t>(256, keep));
-    }
+    bool is_tall(std::int64_t rows) const { return rows > n && n <= (opt.exact_blocks ? 4096 : std::max<std::int64_t>(256, keep)); }
 
     void start(std::int64_t columns) {
         keep = kept_for(columns);
@@ -128,8 +124,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     struct Snapshot {
         Small small;
         std::vector<T> v, low;
-        explicit Snapshot(const Impl &o)
-            : small(o.small()), v(o.v.data(), o.v.data() + o.r * o.n), low(o.low.data(), o.low.data() + o.r * o.n) {}
+        explicit Snapshot(const Impl &o) : small(o.small()), v(o.v.data(), o.v.data() + o.r * o.n), low(o.low.data(), o.low.data() + o.r * o.n) {}
         void back(Impl &o) const {
             o.restore(small);
             std::copy(v.begin(), v.end(), o.v.data());
@@ -236,8 +231,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     // ---- the basis to twice its precision: streaming_basis.cpp ------------------------------------------------------
 
     // Row i of V' is sign · Σ_j w_j scale_j row_j / sigma, w a unit vector: its coefficients, less one at its partner.
-    static void relative(std::int64_t count, const double *w, const double *scale, double sigma, Closest old,
-                         std::int64_t *partner, T *rot);
+    static void relative(std::int64_t count, const double *w, const double *scale, double sigma, Closest old, std::int64_t *partner, T *rot);
     // The same for coefficients that are known as they are.
     static void relative(std::int64_t count, const double *coefficients, Closest old, std::int64_t *partner, T *rot) {
         *partner = old.index >= 0 && old.sign * coefficients[old.index] > 0.5 ? old.index : -1;
@@ -246,8 +240,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     // V' = V[partner] + rot P: P's first r rows are V.
     void rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p);
     /// The basis turned by what `changes` hands over in strips, each from `rows` rows.
-    void rotate(std::int64_t kept, const std::int64_t *partner, std::int64_t rows,
-              const std::function<void(const StripTaker<T> &)> &changes);
+    void rotate(std::int64_t kept, const std::int64_t *partner, std::int64_t rows, const std::function<void(const StripTaker<T> &)> &changes);
     void settle(std::int64_t kept, const std::int64_t *partner, T *delta);
     void settle_strip(std::int64_t kept, const std::int64_t *partner, std::int64_t first, MatrixView<T> delta);
     // V' = y (kept x n).

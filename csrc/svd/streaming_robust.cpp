@@ -49,8 +49,7 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     gram(RowBlocks<double>(rr).add(MatrixView<const double>(c2, b, rr)), 0, cc);
     double norm_r = 0, largest_r = 0;
     for (std::int64_t i = 0; i < b; ++i)
-        for (std::int64_t j = 0; j <= i; ++j)
-            gr[i * b + j] = gr[j * b + i] = g2[(rr + i) * m + rr + j] - cc[i * b + j];
+        for (std::int64_t j = 0; j <= i; ++j) gr[i * b + j] = gr[j * b + i] = g2[(rr + i) * m + rr + j] - cc[i * b + j];
     for (std::int64_t i = 0; i < b; ++i) {
         double sum = 0;
         for (std::int64_t j = 0; j < b; ++j) sum += std::abs(gr[i * b + j]);
@@ -72,8 +71,7 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     // How much of all this is below working precision. What was left out of R turns the components as well, in proportion
     // to its length and not to its square; Q is orthonormal to eps ‖R‖² / pivot², which A feels as eps ‖R‖² / pivot.
     double top = w.scale[0];
-    for (std::int64_t i = 0; i < b; ++i)
-        top = std::max(top, w.scale[std::size_t(rr + i)] * std::sqrt(w.g[(rr + i) * m + rr + i]));
+    for (std::int64_t i = 0; i < b; ++i) top = std::max(top, w.scale[std::size_t(rr + i)] * std::sqrt(w.g[(rr + i) * m + rr + i]));
     const double pivot = q > 0 ? l[(q - 1) * b + q - 1] : 0.0;
     if (q > 0 && std::sqrt(left * double(b)) > kDrop * eps * top) return false;
     bool twice = false;
@@ -143,13 +141,11 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     double *z2 = frame.take<double>(kept * q), *z1 = frame.take<double>(kept * rr), *t1 = frame.take<double>(kept * rr);
     const MatrixView<const double> y2(y + rr, kept, q, mq, 1);
     gemm<double>(y2, MatrixView<const double>(lri, q, q), MatrixView<double>(z2, kept, q));
-    gemm<double>(MatrixView<const double>(z2, kept, q), MatrixView<const double>(c2q, q, rr),
-                 MatrixView<double>(t1, kept, rr));
+    gemm<double>(MatrixView<const double>(z2, kept, q), MatrixView<const double>(c2q, q, rr), MatrixView<double>(t1, kept, rr));
     // Where a component goes on as one of before, all is taken relative to that: y = e_p + η, s' = s_p + δ, and what rounding s'
     // leaves goes into the length of v'. So an update adds eps times what it changes, not eps times everything.
     double *ky = frame.take<double>(kept * m);
-    gemm<double>(MatrixView<const double>(y, kept, mq), MatrixView<const double>(inner, m, mq).transposed(),
-                 MatrixView<double>(ky, kept, m));
+    gemm<double>(MatrixView<const double>(y, kept, mq), MatrixView<const double>(inner, m, mq).transposed(), MatrixView<double>(ky, kept, m));
     auto *partner = frame.take<std::int64_t>(kept);
     auto *old = frame.take<Closest>(kept);
     double *longer = frame.zeros<double>(kept); // v' by this
@@ -211,8 +207,7 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
     if (n > std::numeric_limits<int>::max()) throw ValueError("rows: more than 2^31 - 1 columns");
     Buffer<double> a(m * n);
     for (std::int64_t i = 0; i < rr; ++i)
-        for (std::int64_t j = 0; j < n; ++j)
-            a.data()[i * n + j] = w.scale[std::size_t(i)] * (double(v.data()[i * n + j]) + double(low.data()[i * n + j]));
+        for (std::int64_t j = 0; j < n; ++j) a.data()[i * n + j] = w.scale[std::size_t(i)] * (double(v.data()[i * n + j]) + double(low.data()[i * n + j]));
     if constexpr (std::is_same_v<T, double>) {
         materialise(dense, a.data() + rr * n);
     } else {
@@ -249,8 +244,7 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
     require_representable(w, sigma, kept);
     std::vector<double> out(static_cast<std::size_t>(kept));
     double *overlap = frame.take<double>(kept * rr); // <v'_i, v_j> = Y_i · (row j of Rᵀ) / s_j
-    gemm<double>(MatrixView<const double>(y, kept, p), MatrixView<const double>(rt, rr, p).transposed(),
-                 MatrixView<double>(overlap, kept, rr));
+    gemm<double>(MatrixView<const double>(y, kept, p), MatrixView<const double>(rt, rr, p).transposed(), MatrixView<double>(overlap, kept, rr));
     for (std::int64_t i = 0; i < kept; ++i) {
         out[std::size_t(i)] = std::sqrt(sigma[i]);
         const Closest old = closest(rr, [&](std::int64_t j) { return overlap[i * rr + j] / w.scale[std::size_t(j)]; });

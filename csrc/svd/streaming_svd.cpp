@@ -19,8 +19,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingSvd &o) : impl_(
     to.restore(from.small());
     std::copy_n(from.v.data(), from.r * from.n, to.v.data());
     std::copy_n(from.low.data(), from.r * from.n, to.low.data());
-    if (from.waiting.data() != nullptr)
-        std::copy_n(from.waiting.data(), from.waiting.capacity(), to.waiting.reserve(from.waiting.capacity()));
+    if (from.waiting.data() != nullptr) std::copy_n(from.waiting.data(), from.waiting.capacity(), to.waiting.reserve(from.waiting.capacity()));
     to.csr_values = from.csr_values;
     to.csr_indices = from.csr_indices;
     to.csr_indptr = from.csr_indptr;
@@ -40,8 +39,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     if (!(st.weight >= 0) || !(st.dropped >= 0) || !std::isfinite(st.weight) || !std::isfinite(st.dropped))
         bad("weight and dropped energy must be finite and not negative");
     for (std::size_t i = 0; i < st.singular_values.size(); ++i)
-        if (!(st.singular_values[i] > 0) || !std::isfinite(st.singular_values[i]) ||
-            (i > 0 && st.singular_values[i] > st.singular_values[i - 1]))
+        if (!(st.singular_values[i] > 0) || !std::isfinite(st.singular_values[i]) || (i > 0 && st.singular_values[i] > st.singular_values[i - 1]))
             bad("singular values must be positive and descending");
     for (const T x : st.components)
         if (!std::isfinite(x)) bad("components must be finite");
@@ -54,8 +52,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
         gram(RowBlocks<T>(st.features).add(MatrixView<const T>(st.components.data(), r, st.features)), 0, g);
         for (std::int64_t i = 0; i < r; ++i)
             for (std::int64_t j = 0; j <= i; ++j)
-                if (!(std::abs(g[i * r + j] - (i == j ? 1.0 : 0.0)) <= kDrift * Impl::eps * std::sqrt(double(r))))
-                    bad("components must be orthonormal");
+                if (!(std::abs(g[i * r + j] - (i == j ? 1.0 : 0.0)) <= kDrift * Impl::eps * std::sqrt(double(r)))) bad("components must be orthonormal");
     }
     if (!st.low.empty() && st.low.size() != st.components.size()) bad("low parts do not fit the components");
     for (std::size_t i = 0; i < st.low.size(); ++i)
@@ -137,8 +134,7 @@ template <class T> const char *StreamingSvd<T>::last_route() const { return impl
 namespace {
 void want(bool ok, const char *name, std::int64_t rows, std::int64_t cols, std::int64_t got_rows, std::int64_t got_cols) {
     if (!ok)
-        throw ValueError(std::string(name) + " must have shape (" + str(rows) + ", " + str(cols) + "), got (" +
-                         str(got_rows) + ", " + str(got_cols) + ")");
+        throw ValueError(std::string(name) + " must have shape (" + str(rows) + ", " + str(cols) + "), got (" + str(got_rows) + ", " + str(got_cols) + ")");
 }
 } // namespace
 

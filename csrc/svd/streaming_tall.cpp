@@ -42,9 +42,7 @@ class Triangle {
             for (std::int64_t j = i; j < n; ++j) r[std::size_t(i * n + j)] = a[j * all + i];
         return r;
     }
-    std::vector<double> merged(const std::vector<double> &a, const std::vector<double> &b) {
-        return of(a.data(), n_, b.data(), n_);
-    }
+    std::vector<double> merged(const std::vector<double> &a, const std::vector<double> &b) { return of(a.data(), n_, b.data(), n_); }
 
   private:
     struct Job { // what an interrupt leaves behind
@@ -65,8 +63,7 @@ template <class T> void StreamingSvd<T>::Impl::tall(Work &w) {
         tall_qr(w);
 }
 
-template <class T>
-void StreamingSvd<T>::Impl::tall_rows(const Work &w, std::int64_t first, std::int64_t count, double *dst) const {
+template <class T> void StreamingSvd<T>::Impl::tall_rows(const Work &w, std::int64_t first, std::int64_t count, double *dst) const {
     const std::int64_t old = std::clamp<std::int64_t>(w.r - first, 0, count), fresh = count - old;
     for (std::int64_t i = 0; i < old; ++i)
         for (std::int64_t j = 0; j < n; ++j) {
@@ -159,14 +156,12 @@ template <class T> void StreamingSvd<T>::Impl::tall_gram(Work &w) {
     tall_commit(w, std::move(out), y, sel.dropped);
 }
 
-template <class T>
-void StreamingSvd<T>::Impl::tall_commit(const Work &w, std::vector<double> &&sigma, double *y, double left_out) {
+template <class T> void StreamingSvd<T>::Impl::tall_commit(const Work &w, std::vector<double> &&sigma, double *y, double left_out) {
     Frame frame;
     const auto kept = std::int64_t(sigma.size());
     T *rounded = frame.take<T>(kept * n), *overlap = frame.take<T>(kept * w.r);
     std::transform(y, y + kept * n, rounded, [](double x) { return T(x); });
-    gemm<T>(MatrixView<const T>(rounded, kept, n), MatrixView<const T>(v.data(), w.r, n).transposed(),
-            MatrixView<T>(overlap, kept, w.r));
+    gemm<T>(MatrixView<const T>(rounded, kept, n), MatrixView<const T>(v.data(), w.r, n).transposed(), MatrixView<T>(overlap, kept, w.r));
     for (std::int64_t i = 0; i < kept; ++i) {
         const Closest old = closest(w.r, [&](std::int64_t j) { return double(overlap[i * w.r + j]); });
         for (std::int64_t q = 0; q < n; ++q) y[i * n + q] *= old.sign;
@@ -229,8 +224,8 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
                 for (std::int64_t j = 0; j < m; ++j) length += u[i * m + j] * u[i * m + j];
                 length = std::sqrt(length);
                 for (std::int64_t j = 0; j < m; ++j) u[i * m + j] /= length;
-                relative(m, u + i * m, scale.data(), out[std::size_t(i)],
-                         closest(w.r, [&](std::int64_t j) { return u[i * m + j] / scale[std::size_t(j)]; }), partner + i, rot + i * m);
+                relative(m, u + i * m, scale.data(), out[std::size_t(i)], closest(w.r, [&](std::int64_t j) { return u[i * m + j] / scale[std::size_t(j)]; }),
+                         partner + i, rot + i * m);
             }
             if constexpr (std::is_same_v<T, double>) {
                 RowBlocks<double> p(n);

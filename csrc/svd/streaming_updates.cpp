@@ -18,7 +18,8 @@ template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) c
     const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(capacity(), 1))) / std::sqrt(T(x.cols()));
     if (x.csr == nullptr && max_abs<T>(x.dense) <= limit) return;
     const auto too_large = [&](T value) {
-        if (std::abs(value) > limit) throw ValueError("rows: entries are too large to be " + std::string(opt.center ? "centred" : "added up") + "; scale the data");
+        if (std::abs(value) > limit)
+            throw ValueError("rows: entries are too large to be " + std::string(opt.center ? "centred" : "added up") + "; scale the data");
     };
     for (std::int64_t i = 0; i < x.count(); ++i) {
         if (x.csr != nullptr)
@@ -30,11 +31,9 @@ template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) c
 
 template <class T> void StreamingSvd<T>::Impl::check(const Rows<T> &x) const {
     if (x.count() < 1) throw ValueError("rows must hold at least one row, got an empty block");
-    if (n != 0 && x.cols() != n)
-        throw ValueError("rows must have " + str(n) + " columns as the stream has, got " + str(x.cols()));
+    if (n != 0 && x.cols() != n) throw ValueError("rows must have " + str(n) + " columns as the stream has, got " + str(x.cols()));
     if (n == 0 && x.cols() < 1) throw ValueError("rows must have at least one column, got 0");
-    if (n == 0 && opt.rank > x.cols())
-        throw ValueError("rank must be at most the number of columns (" + str(x.cols()) + "), got " + str(opt.rank));
+    if (n == 0 && opt.rank > x.cols()) throw ValueError("rank must be at most the number of columns (" + str(x.cols()) + "), got " + str(opt.rank));
 }
 
 template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
@@ -172,8 +171,8 @@ template <class T> void StreamingSvd<T>::Impl::flush() {
     csr_indptr.clear();
 }
 
-template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, double weight_b, double dropped_b,
-                                                                      const std::vector<double> *scatter_b) {
+template <class T>
+void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, double weight_b, double dropped_b, const std::vector<double> *scatter_b) {
     Frame frame;
     const std::int64_t b = x.count();
     const bool given = weight_b >= 0;
@@ -237,8 +236,7 @@ template <class T> void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const
     for (std::size_t j = 0; j < scatter.size(); ++j) scatter[j] = scatter[j] * f * f + squares[j];
     if (opt.center)
         for (std::int64_t j = 0; j < n; ++j)
-            if (weight_b > 0)
-                mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
+            if (weight_b > 0) mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
     weight = past + weight_b;
 }
 
@@ -290,12 +288,10 @@ template <class T> void StreamingSvd<T>::Impl::fold() {
         for (std::int64_t i = 0; i < r; ++i)
             for (std::int64_t j = 0; j < r; ++j) inner[i * r + j] = s[std::size_t(i)] * g[i * r + j];
         inner_svd(r, r, inner, r, sigma, y);
-        gemm<double>(MatrixView<const double>(y, r, r), MatrixView<const double>(inverse, r, r),
-                     MatrixView<double>(t, r, r));
+        gemm<double>(MatrixView<const double>(y, r, r), MatrixView<const double>(inverse, r, r), MatrixView<double>(t, r, r));
         T *rot = frame.take<T>(r * r);
         auto *partner = frame.take<std::int64_t>(r);
-        for (std::int64_t i = 0; i < r; ++i)
-            relative(r, t + i * r, closest(r, [&](std::int64_t j) { return y[i * r + j]; }), partner + i, rot + i * r);
+        for (std::int64_t i = 0; i < r; ++i) relative(r, t + i * r, closest(r, [&](std::int64_t j) { return y[i * r + j]; }), partner + i, rot + i * r);
         rotate(r, partner, rot, p);
         std::copy_n(sigma, r, s.begin());
     }
@@ -332,8 +328,7 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
         block_mean = frame.take<double>(n);
         new_mean = frame.zeros<double>(n);
         weighted_mean(x, block_mean);
-        for (std::int64_t j = 0; j < n && between; ++j)
-            new_mean[j] = mean[std::size_t(j)] + (mean[std::size_t(j)] - block_mean[j]) * (double(b) / new_weight);
+        for (std::int64_t j = 0; j < n && between; ++j) new_mean[j] = mean[std::size_t(j)] + (mean[std::size_t(j)] - block_mean[j]) * (double(b) / new_weight);
     }
     // In double, and near one: the basis is known to more than T, and squares must not leave the range.
     const std::int64_t bb = b + between;
@@ -379,8 +374,7 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
         std::fill_n(d, r, 1.0);
         difference(d);
         eigh_top<double>(r, r, h, l, y);
-        if (l[r - 1] < -tolerance)
-            throw LinAlgError("downdate: the factor would become indefinite; the rows cannot all have been added");
+        if (l[r - 1] < -tolerance) throw LinAlgError("downdate: the factor would become indefinite; the rows cannot all have been added");
         // The difference of squares loses what is below √eps s_1. Scaled by the values it is I - QᵀQ, with the shares that the
         // rows have in each direction: S' = Λ^½ Yᵀ D of its eigenvectors keeps small values as they were.
         const double s1 = s[0] / unit;
@@ -426,12 +420,9 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
 
 template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
     if (o.n == 0) return;
-    if (n != 0 && o.n != n)
-        throw ValueError("merge: other has " + str(o.n) + " columns, this stream has " + str(n));
-    if (n == 0 && opt.rank > o.n)
-        throw ValueError("rank must be at most the number of columns (" + str(o.n) + "), got " + str(opt.rank));
-    if (opt.center != o.opt.center)
-        throw ValueError("merge: one stream is centred and the other is not");
+    if (n != 0 && o.n != n) throw ValueError("merge: other has " + str(o.n) + " columns, this stream has " + str(n));
+    if (n == 0 && opt.rank > o.n) throw ValueError("rank must be at most the number of columns (" + str(o.n) + "), got " + str(opt.rank));
+    if (opt.center != o.opt.center) throw ValueError("merge: one stream is centred and the other is not");
     require_countable(o.seen);
     o.fold();
     flush();

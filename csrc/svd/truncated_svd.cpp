@@ -20,8 +20,7 @@ template <class T> double checked_norm(const Rows<T> &x) {
     }
     require_finite(x, "A");
     if (x.csr != nullptr)
-        for (std::int64_t p = x.csr->begin(0); p < x.csr->begin(x.csr->rows); ++p)
-            sum += double(x.csr->values[p]) * double(x.csr->values[p]);
+        for (std::int64_t p = x.csr->begin(0); p < x.csr->begin(x.csr->rows); ++p) sum += double(x.csr->values[p]) * double(x.csr->values[p]);
     return sum;
 }
 
@@ -91,8 +90,7 @@ template <class T> void finish(TruncatedSvd<T> &out, std::vector<T> &u_rows) {
 }
 
 template <class T>
-TruncatedSvd<T> iterate(LinearOperator<T> &a, const TruncatedOptions &o, std::int64_t l, MatrixView<const T> initial,
-                        std::vector<double> &all) {
+TruncatedSvd<T> iterate(LinearOperator<T> &a, const TruncatedOptions &o, std::int64_t l, MatrixView<const T> initial, std::vector<double> &all) {
     const std::int64_t m = a.rows(), n = a.cols();
     TruncatedSvd<T> out;
     checked_product({l, std::max(m, n)}, "A with rank + oversample vectors");
@@ -128,8 +126,7 @@ TruncatedSvd<T> iterate(LinearOperator<T> &a, const TruncatedOptions &o, std::in
     return out;
 }
 
-template <class T>
-TruncatedSvd<T> cut(TruncatedSvd<T> &&d, const std::vector<double> &all, std::int64_t k, double unit) {
+template <class T> TruncatedSvd<T> cut(TruncatedSvd<T> &&d, const std::vector<double> &all, std::int64_t k, double unit) {
     d.k = k;
     d.s.resize(std::size_t(k));
     for (std::int64_t i = 0; i < k; ++i) d.s[std::size_t(i)] = T(all[std::size_t(i)] * unit);
@@ -212,12 +209,10 @@ template <class T> void CsrOperator<T>::adjoint(std::int64_t count, const T *y, 
     transpose_rows(xt.data(), a_.cols, count, x);
 }
 
-template <class T>
-TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, MatrixView<const T> initial) {
+template <class T> TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, MatrixView<const T> initial) {
     const std::int64_t m = a.rows(), n = a.cols(), full = std::min(m, n);
     o.check(full);
-    if (initial.rows > 0 && initial.cols != n)
-        throw ValueError("initial must have " + std::to_string(n) + " columns, got " + std::to_string(initial.cols));
+    if (initial.rows > 0 && initial.cols != n) throw ValueError("initial must have " + std::to_string(n) + " columns, got " + std::to_string(initial.cols));
     for (std::int64_t i = 0; i < initial.rows; ++i)
         for (std::int64_t j = 0; j < n; ++j)
             if (!std::isfinite(initial(i, j))) throw ValueError("initial must be finite, got NaN or infinity in row " + std::to_string(i));
@@ -225,8 +220,7 @@ TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &o, M
     if (std::min(full, o.rank + std::min(o.oversample, full)) > 20000)
         throw ValueError("rank + oversample must be at most 20000 on the CPU, got " + std::to_string(o.rank + o.oversample));
     const double norm = o.energy > 0.0 ? a.squared_norm() : 0.0;
-    if (o.energy > 0.0 && norm < 0.0)
-        throw ValueError("energy needs the Frobenius norm, which an operator does not have; give rank or tol");
+    if (o.energy > 0.0 && norm < 0.0) throw ValueError("energy needs the Frobenius norm, which an operator does not have; give rank or tol");
     const auto wanted = [&](const std::vector<double> &s, std::int64_t most) { return o.wanted(s.data(), most, norm); };
     std::vector<double> all;
     TruncatedSvd<T> out;
@@ -265,8 +259,7 @@ template <class T> std::vector<T> values_of(const std::vector<double> &s, std::i
     std::vector<T> out(static_cast<std::size_t>(rank));
     for (std::int64_t i = 0; i < rank; ++i) {
         out[std::size_t(i)] = T(std::ldexp(s[std::size_t(i)], e));
-        if (!std::isfinite(out[std::size_t(i)]))
-            throw ValueError("a singular value overflows the dtype although the input is finite; scale it");
+        if (!std::isfinite(out[std::size_t(i)])) throw ValueError("a singular value overflows the dtype although the input is finite; scale it");
     }
     return out;
 }
@@ -275,12 +268,10 @@ template <class T> std::vector<T> values_of(const std::vector<double> &s, std::i
 
 template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView<const T> b, std::int64_t rank) {
     const std::int64_t m = a.rows, p = a.cols, n = b.cols;
-    if (b.rows != p)
-        throw ValueError("B must have " + std::to_string(p) + " rows to follow A, got " + std::to_string(b.rows));
+    if (b.rows != p) throw ValueError("B must have " + std::to_string(p) + " rows to follow A, got " + std::to_string(b.rows));
     const std::int64_t full = std::min({m, p, n});
     if (full < 1) throw ValueError("A and B must not be empty");
-    if (rank < 0 || rank > full)
-        throw ValueError("rank must be in [1, " + std::to_string(full) + "], got " + std::to_string(rank));
+    if (rank < 0 || rank > full) throw ValueError("rank must be in [1, " + std::to_string(full) + "], got " + std::to_string(rank));
     if (rank == 0) rank = full;
     Rows<T> ra, rb;
     ra.dense = a;
@@ -340,16 +331,14 @@ template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView
 }
 
 template <class T>
-TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const T> va, MatrixView<const T> ub,
-                          const T *sb, MatrixView<const T> vb, std::int64_t rank) {
+TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const T> va, MatrixView<const T> ub, const T *sb, MatrixView<const T> vb,
+                          std::int64_t rank) {
     const std::int64_t ka = va.rows, kb = vb.rows, q = ka + kb, n = va.cols;
-    if (vb.cols != n)
-        throw ValueError("b.Vh must have " + std::to_string(n) + " columns as a.Vh has, got " + std::to_string(vb.cols));
+    if (vb.cols != n) throw ValueError("b.Vh must have " + std::to_string(n) + " columns as a.Vh has, got " + std::to_string(vb.cols));
     const bool with_u = ua.data != nullptr && ub.data != nullptr;
     if (with_u && (ua.cols != ka || ub.cols != kb)) throw ValueError("U and Vh of a decomposition must have the same rank");
     const std::int64_t full = std::min(q, n);
-    if (rank < 1 || rank > full)
-        throw ValueError("rank must be in [1, " + std::to_string(full) + "], got " + std::to_string(rank));
+    if (rank < 1 || rank > full) throw ValueError("rank must be in [1, " + std::to_string(full) + "], got " + std::to_string(rank));
     Buffer<T> x(q * n);
     for (std::int64_t i = 0; i < q; ++i) {
         const T s = i < ka ? sa[i] : sb[i - ka];
@@ -365,8 +354,7 @@ TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const 
         require_finite(left, name);
     }
     const std::int64_t c = q <= n ? q : n;
-    std::vector<double> inner(std::size_t(q * c)), s(std::size_t(std::min(q, c))), u(std::size_t(q * std::min(q, c))),
-        vt(std::size_t(std::min(q, c) * c));
+    std::vector<double> inner(std::size_t(q * c)), s(std::size_t(std::min(q, c))), u(std::size_t(q * std::min(q, c))), vt(std::size_t(std::min(q, c) * c));
     if (q <= n)
         lq_rows(MatrixView<T>(x.data(), q, n), inner.data());
     else
@@ -391,22 +379,20 @@ TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const 
         for (std::int64_t i = 0; i < rank; ++i)
             for (std::int64_t j = 0; j < q; ++j) w[std::size_t(i * q + j)] = T(u[std::size_t(j * p + i)]);
         u_rows.resize(std::size_t(rank * out.m));
-        gemm<T>(MatrixView<const T>(w.data(), rank, ka, q, 1), ua.transposed(),
-                MatrixView<T>(u_rows.data(), rank, ua.rows, out.m, 1));
-        gemm<T>(MatrixView<const T>(w.data() + ka, rank, kb, q, 1), ub.transposed(),
-                MatrixView<T>(u_rows.data() + ua.rows, rank, ub.rows, out.m, 1));
+        gemm<T>(MatrixView<const T>(w.data(), rank, ka, q, 1), ua.transposed(), MatrixView<T>(u_rows.data(), rank, ua.rows, out.m, 1));
+        gemm<T>(MatrixView<const T>(w.data() + ka, rank, kb, q, 1), ub.transposed(), MatrixView<T>(u_rows.data() + ua.rows, rank, ub.rows, out.m, 1));
     }
     finish(out, u_rows);
     return out;
 }
 
-#define SUBSPAN_INSTANTIATE(T)                                                                                         \
-    template class DenseOperator<T>;                                                                                   \
-    template class CsrOperator<T>;                                                                                     \
-    template TruncatedSvd<T> truncated_svd<T>(LinearOperator<T> &, const TruncatedOptions &, MatrixView<const T>);     \
-    template TruncatedSvd<T> product_svd<T>(MatrixView<const T>, MatrixView<const T>, std::int64_t);                   \
-    template TruncatedSvd<T> merge_svd<T>(MatrixView<const T>, const T *, MatrixView<const T>, MatrixView<const T>,    \
-                                          const T *, MatrixView<const T>, std::int64_t);
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template class DenseOperator<T>;                                                                                                                           \
+    template class CsrOperator<T>;                                                                                                                             \
+    template TruncatedSvd<T> truncated_svd<T>(LinearOperator<T> &, const TruncatedOptions &, MatrixView<const T>);                                             \
+    template TruncatedSvd<T> product_svd<T>(MatrixView<const T>, MatrixView<const T>, std::int64_t);                                                           \
+    template TruncatedSvd<T> merge_svd<T>(MatrixView<const T>, const T *, MatrixView<const T>, MatrixView<const T>, const T *, MatrixView<const T>,            \
+                                          std::int64_t);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -26,8 +26,8 @@ template <class T, class To> void copy(const Session &s, const T *from, int64_t 
         copy<T, To>(s, from + whole * fi, fi, fj, to + whole * ti, ti, tj, rows - whole, cols);
         rows = whole;
     }
-    launch<copy_kernel<T, To>>(s, "a copy", Shape{dim3(unsigned(divide_up<int64_t>(cols, 256)), unsigned(rows / z), unsigned(z)), dim3(256)}, from, fi, fj, to, ti, tj,
-                               cols);
+    launch<copy_kernel<T, To>>(s, "a copy", Shape{dim3(unsigned(divide_up<int64_t>(cols, 256)), unsigned(rows / z), unsigned(z)), dim3(256)}, from, fi, fj, to,
+                               ti, tj, cols);
 }
 
 // One item for each thread of a grid: its matrix, row and column.
@@ -46,7 +46,8 @@ inline Shape one_each(int64_t count) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) assign_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const int64_t items) {
+__global__ void __launch_bounds__(256)
+    assign_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const int64_t items) {
     const Place p = place_of(to.rows, to.cols);
     if (p.item < items) to.at(p.item)[p.row * to.row_stride + p.col * to.col_stride] = from.at(p.item)[p.row * from.row_stride + p.col * from.col_stride];
 }

@@ -97,15 +97,13 @@ Session::Session(const Context &context) : device_(nullptr), stream_(static_cast
     }
     device_ = &describe(index_);
     if (device_->major < 8)
-        throw CudaError("device " + std::to_string(index_) + " has compute capability " + std::to_string(device_->major) +
-                        ".x; the kernels need 8.0 or newer");
+        throw CudaError("device " + std::to_string(index_) + " has compute capability " + std::to_string(device_->major) + ".x; the kernels need 8.0 or newer");
     // The legacy and per-thread default streams (null, 1 and 2) belong to whatever device is current.
     if (reinterpret_cast<std::uintptr_t>(context.stream) > 2) {
         int owner = index_;
         check(cudaStreamGetDevice(stream_, &owner), "asking for the stream's device");
         if (owner != index_)
-            throw ValueError("the current stream belongs to device " + std::to_string(owner) + ", and the arrays are on device " +
-                             std::to_string(index_));
+            throw ValueError("the current stream belongs to device " + std::to_string(owner) + ", and the arrays are on device " + std::to_string(index_));
     }
     if (before_ != index_) check(cudaSetDevice(index_), "changing the device");
 }

@@ -57,8 +57,8 @@ class Reader : public DeviceReader {
     static int from_torch(Array &x, py::handle given, Access access, bool bytes) {
         py::object obj = py::reinterpret_borrow<py::object>(given);
         if (!py::cast<bool>(obj.attr("is_cuda")))
-            throw py::type_error(std::string(name(x)) + " is on the CPU and other arguments are on a CUDA device; move it first, e.g. " +
-                                 name(x) + ".to(device)");
+            throw py::type_error(std::string(name(x)) + " is on the CPU and other arguments are on a CUDA device; move it first, e.g. " + name(x) +
+                                 ".to(device)");
         // What autograd follows, or a lazy minus sign: Python says no, or resolves it.
         if (py::cast<bool>(obj.attr("requires_grad")) || py::cast<bool>(obj.attr("is_neg")())) {
             obj = py::module_::import("subspan._lib.arrays").attr("prepared")(obj, name(x), int(access));
@@ -108,8 +108,7 @@ class Reader : public DeviceReader {
         const auto &inside = loan(x).tensor().device;
         if (int(inside.type) != dlpack::kCUDA || inside.id != device)
             throw py::value_error(std::string(name(x)) + " says that it is on CUDA device " + std::to_string(device) +
-                                  ", and its DLPack capsule names device type " + std::to_string(int(inside.type)) + ", number " +
-                                  std::to_string(inside.id));
+                                  ", and its DLPack capsule names device type " + std::to_string(int(inside.type)) + ", number " + std::to_string(inside.id));
         const auto &dt = loan(x).tensor().dtype;
         const char *codes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
         set_dtype(x, (dt.code < 7 ? codes[dt.code] : "unknown") + std::to_string(dt.bits), bytes);
@@ -146,8 +145,7 @@ Stack broadcast(const Array &x, const Shape &wanted, int inner) {
         else
             fits = x.shape(a) == 1;
     }
-    if (!fits)
-        throw py::value_error("leading axes of " + std::string(x.name()) + ", shape " + x.shape_text() + ", do not broadcast to " + shape_text(wanted));
+    if (!fits) throw py::value_error("leading axes of " + std::string(x.name()) + ", shape " + x.shape_text() + ", do not broadcast to " + shape_text(wanted));
     Stack s;
     s.data = x.data();
     s.dtype = x.dtype();

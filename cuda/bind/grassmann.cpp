@@ -179,7 +179,8 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     std::vector<double> seen(std::size_t(5 * means));
     const auto value = [&](std::int64_t row, std::int64_t i) { return seen[std::size_t(row * means + i)]; }; // length, variance, norm, iterations, status
     while (true) {
-        const auto host = py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(call.place.attr("host")(numbers.object()[py::slice(0, 5, 1)]));
+        const auto host =
+            py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(call.place.attr("host")(numbers.object()[py::slice(0, 5, 1)]));
         std::copy_n(host.data(), 5 * means, seen.begin());
         bool running = false;
         for (std::int64_t i = 0; i < means; ++i) {
@@ -197,7 +198,8 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     }
     call.place.attr("assign")(xo.object(), at.object());
     for (std::int64_t i = 0; i < means; ++i)
-        reports.append(py::make_tuple(value(2, i), value(1, i), std::int64_t(value(3, i)), static_cast<cuda::MeanStatus>(int(value(4, i))) == cuda::MeanStatus::converged));
+        reports.append(py::make_tuple(value(2, i), value(1, i), std::int64_t(value(3, i)),
+                                      static_cast<cuda::MeanStatus>(int(value(4, i))) == cuda::MeanStatus::converged));
     xo.written();
     return py::make_tuple(xo.object(), reports);
 }

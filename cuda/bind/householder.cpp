@@ -160,8 +160,7 @@ py::object reshaped(const Array &x, bool vector) { return vector ? py::object(x.
 
 // Where gradients of V and tau go, with views of all of them over `batch`.
 struct Gradients {
-    Gradients(const Call &call, const Reflections &h)
-        : dv(zeros(call, h.v.shape(), h.v.dtype(), "dV")) {
+    Gradients(const Call &call, const Reflections &h) : dv(zeros(call, h.v.shape(), h.v.dtype(), "dV")) {
         if (h.tau) dtau.emplace(zeros(call, h.tau->shape(), h.v.dtype(), "dtau"));
     }
     Array dv;
@@ -231,8 +230,8 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
     if (whole != given.leading())
         throw py::value_error("C must have all leading axes of V and tau for gradients, got shapes " + shape_text(shape) + " and " + h.v.shape_text());
     if (h.v.rows() != shape[shape.size() - (left ? 2 : 1)])
-        throw py::value_error("V must have " + std::to_string(shape[shape.size() - (left ? 2 : 1)]) + " rows to act on C " + shape_text(shape) +
-                              " from the " + (left ? "left" : "right") + ", got " + std::to_string(h.v.rows()));
+        throw py::value_error("V must have " + std::to_string(shape[shape.size() - (left ? 2 : 1)]) + " rows to act on C " + shape_text(shape) + " from the " +
+                              (left ? "left" : "right") + ", got " + std::to_string(h.v.rows()));
     const Array core = h.core(call);
     const Array dc = call.empty(vector ? Shape{count_of(shape)} : shape, given.dtype(), "dC");
     Gradients to(call, h);
@@ -338,7 +337,9 @@ py::object complement(py::handle context, py::handle u, py::handle check) {
     xu.as_matrix(true);
     xu.require_matrices();
     require_tall(xu);
-    const auto factors = householder_qr(context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)), py::bool_(false));
+    const auto factors = householder_qr(
+        context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)),
+        py::bool_(false));
     const Array v(call, factors[0], "V"), core(call, call.place.attr("scaled")(factors[2], -1.0), "T");
     const Shape batch = v.leading();
     Shape shape = batch;
@@ -354,8 +355,10 @@ void register_device_householder(py::module_ &m) {
     m.def("complement", &complement, arg("call"), arg("U"), arg("check"));
     m.def("factored_apply", &factored_apply, arg("call"), arg("V"), arg("T"), arg("C"), arg("side"), arg("transpose"), arg("out"), arg("check"));
     m.def("factored_array", &factored_array, arg("call"), arg("V"), arg("T"), arg("full"));
-    m.def("householder_apply", &householder_apply, arg("call"), arg("V"), arg("C"), arg("tau"), arg("side"), arg("transpose"), arg("packed"), arg("out"), arg("check"));
-    m.def("householder_apply_backward", &householder_apply_backward, arg("call"), arg("grad"), arg("V"), arg("C"), arg("tau"), arg("side"), arg("transpose"), arg("check"));
+    m.def("householder_apply", &householder_apply, arg("call"), arg("V"), arg("C"), arg("tau"), arg("side"), arg("transpose"), arg("packed"), arg("out"),
+          arg("check"));
+    m.def("householder_apply_backward", &householder_apply_backward, arg("call"), arg("grad"), arg("V"), arg("C"), arg("tau"), arg("side"), arg("transpose"),
+          arg("check"));
     m.def("householder_product", &householder_product, arg("call"), arg("V"), arg("tau"), arg("packed"), arg("check"));
     m.def("householder_product_backward", &householder_product_backward, arg("call"), arg("grad"), arg("V"), arg("tau"), arg("check"));
 }

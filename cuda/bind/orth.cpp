@@ -115,8 +115,7 @@ class Projector {
         }
         if (orthonormal != 0) return;
         const Array &x = *u.dense();
-        if (x.cols() > x.rows())
-            throw py::value_error(std::string(u.name()) + " must have at most as many columns as rows, got shape " + x.shape_text());
+        if (x.cols() > x.rows()) throw py::value_error(std::string(u.name()) + " must have at most as many columns as rows, got shape " + x.shape_text());
         const Shape batch = x.leading();
         if (x.dtype() == wide(x.dtype())) {
             span_.emplace(call.empty(x.shape(), x.dtype()));
@@ -174,7 +173,8 @@ py::object project_both(const Call &call, const Operand &x, py::handle pair, dou
     right.require_fits(x.c, false);
     Shape batch = batch_of(x.c, left);
     if (right.dense() != nullptr && right.dense()->ndim() > 2)
-        batch = left.dense() != nullptr && left.dense()->ndim() > 2 ? broadcast_leading({{&x.c, 2}, {left.dense(), 2}, {right.dense(), 2}}) : batch_of(x.c, right);
+        batch =
+            left.dense() != nullptr && left.dense()->ndim() > 2 ? broadcast_leading({{&x.c, 2}, {left.dense(), 2}, {right.dense(), 2}}) : batch_of(x.c, right);
     Projector pl(call, left, promised(orthonormal, left), factor), pr(call, right, promised(orthonormal, right), factor);
     const Array result = x.output(call, out, batch);
     check_no_overlap(result, x.c, true);
@@ -235,7 +235,8 @@ py::list project_out_list(py::handle context, const py::list &cs, const py::list
     std::vector<std::vector<Layout>> inputs;
     for (std::size_t i = 0; i < count; ++i) {
         const Array &xc = xs[i].c, &xv = *bases[i].dense();
-        if (xc.ndim() != 2 || xv.ndim() != 2) throw py::value_error("matrices of a list have two dimensions, got " + std::string(xc.name()) + " " + xc.shape_text());
+        if (xc.ndim() != 2 || xv.ndim() != 2)
+            throw py::value_error("matrices of a list have two dimensions, got " + std::string(xc.name()) + " " + xc.shape_text());
         const Array &xo = targets.emplace_back(xs[i].output(call, out_of(i), {}, names.emplace_back("out[" + std::to_string(i) + "]").c_str()));
         check_no_overlap(xo, xc, true);
         check_no_overlap(xo, xv);
@@ -299,8 +300,10 @@ py::tuple quantize_int4(py::handle context, py::handle u, py::handle group) {
     Array xu(call, u, "U");
     xu.as_matrix(true);
     xu.require_ndim(2);
-    const std::int64_t n = xu.rows() * xu.cols(), each = std::min(whole_number(group, "group", 1), std::max<std::int64_t>(n, 1)), groups = (n + each - 1) / each;
-    const Array codes = call.empty({(n + 1) / 2}, DType::u8, "codes"), scale = call.empty({groups}, wide(xu.dtype())), zero = call.empty({groups}, wide(xu.dtype()));
+    const std::int64_t n = xu.rows() * xu.cols(), each = std::min(whole_number(group, "group", 1), std::max<std::int64_t>(n, 1)),
+                       groups = (n + each - 1) / each;
+    const Array codes = call.empty({(n + 1) / 2}, DType::u8, "codes"), scale = call.empty({groups}, wide(xu.dtype())),
+                zero = call.empty({groups}, wide(xu.dtype()));
     const Stack su = stack(xu, {});
     const Memory memory(call, 0);
     {
@@ -392,7 +395,8 @@ void register_device_orth(py::module_ &m) {
     m.def("gram_core", &gram_core, arg("call"), arg("V"));
     m.def("quantize_int4", &quantize_int4, arg("call"), arg("U"), arg("group"));
     m.def("unpack_int4", &unpack_int4, arg("call"), arg("parts"));
-    m.def("int4_product", &int4_product, arg("call"), arg("parts"), arg("X"), arg("side"), arg("transpose"), arg("alpha"), arg("out"), arg("check"), arg("name"));
+    m.def("int4_product", &int4_product, arg("call"), arg("parts"), arg("X"), arg("side"), arg("transpose"), arg("alpha"), arg("out"), arg("check"),
+          arg("name"));
     m.def("product_output", &product_output, arg("call"), arg("x"), arg("shape"), arg("out"));
     m.def("product", &product, arg("call"), arg("A"), arg("B"), arg("alpha"), arg("out"));
 }

@@ -137,10 +137,12 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
 // The tokens that a batch of sequences still needs: a ring of max(offsets) + 1 for each, in memory of the caller's library.
 class MixState {
   public:
-    MixState(const py::object &context, const Shape &batch, const std::string &dtype, std::int64_t r, const py::object &w, const py::object &b, SUBSPAN_MIXING_CHOICES)
+    MixState(const py::object &context, const Shape &batch, const std::string &dtype, std::int64_t r, const py::object &w, const py::object &b,
+             SUBSPAN_MIXING_CHOICES)
         : batch_(batch), dtype_(dtype), r_(r), w_(w), b_(b), offsets_(py::reinterpret_borrow<py::object>(offsets)) {
         const Call call(context);
-        const MixOptions o = mix_options(read_offsets(offsets, true), truth(weighted, "weighted"), weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, batch);
+        const MixOptions o =
+            mix_options(read_offsets(offsets, true), truth(weighted, "weighted"), weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, batch);
         require_one_start(o);
         for (const py::handle x : {weighting, norm, eps, order, bias, rope, rope_base, rope_start}) choices_.append(x);
         size_ = *std::max_element(o.offsets.begin(), o.offsets.end()) + 1;
@@ -150,7 +152,9 @@ class MixState {
     py::object step(const py::object &context, const py::object &z, const py::object &weights, const py::object &mask, const py::object &out) {
         const Call call(context);
         const auto row = [](const py::object &x, bool last) { // a new axis of one for the token
-            return x.is_none() ? x : last ? py::object(x[py::make_tuple(py::ellipsis(), py::none())]) : py::object(x[py::make_tuple(py::ellipsis(), py::none(), full())]);
+            return x.is_none() ? x
+                   : last      ? py::object(x[py::make_tuple(py::ellipsis(), py::none())])
+                               : py::object(x[py::make_tuple(py::ellipsis(), py::none(), full())]);
         };
         {
             const Array whole(call, z, "z_t");
@@ -182,7 +186,9 @@ class MixState {
     std::unique_ptr<MixState> copy() const {
         auto twin = std::make_unique<MixState>(*this);
         const Call none;
-        const auto own = [&](const py::object &x) { return x.is_none() ? x : py::module_::import("subspan._lib.device").attr("memory_of")(py::arg("x") = x).attr("copied")(x); };
+        const auto own = [&](const py::object &x) {
+            return x.is_none() ? x : py::module_::import("subspan._lib.device").attr("memory_of")(py::arg("x") = x).attr("copied")(x);
+        };
         twin->tokens_ = own(tokens_);
         twin->open_ = own(open_);
         return twin;
@@ -225,9 +231,12 @@ class MixState {
         const auto from = [](std::int64_t begin, std::int64_t count) { return py::slice(py::ssize_t(begin), py::ssize_t(begin + count), 1); };
         for (std::int64_t begin = std::max<std::int64_t>(0, length - size_); begin < length;) {
             const std::int64_t slot = (count_ + begin) % size_, some = std::min(size_ - slot, length - begin);
-            call.place.attr("assign")(tokens_[py::make_tuple(py::ellipsis(), from(slot, some), full())], z[py::make_tuple(py::ellipsis(), from(begin, some), full())]);
+            call.place.attr("assign")(tokens_[py::make_tuple(py::ellipsis(), from(slot, some), full())],
+                                      z[py::make_tuple(py::ellipsis(), from(begin, some), full())]);
             if (!open_.is_none()) {
-                const py::object now = mask.is_none() ? py::object(py::int_(1)) : one ? mask : py::object(mask[py::make_tuple(py::ellipsis(), from(begin, some))]);
+                const py::object now = mask.is_none() ? py::object(py::int_(1))
+                                       : one          ? mask
+                                                      : py::object(mask[py::make_tuple(py::ellipsis(), from(begin, some))]);
                 call.place.attr("assign")(open_[py::make_tuple(py::ellipsis(), from(slot, some))], now);
             }
             begin += some;
@@ -235,8 +244,8 @@ class MixState {
     }
     // The newest token of the ring, (..., 1, width).
     void mix_newest(const Call &call, const py::object &weights, const py::object &out) const {
-        const MixArguments x(call, tokens_, offsets_, weights, choices_[0], open_, choices_[1], choices_[2], choices_[3], py::bool_(true), choices_[4], choices_[5], choices_[6],
-                             choices_[7]);
+        const MixArguments x(call, tokens_, offsets_, weights, choices_[0], open_, choices_[1], choices_[2], choices_[3], py::bool_(true), choices_[4],
+                             choices_[5], choices_[6], choices_[7]);
         const Array xo(call, out, "out", Access::out);
         x.check_no_overlap_with(xo);
         const Input input(x, size_, count_);
@@ -272,7 +281,8 @@ void register_device_plucker(py::module_ &m) {
     m.def("mix_project", &mix_project, arg("call"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES, arg("out"));
     m.def("mix_project_backward", &mix_project_backward, arg("call"), arg("grad"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES);
     py::class_<MixState>(m, "MixState")
-        .def(py::init<const py::object &, const Shape &, const std::string &, std::int64_t, const py::object &, const py::object &, SUBSPAN_MIXING_CHOICE_TYPES>(),
+        .def(py::init<const py::object &, const Shape &, const std::string &, std::int64_t, const py::object &, const py::object &,
+                      SUBSPAN_MIXING_CHOICE_TYPES>(),
              arg("call"), arg("batch"), arg("dtype"), arg("r"), arg("W"), arg("b"), SUBSPAN_MIXING_CHOICE_NAMES)
         .def("step", &MixState::step, arg("call"), arg("z"), arg("weights"), arg("mask"), arg("out"))
         .def("prefill", &MixState::prefill, arg("call"), arg("z"), arg("mask"))

@@ -26,7 +26,9 @@ Shape with(Shape batch, std::initializer_list<std::int64_t> more) {
 }
 
 // x[..., from:to].
-py::object columns(const py::object &x, std::int64_t from, std::int64_t to) { return x[py::make_tuple(py::ellipsis(), py::slice(py::ssize_t(from), py::ssize_t(to), 1))]; }
+py::object columns(const py::object &x, std::int64_t from, std::int64_t to) {
+    return x[py::make_tuple(py::ellipsis(), py::slice(py::ssize_t(from), py::ssize_t(to), 1))];
+}
 
 // The Q factor of Householder QR as a fresh array, and the factors.
 py::object q_of(py::handle context, const py::tuple &factors) { return factored_array(context, factors[0], factors[2], py::bool_(false)); }
@@ -79,7 +81,8 @@ py::object orthonormalize(py::handle context, py::handle given, py::handle metho
     const auto how = static_cast<Orthonormalization>(choice(method, "method", {"auto", "cholesky", "householder", "polar"}));
     const bool complete = choice(deficient, "rank_deficient", {"complete", "raise"}) == 0, with_rank = truth(return_rank, "return_rank");
     const bool polar = how == Orthonormalization::polar;
-    if (polar && (with_rank || !complete)) throw py::type_error("return_rank and rank_deficient='raise' with method='polar' are not implemented on CUDA devices");
+    if (polar && (with_rank || !complete))
+        throw py::type_error("return_rank and rank_deficient='raise' with method='polar' are not implemented on CUDA devices");
     if (!polar) {
         require_float32_or_64(a);
         require_tall(a);
@@ -129,7 +132,8 @@ py::object orthonormalize(py::handle context, py::handle given, py::handle metho
     }
     const Stack sa = stack(a, batch);
     const bool products = how == Orthonormalization::cholesky || (how == Orthonormalization::automatic && !cuda::fits_a_block(sa, call.device));
-    if (products && by_cholesky(call, a, target(), batch)) return ranked(finish(target().object()), std::vector<std::int64_t>(std::size_t(sa.size()), a.cols()));
+    if (products && by_cholesky(call, a, target(), batch))
+        return ranked(finish(target().object()), std::vector<std::int64_t>(std::size_t(sa.size()), a.cols()));
     if (how == Orthonormalization::cholesky)
         throw LinAlgError("orthonormalize: Cholesky QR cannot separate the columns of A; use method 'auto' or 'householder'");
     const py::tuple factors = householder_qr(context, py::reinterpret_borrow<py::object>(given), py::bool_(false));
@@ -198,7 +202,9 @@ py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle t
     const Array left = call.empty(with(x.batch, {x.n, x.l}), x.u.dtype());
     const std::int64_t count = x.l == 0 ? 0 : x.sines(&left, nullptr);
     const Array out = call.empty(with(x.batch, {x.n, x.k + count}), x.u.dtype());
-    if (x.k > 0) call.place.attr("assign")(columns(out.object(), 0, x.k), x.u.ndim() == 2 && py::len(x.u.object().attr("shape")) == 1 ? py::object(x.u.object().attr("reshape")(-1, 1)) : x.u.object());
+    if (x.k > 0)
+        call.place.attr("assign")(columns(out.object(), 0, x.k),
+                                  x.u.ndim() == 2 && py::len(x.u.object().attr("shape")) == 1 ? py::object(x.u.object().attr("reshape")(-1, 1)) : x.u.object());
     if (count > 0) {
         const Array extra(call, columns(left.object(), 0, count), "extra");
         call.place.attr("assign")(columns(out.object(), x.k, x.k + count), orthonormal(context, x.outside(extra).object()));
@@ -218,7 +224,8 @@ py::object span_intersection(py::handle context, py::handle u, py::handle w, py:
         return common.object();
     }
     // Of coordinates in W those that are orthogonal to all with a larger sine.
-    const Array shared(call, complement(context, call.place.attr("copied")(columns(right.object(), 0, apart)), py::bool_(false)), "shared"), from = for_blas(call, x.w.object(), "W");
+    const Array shared(call, complement(context, call.place.attr("copied")(columns(right.object(), 0, apart)), py::bool_(false)), "shared"),
+        from = for_blas(call, x.w.object(), "W");
     const Stack sw = stack(from, x.batch), st = stack(shared, x.batch), sc = stack(common, x.batch);
     {
         const Memory memory(call, cuda::blas_workspace(call.device));

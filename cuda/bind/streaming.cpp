@@ -24,8 +24,8 @@ py::tuple sizes(std::initializer_list<std::int64_t> n) {
 // do, and tell of rows that were refused. Of the same names and signatures as the host's.
 class SvdState {
   public:
-    SvdState(py::object place, std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample, bool exact_blocks,
-           bool canonical_signs, const py::object &dtype)
+    SvdState(py::object place, std::int64_t rank, double forget, bool center, double energy, const std::string &method, std::int64_t oversample,
+             bool exact_blocks, bool canonical_signs, const py::object &dtype)
         : place_(std::move(place)), rank_(rank), oversample_(oversample), forget_(forget), energy_(energy), center_(center), method_(method) {
         if (!dtype.is_none()) wanted_ = dtype.cast<std::string>() == "float32" ? DType::f32 : DType::f64;
         if (exact_blocks) refuse("exact_blocks=True of a stream");
@@ -34,8 +34,10 @@ class SvdState {
     explicit SvdState(SvdState &other) { // a copy of one moment
         const Exclusive::Hold lock(other.turn_);
         place_ = other.place_, rank_ = other.rank_, oversample_ = other.oversample_, forget_ = other.forget_, energy_ = other.energy_;
-        center_ = other.center_, method_ = other.method_, dtype_ = other.dtype_, wanted_ = other.wanted_, n_ = other.n_, inner_ = other.inner_, used_ = other.used_, rows_ = other.rows_;
-        for (const auto &[to, from] : {std::pair{&components_, &other.components_}, {&values_, &other.values_}, {&mean_, &other.mean_}, {&totals_, &other.totals_}})
+        center_ = other.center_, method_ = other.method_, dtype_ = other.dtype_, wanted_ = other.wanted_, n_ = other.n_, inner_ = other.inner_,
+        used_ = other.used_, rows_ = other.rows_;
+        for (const auto &[to, from] :
+             {std::pair{&components_, &other.components_}, {&values_, &other.values_}, {&mean_, &other.mean_}, {&totals_, &other.totals_}})
             *to = *from && !from->is_none() ? place_.attr("copied")(*from) : *from;
     }
 
@@ -164,7 +166,8 @@ class SvdState {
         shown();
         const Exclusive::Hold lock(turn_);
         d["device_rank"] = used_, d["device_rows"] = rows_, d["device_inner"] = inner_;
-        for (const auto &[name, x] : {std::pair{"device_components", &components_}, {"device_values", &values_}, {"device_mean", &mean_}, {"device_totals", &totals_}})
+        for (const auto &[name, x] :
+             {std::pair{"device_components", &components_}, {"device_values", &values_}, {"device_mean", &mean_}, {"device_totals", &totals_}})
             d[name] = x->is_none() ? *x : py::object(place_.attr("host")(*x));
         return d;
     }
@@ -202,7 +205,8 @@ class SvdState {
   private:
     // The state as the kernels take it.
     struct Views {
-        Views(const Call &call, const SvdState &s) : components(call, s.components_, "components"), values(call, s.values_, "values"), totals(call, s.totals_, "totals") {
+        Views(const Call &call, const SvdState &s)
+            : components(call, s.components_, "components"), values(call, s.values_, "values"), totals(call, s.totals_, "totals") {
             state.components = stack(components, {});
             state.values = static_cast<double *>(values.contiguous());
             state.totals = static_cast<double *>(totals.contiguous());
@@ -256,7 +260,8 @@ class SvdState {
         require(x.dtype(), name);
         const std::int64_t wanted = columns < 0 ? n_ : columns;
         if (x.ndim() != 2 || (dtype_ && x.shape(1) != wanted))
-            throw py::value_error(std::string(name) + " must have shape (" + (columns < 0 ? "b" : "m") + ", " + (dtype_ ? std::to_string(wanted) : "n") + "), got " + x.shape_text());
+            throw py::value_error(std::string(name) + " must have shape (" + (columns < 0 ? "b" : "m") + ", " + (dtype_ ? std::to_string(wanted) : "n") +
+                                  "), got " + x.shape_text());
         return x;
     }
     Array seen(const Call &call, py::handle given, const char *name, std::int64_t columns = -1) const {
@@ -280,9 +285,10 @@ class SvdState {
             }
         }
         if (refused != 0)
-            throw py::value_error(std::to_string(std::int64_t(refused)) +
-                                  " rows held NaN or infinity, or were in a block with such rows, or in one whose decomposition did not settle; those blocks were "
-                                  "left out, all else was taken in");
+            throw py::value_error(
+                std::to_string(std::int64_t(refused)) +
+                " rows held NaN or infinity, or were in a block with such rows, or in one whose decomposition did not settle; those blocks were "
+                "left out, all else was taken in");
         std::int64_t most = 0;
         for (const double v : s.values) most += v > 0;
         most = std::min(most, rank_);
@@ -352,8 +358,9 @@ class SvdState {
 void register_device_streaming(py::module_ &m) {
     using py::arg;
     py::class_<SvdState>(m, "SvdState")
-        .def(py::init<py::object, std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool, const py::object &>(), arg("place"), arg("rank"), arg("forget"),
-             arg("center"), arg("energy"), arg("method"), arg("oversample"), arg("exact_blocks"), arg("canonical_signs"), arg("dtype"))
+        .def(py::init<py::object, std::int64_t, double, bool, double, const std::string &, std::int64_t, bool, bool, const py::object &>(), arg("place"),
+             arg("rank"), arg("forget"), arg("center"), arg("energy"), arg("method"), arg("oversample"), arg("exact_blocks"), arg("canonical_signs"),
+             arg("dtype"))
         .def("update", &SvdState::update, arg("rows"))
         .def("merge", &SvdState::merge, arg("other"))
         .def("dtype", &SvdState::dtype)

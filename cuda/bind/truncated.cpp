@@ -65,8 +65,8 @@ double squared_norm(const Call &call, const Array &a) {
 }
 
 // With a rank alone nothing waits for the device.
-py::tuple truncated_svd(py::handle context, py::handle given, std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power_iterations,
-                        const py::object &initial, std::uint64_t key, const py::object &signs) {
+py::tuple truncated_svd(py::handle context, py::handle given, std::int64_t rank, double energy, double tol, std::int64_t oversample,
+                        std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
     const Call call(context);
     if (choice(signs, "signs", {"v", "u"}) == 1) throw py::type_error("signs='u' is not implemented on CUDA devices");
     const Array a(call, given, "A");
@@ -109,8 +109,8 @@ py::tuple truncated_svd(py::handle context, py::handle given, std::int64_t rank,
 // One gradient of a call, and what becomes of its basis.
 struct Job {
     Job(const Call &call, const py::tuple &t)
-        : name(t[8].cast<std::string>()), g(call, t[0], name.c_str()), right(truth(t[1], "right")), key(t[4].cast<std::uint64_t>()), rank(t[5].cast<std::int64_t>()),
-          power(t[7].cast<std::int64_t>()) {
+        : name(t[8].cast<std::string>()), g(call, t[0], name.c_str()), right(truth(t[1], "right")), key(t[4].cast<std::uint64_t>()),
+          rank(t[5].cast<std::int64_t>()), power(t[7].cast<std::int64_t>()) {
         g.require_ndim(2);
         a = right ? stack(g, {}) : stack(g, {}).transposed();
         vectors = std::min(std::min(a.rows, a.cols), rank + t[6].cast<std::int64_t>());
@@ -209,8 +209,8 @@ py::list refresh_bases(py::handle context, const py::list &given) {
 
 void register_device_truncated(py::module_ &m) {
     using py::arg;
-    m.def("truncated_svd", &truncated_svd, arg("call"), arg("A"), arg("rank"), arg("energy"), arg("tol"), arg("oversample"), arg("power_iterations"), arg("initial"),
-          arg("key"), arg("signs"));
+    m.def("truncated_svd", &truncated_svd, arg("call"), arg("A"), arg("rank"), arg("energy"), arg("tol"), arg("oversample"), arg("power_iterations"),
+          arg("initial"), arg("key"), arg("signs"));
     m.def("refresh_bases", &refresh_bases, arg("call"), arg("jobs"));
 }
 

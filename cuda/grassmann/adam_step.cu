@@ -116,11 +116,17 @@ void adam_step(const Context &context, const Stack &u, const Stack &grad, const 
         a.grad = Matrices<const T>(grad);
         a.vectors = in_vectors(u) && in_vectors(grad) && in_vectors(first);
         a.job = step_in_place;
-        const Moments<T> moments{Matrices<T>(first), Matrices<T>(second), o.beta1, o.beta2, o.eps, -o.lr / (1.0 - std::pow(o.beta1, double(o.step))),
-                                 1.0 - std::pow(o.beta2, double(o.step)), scales};
+        const Moments<T> moments{Matrices<T>(first),
+                                 Matrices<T>(second),
+                                 o.beta1,
+                                 o.beta2,
+                                 o.eps,
+                                 -o.lr / (1.0 - std::pow(o.beta1, double(o.step))),
+                                 1.0 - std::pow(o.beta2, double(o.step)),
+                                 scales};
         with_width(u.cols, [&](auto width) {
             constexpr int K = decltype(width)::value;
-            const int64_t shared = int64_t(sizeof(Shared<K>)) + (K * K + kParts<T, K>) * int64_t(sizeof(T));
+            const int64_t shared = int64_t(sizeof(Shared<K>)) + (K * K + kParts<T, K>)*int64_t(sizeof(T));
             launch<moments_kernel<T, K>>(s, "moments", Shape{dim3(unsigned(u.size())), dim3(kThreads), shared}, a, moments);
         });
     });

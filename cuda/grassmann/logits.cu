@@ -24,7 +24,8 @@ template <class T> __global__ void __launch_bounds__(256) norms_kernel(SUBSPAN_P
 
 // Logits from the lengths of projections p (batch x classes k).
 template <class T>
-__global__ void __launch_bounds__(256) lengths_kernel(const T *p, const T *inverse, T *out, int64_t oi, int64_t oj, double scale, int64_t batch, int64_t classes, int k) {
+__global__ void __launch_bounds__(256)
+    lengths_kernel(const T *p, const T *inverse, T *out, int64_t oi, int64_t oj, double scale, int64_t batch, int64_t classes, int k) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e >= batch * classes) return;
     const int64_t b = e / classes, c = e % classes;
@@ -52,7 +53,8 @@ __global__ void __launch_bounds__(256)
 
 // dx -= x Σ_c along[., c]. A block a row, sums in a fixed order.
 template <class T>
-__global__ void __launch_bounds__(256) along_kernel(SUBSPAN_PARAMETER const Matrices<const T> x, const double *along, int64_t classes, SUBSPAN_PARAMETER const Matrices<T> dx) {
+__global__ void __launch_bounds__(256)
+    along_kernel(SUBSPAN_PARAMETER const Matrices<const T> x, const double *along, int64_t classes, SUBSPAN_PARAMETER const Matrices<T> dx) {
     SUBSPAN_SHARED(memory);
     double *sums = reinterpret_cast<double *>(memory), s = 0;
     const int64_t b = blockIdx.x;
@@ -97,8 +99,8 @@ unsigned blocks_for(int64_t threads) { return unsigned(divide_up<int64_t>(thread
 // Matrices n x k to matrices k x n, each transposed, or back: by way of shared memory, so that both sides are read and written in runs. A block
 // has 32 x 32 entries.
 template <class T>
-__global__ void __launch_bounds__(256) transpose_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const unsigned first_from,
-                                                   const unsigned first_to) {
+__global__ void __launch_bounds__(256) transpose_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to,
+                                                        const unsigned first_from, const unsigned first_to) {
     SUBSPAN_SHARED(memory);
     T *tile = reinterpret_cast<T *>(memory);
     const T *x = from.at(first_from + blockIdx.y);
@@ -118,8 +120,9 @@ __global__ void __launch_bounds__(256) transpose_kernel(SUBSPAN_PARAMETER const 
 template <class T> void transpose(const Session &s, const Stack &from, int64_t first_from, const Stack &to, int64_t first_to, int64_t count) {
     const int64_t blocks = divide_up<int64_t>(from.rows, 32) * divide_up<int64_t>(from.cols, 32);
     for (int64_t done = 0; done < count; done += 65535)
-        launch<transpose_kernel<T>>(s, "transposed classes", Shape{dim3(unsigned(blocks), unsigned(std::min<int64_t>(65535, count - done))), dim3(256), 32 * 33 * int64_t(sizeof(T))},
-                               Matrices<const T>(from), Matrices<T>(to), unsigned(first_from + done), unsigned(first_to + done));
+        launch<transpose_kernel<T>>(s, "transposed classes",
+                                    Shape{dim3(unsigned(blocks), unsigned(std::min<int64_t>(65535, count - done))), dim3(256), 32 * 33 * int64_t(sizeof(T))},
+                                    Matrices<const T>(from), Matrices<T>(to), unsigned(first_from + done), unsigned(first_to + done));
 }
 
 // Classes as one matrix: as they are, or transposed into `transposed`, one after the other.
@@ -154,8 +157,8 @@ std::int64_t grassmann_logits_workspace(const Stack &x, const Stack &u, bool bac
     if (nothing(x, u)) return 0;
     const int64_t count = classes_at_once(x, u, backward), item = size_of(x.dtype), classes = count * u.rows * u.cols;
     const auto bytes = [&](int64_t items) { return divide_up<int64_t>(items * item, 256) * 256; };
-    return blas_workspace(device) + bytes(x.rows) + bytes(x.rows * count * u.cols) +
-           (one_matrix(u) > 0 ? 0 : bytes(classes)) + (backward ? room<double>(x.rows * count) + bytes(classes) : 0);
+    return blas_workspace(device) + bytes(x.rows) + bytes(x.rows * count * u.cols) + (one_matrix(u) > 0 ? 0 : bytes(classes)) +
+           (backward ? room<double>(x.rows * count) + bytes(classes) : 0);
 }
 
 void grassmann_logits(const Context &context, const Stack &x, const Stack &u, double scale, const Stack &out) {
@@ -174,9 +177,9 @@ void grassmann_logits(const Context &context, const Stack &x, const Stack &u, do
         for (int64_t first = 0; first < u.size(); first += at_once) {
             const int64_t count = std::min(at_once, u.size() - first);
             if (x.cols > 0 && k > 0) blas.multiply(1.0, operand(x), classes.rows(first, count).transposed(), 0.0, own(p, x.rows, count * k));
-            launch<lengths_kernel<T>>(s, "logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, static_cast<const T *>(p), static_cast<const T *>(inverse),
-                                      static_cast<T *>(out.data) + first * out.col_stride, out.row_stride, out.col_stride, scale, x.rows, count,
-                                      int(x.cols > 0 ? k : 0));
+            launch<lengths_kernel<T>>(s, "logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, static_cast<const T *>(p),
+                                      static_cast<const T *>(inverse), static_cast<T *>(out.data) + first * out.col_stride, out.row_stride, out.col_stride,
+                                      scale, x.rows, count, int(x.cols > 0 ? k : 0));
         }
     });
 }
@@ -204,8 +207,8 @@ void grassmann_logits_backward(const Context &context, const Stack &grad, const 
             const Operand classes = all_classes.rows(first, count);
             blas.multiply(1.0, operand(x), classes.transposed(), 0.0, own(p, x.rows, all));
             launch<slopes_kernel<T>>(s, "slopes of logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, p, static_cast<const T *>(inverse),
-                                     static_cast<const T *>(grad.data) + first * grad.col_stride, grad.row_stride, grad.col_stride, scale,
-                                     along, x.rows, count, int(k));
+                                     static_cast<const T *>(grad.data) + first * grad.col_stride, grad.row_stride, grad.col_stride, scale, along, x.rows, count,
+                                     int(k));
             blas.multiply(1.0, own(p, x.rows, all), classes, first > 0 ? 1.0 : 0.0, operand(dx));
             const Operand slopes = own(p, x.rows, all).transposed();
             if (const int64_t column = one_matrix(du); column > 0) {

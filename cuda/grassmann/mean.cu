@@ -14,7 +14,8 @@ enum Row { step_length, variance, gradient_norm, iterations, status, next_time, 
 
 // trial = Σ w_i log_i, an entry a thread, points in their order; and for each block the sums of its squares and of w_i log_i².
 template <class T>
-__global__ void __launch_bounds__(kThreads) average_kernel(const T *logs, const double *weights, T *trial, double *numbers, const int64_t points, const int64_t means, const int64_t each) {
+__global__ void __launch_bounds__(kThreads)
+    average_kernel(const T *logs, const double *weights, T *trial, double *numbers, const int64_t points, const int64_t means, const int64_t each) {
     SUBSPAN_SHARED(memory);
     double *sums = reinterpret_cast<double *>(memory);
     const int64_t e = int64_t(blockIdx.y) * kThreads + threadIdx.x, mean = blockIdx.x;
@@ -45,7 +46,8 @@ __global__ void __launch_bounds__(kThreads) average_kernel(const T *logs, const 
 }
 
 // Whether the trial is taken, a warp a mean: the length of the next step says so to those that copy, negative where it is not.
-__global__ void __launch_bounds__(32) decide_kernel(double *numbers, const int64_t means, const int blocks, const bool first, const double tolerance, const double limit) {
+__global__ void __launch_bounds__(32)
+    decide_kernel(double *numbers, const int64_t means, const int blocks, const bool first, const double tolerance, const double limit) {
     double *mine = numbers + blockIdx.x, gradient = 0, spread = 0;
     for (int b = int(threadIdx.x); b < blocks; b += 32) {
         gradient += mine[(work + 2 * b) * means];
@@ -84,7 +86,9 @@ __global__ void __launch_bounds__(32) decide_kernel(double *numbers, const int64
 }
 
 // What is taken becomes the mean and its direction.
-template <class T> __global__ void __launch_bounds__(kThreads) take_kernel(T *mean, const T *next, T *direction, const T *trial, const double *numbers, const int64_t each, const bool first) {
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    take_kernel(T *mean, const T *next, T *direction, const T *trial, const double *numbers, const int64_t each, const bool first) {
     const int64_t e = int64_t(blockIdx.y) * kThreads + threadIdx.x, at = int64_t(blockIdx.x) * each + e;
     if (e >= each || !(numbers[blockIdx.x] > 0)) return;
     direction[at] = trial[at];
@@ -114,8 +118,8 @@ void evaluate(const Context &context, const MeanIteration &m, const Stack &at, b
         using T = decltype(tag);
         const auto data = [](const Stack &x) { return static_cast<T *>(x.data); };
         const dim3 grid{unsigned(means), unsigned(blocks)};
-        launch<average_kernel<T>>(s, "a mean of tangents", Shape{grid, dim3(kThreads), 2 * kWarps * int64_t(sizeof(double))}, static_cast<const T *>(data(m.logs)), m.weights,
-                                  data(m.trial), m.numbers, m.u.size() / means, means, each);
+        launch<average_kernel<T>>(s, "a mean of tangents", Shape{grid, dim3(kThreads), 2 * kWarps * int64_t(sizeof(double))},
+                                  static_cast<const T *>(data(m.logs)), m.weights, data(m.trial), m.numbers, m.u.size() / means, means, each);
         launch<decide_kernel>(s, "a mean's step", Shape{dim3(unsigned(means)), dim3(32)}, m.numbers, means, int(blocks), first, m.tolerance, double(m.limit));
         launch<take_kernel<T>>(s, "a mean's step", Shape{grid, dim3(kThreads)}, data(m.mean), static_cast<const T *>(data(m.next)), data(m.direction),
                                static_cast<const T *>(data(m.trial)), static_cast<const double *>(m.numbers), each, first);

@@ -55,9 +55,8 @@ template <class T, int Width> struct Point {
     int64_t row_stride, col_stride; // of u
     int n, k;
     SUBSPAN_DEVICE Point(const Arguments<T> &a, unsigned item)
-        : a(a), u(a.u.at(item)), buffer(Width > 0 || a.has_buffer ? a.buffer.at(item) : nullptr),
-          out(Width > 0 || a.job == step_in_place ? u : a.out.at(item)), grad(a.grad.at(item)), row_stride(a.u.row_stride), col_stride(a.u.col_stride),
-          n(int(a.u.rows)), k(Width > 0 ? Width : int(a.u.cols)) {}
+        : a(a), u(a.u.at(item)), buffer(Width > 0 || a.has_buffer ? a.buffer.at(item) : nullptr), out(Width > 0 || a.job == step_in_place ? u : a.out.at(item)),
+          grad(a.grad.at(item)), row_stride(a.u.row_stride), col_stride(a.u.col_stride), n(int(a.u.rows)), k(Width > 0 ? Width : int(a.u.cols)) {}
     /// What was written as the point, and no buffer.
     SUBSPAN_DEVICE Point<T, 0> moved(unsigned item) const {
         Point<T, 0> p(a, item);
@@ -233,8 +232,7 @@ template <class T, int K, int Width> SUBSPAN_DEVICE void combine(const Point<T, 
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
 #pragma unroll
-                    for (int e = 0; e < 4; ++e)
-                        v[x].x[e] = fma(u.x[i], w.p[(l + i) * K + j0 + e], fma(h.x[i], w.q[(l + i) * K + j0 + e], v[x].x[e]));
+                    for (int e = 0; e < 4; ++e) v[x].x[e] = fma(u.x[i], w.p[(l + i) * K + j0 + e], fma(h.x[i], w.q[(l + i) * K + j0 + e], v[x].x[e]));
                     if (point.parallel())
 #pragma unroll
                         for (int e = 0; e < 4; ++e)

@@ -40,8 +40,7 @@ __global__ void __launch_bounds__(kThreads, (Width > 0 ? kBlocks : 1)) grassmann
     if (!good) { // the point and its buffer stay as they were
         if (Width > 0 || a.job == step_in_place) return;
         const T nan = T(0) / T(0);
-        for (int e = int(threadIdx.x); e < point.n * k; e += kThreads)
-            point.out[(e / k) * a.out.row_stride + (e % k) * a.out.col_stride] = nan;
+        for (int e = int(threadIdx.x); e < point.n * k; e += kThreads) point.out[(e / k) * a.out.row_stride + (e % k) * a.out.col_stride] = nan;
         return;
     }
     // What makes U orthonormal to second order or better; an orthonormal U stays what it is.
@@ -218,8 +217,8 @@ void require_step_fits(const Session &s, const Stack &u, bool parallel) {
         return with_width(u.cols, [&](auto width) { return shared_bytes<T, decltype(width)::value>(parallel); });
     });
     if (bytes > s.device().shared_limit)
-        throw ValueError("a step of points of " + std::to_string(u.cols) + " columns needs " + std::to_string(bytes) + " bytes of shared memory, and a block of this device has " +
-                         std::to_string(s.device().shared_limit));
+        throw ValueError("a step of points of " + std::to_string(u.cols) + " columns needs " + std::to_string(bytes) +
+                         " bytes of shared memory, and a block of this device has " + std::to_string(s.device().shared_limit));
 }
 
 void scaled_step(const Session &s, const Stack &u, const Stack &moment, const double *scales, Retraction method, bool parallel) {
@@ -273,8 +272,6 @@ void retract(const Context &context, const Stack &u, const Stack &h, double t, R
     pure(context, u, h, t, retraction, method, out, "H");
 }
 
-void tangent(const Context &context, const Stack &u, const Stack &g, const Stack &out) {
-    pure(context, u, g, 1.0, tangent_part, Retraction::exp, out, "G");
-}
+void tangent(const Context &context, const Stack &u, const Stack &g, const Stack &out) { pure(context, u, g, 1.0, tangent_part, Retraction::exp, out, "G"); }
 
 } // namespace subspan::cuda

@@ -34,7 +34,8 @@ template <class T, int K> class Carried {
 
   public:
     SUBSPAN_DEVICE Carried(const Arguments<T> &a, Shared<K> &sh)
-        : a_(a), sh_(sh), u_(a.u.at(blockIdx.x)), h_(a.h.at(blockIdx.x)), v_(a.v.at(blockIdx.x)), n_(int(a.u.rows)), k_(int(a.u.cols)), tid_(int(threadIdx.x)) {}
+        : a_(a), sh_(sh), u_(a.u.at(blockIdx.x)), h_(a.h.at(blockIdx.x)), v_(a.v.at(blockIdx.x)), n_(int(a.u.rows)), k_(int(a.u.cols)), tid_(int(threadIdx.x)) {
+    }
 
     SUBSPAN_DEVICE void run() {
         S::template grams<kRows, 2>(n_, [&](int first) { load(first, false); }, {sh_.u, sh_.u}, {sh_.h, sh_.v}, {sh_.mh, sh_.mv});

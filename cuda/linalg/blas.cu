@@ -65,13 +65,12 @@ bool load_blas(const char *path, bool loaded_only) {
     return true;
 }
 
-bool blas_layout(const Operand &x) {
-    return lines(x.rows, x.cols, x.row_stride, x.col_stride) || lines(x.cols, x.rows, x.col_stride, x.row_stride);
-}
+bool blas_layout(const Operand &x) { return lines(x.rows, x.cols, x.row_stride, x.col_stride) || lines(x.cols, x.rows, x.col_stride, x.row_stride); }
 
 void require_blas_layout(const Operand &x, const char *name) {
     if (!blas_layout(x))
-        throw ValueError(std::string(name) + " has neither rows nor columns that are contiguous and lie one after the other, which cuBLAS needs; copy it first");
+        throw ValueError(std::string(name) +
+                         " has neither rows nor columns that are contiguous and lie one after the other, which cuBLAS needs; copy it first");
 }
 
 std::int64_t blas_workspace(int device) {
@@ -126,7 +125,8 @@ void Blas::multiply(double alpha, const Operand &a, const Operand &b, double bet
     require_blas_layout(b, "an operand");
     const Seen sa = seen(a), sb = seen(b);
     const int64_t ldc = c.rows <= 1 ? std::max<int64_t>(c.cols, 1) : c.row_stride, top = std::numeric_limits<int>::max();
-    if (c.rows > top || c.cols > top || a.cols > top || sa.ld > top || sb.ld > top || ldc > top || batch > top) throw ValueError("a matrix is too large for cuBLAS");
+    if (c.rows > top || c.cols > top || a.cols > top || sa.ld > top || sb.ld > top || ldc > top || batch > top)
+        throw ValueError("a matrix is too large for cuBLAS");
     const bool wide = c.dtype == DType::f64;
     const float alpha32 = float(alpha), beta32 = float(beta);
     const void *pa = wide ? static_cast<const void *>(&alpha) : &alpha32, *pb = wide ? static_cast<const void *>(&beta) : &beta32;
@@ -136,11 +136,13 @@ void Blas::multiply(double alpha, const Operand &a, const Operand &b, double bet
         t = table;
     }
     if (batch == 1 && t.gemm_one != nullptr)
-        return require(t.gemm_one(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), a.data, type_of(a.dtype),
-                                  int(sa.ld), pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), wide ? kCompute64 : kCompute32, kDefaultAlgorithm),
+        return require(t.gemm_one(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), a.data,
+                                  type_of(a.dtype), int(sa.ld), pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), wide ? kCompute64 : kCompute32,
+                                  kDefaultAlgorithm),
                        "cublasGemmEx");
     require(t.gemm(handle_, sb.op, sa.op, int(c.cols), int(c.rows), int(a.cols), pa, b.data, type_of(b.dtype), int(sb.ld), b.next, a.data, type_of(a.dtype),
-                   int(sa.ld), a.next, pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), c.next, int(batch), wide ? kCompute64 : kCompute32, kDefaultAlgorithm),
+                   int(sa.ld), a.next, pb, const_cast<void *>(c.data), type_of(c.dtype), int(ldc), c.next, int(batch), wide ? kCompute64 : kCompute32,
+                   kDefaultAlgorithm),
             "cublasGemmStridedBatchedEx");
 }
 

@@ -21,7 +21,12 @@ struct Operand {
 
 /// The matrices of a stack from one on: a batch where its leading axes are one, else a single matrix.
 inline Operand operand(const Stack &s, int64_t first = 0) {
-    return {static_cast<const char *>(s.data) + offset_of(s, first) * size_of(s.dtype), s.dtype, s.rows, s.cols, s.row_stride, s.col_stride,
+    return {static_cast<const char *>(s.data) + offset_of(s, first) * size_of(s.dtype),
+            s.dtype,
+            s.rows,
+            s.cols,
+            s.row_stride,
+            s.col_stride,
             s.axes == 1 ? s.stride[0] : 0};
 }
 /// Matrices of work memory: rows without gaps, one matrix after the other, or as told.

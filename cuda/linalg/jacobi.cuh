@@ -35,7 +35,8 @@ SUBSPAN_DEVICE void rotate_products(double *g, int ld, int n, int seats, int rou
     const int pairs = seats / 2;
     for (int e = thread; e < pairs * pairs; e += threads) {
         const int a = e / pairs, b = e % pairs;
-        const int i[2] = {at_seat(a, round, seats), at_seat(seats - 1 - a, round, seats)}, j[2] = {at_seat(b, round, seats), at_seat(seats - 1 - b, round, seats)};
+        const int i[2] = {at_seat(a, round, seats), at_seat(seats - 1 - a, round, seats)},
+                  j[2] = {at_seat(b, round, seats), at_seat(seats - 1 - b, round, seats)};
         double x[2][2];
 #pragma unroll
         for (int r = 0; r < 2; ++r)

@@ -113,8 +113,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
                 }
             } else {
                 for (int r = 0; r < size; ++r) {
-                    for (int w = warp; w < size; w += warps)
-                        any = meet(p, now + w * width, now + (size + (w + r) % size) * width, noise, nothing) || any;
+                    for (int w = warp; w < size; w += warps) any = meet(p, now + w * width, now + (size + (w + r) % size) * width, noise, nothing) || any;
                     __syncthreads();
                 }
             }
@@ -157,7 +156,9 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1) cluster_kernel(const Probl
     if (blocks > 1) cluster_barrier(); // nobody leaves while others still read
 }
 
-int64_t cluster_bytes(int64_t count, int64_t width, int64_t blocks) { return Groups(int(count), int(width), int(blocks)).items() * 8 * (blocks > 1 ? 2 : 1) + 8; }
+int64_t cluster_bytes(int64_t count, int64_t width, int64_t blocks) {
+    return Groups(int(count), int(width), int(blocks)).items() * 8 * (blocks > 1 ? 2 : 1) + 8;
+}
 
 // Tests allow fewer, to see what becomes of a decomposition that does not settle.
 int allowed_sweeps(int usual) {
@@ -413,9 +414,10 @@ __global__ void __launch_bounds__(256) polish_kernel(const double *e, const doub
 } // namespace
 
 int64_t RowSvd::workspace(int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items) {
-    return (gram ? RowFactor::workspace(count, cols, false, items) : room<double>(items * count * (cols + count)) + room<double>(items * kPeaks) + 2 * room<double>(items)) +
-           room<double>((gram ? 1 : items) * kept * cols) + 2 * room<double>(kept * kept) + room<double>(items * kept * count) + 2 * room<double>(items * kept) +
-           2 * room<double>(items * count) + room<double>(2 * items) + room<int>(4 * items);
+    return (gram ? RowFactor::workspace(count, cols, false, items)
+                 : room<double>(items * count * (cols + count)) + room<double>(items * kPeaks) + 2 * room<double>(items)) +
+           room<double>((gram ? 1 : items) * kept * cols) + 2 * room<double>(kept * kept) + room<double>(items * kept * count) +
+           2 * room<double>(items * kept) + 2 * room<double>(items * count) + room<double>(2 * items) + room<int>(4 * items);
 }
 
 RowSvd::RowSvd(Workspace &work, int64_t count, int64_t cols, int64_t kept, bool gram, int64_t items)
@@ -455,14 +457,24 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank, bool exac
     if (gram) factor_->run(s);
     constexpr double by_gram = 1e-15, by_rows = 2e-15;
     const int64_t blocks = cluster_blocks(s.device(), count_, width_, items_);
-    const Problem p{a_,     count_ * width_, int(count_), int(gram ? count_ : cols_), int(width_), flags_, allowed_sweeps(blocks > 0 ? kSweeps : kBlockSweeps),
-                    gram ? by_gram : by_rows, gram ? (exact ? kSettledExactly : kSettled) : by_rows * by_rows, gram ? factor_->marks() : nullptr, tops_};
+    const Problem p{a_,
+                    count_ * width_,
+                    int(count_),
+                    int(gram ? count_ : cols_),
+                    int(width_),
+                    flags_,
+                    allowed_sweeps(blocks > 0 ? kSweeps : kBlockSweeps),
+                    gram ? by_gram : by_rows,
+                    gram ? (exact ? kSettledExactly : kSettled) : by_rows * by_rows,
+                    gram ? factor_->marks() : nullptr,
+                    tops_};
     const Shape each{dim3(unsigned(divide_up<int64_t>(count_, 256)), gram ? 1u : unsigned(count_), unsigned(items_)), dim3(256)};
     launch<identity_kernel>(s, "rotations of rows", each, p);
     if (blocks > 0) {
         const int64_t warps = std::clamp<int64_t>(Groups(int(count_), int(width_), int(blocks)).size, 1, kMostWarps); // a pair each
-        launch<cluster_kernel>(s, "orthogonal rows", Shape{dim3(unsigned(blocks * items_)), dim3(unsigned(32 * warps)), cluster_bytes(count_, width_, blocks), int(blocks)},
-                               p, int(blocks));
+        launch<cluster_kernel>(s, "orthogonal rows",
+                               Shape{dim3(unsigned(blocks * items_)), dim3(unsigned(32 * warps)), cluster_bytes(count_, width_, blocks), int(blocks)}, p,
+                               int(blocks));
     } else {
         const int64_t halves = divide_up<int64_t>(count_, kHalf), seats = most<int64_t>(2, halves + halves % 2);
         for (int sweep = 0; sweep < p.sweeps; ++sweep)
@@ -472,7 +484,7 @@ void RowSvd::run(const Session &s, const double *values, int64_t rank, bool exac
     }
     const dim3 warps(unsigned(divide_up<int64_t>(count_, 8)), unsigned(items_));
     launch<norms_kernel>(s, "lengths of rows", Shape{warps, dim3(256)}, p, norms_);
-    const Extract c{norms_,  values, gram ? factor_->unit() : units_, p.marks, rotations_, scaled_, sigma_, left_, raw_, int(rank), int(kept_), gram};
+    const Extract c{norms_, values, gram ? factor_->unit() : units_, p.marks, rotations_, scaled_, sigma_, left_, raw_, int(rank), int(kept_), gram};
     launch<extract_kernel>(s, "singular values", Shape{warps, dim3(256)}, p, c);
     launch<left_kernel>(s, "energy left out", Shape{dim3(unsigned(items_)), dim3(32)}, static_cast<const double *>(left_), int(count_), after_);
 }

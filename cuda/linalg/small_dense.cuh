@@ -30,7 +30,8 @@ template <int K, int Threads> struct Small {
     /// to[c] = Σ left[c] row · right[c] row over `n` rows of k entries that load(first) puts into shared memory, Rows at a time, ld apart, zero behind
     /// the last one; it ends with a barrier, and begins with one. Rows go to groups of threads, whose sums are added in order.
     template <int Rows, int Count, class Load>
-    static SUBSPAN_DEVICE void grams(int n, const Load &load, const double *const (&left)[Count], const double *const (&right)[Count], double *const (&to)[Count]) {
+    static SUBSPAN_DEVICE void grams(int n, const Load &load, const double *const (&left)[Count], const double *const (&right)[Count],
+                                     double *const (&to)[Count]) {
         constexpr int kGroups = K * K < Threads ? Threads / (K * K) : 1, kEach = K * K > Threads ? K * K / Threads : 1;
         const int tid = int(threadIdx.x), group = kGroups > 1 ? tid / (K * K) : 0, e0 = kGroups > 1 ? tid % (K * K) : tid;
         double d[Count][kEach];
@@ -144,8 +145,7 @@ template <int K, int Threads> struct Small {
 
     /// cosine = cos √x, sinc = sin √x / √x of a symmetric positive semidefinite x: Taylor series of x / 4^s, and s doublings of the
     /// angle, cos 2a = 2 cos² a - 1 and sin 2a / 2a = cos a · sin a / a. y and w are work.
-    static SUBSPAN_DEVICE void trigonometric(int k, double *scratch, const double *x, double tolerance, double *cosine, double *sinc, double *y,
-                                             double *w) {
+    static SUBSPAN_DEVICE void trigonometric(int k, double *scratch, const double *x, double tolerance, double *cosine, double *sinc, double *y, double *w) {
         double norm = row_norm(k, scratch, x), down = 1.0;
         int doublings = 0;
         for (; norm > 1.0 && doublings < 64; ++doublings) {

@@ -115,8 +115,8 @@ template <class T, int M, int N, bool ATransposed, bool BTransposed, int Tall = 
 /// Rows [r0, r0 + rows) and columns [c0, c0 + cols) of a matrix into shared memory, zero outside of it. With `vectors` by asynchronous
 /// copies, which the caller commits and waits for; cols is a multiple of 16 bytes then.
 template <class T>
-SUBSPAN_DEVICE void load_block(T *to, int pitch, const T *from, int64_t row_stride, int64_t col_stride, int r0, int c0, int rows, int cols,
-                               int all_rows, int all_cols, bool vectors, int threads) {
+SUBSPAN_DEVICE void load_block(T *to, int pitch, const T *from, int64_t row_stride, int64_t col_stride, int r0, int c0, int rows, int cols, int all_rows,
+                               int all_cols, bool vectors, int threads) {
     constexpr int V = 16 / int(sizeof(T));
     if (vectors) {
         const int chunks = cols / V;

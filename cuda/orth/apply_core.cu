@@ -61,8 +61,7 @@ template <class T> struct OfGroup {
 
 static_assert(sizeof(OfGroup<double>) + sizeof(Plan<double>) < 32764, "more than the parameters of a kernel may take");
 
-template <class T, bool Across, class From>
-__global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from, const Plan<T> plan) {
+template <class T, bool Across, class From> __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from, const Plan<T> plan) {
     using A = Accumulate<T>;
     using Work = Products<T, Across, From::packed>;
     constexpr int P = kPanel<T>;
@@ -91,8 +90,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_core_kernel(const From from
         }
         tile.load(job.x, job.xi, job.xj, i0, j0, job.m, job.n, plan.vector_x);
         const bool change = job.source != nullptr;
-        for (int a0 = 0; a0 < k32; a0 += kBlock)
-            Work::inner(job, tile, basis, stage, scratch, i0, a0, change ? A(-1) : A(1), change, plan.vector_v, mine);
+        for (int a0 = 0; a0 < k32; a0 += kBlock) Work::inner(job, tile, basis, stage, scratch, i0, a0, change ? A(-1) : A(1), change, plan.vector_v, mine);
     } else {
         tile.load(job.x, job.xi, job.xj, i0, j0, job.m, job.n, plan.vector_x);
     }
@@ -204,8 +202,8 @@ void check_call(const CoreCall &call, const CoreOptions &o) {
     const Stack &c = call.c, &v = call.v;
     const std::int64_t along = o.left ? c.rows : c.cols;
     if (v.rows != along)
-        throw ValueError("V must have " + std::to_string(along) + " rows to act on C " + text(c) + " from the " + (o.left ? "left" : "right") +
-                         ", got " + std::to_string(v.rows));
+        throw ValueError("V must have " + std::to_string(along) + " rows to act on C " + text(c) + " from the " + (o.left ? "left" : "right") + ", got " +
+                         std::to_string(v.rows));
     if (call.out.rows != c.rows || call.out.cols != c.cols) throw ValueError("out must have the shape of C, " + text(c) + ", got " + text(call.out));
     if (call.source != nullptr && (call.source->rows != c.rows || call.source->cols != c.cols))
         throw ValueError("source must have the shape of C, " + text(c) + ", got " + text(*call.source));
@@ -347,7 +345,8 @@ template <class T, bool Across> GroupPlan<T> plan_group(const Session &s, const 
     for (const auto &c : calls) tall = std::max(tall, c.c.rows);
     // Two blocks on a multiprocessor where the tallest and the widest allow it, as in plan_of.
     const int widest = s.device().cluster;
-    group.together = fit<T, Across>(plan, tall, int(k32), s.device().shared_limit / 2 - 2048, widest) || fit<T, Across>(plan, tall, int(k32), s.device().shared_limit, widest);
+    group.together = fit<T, Across>(plan, tall, int(k32), s.device().shared_limit / 2 - 2048, widest) ||
+                     fit<T, Across>(plan, tall, int(k32), s.device().shared_limit, widest);
     for (const auto &c : calls) panels += divide_up<int64_t>(c.c.cols, kPanel<T>);
     if (panels * plan.blocks > std::numeric_limits<int>::max()) throw ValueError("the group is too large for one launch");
     return group;

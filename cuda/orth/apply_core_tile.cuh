@@ -121,8 +121,7 @@ template <class T> struct Basis {
 };
 
 // sums[place(r, lane)] (+)= sign Σ d[r / 4][r % 4] over the warps. `scratch`: kWarps / 2 x R * 4 x 32. Ends with a barrier.
-template <class A, int R, class Place>
-SUBSPAN_DEVICE void add_warps(const A (&d)[R][4], A *scratch, A sign, bool add, A *sums, const Place &place) {
+template <class A, int R, class Place> SUBSPAN_DEVICE void add_warps(const A (&d)[R][4], A *scratch, A sign, bool add, A *sums, const Place &place) {
     constexpr int half = kWarps / 2, size = R * 4 * 32;
     const int tid = int(threadIdx.x), warp = tid / 32, lane = tid % 32;
     A *slot = scratch + (warp % half) * size + lane;
@@ -222,8 +221,8 @@ struct Products<T, Across, Packed> {
     }
 
     // sums[a0 + a][j] (+)= sign Σ_i V[i][a] X[i][j] over the block's rows, all warps together. Ends with a barrier.
-    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &basis, unsigned char *memory,
-                                     float *scratch, int i0, int a0, float sign, bool add, bool vectors, float *sums) {
+    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &basis, unsigned char *memory, float *scratch, int i0,
+                                     int a0, float sign, bool add, bool vectors, float *sums) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, r = lane % 8, q = lane / 8;
         float d[8][4];
 #pragma unroll
@@ -263,8 +262,8 @@ struct Products<T, Across, Packed> {
     }
 
     // X = alpha X + V y in place.
-    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &basis, unsigned char *memory,
-                                     const unsigned char *small, int k32, int i0, float alpha, float lift, bool vectors) {
+    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &basis, unsigned char *memory, const unsigned char *small,
+                                     int k32, int i0, float alpha, float lift, bool vectors) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, r = lane % 8, q = lane / 8;
         const T *parts[2] = {reinterpret_cast<const T *>(small), reinterpret_cast<const T *>(small) + k32 * kSmall};
         for (int i = 16 * warp; i < tile.rows && i0 + i < job.m; i += 16 * kWarps) {
@@ -346,8 +345,8 @@ struct Products<T, Across, Packed> {
         for (int e = 0; e < 4; ++e) v[e] = i < job.m && a + e < job.k ? p[e * job.va] : T(0);
     }
 
-    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &, unsigned char *, T *scratch, int i0,
-                                     int a0, T sign, bool add, bool vectors, T *sums) {
+    static SUBSPAN_DEVICE void inner(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &, unsigned char *, T *scratch, int i0, int a0, T sign,
+                                     bool add, bool vectors, T *sums) {
         constexpr int ahead = sizeof(T) == 4 ? 8 : 2; // rows of V that are on their way at once
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, a = 4 * (lane / 4), j = 4 * (lane % 4);
         T d[4][4];
@@ -374,16 +373,15 @@ struct Products<T, Across, Packed> {
                     for (int y = 0; y < 4; ++y) d[s][y] = fma(v[u][s], x[y], d[s][y]);
             }
         }
-        add_warps(d, scratch, sign, add, sums + a0 * P,
-                  [](int at, int of) { return (4 * (of / 4) + at / 4) * P + 4 * (of % 4) + at % 4; });
+        add_warps(d, scratch, sign, add, sums + a0 * P, [](int at, int of) { return (4 * (of / 4) + at / 4) * P + 4 * (of % 4) + at % 4; });
     }
 
     static SUBSPAN_DEVICE void load(const Job<T> &, const Basis<T> &, int, int, int, bool) {}
 
     static SUBSPAN_DEVICE void keep(unsigned char *memory, int, int a, int j, T y) { reinterpret_cast<T *>(memory)[a * P + j] = y; }
 
-    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &, unsigned char *,
-                                     const unsigned char *small, int k32, int i0, T alpha, T, bool vectors) {
+    static SUBSPAN_DEVICE void outer(const Job<T> &job, const Tile<T, Across> &tile, const Basis<T> &, unsigned char *, const unsigned char *small, int k32,
+                                     int i0, T alpha, T, bool vectors) {
         const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, j = 4 * (lane % 4);
         const T *y = reinterpret_cast<const T *>(small);
         for (int first = 32 * warp; first < tile.rows; first += 32 * kWarps) {

@@ -9,8 +9,8 @@ namespace {
 
 // y = the core times s, where it is diagonal or a number, or s itself; rounded to T.
 template <class T>
-__global__ void __launch_bounds__(256) scale_kernel(const Accumulate<T> *s, const Accumulate<T> *diagonal, int64_t stride, Accumulate<T> value, T *y, int64_t cols,
-                                                    int64_t all) {
+__global__ void __launch_bounds__(256)
+    scale_kernel(const Accumulate<T> *s, const Accumulate<T> *diagonal, int64_t stride, Accumulate<T> value, T *y, int64_t cols, int64_t all) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e < all) y[e] = narrow<T>((diagonal != nullptr ? diagonal[(e / cols) * stride] : value) * s[e]);
 }

@@ -56,8 +56,8 @@ void gram_core(const Context &context, const Stack &v, const Stack &out) {
     double *weighed = work.take<double>(k * k), *core = work.take<double>(k * k);
     decompose(s, work, v, [&](auto tag, const Blas &blas, const RowSvd &svd, int64_t i) {
         using A = Accumulate<decltype(tag)>;
-        launch<weigh_kernel>(s, "the core of a basis", Shape{dim3(unsigned(divide_up<int64_t>(k * k, 256))), dim3(256)}, static_cast<const double *>(svd.rotations(i)),
-                             static_cast<const double *>(svd.sigma(i)), weighed, k);
+        launch<weigh_kernel>(s, "the core of a basis", Shape{dim3(unsigned(divide_up<int64_t>(k * k, 256))), dim3(256)},
+                             static_cast<const double *>(svd.rotations(i)), static_cast<const double *>(svd.sigma(i)), weighed, k);
         const Operand w = own(weighed, k, k);
         blas.multiply(1.0, w.transposed(), w, 0.0, own(core, k, k));
         copy(s, static_cast<const double *>(core), k, int64_t(1), Matrices<A>(out).at(unsigned(i)), out.row_stride, out.col_stride, k, k);

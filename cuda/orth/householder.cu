@@ -50,8 +50,8 @@ template <class T> __global__ void __launch_bounds__(kThreads) upper_kernel(cons
 // dA = -M, dD_j = -F_jj - Σ_l M_jl S_jl, dS_ij = -tau_i M_ij; unit reflections have dtau_j = -tau_j² v_j on top. A warp a row.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    factors_kernel(const T *f, const T *m, const T *s, SUBSPAN_PARAMETER const Matrices<const T> tau, SUBSPAN_PARAMETER const Matrices<T> dtau, const bool has_tau,
-                   const unsigned item0, T *kk, const int k, const int items) {
+    factors_kernel(const T *f, const T *m, const T *s, SUBSPAN_PARAMETER const Matrices<const T> tau, SUBSPAN_PARAMETER const Matrices<T> dtau,
+                   const bool has_tau, const unsigned item0, T *kk, const int k, const int items) {
     const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
     const int item = int(row / k), j = int(row % k), lane = int(threadIdx.x) % 32;
     if (item >= items) return;
@@ -169,10 +169,12 @@ void wide_reflection_core(const Context &context, const Stack &v, const Stack *t
     if (blocks * v.size() > std::numeric_limits<int>::max()) throw ValueError("V is too large for one call");
     dispatch_wide(v.dtype, [&](auto tag) {
         using T = decltype(tag);
-        for (int64_t i = 0; i < v.size(); i += batch) blas.multiply(1.0, operand(v, i).transposed(), operand(v, i), 0.0, operand(core, i), std::min(batch, v.size() - i));
+        for (int64_t i = 0; i < v.size(); i += batch)
+            blas.multiply(1.0, operand(v, i).transposed(), operand(v, i), 0.0, operand(core, i), std::min(batch, v.size() - i));
         const Matrices<const T> factors = tau != nullptr ? Matrices<const T>(*tau) : Matrices<const T>{};
-        launch<blocks_kernel<T>>(session, "cores of reflections", Shape{dim3(unsigned(blocks * v.size())), dim3(kThreads), int64_t(kBlock * (kBlock + 3) * sizeof(T))},
-                                 Matrices<T>(core), factors, tau != nullptr, int(blocks));
+        launch<blocks_kernel<T>>(session, "cores of reflections",
+                                 Shape{dim3(unsigned(blocks * v.size())), dim3(kThreads), int64_t(kBlock * (kBlock + 3) * sizeof(T))}, Matrices<T>(core),
+                                 factors, tau != nullptr, int(blocks));
         T *product = work.take<T>(std::max<int64_t>(1, batch * (k * k / 4)));
         for (int64_t w = kBlock; w < k; w *= 2)
             for (int64_t at = 0; at + w < k; at += 2 * w) {

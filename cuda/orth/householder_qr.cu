@@ -174,8 +174,8 @@ void householder_qr(const Context &context, const Stack &a, const Stack &v, cons
     const int64_t bytes = block_bytes(a);
     if (k > kReflections || bytes > s.device().shared_limit)
         throw ValueError("A has matrices of " + std::to_string(m) + " x " + std::to_string(n) +
-                         "; the CUDA kernel factors what fits the shared memory of a block, here " + std::to_string(s.device().shared_limit) + " bytes, and at most " +
-                         std::to_string(kReflections) + " reflections");
+                         "; the CUDA kernel factors what fits the shared memory of a block, here " + std::to_string(s.device().shared_limit) +
+                         " bytes, and at most " + std::to_string(kReflections) + " reflections");
     dispatch_wide(a.dtype, [&](auto tag) {
         using T = decltype(tag);
         const auto go = [&](auto threads) {

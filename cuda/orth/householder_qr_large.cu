@@ -23,7 +23,8 @@ void require(int status, const char *what) {
 SolverTable solver() {
     if (!has_solver()) load_libraries();
     const std::lock_guard<std::mutex> lock(guard);
-    if (table.geqrf32 == nullptr) throw BackendError("cuSOLVER was not found, and this call needs it; install nvidia-cusolver, cupy-cuda13x[ctk] or PyTorch with CUDA");
+    if (table.geqrf32 == nullptr)
+        throw BackendError("cuSOLVER was not found, and this call needs it; install nvidia-cusolver, cupy-cuda13x[ctk] or PyTorch with CUDA");
     return table;
 }
 
@@ -55,7 +56,8 @@ void factor(const SolverTable &t, void *handle, int m, int n, double *a, double 
 
 // V, R and the factors of one matrix from LAPACK's packed form, column by column.
 template <class T>
-__global__ void __launch_bounds__(256) unpack_kernel(const T *packed, const T *factors, const Matrices<T> v, const Matrices<T> r, const Matrices<T> tau, const unsigned item) {
+__global__ void __launch_bounds__(256)
+    unpack_kernel(const T *packed, const T *factors, const Matrices<T> v, const Matrices<T> r, const Matrices<T> tau, const unsigned item) {
     const int64_t m = v.rows, n = r.cols, k = v.cols, e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e < k) tau.at(item)[e * tau.col_stride] = factors[e];
     if (e >= m * n) return;
@@ -133,8 +135,8 @@ void large_householder_qr(const Context &context, const Stack &a, const Stack &v
             for (int64_t i = 0; i < a.size(); ++i) {
                 copy<T, T>(s, static_cast<const T *>(a.data) + offset_of(a, i), a.row_stride, a.col_stride, packed, 1, m, m, n);
                 factor(table_now, handle, m, n, packed, factors, scratch, items, info);
-                launch<unpack_kernel<T>>(s, "factors of a QR", one_each(int64_t(m) * n), static_cast<const T *>(packed), static_cast<const T *>(factors), Matrices<T>(v),
-                                         Matrices<T>(r), Matrices<T>(tau), unsigned(i));
+                launch<unpack_kernel<T>>(s, "factors of a QR", one_each(int64_t(m) * n), static_cast<const T *>(packed), static_cast<const T *>(factors),
+                                         Matrices<T>(v), Matrices<T>(r), Matrices<T>(tau), unsigned(i));
             }
         });
     }

@@ -14,8 +14,8 @@ template <class T> SUBSPAN_DEVICE Accumulate<T> entry(const Matrices<const T> &a
 
 // A warp a group. Products and sums are those of the CPU: nothing is contracted, since nothing is added to a product.
 template <class T>
-__global__ void __launch_bounds__(256) scale_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, int64_t group, int64_t groups, Accumulate<T> *scale,
-                                                    Accumulate<T> *zero) {
+__global__ void __launch_bounds__(256)
+    scale_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, int64_t group, int64_t groups, Accumulate<T> *scale, Accumulate<T> *zero) {
     using A = Accumulate<T>;
     const int64_t g = int64_t(blockIdx.x) * 8 + threadIdx.x / 32, all = a.rows * a.cols;
     const int lane = int(threadIdx.x) % 32;
@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(256) scale_kernel(SUBSPAN_PARAMETER const Matr
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) code_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, int64_t group, const Accumulate<T> *scale,
-                                                   const Accumulate<T> *zero, std::uint8_t *codes) {
+__global__ void __launch_bounds__(256)
+    code_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, int64_t group, const Accumulate<T> *scale, const Accumulate<T> *zero, std::uint8_t *codes) {
     using A = Accumulate<T>;
     const int64_t byte = int64_t(blockIdx.x) * 256 + threadIdx.x, all = a.rows * a.cols;
     if (2 * byte >= all) return;
@@ -57,7 +57,8 @@ __global__ void __launch_bounds__(256) code_kernel(SUBSPAN_PARAMETER const Matri
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) unpack_kernel(const Int4View<Accumulate<T>> view, T *out, int64_t cols, int64_t row_stride, int64_t col_stride, int64_t all) {
+__global__ void __launch_bounds__(256)
+    unpack_kernel(const Int4View<Accumulate<T>> view, T *out, int64_t cols, int64_t row_stride, int64_t col_stride, int64_t all) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e < all) out[(e / cols) * row_stride + (e % cols) * col_stride] = narrow<T>(view.at(e));
 }
@@ -73,8 +74,8 @@ unsigned blocks_for(int64_t threads) {
 template <class T> void unpack_rows(const Session &s, const Int4Codes &c, T *out, int64_t row_stride, int64_t col_stride) {
     const int64_t all = c.rows * c.cols;
     if (all > 0)
-        launch<unpack_kernel<T>>(s, "unpacking 4-bit codes", Shape{dim3(blocks_for(all)), dim3(256)}, Int4View<Accumulate<T>>(c), out, c.cols, row_stride, col_stride,
-                                 all);
+        launch<unpack_kernel<T>>(s, "unpacking 4-bit codes", Shape{dim3(blocks_for(all)), dim3(256)}, Int4View<Accumulate<T>>(c), out, c.cols, row_stride,
+                                 col_stride, all);
 }
 template void unpack_rows<F16>(const Session &, const Int4Codes &, F16 *, int64_t, int64_t);
 template void unpack_rows<Bf16>(const Session &, const Int4Codes &, Bf16 *, int64_t, int64_t);

@@ -12,8 +12,7 @@ template <class A> struct Int4View {
     int64_t group;
 
     Int4View() = default;
-    explicit Int4View(const Int4Codes &c)
-        : codes(c.codes), scale(static_cast<const A *>(c.scale)), zero(static_cast<const A *>(c.zero)), group(c.group) {}
+    explicit Int4View(const Int4Codes &c) : codes(c.codes), scale(static_cast<const A *>(c.scale)), zero(static_cast<const A *>(c.zero)), group(c.group) {}
     SUBSPAN_DEVICE A at(int64_t e) const {
         const int code = (codes[e / 2] >> (e % 2 == 0 ? 0 : 4)) & 15;
         const int64_t g = e / group;

@@ -16,7 +16,9 @@ constexpr int64_t kAtOnce = int64_t(1) << 30; // bytes of work memory that matri
 constexpr std::uint64_t kKey = 0x706f6c6172;
 
 // How many matrices of a stack go together.
-int64_t together(const Stack &a, int64_t bytes_each) { return std::clamp<int64_t>(kAtOnce / std::max<int64_t>(bytes_each, 1), 1, std::min<int64_t>(a.size(), 65535)); }
+int64_t together(const Stack &a, int64_t bytes_each) {
+    return std::clamp<int64_t>(kAtOnce / std::max<int64_t>(bytes_each, 1), 1, std::min<int64_t>(a.size(), 65535));
+}
 
 // The largest magnitude, and the sum, of items begin, begin + step, ... over a block of 256 threads; NaN is left to be found later.
 template <class F> SUBSPAN_DEVICE double block_most(double *tops, int64_t begin, int64_t end, int64_t step, const F &item) {
@@ -71,8 +73,11 @@ __global__ void __launch_bounds__(256) defect_kernel(const double *g, int64_t k,
 }
 
 struct Cholesky {
-    Cholesky(const Stack &a) : m(a.rows), k(a.cols), each(RowFactor::workspace(k, m, true) + room<double>(m * k) + room<double>(k * k)), items(together(a, each)) {}
-    int64_t bytes(int device) const { return blas_workspace(device) + RowFactor::workspace(k, m, true, items) + room<double>(items * m * k) + room<double>(items * k * k); }
+    Cholesky(const Stack &a)
+        : m(a.rows), k(a.cols), each(RowFactor::workspace(k, m, true) + room<double>(m * k) + room<double>(k * k)), items(together(a, each)) {}
+    int64_t bytes(int device) const {
+        return blas_workspace(device) + RowFactor::workspace(k, m, true, items) + room<double>(items * m * k) + room<double>(items * k * k);
+    }
     int64_t m, k, each, items;
 };
 
@@ -138,8 +143,7 @@ std::vector<Quintic> schedule(double least) {
     return all;
 }
 
-template <class T>
-__global__ void __launch_bounds__(256) peaks_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, const unsigned first, double *peaks) {
+template <class T> __global__ void __launch_bounds__(256) peaks_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, const unsigned first, double *peaks) {
     SUBSPAN_SHARED(memory);
     const T *x = a.at(first + blockIdx.y);
     const bool by_columns = a.row_stride == 1;
@@ -153,8 +157,8 @@ __global__ void __launch_bounds__(256) peaks_kernel(SUBSPAN_PARAMETER const Matr
 
 // x = a / 2^e, near one, and a little of everything.
 template <class T, class C>
-__global__ void __launch_bounds__(256)
-    begin_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, const unsigned first, const double *peaks, const int parts, const double little, const Philox rng, C *x) {
+__global__ void __launch_bounds__(256) begin_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, const unsigned first, const double *peaks, const int parts,
+                                                    const double little, const Philox rng, C *x) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     const unsigned item = blockIdx.y;
     if (e >= a.rows * a.cols) return;
@@ -191,7 +195,9 @@ template <class T> struct Polar {
         polynomials = schedule(little / (30 * std::sqrt(double(p)) * std::sqrt(double(p) * double(q))));
         items = together(a, 2 * (q + p) * p * int64_t(sizeof(C)));
     }
-    int64_t bytes(int device) const { return blas_workspace(device) + 2 * room<C>(items * q * p) + 2 * room<C>(items * p * p) + room<double>(items * kParts) + room<double>(items); }
+    int64_t bytes(int device) const {
+        return blas_workspace(device) + 2 * room<C>(items * q * p) + 2 * room<C>(items * p * p) + room<double>(items * kParts) + room<double>(items);
+    }
     void run(const Context &context, const Stack &target) {
         const Stack out = a.rows == target.rows && a.cols == target.cols ? target : target.transposed();
         const Session s(context);
@@ -213,7 +219,8 @@ template <class T> struct Polar {
                 blas.multiply(1.0, xx.transposed(), xx, 0.0, gg, count);
                 if (!scaled) launch<scale_kernel<C>>(s, "norms", Shape{dim3(many), dim3(256), 64}, static_cast<const C *>(g), p, scales);
                 blas.multiply(1.0, gg, gg, 0.0, pp, count);
-                launch<polynomial_kernel<C>>(s, "a polynomial", Shape{dim3(unsigned(divide_up<int64_t>(p * p, 256)), many), dim3(256)}, static_cast<const C *>(g), poly, p, f,
+                launch<polynomial_kernel<C>>(s, "a polynomial", Shape{dim3(unsigned(divide_up<int64_t>(p * p, 256)), many), dim3(256)},
+                                             static_cast<const C *>(g), poly, p, f,
                                              scaled ? static_cast<const double *>(nullptr) : static_cast<const double *>(scales));
                 blas.multiply(1.0, xx, pp, 0.0, own(y, q, p), count);
                 std::swap(x, y);
@@ -270,7 +277,8 @@ void cholesky_qr(const Context &context, const Stack &a, const Stack &out, doubl
             }
             const Operand q = own(found, k, m);
             blas.multiply(1.0, q, q.transposed(), 0.0, own(g, k, k), count);
-            launch<defect_kernel>(s, "the loss of orthogonality", Shape{dim3(unsigned(count)), dim3(256), 64}, static_cast<const double *>(g), k, defects + first);
+            launch<defect_kernel>(s, "the loss of orthogonality", Shape{dim3(unsigned(count)), dim3(256), 64}, static_cast<const double *>(g), k,
+                                  defects + first);
             for (int64_t i = 0; i < count; ++i)
                 copy(s, static_cast<const double *>(found + i * m * k), m, int64_t(1), to.at(unsigned(first + i)), out.col_stride, out.row_stride, k, m);
         }

@@ -42,8 +42,8 @@ template <class T> SUBSPAN_DEVICE void unit(const T *x, int64_t step, int64_t n,
 
 // One block. As on the CPU: of half sums and differences, which lose no digits where the two directions are close.
 template <class T, class W>
-__global__ void __launch_bounds__(kThreads, 1) rotation_kernel(const W *source, const int64_t ds, const W *target, const int64_t dt, const int64_t n, double *s, double *t,
-                                                               SUBSPAN_PARAMETER const Matrices<T> v, SUBSPAN_PARAMETER const Matrices<W> m) {
+__global__ void __launch_bounds__(kThreads, 1) rotation_kernel(const W *source, const int64_t ds, const W *target, const int64_t dt, const int64_t n, double *s,
+                                                               double *t, SUBSPAN_PARAMETER const Matrices<T> v, SUBSPAN_PARAMETER const Matrices<W> m) {
     SUBSPAN_SHARED(memory);
     double *parts = reinterpret_cast<double *>(memory);
     unit(source, ds, n, parts, s);
@@ -98,7 +98,8 @@ void column_svd(const Context &context, const Stack &a, const Stack &values, con
         for (int64_t i = 0; i < a.size(); ++i) {
             copy(s, static_cast<const double *>(svd.sigma(i)), l, int64_t(1), Matrices<double>(values).at(unsigned(i)), l, values.col_stride, int64_t(1), l);
             if (right.data != nullptr)
-                copy(s, static_cast<const double *>(svd.rotations(i)), l, int64_t(1), Matrices<T>(right).at(unsigned(i)), right.col_stride, right.row_stride, l, l);
+                copy(s, static_cast<const double *>(svd.rotations(i)), l, int64_t(1), Matrices<T>(right).at(unsigned(i)), right.col_stride, right.row_stride, l,
+                     l);
             if (left.data == nullptr) continue;
             svd.vectors(s, blas, n, found, i);
             copy(s, static_cast<const double *>(found), n, int64_t(1), Matrices<T>(left).at(unsigned(i)), left.col_stride, left.row_stride, l, n);
@@ -115,8 +116,9 @@ void rotation(const Context &context, const Stack &source, const Stack &target, 
     dispatch(v.dtype, [&](auto tag) {
         using T = decltype(tag);
         using W = Accumulate<T>;
-        launch<rotation_kernel<T, W>>(s, "a rotation", Shape{dim3(1), dim3(kThreads), kThreads / 32 * 8}, static_cast<const W *>(source.data), source.col_stride,
-                                      static_cast<const W *>(target.data), target.col_stride, source.cols, one, other, Matrices<T>(v), Matrices<W>(m));
+        launch<rotation_kernel<T, W>>(s, "a rotation", Shape{dim3(1), dim3(kThreads), kThreads / 32 * 8}, static_cast<const W *>(source.data),
+                                      source.col_stride, static_cast<const W *>(target.data), target.col_stride, source.cols, one, other, Matrices<T>(v),
+                                      Matrices<W>(m));
     });
 }
 

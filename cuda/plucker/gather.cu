@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
         if (sent != nullptr && q == 0 && token.in) sent[int64_t(index) * a.m + j] = note;
         const L da = valid ? L(Kept<T>(L(a.sign) * y)) : L(0); // as it is stored: what is taken off it later must be the same
         if (a.weighting == softmax) mean += alpha != L(0) ? alpha * da : L(0);
-        if (weights_row != nullptr && q == 0) weights_row[j * dweights.col_stride] = Kept<T>(a.weighting == Weighting::mean ? L(0) : (valid ? da + along : L(0)));
+        if (weights_row != nullptr && q == 0)
+            weights_row[j * dweights.col_stride] = Kept<T>(a.weighting == Weighting::mean ? L(0) : (valid ? da + along : L(0)));
     }
     if (weights_row != nullptr && q == 0 && a.weighting == softmax)
         for (int j = 0; j < a.m; ++j) {
@@ -204,16 +205,20 @@ void gather_gradients(const Session &s, const Arguments<T> &a, Kept<T> *dz_own, 
         const dim3 grid{divide_up(a.tokens, unsigned(tile))};
         // Rows of z that offsets reach; far ones take the long way.
         const int room = sent == nullptr ? 0 : int(std::min<int64_t>(48 << 10, (tile + a.back + a.ahead) * (divide_up(a.r, 8) * 16 + 8)));
-        launch<own_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{grid, dim3(kFewer), room}, a, dz_own, du, dw, dweights != nullptr, bias, sent,
-                                                      room);
+        launch<own_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{grid, dim3(kFewer), room}, a, dz_own, du, dw, dweights != nullptr,
+                                                      bias, sent, room);
         const int64_t shared = a.rope != 0 ? int64_t(tile) * (a.r | 1) * int64_t(sizeof(typename OffsetOf<T>::type)) : 0;
-        launch<gather_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{grid, dim3(kFewer), shared}, a, static_cast<const Kept<T> *>(dz_own), du,
-                                                         static_cast<const Sent *>(sent), Matrices<T>(dz));
+        launch<gather_kernel<T, decltype(lanes)::value>>(s, "the gradient of tokens", Shape{grid, dim3(kFewer), shared}, a,
+                                                         static_cast<const Kept<T> *>(dz_own), du, static_cast<const Sent *>(sent), Matrices<T>(dz));
     });
 }
-template void gather_gradients<F16>(const Session &, const Arguments<F16> &, float *, const float *, const Stack &, const Stack *, Sent *, const BiasGradient<F16> &);
-template void gather_gradients<Bf16>(const Session &, const Arguments<Bf16> &, float *, const float *, const Stack &, const Stack *, Sent *, const BiasGradient<Bf16> &);
-template void gather_gradients<float>(const Session &, const Arguments<float> &, float *, const float *, const Stack &, const Stack *, Sent *, const BiasGradient<float> &);
-template void gather_gradients<double>(const Session &, const Arguments<double> &, double *, const double *, const Stack &, const Stack *, Sent *, const BiasGradient<double> &);
+template void gather_gradients<F16>(const Session &, const Arguments<F16> &, float *, const float *, const Stack &, const Stack *, Sent *,
+                                    const BiasGradient<F16> &);
+template void gather_gradients<Bf16>(const Session &, const Arguments<Bf16> &, float *, const float *, const Stack &, const Stack *, Sent *,
+                                     const BiasGradient<Bf16> &);
+template void gather_gradients<float>(const Session &, const Arguments<float> &, float *, const float *, const Stack &, const Stack *, Sent *,
+                                      const BiasGradient<float> &);
+template void gather_gradients<double>(const Session &, const Arguments<double> &, double *, const double *, const Stack &, const Stack *, Sent *,
+                                       const BiasGradient<double> &);
 
 } // namespace subspan::cuda::plucker

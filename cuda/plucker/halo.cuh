@@ -13,7 +13,8 @@ template <class T, class M> SUBSPAN_DEVICE T *row_of(const M &stack, unsigned in
 }
 
 /// Tokens and, as far as `bytes` of shared memory go, what their offsets reach: read once from memory instead of once for each offset.
-template <class T, int Tokens, int Threads = Tokens * 4> SUBSPAN_DEVICE Halo<T> load_halo(const Arguments<T> &a, unsigned first, unsigned char *room, int64_t bytes) {
+template <class T, int Tokens, int Threads = Tokens * 4>
+SUBSPAN_DEVICE Halo<T> load_halo(const Arguments<T> &a, unsigned first, unsigned char *room, int64_t bytes) {
     constexpr int V = 16 / int(sizeof(T));
     using Measure = typename Halo<T>::Measure;
     Halo<T> h;

@@ -93,7 +93,8 @@ template <class T, int Lanes> __global__ void __launch_bounds__(kThreads, 1) mix
 }
 
 template <class T, int Lanes>
-__global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Matrices<const T> grad, Kept<T> *dz_own, Kept<T> *du_own) {
+__global__ void __launch_bounds__(kThreads, 1)
+    mix_gradient_kernel(SUBSPAN_PARAMETER const Arguments<T> a, const Matrices<const T> grad, Kept<T> *dz_own, Kept<T> *du_own) {
     using A = Kept<T>;
     constexpr int RC = kChunk, kTile = kThreads / Lanes;
     SUBSPAN_SHARED(memory);
@@ -130,9 +131,9 @@ __global__ void __launch_bounds__(kThreads, 1) mix_gradient_kernel(SUBSPAN_PARAM
 void check(const MixInput &in, const MixOptions &o) {
     const int64_t r = in.z.cols, m = int64_t(o.offsets.size());
     if (r < 2) throw ValueError("z has tokens of " + std::to_string(r) + " dimensions, and a plane needs at least 2");
-    if (r > kDepth)
-        throw ValueError("z has tokens of " + std::to_string(r) + " dimensions; the CUDA kernels take at most " + std::to_string(kDepth));
-    if (m < 1 || m > kOffsets) throw ValueError("offsets must hold between 1 and " + std::to_string(kOffsets) + " numbers on a CUDA device, got " + std::to_string(m));
+    if (r > kDepth) throw ValueError("z has tokens of " + std::to_string(r) + " dimensions; the CUDA kernels take at most " + std::to_string(kDepth));
+    if (m < 1 || m > kOffsets)
+        throw ValueError("offsets must hold between 1 and " + std::to_string(kOffsets) + " numbers on a CUDA device, got " + std::to_string(m));
     for (const int64_t d : o.offsets)
         if (d == 0) throw ValueError("offsets holds 0");
     if (in.z.dtype == DType::u8) throw ValueError("z must be a floating-point array");
@@ -197,7 +198,7 @@ template <class T> Arguments<T> prepare(const Session &s, const MixInput &in, co
         const int half = a.r / 2;
         for (int i = 0; i < half; ++i) f.x[i] = std::pow(o.rope_base, -2.0 * i / a.r) / 3.14159265358979323846;
         launch<rotations_kernel>(s, "the table of rotations", Shape{dim3(unsigned(divide_up<int64_t>(p.count * half, 256))), dim3(256)}, rotations,
-                             o.rope_start + p.from, unsigned(p.count), unsigned(half), f);
+                                 o.rope_start + p.from, unsigned(p.count), unsigned(half), f);
     }
     if (!plain(in, o)) {
         a.alpha = work.take<L>(int64_t(a.tokens) * a.m);
@@ -234,8 +235,7 @@ void plucker_mix(const Context &context, const MixInput &in, const MixOptions &o
     });
 }
 
-void plucker_mix_backward(const Context &context, const Stack &grad, const MixInput &in, const MixOptions &o, const Stack &dz,
-                          const Stack *dweights) {
+void plucker_mix_backward(const Context &context, const Stack &grad, const MixInput &in, const MixOptions &o, const Stack &dz, const Stack *dweights) {
     check(in, o);
     if (in.ring > 0) throw ValueError("decoding has no gradient");
     const Session s(context);

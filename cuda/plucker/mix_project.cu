@@ -113,8 +113,7 @@ __global__ void __launch_bounds__(Tokens * 4, 1)
 
 constexpr int kWidthTensor = 256, kWidthNarrow = 64;
 
-template <class T, int Tokens, int Width>
-void forward(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &out) {
+template <class T, int Tokens, int Width> void forward(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &out) {
     const int64_t shared = ForwardLayout<T, Tokens, Width>(a.r).end;
     const Shape shape{dim3(divide_up(a.tokens, unsigned(Tokens)), unsigned(divide_up(p.d, Width))), dim3(Tokens * 4), shared};
     with_lanes(a.r, [&](auto lanes) {
@@ -127,8 +126,8 @@ void forward(const Session &s, const Arguments<T> &a, const Projection<T> &p, co
 void check_projection(const MixInput &in, const Stack &w, const Stack *b) {
     const int pairs = pairs_of(in.z.cols);
     if (w.cols != pairs || w.rows < 1)
-        throw ValueError("W must have shape (d, " + std::to_string(pairs) + "), a column for each pair of " + std::to_string(in.z.cols) +
-                         " dimensions, got " + std::to_string(w.rows) + " x " + std::to_string(w.cols));
+        throw ValueError("W must have shape (d, " + std::to_string(pairs) + "), a column for each pair of " + std::to_string(in.z.cols) + " dimensions, got " +
+                         std::to_string(w.rows) + " x " + std::to_string(w.cols));
     if (w.dtype != in.z.dtype) throw ValueError(std::string("W must be ") + name_of(in.z.dtype) + " as z is, got " + name_of(w.dtype));
     if (w.axes != 0) throw ValueError("W must have 2 dimensions");
     if (b != nullptr && (b->cols != w.rows || b->dtype != w.dtype)) throw ValueError("b must have " + std::to_string(w.rows) + " entries of W's dtype");
@@ -152,8 +151,7 @@ void plucker_mix_project(const Context &context, const MixInput &in, const Stack
         const int64_t limit = s.device().shared_limit;
         if constexpr (kTensor<T>) {
             // Few tokens, as in decoding, or little shared memory: smaller tiles.
-            if (p.d <= kWidthNarrow || a.tokens < 64u * unsigned(s.device().processors))
-                return forward<T, 64, kWidthNarrow>(s, a, p, out);
+            if (p.d <= kWidthNarrow || a.tokens < 64u * unsigned(s.device().processors)) return forward<T, 64, kWidthNarrow>(s, a, p, out);
             if (ForwardLayout<T, 128, kWidthTensor>(a.r).end <= limit) return forward<T, 128, kWidthTensor>(s, a, p, out);
         }
         forward<T, 64, kWidthNarrow>(s, a, p, out);

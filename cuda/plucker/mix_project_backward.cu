@@ -52,8 +52,10 @@ __global__ void __launch_bounds__(Tokens * 4, (Resident ? 2 : 1))
         const int local = e / kept_pitch, i = e - local * kept_pitch;
         if (first + unsigned(local) >= a.tokens) break;
         Two<A> v{A(0), A(0)};
-        if (i < a.r) v = zu[local * at.pitch + i];
-        else if (i == a.r) v.z = w.bias_always ? A(1) : sums[local];
+        if (i < a.r)
+            v = zu[local * at.pitch + i];
+        else if (i == a.r)
+            v.z = w.bias_always ? A(1) : sums[local];
         kept[int64_t(first) * kept_pitch + e] = v;
     }
     const int deep = divide_up(w.d, kDeep), slices = divide_up(w.pairs, kPairs);
@@ -238,7 +240,8 @@ __global__ void __launch_bounds__(kWeightThreads<Rows>, 1)
 #pragma unroll 1
         for (int half = 0; half < 2; ++half) {
             if ((half == 0) == first_half)
-                product.add(gs + (step % 2) * kTokens * Layout::pitch_g, Layout::pitch_g, ps + (step % 2) * kTokens * Layout::pitch_p, Layout::pitch_p, kTokens);
+                product.add(gs + (step % 2) * kTokens * Layout::pitch_g, Layout::pitch_g, ps + (step % 2) * kTokens * Layout::pitch_p, Layout::pitch_p,
+                            kTokens);
             else
                 coordinates_of(step + 1);
         }
@@ -280,7 +283,8 @@ template <class T> int rows_of(const Device &device, int64_t r) {
 template <class T, int Lanes, int Tokens, bool Resident>
 void back_by(const Session &s, const Arguments<T> &a, const Projection<T> &p, const Stack &grad, Kept<T> *dz, Kept<T> *du, Two<Kept<T>> *kept, int kept_pitch) {
     const Shape shape{dim3(divide_up(a.tokens, unsigned(Tokens))), dim3(Tokens * 4), BackLayout<T, Lanes, Tokens, Resident>(a.r).end};
-    launch<back_kernel<T, Lanes, Tokens, Resident>>(s, "plucker_mix_project_backward", shape, a, p, Matrices<const T>(grad), in_vectors(grad), dz, du, kept, kept_pitch);
+    launch<back_kernel<T, Lanes, Tokens, Resident>>(s, "plucker_mix_project_backward", shape, a, p, Matrices<const T>(grad), in_vectors(grad), dz, du, kept,
+                                                    kept_pitch);
 }
 
 template <class T>
@@ -318,21 +322,21 @@ std::int64_t plucker_workspace(const MixInput &in, const MixOptions &o, std::int
     int64_t bytes = prepare_room(in, o);
     if (!backward) return bytes;
     return bytes + dispatch(in.z.dtype, [&](auto tag) -> int64_t {
-        using T = decltype(tag);
-        int64_t more = 2 * room<Kept<T>>(tokens * r);
-        if (sizeof(T) == 2 && o.rope == Rope::none) more += room<Sent>(tokens * int64_t(o.offsets.size()));
-        if (d == 0) return more;
-        Context context;
-        context.device = device;
-        const Session s(context);
-        const int64_t run = run_of(tokens, weight_blocks<T>(d, pairs_of(r), rows_of<T>(s.device(), r)));
-        more += room<Two<Kept<T>>>(tokens * kept_pitch_of(r));
-        return more + room<Kept<T>>(int64_t(runs_of(tokens, run)) * d * (pairs_of(r) + 1));
-    });
+               using T = decltype(tag);
+               int64_t more = 2 * room<Kept<T>>(tokens * r);
+               if (sizeof(T) == 2 && o.rope == Rope::none) more += room<Sent>(tokens * int64_t(o.offsets.size()));
+               if (d == 0) return more;
+               Context context;
+               context.device = device;
+               const Session s(context);
+               const int64_t run = run_of(tokens, weight_blocks<T>(d, pairs_of(r), rows_of<T>(s.device(), r)));
+               more += room<Two<Kept<T>>>(tokens * kept_pitch_of(r));
+               return more + room<Kept<T>>(int64_t(runs_of(tokens, run)) * d * (pairs_of(r) + 1));
+           });
 }
 
-void plucker_mix_project_backward(const Context &context, const Stack &grad, const MixInput &in, const Stack &w, const Stack *b,
-                                  const MixOptions &o, const Stack &dz, const Stack &dw, const Stack *db, const Stack *dweights) {
+void plucker_mix_project_backward(const Context &context, const Stack &grad, const MixInput &in, const Stack &w, const Stack *b, const MixOptions &o,
+                                  const Stack &dz, const Stack &dw, const Stack *db, const Stack *dweights) {
     check(in, o);
     check_projection(in, w, b);
     if (in.ring > 0) throw ValueError("decoding has no gradient");

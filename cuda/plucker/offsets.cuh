@@ -373,8 +373,7 @@ template <class T, int Lanes> struct Token {
         const double by = double(power_of_two<float>(-up));
         p.c = L((c + c2) * by);
 #pragma unroll
-        for (int e = 0; e < RC; ++e)
-            y.x[e] = parallel ? L(0) : L(fma(-c2, double(z.x[e]), fma(-c, double(z.x[e]), double(w.x[e]))) * by);
+        for (int e = 0; e < RC; ++e) y.x[e] = parallel ? L(0) : L(fma(-c2, double(z.x[e]), fma(-c, double(z.x[e]), double(w.x[e]))) * by);
         if (!parallel) p.yy = L(yy * by * by);
     }
 

@@ -43,7 +43,8 @@ SUBSPAN_DEVICE void contract(int r, int q, Row<A> &at, int p0, int p1, Two<A> *z
     }
 }
 /// After the last coordinate: f(dimension, gradient of z, gradient of u) for those of this lane.
-template <int Lanes, class A, class F> SUBSPAN_DEVICE void contracted(int r, int q, const Two<A> *zu, const A (&dz)[kChunk], const A (&du)[kChunk], const F &f) {
+template <int Lanes, class A, class F>
+SUBSPAN_DEVICE void contracted(int r, int q, const Two<A> *zu, const A (&dz)[kChunk], const A (&du)[kChunk], const F &f) {
     __syncwarp();
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) {

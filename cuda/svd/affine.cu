@@ -8,7 +8,8 @@ namespace subspan::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(256) mean_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, const double *mean, const double factor, SUBSPAN_PARAMETER const Matrices<T> to) {
+__global__ void __launch_bounds__(256)
+    mean_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, const double *mean, const double factor, SUBSPAN_PARAMETER const Matrices<T> to) {
     const Place p = place_of(to.rows, to.cols);
     if (p.item > 0) return;
     const double x = double(widen(from.data[p.row * from.row_stride + p.col * from.col_stride]));
@@ -17,7 +18,8 @@ __global__ void __launch_bounds__(256) mean_kernel(SUBSPAN_PARAMETER const Matri
 
 // A warp a row.
 template <class T>
-__global__ void __launch_bounds__(256) distances_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, SUBSPAN_PARAMETER const Matrices<const T> b, SUBSPAN_PARAMETER const Matrices<T> out) {
+__global__ void __launch_bounds__(256)
+    distances_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, SUBSPAN_PARAMETER const Matrices<const T> b, SUBSPAN_PARAMETER const Matrices<T> out) {
     const int64_t i = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
     double sum = 0;
     if (i < a.rows)

@@ -13,8 +13,7 @@ namespace {
 enum Total { left_out, refused, weight_of_mean, not_finite };
 
 // One where any of the rows holds NaN or infinity.
-template <class T>
-__global__ void __launch_bounds__(256) finite_check_kernel(const T *rows, int64_t ri, int64_t rj, int64_t b, int64_t n, double *totals) {
+template <class T> __global__ void __launch_bounds__(256) finite_check_kernel(const T *rows, int64_t ri, int64_t rj, int64_t b, int64_t n, double *totals) {
     bool bad = false;
     for (int64_t i = blockIdx.y; i < b; i += gridDim.y)
         for (int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x; j < n; j += int64_t(gridDim.x) * 256) {
@@ -42,9 +41,8 @@ template <class T> struct Below {
 
 // [forget s V; rows - mean; the way of the mean] in double; `work` keeps the weights of the two parts for what comes after.
 template <class T>
-__global__ void __launch_bounds__(256)
-    stack_kernel(const Below<T> below, const double *v, int64_t vi, const double *values, const double *mean, const double *totals, double *work, double *x,
-                 int64_t pitch, unsigned rank, int64_t n, double forget) {
+__global__ void __launch_bounds__(256) stack_kernel(const Below<T> below, const double *v, int64_t vi, const double *values, const double *mean,
+                                                    const double *totals, double *work, double *x, int64_t pitch, unsigned rank, int64_t n, double forget) {
     const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x;
     const unsigned i = blockIdx.y;
     const double weight = totals[weight_of_mean] * forget * forget, theirs = below.weight();
@@ -123,15 +121,15 @@ int64_t add(const Session &s, const Blas &blas, Workspace work, const SvdState &
         launch<mean_kernel<T>>(s, "the mean of rows", Shape{dim3(across), dim3(256)}, b.rows, b.row_stride, b.col_stride, b.count, z.n, block_mean);
         b.mean = block_mean;
     }
-    launch<stack_kernel<T>>(s, "rows of a stream", Shape{dim3(across, unsigned(z.size)), dim3(256)}, b, static_cast<const double *>(v), state.components.row_stride,
-                            static_cast<const double *>(state.values), static_cast<const double *>(state.mean), static_cast<const double *>(state.totals),
-                            weights, svd.rows(), svd.pitch(), unsigned(state.rank), z.n, forget);
+    launch<stack_kernel<T>>(s, "rows of a stream", Shape{dim3(across, unsigned(z.size)), dim3(256)}, b, static_cast<const double *>(v),
+                            state.components.row_stride, static_cast<const double *>(state.values), static_cast<const double *>(state.mean),
+                            static_cast<const double *>(state.totals), weights, svd.rows(), svd.pitch(), unsigned(state.rank), z.n, forget);
     svd.gram(s, blas, z.n);
     svd.run(s, state.values, state.rank, std::is_same_v<T, double>);
     svd.vectors(s, blas, z.n, found);
     launch<finish_kernel>(s, "components of a stream", Shape{dim3(across, unsigned(z.kept)), dim3(256)}, svd.after(), static_cast<const double *>(weights),
-                             static_cast<const double *>(found), static_cast<const double *>(svd.sigma()), b.mean, v, state.components.row_stride, state.values,
-                             state.mean, state.totals, unsigned(z.kept), z.n, forget, refusal, last);
+                          static_cast<const double *>(found), static_cast<const double *>(svd.sigma()), b.mean, v, state.components.row_stride, state.values,
+                          state.mean, state.totals, unsigned(z.kept), z.n, forget, refusal, last);
     return z.kept;
 }
 
@@ -146,8 +144,10 @@ void check_state(const SvdState &s, const char *name) {
 
 void check_block(const SvdState &s, const SvdBlock &b) {
     check_state(s, "the stream");
-    if (b.rows.dtype != DType::f32 && b.rows.dtype != DType::f64) throw ValueError(std::string("rows must be float32 or float64, got ") + name_of(b.rows.dtype));
-    if (b.rows.cols != s.components.cols) throw ValueError("rows must have " + std::to_string(s.components.cols) + " columns, got " + std::to_string(b.rows.cols));
+    if (b.rows.dtype != DType::f32 && b.rows.dtype != DType::f64)
+        throw ValueError(std::string("rows must be float32 or float64, got ") + name_of(b.rows.dtype));
+    if (b.rows.cols != s.components.cols)
+        throw ValueError("rows must have " + std::to_string(s.components.cols) + " columns, got " + std::to_string(b.rows.cols));
     if (b.rows.rows < 1) throw ValueError("rows holds no rows");
     if (b.at_once < 1) throw ValueError("at least one row is taken at once, got " + std::to_string(b.at_once));
     if (!std::isfinite(b.forget)) throw ValueError("forget must be finite");
@@ -173,8 +173,9 @@ std::int64_t svd_update(const Context &context, const SvdState &state, const Svd
         using T = decltype(tag);
         const auto *rows = static_cast<const T *>(block.rows.data);
         if (count > block.at_once) // all of it is taken in or none
-            launch<finite_check_kernel<T>>(s, "finite check", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(std::min<int64_t>(count, 64))), dim3(256)}, rows,
-                                   block.rows.row_stride, block.rows.col_stride, count, n, state.totals);
+            launch<finite_check_kernel<T>>(s, "finite check",
+                                           Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(std::min<int64_t>(count, 64))), dim3(256)}, rows,
+                                           block.rows.row_stride, block.rows.col_stride, count, n, state.totals);
         for (int64_t begin = 0; begin < count; begin += block.at_once) {
             const int64_t some = std::min(block.at_once, count - begin);
             const Below<T> below{rows + begin * block.rows.row_stride, block.rows.row_stride, block.rows.col_stride, some, nullptr, nullptr, nullptr};
@@ -200,7 +201,8 @@ std::int64_t svd_merge(const Context &context, const SvdState &state, const SvdS
     const Session s(context);
     Workspace work(context);
     const Blas blas(s, work);
-    const Below<double> below{static_cast<const double *>(other.components.data), other.components.row_stride, 1, other.rank, other.values, other.mean, other.totals};
+    const Below<double> below{
+        static_cast<const double *>(other.components.data), other.components.row_stride, 1, other.rank, other.values, other.mean, other.totals};
     return add<double>(s, blas, work, state, below, 1.0, 0.0, true);
 }
 

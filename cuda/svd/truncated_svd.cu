@@ -11,8 +11,7 @@ namespace subspan::cuda {
 namespace {
 
 // Rows of a random start; zeros where `last` says that none is missing.
-template <class T>
-__global__ void __launch_bounds__(256) random_kernel(const Philox rng, int64_t first, T *to, int64_t pitch, int64_t n, const double *last) {
+template <class T> __global__ void __launch_bounds__(256) random_kernel(const Philox rng, int64_t first, T *to, int64_t pitch, int64_t n, const double *last) {
     const int64_t j = int64_t(blockIdx.x) * 256 + threadIdx.x, i = blockIdx.y;
     if (j >= n) return;
     const int64_t at = first + i * n + j;
@@ -60,7 +59,8 @@ __global__ void __launch_bounds__(256) fill_kernel(double *rows, const double *m
 
 template <class X> void random(const Session &s, X *to, int64_t pitch, int64_t count, int64_t n, int64_t first, const double *last, std::uint64_t key) {
     if (count > 0)
-        launch<random_kernel<X>>(s, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch, n, last);
+        launch<random_kernel<X>>(s, "random rows", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(count)), dim3(256)}, Philox{key}, first, to, pitch,
+                                 n, last);
 }
 
 // Rows without a value become orthonormal to the others, and to each other: random rows, of which the first are taken. Where all vectors of a
@@ -82,8 +82,8 @@ void complete(const Session &s, const Blas &blas, Workspace work, double *v, int
         factor.run(s, round == 0 ? RowFactor::Shift::any : RowFactor::Shift::orthonormal);
         factor.orthonormal(blas, n, more);
     }
-    launch<fill_kernel>(s, "completed vectors", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(k)), dim3(256)}, v, static_cast<const double *>(more), sigma, n,
-                        int(k));
+    launch<fill_kernel>(s, "completed vectors", Shape{dim3(unsigned(divide_up<int64_t>(n, 256)), unsigned(k)), dim3(256)}, v, static_cast<const double *>(more),
+                        sigma, n, int(k));
 }
 
 template <class T> __global__ void __launch_bounds__(256) squares_kernel(SUBSPAN_PARAMETER const Matrices<const T> a, double *parts) {
@@ -185,8 +185,7 @@ template <class T> class Iteration {
     static int64_t workspace(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o, int device) {
         const Plan p = plan(calls, o);
         int64_t bytes = blas_workspace(device) + room<double>(p.l * p.longest);
-        for (const auto &c : calls)
-            bytes += room<C>(p.l * c.a.rows) + room<C>(p.l * c.a.cols) + (readable(c.a) ? 0 : room<C>(c.a.rows * c.a.cols));
+        for (const auto &c : calls) bytes += room<C>(p.l * c.a.rows) + room<C>(p.l * c.a.cols) + (readable(c.a) ? 0 : room<C>(c.a.rows * c.a.cols));
         const int64_t between = p.gram ? RowFactor::workspace(p.l, p.longest, true, p.items) : RowSvd::workspace(p.l, p.longest, p.l, false, p.items);
         // The last decomposition, and the completion of vectors beside it.
         const int64_t last = RowSvd::workspace(p.l, p.gram ? p.longest : p.columns, p.k, p.gram, p.items) + completion(p);
@@ -297,8 +296,7 @@ std::int64_t truncated_svd_workspace(const std::vector<TruncatedCall> &calls, co
     check(calls, o);
     int64_t most_bytes = 0;
     in_groups(calls, [&](const std::vector<TruncatedCall> &group) {
-        dispatch(group[0].a.dtype,
-                 [&](auto tag) { most_bytes = std::max(most_bytes, Iteration<decltype(tag)>::workspace(group, o, device)); });
+        dispatch(group[0].a.dtype, [&](auto tag) { most_bytes = std::max(most_bytes, Iteration<decltype(tag)>::workspace(group, o, device)); });
     });
     return most_bytes;
 }

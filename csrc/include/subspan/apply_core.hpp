@@ -41,7 +41,7 @@ template <class T> struct Basis {
 /// Cost 4 m n k flops a matrix and two reads and one write of C; one read where a block of rows stays in the cache
 /// (right, and out is not C or check is off). Work memory: one panel, k n (left) or k m (right) items.
 template <class T>
-void apply_core(const StackView<const T> &c, const Basis<T> &v, const Core<T> &m, T alpha, Side side,
-                const StackView<T> &out, bool check = true, const StackView<const T> *source = nullptr);
+void apply_core(const StackView<const T> &c, const Basis<T> &v, const Core<T> &m, T alpha, Side side, const StackView<T> &out, bool check = true,
+                const StackView<const T> *source = nullptr);
 
 } // namespace subspan

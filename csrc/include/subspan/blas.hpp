@@ -7,8 +7,7 @@ namespace subspan {
 
 /// LP64 Fortran signatures; characters are passed without their hidden lengths, as SciPy's capsules do.
 template <class T> struct LapackTable {
-    void (*gesdd)(char *jobz, int *m, int *n, T *a, int *lda, T *s, T *u, int *ldu, T *vt, int *ldvt, T *work,
-                  int *lwork, int *iwork, int *info) = nullptr;
+    void (*gesdd)(char *jobz, int *m, int *n, T *a, int *lda, T *s, T *u, int *ldu, T *vt, int *ldvt, T *work, int *lwork, int *iwork, int *info) = nullptr;
     void (*geqrf)(int *m, int *n, T *a, int *lda, T *tau, T *work, int *lwork, int *info) = nullptr;
     void (*orgqr)(int *m, int *n, int *k, T *a, int *lda, T *tau, T *work, int *lwork, int *info) = nullptr;
     void (*geqp3)(int *m, int *n, T *a, int *lda, int *jpvt, T *tau, T *work, int *lwork, int *info) = nullptr;

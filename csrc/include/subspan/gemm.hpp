@@ -49,7 +49,6 @@ template <class T> void combine(const T *w, std::int64_t k, const RowBlocks<T> &
 /// where it has at least as many rows as columns.
 /// `a_shift`, when given, is subtracted from every row of A as it is read (a mean), then `a_shift_low` (its low part).
 template <class T>
-void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate = false,
-          const T *a_shift = nullptr, const T *a_shift_low = nullptr);
+void gemm(MatrixView<const T> a, MatrixView<const T> b, MatrixView<T> c, bool accumulate = false, const T *a_shift = nullptr, const T *a_shift_low = nullptr);
 
 } // namespace subspan

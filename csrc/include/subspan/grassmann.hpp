@@ -16,29 +16,25 @@ namespace subspan {
 enum class Checks { none, points, points_and_tangents };
 
 /// out = (I - UUᵀ) g, which makes a Euclidean gradient the Riemannian one; out may be g. Cost 4 n k² flops.
-template <class T>
-void tangent(const StackView<const T> &u, const StackView<const T> &g, const StackView<T> &out, Checks checks);
+template <class T> void tangent(const StackView<const T> &u, const StackView<const T> &g, const StackView<T> &out, Checks checks);
 
 /// out = the retraction of t·h at u; out may be u. A part of h along u is projected out. Cost 8 n k² flops.
-template <class T>
-void retract(const StackView<const T> &u, const StackView<const T> &h, double t, Retraction method,
-             const StackView<T> &out, Checks checks);
+template <class T> void retract(const StackView<const T> &u, const StackView<const T> &h, double t, Retraction method, const StackView<T> &out, Checks checks);
 
 /// out = v, a tangent at u, moved in parallel along the geodesic from u in direction h, to time t. out may be v.
 template <class T>
-void parallel_transport(const StackView<const T> &u, const StackView<const T> &h, const StackView<const T> &v, double t,
-                        const StackView<T> &out, Checks checks);
+void parallel_transport(const StackView<const T> &u, const StackView<const T> &h, const StackView<const T> &v, double t, const StackView<T> &out,
+                        Checks checks);
 
 /// out = the tangent at u whose geodesic is at the span of w at time 1, the shortest one; where a principal angle is π/2
 /// (the cut locus) it is not unique, and one of them. Procrustes form (Bendokat, Zimmermann and Absil, algorithm 5.3).
-template <class T>
-void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &out, Checks checks);
+template <class T> void grassmann_log(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &out, Checks checks);
 
 /// out = (I - UUᵀ) ehess - H Uᵀ egrad: the Riemannian Hessian of a function with Euclidean gradient egrad along h, from the
 /// Euclidean one's product ehess with h.
 template <class T>
-void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &egrad, const StackView<const T> &ehess,
-                        const StackView<const T> &h, const StackView<T> &out, Checks checks);
+void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &egrad, const StackView<const T> &ehess, const StackView<const T> &h,
+                        const StackView<T> &out, Checks checks);
 
 /// out (1 x 1 each) = tr(HᵀV), and √tr(HᵀH), summed in double; one sweep. The norm is safe from overflow of squares.
 template <class T> void tangent_inner(const StackView<const T> &h, const StackView<const T> &v, const StackView<T> &out);

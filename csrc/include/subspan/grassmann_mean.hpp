@@ -23,8 +23,7 @@ struct MeanReport {
 /// returning false. Cost per iteration 4 n k² flops and for each point some products of k x k, or an SVD
 /// where it is far.
 template <class T>
-void grassmann_mean(const StackView<const T> &u, const double *weights, const StackView<const T> *initial, double tolerance,
-                    std::int64_t max_iterations, const StackView<T> &out, MeanReport *reports, Checks checks,
-                    const std::function<bool(std::int64_t, const MeanReport &)> &progress = {});
+void grassmann_mean(const StackView<const T> &u, const double *weights, const StackView<const T> *initial, double tolerance, std::int64_t max_iterations,
+                    const StackView<T> &out, MeanReport *reports, Checks checks, const std::function<bool(std::int64_t, const MeanReport &)> &progress = {});
 
 } // namespace subspan

@@ -15,7 +15,7 @@ namespace subspan {
 /// close loses digits that way: such pairs are returned, and their entries are for the caller to fill in. With `half` only
 /// pairs i < j are looked at, and out is symmetric with a zero diagonal.
 template <class T>
-std::vector<std::pair<std::int64_t, std::int64_t>> pairwise_distance(const StackView<const T> &u, const StackView<const T> &w,
-                                                                     Distance kind, bool half, MatrixView<T> out);
+std::vector<std::pair<std::int64_t, std::int64_t>> pairwise_distance(const StackView<const T> &u, const StackView<const T> &w, Distance kind, bool half,
+                                                                     MatrixView<T> out);
 
 } // namespace subspan

@@ -14,7 +14,6 @@ std::int64_t hadamard_base(std::int64_t n);
 
 /// out = scale · x Hᵀ, that is H on every row, or x H (transpose: Hᵀ on every row). `out` may be x. Cost n (log2(n / m) + m) flops and one
 /// read and one write of a row.
-template <class T>
-void hadamard(const StackView<const T> &x, const StackView<T> &out, T scale, bool transpose, bool check = true);
+template <class T> void hadamard(const StackView<const T> &x, const StackView<T> &out, T scale, bool transpose, bool check = true);
 
 } // namespace subspan

@@ -19,19 +19,18 @@ inline constexpr std::int64_t kReflectionBlock = 128;
 /// upper triangular T of each block of 128 reflections, one under the other. Signs are LAPACK's. `a` may have any
 /// strides and must not overlap the outputs. NaN and infinity throw ValueError. Cost 2 n² (m - n/3) flops.
 template <class T>
-void householder_qr(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau,
-                    const StackView<T> &t);
+void householder_qr(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau, const StackView<T> &t);
 
 /// The same with columns in the order of what is left of them: column i of Q R is column order[i] of A, and the diagonal of
 /// R does not grow, so that it shows the rank. `order` has n entries for each matrix. By LAPACK's geqp3.
 template <class T>
-void householder_qr_pivoted(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau,
-                            const StackView<T> &t, std::int64_t *order);
+void householder_qr_pivoted(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau, const StackView<T> &t,
+                            std::int64_t *order);
 
 /// out = Q C, QᵀC (transpose), C Q or C Qᵀ (side right) from the factors of householder_qr; `out` may be C.
 template <class T>
-void factored_apply(const StackView<const T> &v, const StackView<const T> &t, const StackView<const T> &c, Side side,
-                    bool transpose, const StackView<T> &out, bool check = true);
+void factored_apply(const StackView<const T> &v, const StackView<const T> &t, const StackView<const T> &c, Side side, bool transpose, const StackView<T> &out,
+                    bool check = true);
 
 /// The first q.cols() columns of Q (m x m), which must be at least k.
 template <class T> void factored_array(const StackView<const T> &v, const StackView<const T> &t, const StackView<T> &q);
@@ -46,22 +45,19 @@ template <class T> struct Reflections {
 
 /// out = H C (side left) or C H with H = H_1 ... H_k, or its transpose. `out` may be C. Cost (4 n + 128) m k flops.
 template <class T>
-void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Side side, bool transpose,
-                       const StackView<T> &out, bool check = true);
+void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Side side, bool transpose, const StackView<T> &out, bool check = true);
 
 /// Gradients of householder_apply: dv (contiguous rows), dtau (may be null) and dc, whose leading axes are those of C.
 /// Cost about 12 m n k flops.
 template <class T>
-void householder_apply_backward(const Reflections<T> &h, const StackView<const T> &c, const StackView<const T> &grad,
-                                Side side, bool transpose, const StackView<T> &dv, const StackView<T> *dtau,
-                                const StackView<T> &dc, bool check = true);
+void householder_apply_backward(const Reflections<T> &h, const StackView<const T> &c, const StackView<const T> &grad, Side side, bool transpose,
+                                const StackView<T> &dv, const StackView<T> *dtau, const StackView<T> &dc, bool check = true);
 
 /// q = the first min(m, k) columns of H_1 ... H_k. Cost 3 m k² flops.
 template <class T> void householder_product(const Reflections<T> &h, const StackView<T> &q, bool check = true);
 
 /// Its gradients. Cost 9 m k² flops and a few k³.
 template <class T>
-void householder_product_backward(const Reflections<T> &h, const StackView<const T> &grad, const StackView<T> &dv,
-                                  const StackView<T> *dtau, bool check = true);
+void householder_product_backward(const Reflections<T> &h, const StackView<const T> &grad, const StackView<T> &dv, const StackView<T> *dtau, bool check = true);
 
 } // namespace subspan

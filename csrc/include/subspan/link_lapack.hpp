@@ -14,11 +14,10 @@
 #endif
 
 extern "C" {
-#define SUBSPAN_DECLARE(T, p)                                                                                          \
-    void SUBSPAN_LAPACK_NAME(p##gesdd)(char *, int *, int *, T *, int *, T *, T *, int *, T *, int *, T *, int *,      \
-                                       int *, int *);                                                                  \
-    void SUBSPAN_LAPACK_NAME(p##geqrf)(int *, int *, T *, int *, T *, T *, int *, int *);                              \
-    void SUBSPAN_LAPACK_NAME(p##orgqr)(int *, int *, int *, T *, int *, T *, T *, int *, int *);                       \
+#define SUBSPAN_DECLARE(T, p)                                                                                                                                  \
+    void SUBSPAN_LAPACK_NAME(p##gesdd)(char *, int *, int *, T *, int *, T *, T *, int *, T *, int *, T *, int *, int *, int *);                               \
+    void SUBSPAN_LAPACK_NAME(p##geqrf)(int *, int *, T *, int *, T *, T *, int *, int *);                                                                      \
+    void SUBSPAN_LAPACK_NAME(p##orgqr)(int *, int *, int *, T *, int *, T *, T *, int *, int *);                                                               \
     void SUBSPAN_LAPACK_NAME(p##geqp3)(int *, int *, T *, int *, int *, T *, T *, int *, int *);
 SUBSPAN_DECLARE(float, s)
 SUBSPAN_DECLARE(double, d)
@@ -28,10 +27,8 @@ SUBSPAN_DECLARE(double, d)
 namespace subspan {
 
 inline void link_lapack() {
-    set_lapack<float>({SUBSPAN_LAPACK_NAME(sgesdd),
-                       SUBSPAN_LAPACK_NAME(sgeqrf), SUBSPAN_LAPACK_NAME(sorgqr), SUBSPAN_LAPACK_NAME(sgeqp3)});
-    set_lapack<double>({SUBSPAN_LAPACK_NAME(dgesdd),
-                        SUBSPAN_LAPACK_NAME(dgeqrf), SUBSPAN_LAPACK_NAME(dorgqr), SUBSPAN_LAPACK_NAME(dgeqp3)});
+    set_lapack<float>({SUBSPAN_LAPACK_NAME(sgesdd), SUBSPAN_LAPACK_NAME(sgeqrf), SUBSPAN_LAPACK_NAME(sorgqr), SUBSPAN_LAPACK_NAME(sgeqp3)});
+    set_lapack<double>({SUBSPAN_LAPACK_NAME(dgesdd), SUBSPAN_LAPACK_NAME(dgeqrf), SUBSPAN_LAPACK_NAME(dorgqr), SUBSPAN_LAPACK_NAME(dgeqp3)});
 }
 
 } // namespace subspan

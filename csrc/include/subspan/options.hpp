@@ -89,9 +89,7 @@ struct MixOptions {
     double rope_base = 1e4;
     std::int64_t rope_start = 0; // position of the first token
     std::vector<std::int64_t> rope_starts; // of each sequence, in C order of the leading axes, instead; empty: one for all
-    std::int64_t start_of(std::int64_t sequence) const {
-        return rope_starts.empty() ? rope_start : rope_starts[std::size_t(sequence)];
-    }
+    std::int64_t start_of(std::int64_t sequence) const { return rope_starts.empty() ? rope_start : rope_starts[std::size_t(sequence)]; }
 };
 
 } // namespace subspan

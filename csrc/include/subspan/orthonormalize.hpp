@@ -20,8 +20,7 @@ namespace subspan {
 /// `ranks`, where it is not null, gets for each matrix how many columns are not dependent.
 /// Cost 3 m k² flops (cholesky, well conditioned), 4 m k² (householder), 6 m k² + 40 k³ (polar).
 template <class T>
-void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete,
-                    std::int64_t *ranks = nullptr);
+void orthonormalize(const StackView<const T> &a, const StackView<T> &q, Orthonormalization method, bool complete, std::int64_t *ranks = nullptr);
 
 [[noreturn]] inline void dependent_column(std::int64_t column) {
     throw LinAlgError("orthonormalize: column " + std::to_string(column) +

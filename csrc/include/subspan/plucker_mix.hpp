@@ -9,8 +9,6 @@
 
 namespace subspan {
 
-
-
 /// What is mixed: z (T x r for each sequence), weights (T x m, any stride may be zero) and a mask (1 x T, zero: the token
 /// takes no part, neither as t nor as t - δ), the last two or null.
 template <class T> struct MixInput {
@@ -31,14 +29,12 @@ bool plucker_mix_backward(const StackView<const T> &grad, const MixInput<T> &in,
 
 /// out (T x d) = plucker_mix(...) Wᵀ + bias, W of d x C(r, 2), b of d entries or null. Coordinates exist for 48 tokens
 /// at a time. Cost 2 d C(r, 2) flops a token.
-template <class T>
-bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o, const StackView<T> &out);
+template <class T> bool plucker_mix_project(const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o, const StackView<T> &out);
 
 /// Gradients of <grad, plucker_mix_project>; coordinates are computed again, of 384 tokens at a time. db may be null.
 /// Cost 4 d C(r, 2) flops a token.
 template <class T>
-bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput<T> &in, MatrixView<const T> w, const T *b,
-                                  const MixOptions &o, const StackView<T> &dz, MatrixView<T> dw, T *db,
-                                  const StackView<double> *dweights);
+bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput<T> &in, MatrixView<const T> w, const T *b, const MixOptions &o,
+                                  const StackView<T> &dz, MatrixView<T> dw, T *db, const StackView<double> *dweights);
 
 } // namespace subspan

@@ -14,12 +14,10 @@ namespace subspan {
 /// and Golub, Math. Comput. 27, 1973): the absolute error is a few eps at every angle. Cost 4 n k² flops with the
 /// check of both, 5 n k² more where some angle is below π/4, and a QR factorisation where such sines differ by more than ten.
 template <class T>
-void principal_angles(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &angles,
-                      const StackView<T> *p, const StackView<T> *q, Checks checks);
+void principal_angles(const StackView<const T> &u, const StackView<const T> &w, const StackView<T> &angles, const StackView<T> *p, const StackView<T> *q,
+                      Checks checks);
 
 /// One distance for each pair, as 1 x 1 matrices.
-template <class T>
-void subspace_distance(const StackView<const T> &u, const StackView<const T> &w, Distance kind, const StackView<T> &out,
-                       Checks checks);
+template <class T> void subspace_distance(const StackView<const T> &u, const StackView<const T> &w, Distance kind, const StackView<T> &out, Checks checks);
 
 } // namespace subspan

@@ -68,15 +68,14 @@ template <class T> class CsrOperator final : public LinearOperator<T> {
 /// Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithms 4.4 and 5.1, with l = rank + oversample vectors:
 /// 2 (power_iterations + 1) products with l vectors each, each followed by an orthonormalisation.
 /// `initial`, when not empty, gives the first rows of the start (a previous Vh): a warm start.
-template <class T>
-TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &options, MatrixView<const T> initial = {});
+template <class T> TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const TruncatedOptions &options, MatrixView<const T> initial = {});
 
 /// SVD of A B (m x p times p x n) from QR of the factors; the product is not formed when p is below m and n.
 template <class T> TruncatedSvd<T> product_svd(MatrixView<const T> a, MatrixView<const T> b, std::int64_t rank);
 
 /// The SVD of [A; B], cut to `rank`, from truncated SVDs of A and B. Empty `ua`/`ub` leave U out.
 template <class T>
-TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const T> va, MatrixView<const T> ub,
-                          const T *sb, MatrixView<const T> vb, std::int64_t rank);
+TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const T> va, MatrixView<const T> ub, const T *sb, MatrixView<const T> vb,
+                          std::int64_t rank);
 
 } // namespace subspan

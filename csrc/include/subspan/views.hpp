@@ -16,21 +16,15 @@ template <class T> struct MatrixView {
 
     MatrixView() = default;
     MatrixView(T *d, std::int64_t r, std::int64_t c) : data(d), rows(r), cols(c), row_stride(c) {}
-    MatrixView(T *d, std::int64_t r, std::int64_t c, std::int64_t rs, std::int64_t cs)
-        : data(d), rows(r), cols(c), row_stride(rs), col_stride(cs) {}
+    MatrixView(T *d, std::int64_t r, std::int64_t c, std::int64_t rs, std::int64_t cs) : data(d), rows(r), cols(c), row_stride(rs), col_stride(cs) {}
     template <class U>
         requires std::is_same_v<T, const U>
-    MatrixView(const MatrixView<U> &o)
-        : data(o.data), rows(o.rows), cols(o.cols), row_stride(o.row_stride), col_stride(o.col_stride) {}
+    MatrixView(const MatrixView<U> &o) : data(o.data), rows(o.rows), cols(o.cols), row_stride(o.row_stride), col_stride(o.col_stride) {}
 
     T &operator()(std::int64_t i, std::int64_t j) const { return data[i * row_stride + j * col_stride]; }
     MatrixView transposed() const { return {data, cols, rows, col_stride, row_stride}; }
-    MatrixView block_rows(std::int64_t first, std::int64_t count) const {
-        return {data + first * row_stride, count, cols, row_stride, col_stride};
-    }
-    MatrixView block_cols(std::int64_t first, std::int64_t count) const {
-        return {data + first * col_stride, rows, count, row_stride, col_stride};
-    }
+    MatrixView block_rows(std::int64_t first, std::int64_t count) const { return {data + first * row_stride, count, cols, row_stride, col_stride}; }
+    MatrixView block_cols(std::int64_t first, std::int64_t count) const { return {data + first * col_stride, rows, count, row_stride, col_stride}; }
 };
 
 /// Matrices along leading axes, as NumPy's (..., m, n). A leading stride may be zero: one matrix for the whole axis.
@@ -40,8 +34,7 @@ template <class T> struct StackView {
 
     StackView() = default;
     StackView(MatrixView<T> m) : first(m) {}
-    StackView(MatrixView<T> m, std::vector<std::int64_t> s, std::vector<std::int64_t> st)
-        : first(m), shape(std::move(s)), strides(std::move(st)) {}
+    StackView(MatrixView<T> m, std::vector<std::int64_t> s, std::vector<std::int64_t> st) : first(m), shape(std::move(s)), strides(std::move(st)) {}
     template <class U>
         requires std::is_same_v<T, const U>
     StackView(const StackView<U> &o) : first(o.first), shape(o.shape), strides(o.strides) {}
@@ -91,9 +84,7 @@ template <class T> struct CsrView {
     std::int64_t column(std::int64_t p) const { return at(indices, p); }
 
   private:
-    std::int64_t at(const void *p, std::int64_t i) const {
-        return wide ? static_cast<const std::int64_t *>(p)[i] : static_cast<const std::int32_t *>(p)[i];
-    }
+    std::int64_t at(const void *p, std::int64_t i) const { return wide ? static_cast<const std::int64_t *>(p)[i] : static_cast<const std::int32_t *>(p)[i]; }
 };
 
 } // namespace subspan

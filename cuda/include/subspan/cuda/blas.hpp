@@ -14,12 +14,12 @@ struct BlasTable {
     int (*set_stream)(void *handle, void *stream) = nullptr;
     int (*set_workspace)(void *handle, void *workspace, std::size_t bytes) = nullptr;
     /// cublasGemmStridedBatchedEx.
-    int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, long long stride_a,
-                const void *b, int type_b, int ldb, long long stride_b, const void *beta, void *c, int type_c, int ldc, long long stride_c,
-                int batch, int compute, int algorithm) = nullptr;
+    int (*gemm)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, long long stride_a, const void *b,
+                int type_b, int ldb, long long stride_b, const void *beta, void *c, int type_c, int ldc, long long stride_c, int batch, int compute,
+                int algorithm) = nullptr;
     /// cublasGemmEx, for single products: it may split long sums over the device. May be null.
-    int (*gemm_one)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, const void *b,
-                    int type_b, int ldb, const void *beta, void *c, int type_c, int ldc, int compute, int algorithm) = nullptr;
+    int (*gemm_one)(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, const void *b, int type_b,
+                    int ldb, const void *beta, void *c, int type_c, int ldc, int compute, int algorithm) = nullptr;
 };
 
 /// For embedders that link cuBLAS themselves.

@@ -10,8 +10,8 @@
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #include <cooperative_groups.h>
 #endif
-#define SUBSPAN_SHARED(name)                                                                                           \
-    extern __shared__ __align__(128) unsigned char subspan_shared_memory[];                                            \
+#define SUBSPAN_SHARED(name)                                                                                                                                   \
+    extern __shared__ __align__(128) unsigned char subspan_shared_memory[];                                                                                    \
     unsigned char *name = subspan_shared_memory
 #else
 #include "emulate.hpp"
@@ -107,9 +107,7 @@ template <> SUBSPAN_SHARED_CODE F16 narrow<F16>(float x) {
 }
 
 /// Two values of T side by side in a register, the first in the low half.
-template <class T> SUBSPAN_SHARED_CODE uint32_t pack(float low, float high) {
-    return uint32_t(narrow<T>(low).bits) | (uint32_t(narrow<T>(high).bits) << 16);
-}
+template <class T> SUBSPAN_SHARED_CODE uint32_t pack(float low, float high) { return uint32_t(narrow<T>(low).bits) | (uint32_t(narrow<T>(high).bits) << 16); }
 template <class T> SUBSPAN_SHARED_CODE float low_of(uint32_t u) { return widen(T{uint16_t(u & 0xffffu)}); }
 template <class T> SUBSPAN_SHARED_CODE float high_of(uint32_t u) { return widen(T{uint16_t(u >> 16)}); }
 #if defined(__CUDA_ARCH__)
@@ -291,8 +289,7 @@ template <class T> SUBSPAN_DEVICE void multiply_add(float (&d)[4], const uint32_
                 fb[e] = slot(4 * (2 * (lane % 4) + e) + q);
             }
             for (int e = 0; e < 4; ++e)
-                for (int k = 0; k < 4; ++k)
-                    sums[e] += double(half(fa[0].a[e / 2 + 2 * (k / 2)], k % 2)) * double(half(fb[e % 2].b[k / 2], k % 2));
+                for (int k = 0; k < 4; ++k) sums[e] += double(half(fa[0].a[e / 2 + 2 * (k / 2)], k % 2)) * double(half(fb[e % 2].b[k / 2], k % 2));
         }
         for (int e = 0; e < 4; ++e) d[e] = float(sums[e]);
     });

@@ -8,7 +8,6 @@ namespace subspan::cuda {
 using subspan::Retraction;
 inline constexpr std::int64_t kGrassmannWidth = 32;
 
-
 /// buffer = momentum · buffer + weight · grad (no buffer: grad takes its place); u moves by -lr times its part tangent at u, and with
 /// `parallel` the buffer moves along. In place; float32 or float64. A point that is not orthonormal, or whose step is not finite, stays
 /// as it was, and its buffer too. Bytes: u and grad and buffer read, u and buffer written, once from memory (twice from the cache); 8 n k²

@@ -54,8 +54,8 @@ void check_launch(cudaError_t e, const char *name);
 /// Kernel<<<...>>>(args...), with as much shared memory as it needs, as clusters where asked for.
 template <auto Kernel, class... Args> void launch(const Session &s, const char *name, const Shape &shape, const Args &...args) {
     if (shape.shared > s.device().shared_limit)
-        throw ValueError(std::string(name) + " needs " + std::to_string(shape.shared) + " bytes of shared memory for matrices of these sizes, and a block of this device has " +
-                         std::to_string(s.device().shared_limit));
+        throw ValueError(std::string(name) + " needs " + std::to_string(shape.shared) +
+                         " bytes of shared memory for matrices of these sizes, and a block of this device has " + std::to_string(s.device().shared_limit));
 #if defined(__CUDACC__)
     if (shape.shared > 48 * 1024) {
         static std::array<std::atomic<int64_t>, kMaxDevices> allowed{};
@@ -81,8 +81,7 @@ template <auto Kernel, class... Args> void launch(const Session &s, const char *
     }
     detail::check_launch(cudaLaunchKernelEx(&config, Kernel, args...), name);
 #else
-    if (emulate::settings.next_launch != cudaSuccess)
-        return detail::check_launch(std::exchange(emulate::settings.next_launch, cudaSuccess), name);
+    if (emulate::settings.next_launch != cudaSuccess) return detail::check_launch(std::exchange(emulate::settings.next_launch, cudaSuccess), name);
     emulate::run(shape.grid, shape.block, std::size_t(shape.shared), shape.cluster, [&] { Kernel(args...); });
 #endif
 }
@@ -94,8 +93,7 @@ class Workspace {
     template <class T> T *take(int64_t count) {
         const int64_t bytes = divide_up<int64_t>(count * int64_t(sizeof(T)), 256) * 256;
         if (bytes > left_)
-            throw ValueError("workspace is too small: " + std::to_string(bytes) + " bytes more are needed, " + std::to_string(left_) +
-                             " are left");
+            throw ValueError("workspace is too small: " + std::to_string(bytes) + " bytes more are needed, " + std::to_string(left_) + " are left");
         char *p = next_;
         next_ += bytes;
         left_ -= bytes;

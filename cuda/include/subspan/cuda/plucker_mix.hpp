@@ -28,8 +28,7 @@ std::int64_t plucker_workspace(const MixInput &in, const MixOptions &o, std::int
 void plucker_mix(const Context &context, const MixInput &in, const MixOptions &o, const Stack &out);
 
 /// dz (T x r), and dalpha (T x m, float32, or float64 for float64) of the weights of every token, or null.
-void plucker_mix_backward(const Context &context, const Stack &grad, const MixInput &in, const MixOptions &o, const Stack &dz,
-                          const Stack *dweights);
+void plucker_mix_backward(const Context &context, const Stack &grad, const MixInput &in, const MixOptions &o, const Stack &dz, const Stack *dweights);
 
 /// out (T x d) = mix(...) Wᵀ + b. Coordinates exist in shared memory only. 16-bit items go through the tensor cores: coordinates are
 /// rounded to 16 bits, sums are float32. Rejections in float32, where two tokens are nearly parallel in double; always in double for
@@ -38,7 +37,7 @@ void plucker_mix_project(const Context &context, const MixInput &in, const Stack
 
 /// Gradients; db may be null. Sums over tokens go through one partial sum for each of a fixed number of runs of tokens: bit-identical
 /// from call to call. 4 d C(r, 2) flops a token.
-void plucker_mix_project_backward(const Context &context, const Stack &grad, const MixInput &in, const Stack &w, const Stack *b,
-                                  const MixOptions &o, const Stack &dz, const Stack &dw, const Stack *db, const Stack *dweights);
+void plucker_mix_project_backward(const Context &context, const Stack &grad, const MixInput &in, const Stack &w, const Stack *b, const MixOptions &o,
+                                  const Stack &dz, const Stack &dw, const Stack *db, const Stack *dweights);
 
 } // namespace subspan::cuda

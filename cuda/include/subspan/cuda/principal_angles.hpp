@@ -8,7 +8,6 @@ namespace subspan::cuda {
 
 using subspan::Distance;
 
-
 /// angles (1 x k) ascending, absolute error a few eps at every angle; p and q (n x k), where not null, the principal vectors. With
 /// UᵀW Y = X C by one-sided rotations, columns of (W - U UᵀW) Y have the sines as lengths; where cosines are too close to tell Y apart, these
 /// columns are rotated until they are orthogonal (Björck and Golub, Math. Comput. 27, 1973, with Jacobi's method for both decompositions).
