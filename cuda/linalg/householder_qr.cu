@@ -1,6 +1,6 @@
 #include "subspan/cuda/householder_qr.hpp"
 
-#include "orth/reflections.cuh"
+#include "linalg/reflections.cuh"
 
 #include <limits>
 

@@ -2,7 +2,7 @@
 
 #include "linalg/blas.cuh"
 #include "base/copy.cuh"
-#include "orth/reflections.cuh"
+#include "linalg/reflections.cuh"
 
 #include <algorithm>
 #include <limits>

@@ -1,4 +1,4 @@
-#include "plucker/gather.cuh"
+#include "plucker/offsets_gather.cuh"
 #include "plucker/pairs.cuh"
 
 #include <algorithm>

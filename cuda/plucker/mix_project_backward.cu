@@ -1,5 +1,5 @@
 // The gradients of mix_project.
-#include "plucker/gather.cuh"
+#include "plucker/offsets_gather.cuh"
 #include "plucker/tokens.cuh"
 #include "linalg/tiles.cuh"
 
