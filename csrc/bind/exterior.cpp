@@ -280,7 +280,7 @@ template <class T> void require_wedges(const StackView<const T> &p, const StackV
     std::snprintf(found, sizeof found, "%.1e", worst);
     std::snprintf(most, sizeof most, "%.1e", tolerance);
     throw ValueError(entry(batch, where) + " is no wedge of " + std::to_string(g.k) + " vectors: " + found +
-                     " of it lies off the nearest one found, more than " + most + "; look at relations(p, n, k), or pass check=False");
+                     " of its norm lies outside of the nearest wedge found, more than " + most + "; look at relations(p, n, k), or pass check=False");
 }
 
 py::object basis(py::handle context, py::handle p, py::handle n, py::handle k, py::handle check, const py::object &out) {

@@ -207,8 +207,8 @@ class MixState {
             const bool fits = items && position >= 0 && position < std::int64_t(1) << 40 && items.ndim() == 3 && counts.ndim() == 2 && items.shape(0) == kept &&
                               items.shape(1) == state->batch() && items.shape(2) == r_ && counts.shape(0) == kept && counts.shape(1) == state->batch();
             if (!fits)
-                throw ValueError("a saved state of " + std::to_string(position) + " tokens has tokens (" + std::to_string(kept) + ", " +
-                                 std::to_string(state->batch()) + ", " + std::to_string(r_) + ") and counts of their first two axes");
+                throw ValueError("a saved state of " + std::to_string(position) + " tokens must have tokens of shape (" + std::to_string(kept) + ", " +
+                                 std::to_string(state->batch()) + ", " + std::to_string(r_) + ") and counts whose shape is the first two of these axes");
             typename PluckerMixState<T>::Past p;
             p.tokens.assign(items.data(), items.data() + items.size());
             p.counts.assign(counts.data(), counts.data() + counts.size());

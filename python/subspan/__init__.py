@@ -20,5 +20,5 @@ __all__ = ["CudaError", "__version__", "get_num_threads", "grassmann", "orth", "
 
 
 def set_num_threads(n: int) -> None:
-    """Number of threads of own loops, from 1 to 4096; where the system refuses one, loops do with those there are."""
+    """Set the number of threads of the library's own loops, 1 to 4096. Fewer run if the system cannot create them."""
     _core.set_num_threads(_whole_number(n, "n", 1, 4096))

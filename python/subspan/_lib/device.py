@@ -199,7 +199,7 @@ class DeviceMemory:
         """A mask, boolean or of integers, as bytes."""
         kind = dtype_name(mask)
         if not kind.startswith(("bool", "int", "uint")):
-            raise TypeError(f"{name} must be boolean or integer, not zero where a token counts, got {kind}")
+            raise TypeError(f"{name} must be boolean or integer (nonzero: the token takes part), got {kind}")
         if kind not in ("bool", "uint8"):
             with self.inside():
                 mask = mask != 0

@@ -6,10 +6,10 @@ tangent at ``U`` is an ``H`` with ``UᵀH = 0``. Stacks lead, any strides are ta
 float32 and float64. docs/cuda.md says what takes CUDA arrays.
 
 ``check=True`` (the default) makes sure that points are orthonormal and, where it matters, that tangents are tangent;
-``check=False`` leaves that out. Values on a CUDA device are never looked at, as that would make the host wait.
+``check=False`` omits these tests. Values on a CUDA device are never tested, as the host would have to wait.
 
-What finite input gives is finite, or a ValueError that says that it overflows the dtype (on a CUDA device it goes
-through).
+Finite input gives a finite result or, where that overflows the dtype, a ValueError (on a CUDA device infinity or NaN
+in the result).
 """
 
 from __future__ import annotations

@@ -45,15 +45,16 @@ def principal_angles(U: Array, W: Array, *, vectors: bool = False, check: bool =
 
     Returns
     -------
-    array (..., k), or PrincipalAngles(angles, U_vectors, W_vectors) with vectors ``(..., n, k)``
+    array (..., j) with j = min(k, l), or PrincipalAngles(angles, U_vectors, W_vectors) with vectors ``(..., n, j)``
         The absolute error is below 20 eps √k at every angle: an angle of 1e-8 keeps seven digits in float64, where the
         arccosine of a product keeps none.
 
     Notes
     -----
-    Björck and Golub, Math. Comput. 27 (1973): cosines are singular values of ``UᵀW``; below π/4 sines are those of
-    ``W - U UᵀW`` on the directions concerned, by QR, as squares would lose half of the digits. ``4 n k²`` flops
-    with the check, and an SVD of ``k x k``; ``5 n k²`` and up to ``4 n k²`` more where an angle is below π/4.
+    Björck and Golub, Math. Comput. 27 (1973): angles above π/4 come from their cosines, the singular values of
+    ``UᵀW``, smaller ones from their sines, the singular values of ``W - U UᵀW`` restricted to those directions. Sines
+    that differ by more than a factor of ten are found by QR, as a Gram matrix would lose half of the digits.
+    ``4 n k²`` flops with the check and a ``k x k`` SVD; ``5 n k²`` more with angles below π/4, and ``4 n k²`` for QR.
     ``scipy.linalg.subspace_angles`` gives the same angles, descending, of one pair.
 
     Examples
@@ -228,9 +229,9 @@ def mean(
     -----
     Gradient descent with unit steps, which are halved when the variance grows (Afsari, Tron and Vidal, SIAM J. Control
     Optim. 51, 2013). The mean is unique when all points are in one ball of radius π/4; elsewhere a stationary point is
-    found. An iteration costs ``4 n k²`` flops for each point, and some products of ``k x k``, or an SVD where it is
-    far. Points are summed in a fixed order: results are the same for any number of threads. The keyboard interrupts
-    between iterations.
+    found. An iteration costs ``4 n k²`` flops for each point and a few ``k x k`` products, or a ``k x k`` SVD for a
+    point that is far away. Points are summed in a fixed order: results are the same for any number of threads. Ctrl-C
+    takes effect between iterations.
 
     Examples
     --------

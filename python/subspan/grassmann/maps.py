@@ -48,7 +48,7 @@ def random(
     n, k : int, k <= n
     batch : int or tuple of int
     rng : None, int or numpy.random.Generator
-        The stream depends neither on threads nor on the processor.
+        The numbers drawn depend neither on the number of threads nor on the processor.
     dtype : float32 or float64
 
     Notes
@@ -140,7 +140,7 @@ def euclidean_to_riemannian_hessian(
     H : array (..., n, k)
         Tangent at ``U``.
     out : array, optional
-        Exact shape and dtype; not an argument.
+        Exact shape and dtype; must share no memory with the arguments.
     check : bool, default True
         ValueError for a ``U`` that is not orthonormal and an ``H`` that is not tangent. Without it the part of ``H``
         along ``U`` is taken off.
@@ -207,12 +207,12 @@ def retract(
 
     Notes
     -----
-    With ``X = t² HᵀH`` each method is ``U C(X) + tH S(X)``: ``R⁻¹`` twice where ``I + X = RᵀR`` (Cholesky),
-    ``(I + X)^(-1/2)`` twice (polar), ``(I - X/4)(I + X/4)⁻¹`` and ``(I + X/4)⁻¹`` (Cayley; the 2k x 2k system of Wen
-    and Yin, Math. Program. 142, 2013, falls apart into ``k x k`` ones because ``UᵀH = 0``), ``cos √X`` and
-    ``sin √X / √X`` (the geodesic). ``8 n k²`` flops; ``U`` and ``H`` are read once while ``n k`` fits the cache.
-    Where ``X`` is so large that its rounding would show (row sums above 4), ``H`` gets a QR factorisation and an SVD
-    of ``k x k`` instead.
+    With ``X = t² HᵀH`` each method is ``U C(X) + tH S(X)``: ``C = S = R⁻¹`` with ``I + X = RᵀR`` (Cholesky, QR),
+    ``C = S = (I + X)^(-1/2)`` (polar), ``C = (I - X/4)(I + X/4)⁻¹`` and ``S = (I + X/4)⁻¹`` (Cayley; the 2k x 2k system
+    of Wen and Yin, Math. Program. 142, 2013, decouples into ``k x k`` systems because ``UᵀH = 0``), ``C = cos √X`` and
+    ``S = sin √X / √X`` (the geodesic). ``8 n k²`` flops; ``U`` and ``H`` are read once while ``n k`` fits the cache.
+    Where ``X`` is so large that its rounding errors matter (row sums above 4), a QR factorisation of ``H`` and a
+    ``k x k`` SVD take its place.
 
     Examples
     --------
@@ -270,9 +270,9 @@ def exp(U: Array, H: Array, t: float = 1.0, *, out: Array | None = None, check: 
 def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> Array:
     """The shortest tangent ``H`` at ``U`` with ``exp(U, H)`` spanning what ``W`` spans.
 
-    At the cut locus (a principal angle of π/2) there are several, equally short; one of them is returned, with its
-    singular value π/2 there. ``Gr(1, n)`` takes care of the sign by itself; where ``k = n`` the result is zero to
-    rounding.
+    At the cut locus (a principal angle of π/2) there are several of the same length; one of them is returned, with a
+    singular value of π/2 for each such angle. For ``k = 1`` the sign of ``W`` does not matter; for ``k = n`` the result
+    is zero to rounding.
 
     Parameters
     ----------
@@ -290,10 +290,9 @@ def log(U: Array, W: Array, *, out: Array | None = None, check: bool = True) -> 
     Notes
     -----
     With ``UᵀW = X cos(Θ) Yᵀ`` it is ``(W - U UᵀW) Y (Θ / sin Θ) Xᵀ``: the Procrustes form of Bendokat, Zimmermann and
-    Absil, Adv. Comput. Math. 50 (2024), algorithm 5.3, with a function of the cosine that is smooth down to zero, so
-    that nothing
-    is divided by a small sine. ``8 n k²`` flops and an SVD of ``k x k``, or
-    some products of ``k x k`` where all angles are small.
+    Absil, Adv. Comput. Math. 50 (2024), algorithm 5.3. ``Θ / sin Θ`` is evaluated as a function of ``cos Θ``, which is
+    smooth at zero angles, so that nothing is divided by a small sine. ``8 n k²`` flops and a ``k x k`` SVD, or a few
+    ``k x k`` products where all angles are small.
 
     Examples
     --------

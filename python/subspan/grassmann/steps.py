@@ -41,9 +41,9 @@ def sgd_step(
     retraction : {"exp", "cholesky", "polar", "qr", "cayley"}
         The exact geodesic, or a retraction as in :func:`retract`.
     transport : {"project", "parallel"}
-        What becomes of the buffer when ``U`` moves. ``"project"``: it stays, and what it has along ``U`` is left out
-        where it is used, as Grassmann Class Representation does. ``"parallel"``: its tangent part moves in parallel
-        along the geodesic (``retraction="exp"`` only).
+        What happens to the buffer when ``U`` moves. ``"project"``: it is not transported; each step uses its projection
+        to the tangent space at the current ``U``, as Grassmann Class Representation does. ``"parallel"``: its tangent
+        part is parallel transported along the geodesic (``retraction="exp"`` only).
     maximize : bool, default False
     check : bool, default True
         Look at every class before the first one is changed: NaN or infinity in the gradient or the buffer, or a ``U``
@@ -56,17 +56,18 @@ def sgd_step(
 
     Warnings
     --------
-    With ``"project"`` the buffer keeps what Euclidean gradients had along the old ``U``, and that becomes tangent when
-    ``U`` has moved. Where gradients are large along ``U`` (``A U`` for a quadratic form, say), ``lr / (1 - momentum)``
-    must be small against that part too, not only against the curvature on the manifold, or the iteration diverges.
+    With ``"project"`` the buffer keeps the components that Euclidean gradients had along earlier ``U``, and these are
+    in part tangent at the current one. Where they are large (``A U`` for a quadratic form), ``lr / (1 - momentum)``
+    must be small against them, too, not only against the curvature on the manifold, or the iteration diverges.
     ``"parallel"``, or a ``grad`` that went through :func:`tangent`, has no such limit.
 
     Notes
     -----
-    Momentum, and two sweeps over each class, which stays in cache between them: one gives ``UᵀU``, ``UᵀB`` and
-    ``BᵀB``, the other writes ``U P + B Q`` of a ``k x k`` core. ``8 n k²`` flops. ``UᵀU - I`` is taken off by a
-    Newton step within the same coefficients: bases stay orthonormal to 10 eps √k after any number of steps, and no
-    column changes its sign, as one does after a QR factorisation. A step of any length stays on the manifold.
+    The update of the buffer ``B``, then two sweeps over each class, which stays in cache between them: one forms
+    ``UᵀU``, ``UᵀB`` and ``BᵀB``, the other writes ``U P + B Q`` with ``k x k`` matrices ``P`` and ``Q``. ``8 n k²``
+    flops. ``P`` and ``Q`` include a Newton step that removes ``UᵀU - I``: bases stay orthonormal to 10 eps √k after any
+    number of steps, and no column changes its sign, as one may in a QR factorisation. A step of any length stays on the
+    manifold.
     Geodesic: Edelman, Arias and Smith (1998). Optimiser: Xiong et al., Get the Best of Both Worlds: Improving Accuracy
     and Transferability by Grassmann Class Representation, ICCV 2023.
 
@@ -204,8 +205,8 @@ def logits_backward(grad: Array, x: Array, U: Array, *, scale: float = 25.0) -> 
 
     Notes
     -----
-    ``6 batch n classes k`` flops: the projections are computed again rather than kept. Where a feature has no part in a
-    subspace its length there has no gradient, and zero is taken.
+    ``6 batch n classes k`` flops: the projections are computed again rather than kept. Where ``U_cᵀ x`` is zero its
+    norm is not differentiable, and the gradient is taken to be zero.
 
     Examples
     --------

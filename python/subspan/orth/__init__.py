@@ -1,16 +1,16 @@
 """Householder reflections and orthogonal projections, on stacks.
 
 Nearly every projection is ``alpha C + V M (VᵀC)`` with a tall ``V`` and a small core ``M``: :func:`apply_core` is
-that product, and the others are it with an ``M`` of their own. Matrices are the last two axes, stacks lead: ``(...,
+this product for any ``M``, and the others are special cases of it. Matrices are the last two axes, stacks lead: ``(...,
 m, n)``. A basis is ``(..., n, k)``, with its vectors as columns. Results have the library and dtype of the input;
 float32 and float64 are taken on the CPU; docs/cuda.md says what takes CUDA arrays, also of 16 bits.
 
-``check=True`` (the default) looks for NaN and infinity, and at bases that must be orthonormal, before anything is
-written: whatever raises leaves its inputs as they were (a separate ``out`` may be partly written). ``check=False``
-leaves both out. Values on a CUDA device are never looked at, as that would make the host wait: NaN goes through.
+``check=True`` (the default) tests for NaN and infinity, and that bases which must be orthonormal are, before anything
+is written: a call that raises leaves its inputs unchanged (a separate ``out`` may be partly written). ``check=False``
+omits both tests. Values on a CUDA device are never tested, as the host would have to wait: NaN propagates.
 
-What finite input gives is finite, or a ValueError that says that it overflows the dtype; ``check=False`` leaves that
-out, too. Where an overflow is found only in the result, an ``out`` that is no input holds it.
+Finite input gives a finite result or, where that overflows the dtype, a ValueError; ``check=False`` omits this test,
+too. Where an overflow is found only in the result, an ``out`` that is not also an input has already been overwritten.
 """
 
 from __future__ import annotations

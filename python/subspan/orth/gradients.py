@@ -51,9 +51,9 @@ class GradientProjector:
     iterations : int, default 1
         Subspace iterations of a warm refresh.
     group : int, default 256
-        Of the 4-bit codes.
-    rng : optional
-        For the first basis.
+        Entries that share a scale and a zero point, as in :func:`quantize_int4`.
+    rng : None, int or numpy.random.Generator
+        Seeds the start of the first refresh and the random directions that later ones add.
 
     Attributes
     ----------

@@ -125,12 +125,12 @@ def householder_qr(A: Array, *, pivoting: bool = False) -> tuple[Any, ...]:
     Parameters
     ----------
     A : array (..., m, n)
-        Any strides, any rank; graded columns keep their own relative accuracy. NaN and infinity raise ValueError. On a
-        CUDA device NaN goes through; matrices that no block's shared memory holds are factored by cuSOLVER.
+        Any strides, any rank; the error is small column by column, also for graded matrices. NaN and infinity raise
+        ValueError. On a CUDA device NaN propagates; matrices beyond a block's shared memory are factored by cuSOLVER.
     pivoting : bool, default False
-        Choose the columns in the order of what is left of them, by LAPACK's ``geqp3`` (on the CPU): the result is
-        ``(Q, R, order)`` with ``A[:, order] = Q R``, as of ``scipy.linalg.qr(A, pivoting=True)``, and the falling
-        diagonal of ``R`` shows the rank.
+        Column pivoting by LAPACK's ``geqp3`` (on the CPU), the column of largest remaining norm first: the result is
+        ``(Q, R, order)`` with ``A[:, order] = Q R``, as of ``scipy.linalg.qr(A, pivoting=True)``, and the diagonal of
+        ``R``, decreasing in magnitude, reveals the rank.
 
     Returns
     -------
@@ -200,7 +200,7 @@ def householder_product_backward(
     Finite for every finite input whose gradient the dtype can hold, also where ``tau = 1 / ‖v‖²`` and for zero vectors
     (whose gradient is zero). ``9 m k²`` flops and a few ``k³``; work memory is a copy of ``V`` and some four k × k
     matrices. ``check=False`` lets NaN and infinity in ``grad`` through, as gradient scalers expect; on a CUDA device
-    they always pass. Of a vector ``V (m,)`` ``dV`` is one, too.
+    they always propagate. For a vector ``V (m,)``, ``dV`` is a vector, too.
     """
     call = call_of(V=V, grad=grad, tau=tau)
     return call.give(call.kernels.householder_product_backward(call.context, grad, V, tau, check))
@@ -261,9 +261,9 @@ def householder_apply_backward(
 ) -> tuple[Array, ...]:
     """Gradients of :func:`householder_apply`: ``(dV, dC)``, or ``(dV, dC, dtau)`` when ``tau`` was given.
 
-    ``grad`` has the shape of ``C``, which must have all leading axes; gradients of ``V`` and ``tau`` are summed over
-    axes along which they were broadcast. About ``12 m n k`` flops. ``check=False`` lets NaN and infinity through; on a
-    CUDA device they always pass. Of vectors ``V`` and ``C`` the gradients are vectors.
+    ``grad`` has the shape of ``C``. ``C`` is not broadcast: it must have all leading axes of ``V``. Gradients of ``V``
+    and ``tau`` are summed over axes along which they were broadcast. About ``12 m n k`` flops. ``check=False`` lets NaN
+    and infinity through; on a CUDA device they always propagate. Gradients of vectors ``V`` and ``C`` are vectors.
     """
     call = call_of(C=C, grad=grad, V=V, tau=tau)
     args = (grad, V, C, tau, side, transpose, check)

@@ -121,8 +121,8 @@ def quantize_int4(U: Array, group: int = 256) -> Int4Basis:
     """Pack a matrix ``(n, k)`` into 4-bit codes with one scale and zero point for every ``group`` entries.
 
     Q-GaLore's formula, in row-major order: ``scale = max(max - min, 1e-5) / 15``, ``zero = clamp(-round(min / scale),
-    0, 15)``, ``q = clamp(round(x / scale) + zero, 0, 15)`` (Zhang et al., arXiv:2407.08296), bit for bit; that code
-    keeps one code a byte, this one two. The last group may be shorter. NaN and infinity raise ValueError; on a CUDA
+    0, 15)``, ``q = clamp(round(x / scale) + zero, 0, 15)`` (Zhang et al., arXiv:2407.08296), bit for bit; Q-GaLore
+    stores one code a byte, this one two. The last group may be shorter. NaN and infinity raise ValueError; on a CUDA
     device values are not checked, and their groups become NaN.
 
     Examples

@@ -111,8 +111,8 @@ def project_out(
     Parameters
     ----------
     C : array (..., m, n), a vector, or a list of matrices of any shapes
-        ``out=C`` works in place. A list takes a list of as many ``U`` (and ``out``) and gives a list; on a CUDA device
-        it is a launch for each 160 of them.
+        ``out=C`` works in place. With a list, ``U`` (and ``out``) must be lists of the same length, and the result is
+        one; on a CUDA device one kernel launch takes up to 160 matrices.
     U : array (..., m, k) or (..., n, k), Int4Basis, or a pair of them with ``side="both"``
         Leading axes broadcast against those of ``C``. With ``"both"``, ``(left, right)``: both are projected out.
     side : {"left", "right", "both"}
@@ -120,8 +120,8 @@ def project_out(
     strength : float, default 1.0
         1 removes, a part of it ablates partially, 2 reflects.
     orthonormal : bool, optional
-        True promises orthonormal columns (the default for arrays), which is checked at the cost of two products with
-        vectors. False takes any basis, full rank or not, through its Gram core ``(UᵀU)⁺``; always so for Int4Basis.
+        True (the default for arrays): the columns are orthonormal, which is tested by ``‖(UᵀU - I) z‖`` for two
+        sign vectors ``z``. False: any basis, of full rank or not, by its Gram core ``(UᵀU)⁺``; always so for Int4Basis.
     check : bool, default True
         See :mod:`subspan.orth`; False also trusts ``U``.
 
@@ -205,18 +205,18 @@ def swap(base: Array, source: Array, R: Array, out: Array | None = None, *, chec
 def rotate(
     C: Array, source: Array, target: Array, *, side: str = "left", out: Array | None = None, check: bool = True
 ) -> Array:
-    """Rotate the plane of two directions so that ``source`` comes to lie on ``target``; the rest stays as it is.
+    """Rotate in the plane of two directions, taking ``source`` to ``target``; the orthogonal complement is fixed.
 
-    The rotation of smallest angle: with ``V = [s, e]``, ``e`` the part of the target outside of ``s``, and the
-    angle's cosine ``c`` and sine ``z``, it is ``I + V [[c - 1, -z], [z, c - 1]] Vᵀ``. ``side="right"`` rotates rows:
-    ``C ↦ C Rᵀ``.
+    The rotation of smallest angle, ``R = I + V [[c - 1, -z], [z, c - 1]] Vᵀ``: ``V = [s, e]`` holds the unit vector
+    ``s`` along ``source`` and the unit vector ``e`` along the component of ``target`` orthogonal to it, and ``c`` and
+    ``z`` are the cosine and sine of the angle. ``C ↦ R C``; ``side="right"`` rotates rows: ``C ↦ C Rᵀ``.
 
     Parameters
     ----------
     C : array (..., m, n)
     source, target : array (m,) or (n,) with ``side="right"``
-        Not zero; lengths do not matter. Opposite directions have no such plane and raise ValueError; on a CUDA device,
-        where nothing waits for values, they give NaN.
+        Nonzero; lengths do not matter. Opposite directions do not determine the plane and raise ValueError; on a CUDA
+        device, where values are not tested, they give NaN.
 
     Examples
     --------

@@ -38,8 +38,8 @@ def orthonormalize(
 
     Parameters
     ----------
-    A : array (..., m, k), k <= m, or a vector (m,), of which the result is one of length one; of any shape with
-        ``"polar"``, which gives orthonormal rows where ``k > m``
+    A : array (..., m, k), k <= m, or a vector (m,), which is normalised; ``"polar"`` also takes ``k > m``, and then
+        gives orthonormal rows
     method : {"auto", "cholesky", "householder", "polar"}
         ``"cholesky"``: shifted Cholesky QR on columns of unit length, repeated until the measured loss of
         orthogonality is at working precision; LinAlgError where it cannot separate the columns. ``"householder"``:
@@ -49,11 +49,11 @@ def orthonormalize(
     out : array, optional
         Exact shape and dtype, contiguous rows; may be ``A``.
     rank_deficient : {"complete", "raise"}
-        What becomes of a column that depends on those before it (what it adds is within ``m eps`` of its own length):
-        an orthonormal completion, or LinAlgError. With a completion the span is larger than that of ``A``;
-        :func:`range_basis` gives a basis of the latter.
+        What to do with a column that depends on those before it (its component orthogonal to them is at most ``m eps``
+        of its norm): replace it by some orthonormal direction, or raise LinAlgError. A completed basis spans more than
+        ``A`` does; :func:`range_basis` gives a basis of the range of ``A``.
     return_rank : bool, default False
-        Return ``(Q, rank)``: how many columns are not dependent, an int, or an array of the shape of the stack.
+        Return ``(Q, rank)`` with the number of independent columns: an int, or an array of the shape of the stack.
 
     Returns
     -------
@@ -63,7 +63,8 @@ def orthonormalize(
     -----
     ``3 m k²`` flops for a well-conditioned ``A``, ``4 m k²`` by Householder, ``6 m k² + 40 k³`` for the polar factor.
     On a CUDA device some ``65 m k²`` for the polar factor.
-    The QR factor's signs are those of a positive diagonal with ``"cholesky"`` and LAPACK's with ``"householder"``.
+    Signs of the columns are those of a QR with a positive diagonal of ``R`` (``"cholesky"``) or of LAPACK's
+    (``"householder"``).
     Sources: Fukaya et al., SIAM J. Sci. Comput. 42 (2020); Nakatsukasa, Bai and Gygi, SIAM J. Matrix Anal. Appl. 31
     (2010); Amsel, Persson, Musco and Gower, The Polar Express (2025).
 
@@ -87,9 +88,9 @@ def range_basis(A: Array, *, rcond: float | None = None) -> Array:
     """An orthonormal basis ``(..., m, r)`` of the column space of ``A (..., m, n)``, of any shape and rank.
 
     ``r`` is the numerical rank: how many singular values exceed ``rcond`` times the first (``max(m, n) eps`` by
-    default, as in ``scipy.linalg.orth``). The columns are the left singular vectors, leading first. Where columns of
-    ``A`` depend on each other this is the span, and what :func:`orthonormalize` gives is larger. Matrices of a stack
-    must have one rank, else ValueError.
+    default, as in ``scipy.linalg.orth``). The columns are the left singular vectors, leading first. Unlike
+    :func:`orthonormalize`, this does not complete the basis where columns of ``A`` are dependent. All matrices of a
+    stack must have the same rank, else ValueError.
 
     ``2 n² (m - n/3)`` flops for the QR, an SVD of ``R`` and ``2 m n r`` for the product.
 
@@ -191,9 +192,9 @@ def span_sum(U: Array, W: Array, *, tol: float | None = None, check: bool = True
 def span_intersection(U: Array, W: Array, *, tol: float | None = None, check: bool = True) -> Array:
     """An orthonormal basis of what the spans of ``U (..., n, k)`` and ``W (..., n, l)`` have in common.
 
-    Directions of ``W`` whose angle to the span of ``U`` has a sine of at most ``tol`` (``eps^(2/3)`` by default),
-    from the sines themselves: cosines cannot tell angles below ``√eps`` from zero. Matrices of a stack must give one
-    dimension.
+    A direction of ``W`` counts as common when the sine of its angle to the span of ``U`` is at most ``tol``
+    (``eps^(2/3)`` by default). Sines are computed directly, as cosines cannot tell angles below ``√eps`` from zero. All
+    matrices of a stack must give the same dimension.
 
     Examples
     --------
@@ -236,7 +237,7 @@ def compose(U: Array, W: Array, shared: int, *, tol: float | None = None) -> Arr
     Returns
     -------
     array (..., s + q, d)
-        An orthonormal basis; ``d`` is what the two spaces give. Matrices of a stack must give one ``d``.
+        An orthonormal basis; ``d``, the dimension of the composition, must be the same for all matrices of a stack.
 
     Notes
     -----

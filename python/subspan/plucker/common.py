@@ -40,7 +40,7 @@ def beside(call: Call, z: Array, weights: Any, mask: Any) -> tuple[Any, Any]:
     if call.context is not None:
         if isinstance(weights, LISTED):
             raise TypeError(
-                "weights is a list, and z is on a CUDA device; make it an array there, nothing is moved by itself"
+                "weights is a list, and z is on a CUDA device; pass an array on that device, nothing is copied to it"
             )
         return weights, None if mask is None else call.context[3].bytes_of(mask, "mask")
     if isinstance(weights, LISTED):
@@ -69,7 +69,7 @@ def mask_array(mask: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.
         raise TypeError(f"mask must be a boolean or integer array, got {type(mask).__name__}")
     valid = np.asarray(numpy(mask) if library_of(mask) in ("torch", "jax") else mask)
     if valid.dtype.kind not in "biu":
-        raise TypeError(f"mask must be boolean or integer, not zero where a token counts, got {valid.dtype}")
+        raise TypeError(f"mask must be boolean or integer (nonzero: the token takes part), got {valid.dtype}")
     try:
         valid = np.broadcast_to(valid, shape)
     except ValueError:

@@ -48,10 +48,10 @@ def coordinates(A: Array, *, out: Array | None = None) -> Array:
 
     Notes
     -----
-    Column by column, ``p_q = p_{q-1} ∧ a_q``: ``2 Σ_q q C(n, q)`` flops in double, 16 matrices at a time. Where that
-    passes through more than 4096 numbers and ``k > n/2``, by QR and the minors of the orthogonal complement. Each minor
-    is exact to ``4 k eps`` times the product of the lengths of the columns. ``p(A M) = det(M) p(A)``. Harris, Algebraic
-    Geometry: A First Course (1992), lecture 6.
+    Column by column, ``p_q = p_{q-1} ∧ a_q``: ``2 Σ_q q C(n, q)`` flops in double, 16 matrices at a time. Where
+    ``k > n/2`` and the ``p_q`` hold more than 4096 numbers in all, by QR and the minors of the orthogonal complement
+    instead. The error of a minor is at most ``4 k eps`` times the product of the norms of the columns.
+    ``p(A M) = det(M) p(A)``. Harris, Algebraic Geometry: A First Course (1992), lecture 6.
 
     Examples
     --------
@@ -250,8 +250,8 @@ def basis(p: Array, n: int, k: int, *, check: bool = True, out: Array | None = N
         Coordinates of a subspace, not zero.
     n, k : int
     check : bool, default True
-        Make sure that ``p`` is a wedge of ``k`` vectors, to ``√eps ‖p‖``. Without it the basis of a ``p`` that is none
-        agrees with it in the chart around its largest entry only.
+        Verify that ``p`` is a wedge of ``k`` vectors, to ``√eps ‖p‖``. Without the check, the basis for any other ``p``
+        agrees with it only in the chart around the largest entry of ``p``.
     out : array (..., n, k), optional
         Must share no memory with ``p``.
 
@@ -284,10 +284,10 @@ def basis(p: Array, n: int, k: int, *, check: bool = True, out: Array | None = N
 
 
 def basis_backward(grad: Array, p: Array, n: int, k: int) -> Array:
-    """Gradient with respect to ``p`` of a function of the subspace that :func:`basis` returns a basis of.
+    """Gradient with respect to ``p`` of a function of the subspace, given its gradient with respect to :func:`basis`.
 
-    A basis is free to rotate within its span. This takes the part of ``grad`` that is orthogonal to the span, which is
-    all of it for functions that do not depend on the choice; the result is orthogonal to ``p``.
+    A basis may be rotated within its span, so only the part of ``grad`` orthogonal to the span is used: all of it, for
+    functions that do not depend on the choice of basis. The result is orthogonal to ``p``.
 
     Parameters
     ----------

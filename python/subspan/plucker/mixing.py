@@ -51,12 +51,12 @@ def mix(
         coordinates are zero. It keeps its place: offsets and rotary positions count it (see ``rope_start``).
     norm : {"clamp", "soft", None}, default "clamp"
         Each wedge is divided by ``max(n, eps)``, ``sqrt(n² + eps)`` or 1, ``n`` its length. ``"clamp"`` with
-        ``eps=1e-8`` is the published norm. To train, take ``norm="soft", eps=1e-4``: a gradient is of the order of
-        ``1/n`` (of ``1/eps`` at most with ``"clamp"``, of ``1/√eps`` with ``"soft"``), and equal neighbours, which the
-        first layer of every character model has, differ by rounding alone: gradients of 1e11 with the published norm,
-        of 1e2 with this one.
+        ``eps=1e-8`` is the published norm. To train, take ``norm="soft", eps=1e-4``: gradients are of the order of
+        ``1/n`` (at most ``1/eps`` with ``"clamp"``, ``1/√eps`` with ``"soft"``), and ``n`` vanishes to rounding where
+        neighbouring tokens are equal, as in the first layer of every character model: gradients of 1e11 with the
+        published norm, of 1e2 with this one.
     eps : float, default 1e-8
-        With 0 the wedge of parallel tokens counts as zero.
+        With ``eps=0`` the normalised wedge of parallel tokens is defined to be zero.
     order : {"current-first", "past-first"}
         ``z_t ∧ z_{t-δ}``, or ``z_{t-δ} ∧ z_t``, which is minus it.
     causal : bool, default True
@@ -143,10 +143,10 @@ def mix_backward(
 
     Notes
     -----
-    ``18 m r + 4 r²`` flops a token; nothing is kept from the forward pass, and a token at which no offset applies has
-    its part of ``grad`` ignored. Each token's gradient is gathered from those that look at it, in a fixed order:
-    bit-identical for any number of threads. Where a clamp is at work the length counts as constant. Finite for equal,
-    parallel and zero tokens, of the order of ``1/eps`` there (``1/√eps`` for ``"soft"``).
+    ``18 m r + 4 r²`` flops a token; nothing is kept from the forward pass, and ``grad`` is ignored at tokens where no
+    offset applies. Contributions to the gradient of a token are summed in a fixed order: bit-identical for any number
+    of threads. Where the clamp is active the length is treated as a constant. Gradients are finite for equal, parallel
+    and zero tokens, of the order of ``1/eps`` there (``1/√eps`` for ``"soft"``).
 
     Examples
     --------
@@ -192,8 +192,8 @@ def mix_project(
         Any strides.
     b : array (d,) or None
     bias : {"weighted", "always"}
-        ``b`` times the sum of the weights that apply, which is what a projection of every offset gives: nothing where
-        no offset applies. Or ``b`` once for every token, which is what a projection after the mean gives.
+        ``"weighted"``: ``b`` times the sum of the weights that apply, zero where none does, as if every offset were
+        projected by itself. ``"always"``: ``b`` once for every token, as if the mean over offsets were projected.
     offsets, weights, weighting, mask, norm, eps, order, causal, rope, rope_base, rope_start
         As for :func:`mix`.
     out : array (..., T, d), optional
@@ -211,8 +211,8 @@ def mix_project(
     Notes
     -----
     ``2 d C(r, 2)`` flops a token, whatever the number of offsets; coordinates exist for 48 tokens at a time, in cache.
-    ``W`` is packed once a call. A layer with a nonlinearity or a projection of its own for every offset is no instance
-    of this: :func:`mix` with one offset gives its pieces.
+    ``W`` is packed once a call. A layer that applies a nonlinearity or a separate projection to each offset is not of
+    this form; call :func:`mix` for one offset at a time instead.
 
     Examples
     --------

@@ -44,8 +44,8 @@ class MixState:
         With it :meth:`step` gives the projection, as :func:`mix_project`. Copied and packed once.
     b : array (d,), optional
     weights, weighting, norm, eps, order, bias, rope, rope_base, rope_start
-        As for :func:`mix_project`, ``rope_start`` being the position of the first token of the state; ``weights`` has
-        shape ``(m,)`` here, :meth:`step` takes others for a token.
+        As for :func:`mix_project`; ``rope_start`` is the position of the first token of the state, and ``weights`` has
+        shape ``(m,)`` (:meth:`step` can replace it for a single token).
 
     Notes
     -----

@@ -44,8 +44,8 @@ def _matrix_of(operator: Any) -> Any:
     n = whole_number(shape[0], "weight.shape[0]", 0)
     if n > _MOST_COLUMNS:
         raise ValueError(
-            f"weight is an operator of {n} columns; its matrix is needed, and at most {_MOST_COLUMNS} columns are "
-            "looked for: pass the matrix itself, sparse or diagonal"
+            f"weight is an operator of {n} columns; its matrix must be formed, which is done for at most "
+            f"{_MOST_COLUMNS} columns: pass the matrix itself, sparse or diagonal"
         )
     pieces, count = [], 0
     for first in range(0, n, _AT_ONCE):

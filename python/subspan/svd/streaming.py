@@ -93,9 +93,9 @@ class Rotation(NamedTuple):
 class StreamingSVD:
     """Truncated SVD of a tall matrix whose rows arrive in blocks.
 
-    After every row seen so far has been stacked into ``A`` (minus its mean when ``center``), ``singular_values`` and
-    ``components`` are the leading singular values and right singular vectors of ``A``, up to what truncation to
-    ``rank`` has left out on the way (``residual_energy``).
+    With all rows seen so far stacked into a matrix ``A`` (minus their mean with ``center``), ``singular_values`` and
+    ``components`` are the leading singular values and right singular vectors of ``A``, up to what truncations after
+    earlier updates have discarded (``residual_energy``).
 
     Parameters
     ----------
@@ -115,16 +115,17 @@ class StreamingSVD:
     dtype : optional
         float32 or float64; by default the first rows decide.
     oversample : int, optional
-        Directions kept inside beyond ``rank``. What one truncation drops later rows cannot bring back, so a stream with
-        a slowly falling spectrum loses energy that the best rank-k approximation has; more directions lose less. By
-        default all directions are kept up to 128 columns, ``2 rank + 64`` below 1024, and
-        ``max(rank, min(64, 2 rank + 32))`` above.
+        Directions kept internally beyond ``rank``. Later rows cannot restore what a truncation has discarded, so with a
+        slowly decaying spectrum a stream captures less energy than the best rank-k approximation; more directions
+        reduce the loss. By default the total is all directions for up to 128 columns, ``2 rank + 64`` below 1024
+        columns, and ``max(rank, min(64, 2 rank + 32))`` from there on.
     exact_blocks : bool, default False
         Decompose the rows of each update as one block, and keep ``rank`` directions: no thin blocks are collected and
         no tall ones split. As scikit-learn's ``IncrementalPCA``, and what ``update(rotation=True)`` needs.
     signs : {"stable", "v"}
-        Of components. ``"stable"``: that of the component before it that each is closest to. ``"v"``: after every
-        update the entry of largest magnitude is positive, whatever the past was (always so with ``exact_blocks``).
+        Signs of the components. ``"stable"``: each keeps the sign of the component before the update that it is closest
+        to; in the first block the entry of largest magnitude is positive. ``"v"``: that entry is positive after every
+        update (always so with ``exact_blocks``).
     weight : array ``(n,)``, array or sparse matrix ``(n, n)``, or operator, optional
         The inner product ``x·W·y`` of rows, a mass matrix for example: its diagonal, or a symmetric positive definite
         matrix, whose Cholesky factor is kept: sparse for a sparse matrix, in an order that keeps the fill small. An
@@ -136,17 +137,16 @@ class StreamingSVD:
     -----
     With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on
     the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the small problem. Work memory
-    is less than ``3 (k + b) n`` items and some ten matrices of ``(k + b)**2`` doubles; nothing of size ``n × n`` exists
-    but where ``n <= 256``. Blocks of fewer than ``k / 2`` rows are buffered, so single rows cost what blocks cost;
-    those of more than ``2 k`` are split.
+    is less than ``3 (k + b) n`` items and some ten matrices of ``(k + b)**2`` doubles; an ``n × n`` matrix is formed
+    only where ``k + b > n`` and ``n <= 256`` (4096 with ``exact_blocks``). Blocks of fewer than ``k / 2`` rows are
+    buffered, so that a single row costs no more than a row of a block; those of more than ``2 k`` are split.
 
-    Fewer than ``rank`` components exist until as many independent rows were seen: all attributes have the current
-    number ``k``. The sign of a component follows the component of the update before that it is closest to, so signs
-    are stable along a stream.
+    Fewer than ``rank`` components exist until that many independent rows have been seen; ``k`` in the shapes of the
+    attributes is the current number.
 
     An update that raises leaves the stream as it was. Objects may be shared between threads; calls take turns. On a
-    CUDA device an update does not wait, and rows with NaN are left out there; the next result says so. Blocks are taken
-    as they come there, up to 128 rows (or as many as directions are kept) at a time.
+    CUDA device an update does not synchronise with the host: a block with NaN is left out, and the next result that is
+    read raises. Blocks are not buffered there, and are split into at most 128 rows (or ``k``, if that is more).
 
     Sources: Brand, Linear Algebra Appl. 415 (2006); Ross, Lim, Lin and Yang, Int. J. Comput. Vis. 77 (2008) for the
     mean; Fukaya et al., SIAM J. Sci. Comput. 42 (2020) for shifted Cholesky QR.
@@ -216,8 +216,8 @@ class StreamingSVD:
         to 32 in float64) are converted; a stream that begins with integers is one of float64 unless ``dtype`` says
         otherwise.
 
-        With ``rotation=True``, which needs ``exact_blocks``, the result is a :class:`Rotation`, which takes the left
-        singular vectors ``U`` of the rows before this update to those after it. Otherwise it is the stream.
+        Returns the stream itself or, with ``rotation=True``, which needs ``exact_blocks``, a :class:`Rotation`: it maps
+        the left singular vectors ``U`` before this update to those after it.
 
         Raises
         ------
@@ -286,7 +286,7 @@ class StreamingSVD:
             raise ValueError("rotation=True takes no energy: it turns all rank vectors, and energy shows fewer")
         if self.center and self.forget != 1.0:
             raise ValueError(
-                "rotation=True with center takes no forget: rows of different weight turn by different amounts"
+                "rotation=True with center needs forget=1: past rows of different weight would need different shifts"
             )
         if device_of(rows) is not None:
             raise TypeError("rotation=True is not implemented on CUDA devices")
@@ -389,7 +389,7 @@ class StreamingSVD:
         hidden = values.size < min(self.n_features or 0, seen)
         if not math.isfinite(left) or (hidden and values[0] < 1e-150):
             how = "underflows" if math.isfinite(left) else "overflows"
-            raise ValueError(f"explained_variance_ratio: the energy that is not shown {how}; scale the rows")
+            raise ValueError(f"explained_variance_ratio: the residual energy {how}; scale the rows")
         shares = (values / values[0]) ** 2  # squares of the values themselves may leave the range of numbers
         return to_library(shares / (shares.sum() + (math.sqrt(left) / values[0]) ** 2), self._library)
 
@@ -410,8 +410,8 @@ class StreamingSVD:
 
     @property
     def column_variances(self) -> Array:
-        """``(n,)`` variance of each column over the rows, divided by their number (by the sum of squared weights with
-        ``forget``), about the mean with ``center`` and about zero without; float64. Exact, whatever ``rank`` is.
+        """``(n,)`` variance of each column, about the mean with ``center`` and about zero without; float64. The divisor
+        is the number of rows, or with ``forget`` the sum of their squared weights. Independent of ``rank``.
         """
         variances = self._state.column_variances()
         if variances is None:

@@ -67,9 +67,8 @@ def truncated_svd(
         Leave out singular values below ``tol`` times the first.
     oversample, power_iterations : int
         ``l = rank + oversample`` vectors; ``2 (power_iterations + 1)`` products with them. ``power_iterations="auto"``
-        is scikit-learn's choice: 7 where ``rank`` is below a tenth of the smaller side, else 4. scikit-learn's
-        ``n_iter`` counts the same iterations, so who comes from ``TruncatedSVD(n_iter=5)`` takes
-        ``power_iterations=5``.
+        is scikit-learn's choice: 7 where ``rank`` is below a tenth of the smaller dimension, else 4. scikit-learn's
+        ``n_iter`` counts the same iterations: ``power_iterations=5`` corresponds to ``TruncatedSVD(n_iter=5)``.
     initial : array ``(j, n)``, optional
         A warm start, ``Vh`` of a nearby matrix: with one, ``power_iterations=0`` or 1 is often enough.
     rng : None, int or numpy.random.Generator
@@ -84,8 +83,8 @@ def truncated_svd(
     Returns
     -------
     TruncatedSVD
-        ``U (m, k)``, ``S (k,)``, ``Vh (k, n)``. Of integers, which are converted where float64 holds them all (up to 32
-        bits), they are float64.
+        ``U (m, k)``, ``S (k,)``, ``Vh (k, n)``. Integers of up to 32 bits are converted to float64, and then so are the
+        results.
 
     Raises
     ------
@@ -96,8 +95,8 @@ def truncated_svd(
     -----
     ``4 m n l (power_iterations + 1)`` flops. Work memory ``4 l (m + n)`` items. Halko, Martinsson and Tropp, SIAM
     Review 53 (2011), algorithms 4.4 and 5.1, with Cholesky QR between the products. On a CUDA device ``energy`` and
-    ``tol`` wait for it and a ``rank`` alone does not: NaN in ``A`` then shows as NaN in all results. float32 values
-    below 2e-6 of the first are zero there, and their vectors an arbitrary completion.
+    ``tol`` synchronise with the host; ``rank`` alone does not, and NaN in ``A`` then makes all results NaN. In float32,
+    singular values below 2e-6 of the first are set to zero there, with an arbitrary orthonormal completion as vectors.
 
     Examples
     --------
@@ -237,8 +236,8 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
 
     Notes
     -----
-    ``2 n (ka + kb)²`` flops and a core of size ``ka + kb``. Exact for exact input; in a tree of merges the truncations
-    add up, in any order, to at most the sum of what each left out.
+    ``2 n (ka + kb)²`` flops and a small problem of size ``ka + kb``. Exact up to rounding and the truncation to ``rank``; in a
+    tree of merges, in any order, the error is at most the sum of the truncation errors of the single merges.
     """
     rank = whole_number(rank, "rank", 1)
     forget = real_number(forget, "forget")
