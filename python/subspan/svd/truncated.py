@@ -236,8 +236,8 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
 
     Notes
     -----
-    ``2 n (ka + kb)²`` flops and a small problem of size ``ka + kb``. Exact up to rounding and the truncation to ``rank``; in a
-    tree of merges, in any order, the error is at most the sum of the truncation errors of the single merges.
+    ``2 n (ka + kb)²`` flops and a small problem of size ``ka + kb``. Exact up to rounding and the truncation to
+    ``rank``; in a tree of merges, in any order, the error is at most the sum of the truncation errors of the merges.
     """
     rank = whole_number(rank, "rank", 1)
     forget = real_number(forget, "forget")
