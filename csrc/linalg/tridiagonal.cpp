@@ -27,12 +27,16 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
         std::fill_n(q + i * ld, n, 0.0);
         q[i * ld + i] = 1.0;
     }
+    double norm = 0;
+    for (std::int64_t i = 0; i < n; ++i) norm = std::max(norm, std::abs(d[i]) + (i + 1 < n ? std::abs(e[i]) : 0.0));
     for (std::int64_t l = 0; l < n; ++l) {
         for (int iteration = 0;; ++iteration) {
+            // Relative to its neighbours, so that graded matrices keep small values. Where these are what rounding has left, sweeps bring new
+            // rounding of the large ones for ever: what is below that of the whole matrix counts as zero then, which is stable as well.
+            const double nothing = iteration < 20 ? std::numeric_limits<double>::min() : kEps * norm;
             std::int64_t m = l;
             for (; m + 1 < n; ++m)
-                if (std::abs(e[m]) <= kEps * std::sqrt(std::abs(d[m])) * std::sqrt(std::abs(d[m + 1])) || std::abs(e[m]) < std::numeric_limits<double>::min())
-                    break;
+                if (std::abs(e[m]) <= kEps * std::sqrt(std::abs(d[m])) * std::sqrt(std::abs(d[m + 1])) || std::abs(e[m]) < nothing) break;
             if (m == l) break;
             if (iteration == 60) throw LinAlgError("tridiagonal eigenproblem: QL did not converge");
             double g = (d[l + 1] - d[l]) / (2.0 * e[l]);
