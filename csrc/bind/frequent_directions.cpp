@@ -29,7 +29,7 @@ class Sketch {
             using S = std::decay_t<decltype(theirs)>;
             const bool fresh = std::holds_alternative<std::monostate>(fd_);
             if (fresh) fd_.template emplace<S>(size_, features_);
-            if (!std::holds_alternative<S>(fd_)) throw WrongDType("other must have the dtype of the sketch");
+            if (!std::holds_alternative<S>(fd_)) throw WrongDType(std::string("other must be ") + own() + " as the sketch is");
             std::get<S>(fd_).merge(&other == this ? S(theirs) : theirs);
         };
         std::unique_lock<Turn> mine(turn_, std::defer_lock), yours(other.turn_, std::defer_lock);
@@ -121,6 +121,7 @@ class Sketch {
     }
 
   private:
+    const char *own() const { return std::holds_alternative<FrequentDirections<float>>(fd_) ? "float32" : "float64"; }
     template <class F> void run(F &&f) {
         const py::gil_scoped_release release;
         const std::lock_guard<Turn> lock(turn_);
@@ -137,7 +138,7 @@ class Sketch {
                 using S = FrequentDirections<decltype(t)>;
                 const bool fresh = std::holds_alternative<std::monostate>(fd_);
                 if (fresh) fd_.template emplace<S>(size_, features_);
-                if (!std::holds_alternative<S>(fd_)) throw WrongDType(std::string("rows must have the dtype of the sketch, got ") + name_of(d));
+                if (!std::holds_alternative<S>(fd_)) throw WrongDType(std::string("rows must be ") + own() + " as the sketch is, got " + name_of(d));
                 try {
                     f(std::get<S>(fd_), t);
                 } catch (...) {

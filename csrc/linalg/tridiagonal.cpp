@@ -32,8 +32,8 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
     for (std::int64_t l = 0; l < n; ++l) {
         for (int iteration = 0;; ++iteration) {
             // Relative to its neighbours, so that graded matrices keep small values. Where these are what rounding has left, sweeps bring new
-            // rounding of the large ones for ever: what is below that of the whole matrix counts as zero then, which is stable as well.
-            const double nothing = iteration < 20 ? std::numeric_limits<double>::min() : kEps * norm;
+            // rounding of the large ones for ever: what is near that of the whole matrix, a little more with each sweep, counts as zero then.
+            const double nothing = iteration < 20 ? std::numeric_limits<double>::min() : (iteration - 19) * kEps * norm;
             std::int64_t m = l;
             for (; m + 1 < n; ++m)
                 if (std::abs(e[m]) <= kEps * std::sqrt(std::abs(d[m])) * std::sqrt(std::abs(d[m + 1])) || std::abs(e[m]) < nothing) break;

@@ -133,15 +133,15 @@ class GradientProjector:
         m, n = G.shape
         return m >= n if self.side == "auto" else self.side == "right"
 
-    def _gradient(self, G: Array) -> Array:
-        G = as_array(G, "G")
+    def _gradient(self, G: Array, name: str = "G") -> Array:
+        G = as_array(G, name)
         if len(G.shape) != 2:
-            hint = _core.convolution_hint(tuple(G.shape), "G")
-            raise ValueError(f"G must have 2 dimensions, got shape {tuple(G.shape)}{hint}")
+            hint = _core.convolution_hint(tuple(G.shape), name)
+            raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(G.shape)}{hint}")
         if type(G) is not np.ndarray and not on_device(G):
-            check_library(G, "G")
+            check_library(G, name)
         if self._shape is not None and tuple(G.shape) != self._shape:
-            raise ValueError(f"G must have shape {self._shape} as before, got {tuple(G.shape)}")
+            raise ValueError(f"{name} must have shape {self._shape} as before, got {tuple(G.shape)}")
         if self.rank > min(G.shape):
             raise ValueError(
                 f"rank must be at most {min(G.shape)} for a gradient of shape {tuple(G.shape)}, got {self.rank}"
@@ -164,8 +164,8 @@ class GradientProjector:
         jobs: list[Any] = []
         for i, (p, G) in enumerate(zip(projectors, gradients, strict=True)):
             name = "G" if len(projectors) == 1 else f"gradients[{i}]"
-            g = p._gradient(G)
-            p._check_place(g, "G")
+            g = p._gradient(G, name)
+            p._check_place(g, name)
             start, more, power, key = None, 10, 2, p._key
             if p.basis is not None:
                 # A few random directions beside the last basis find what has turned up since.
@@ -211,6 +211,10 @@ class GradientProjector:
         On a CUDA device the small problems of all matrices of one rank and dtype are solved in the same launches, and
         the host waits once; on the CPU one follows the other. Nothing changes where a gradient holds NaN or infinity.
         """
+        projectors, gradients = list(projectors), list(gradients)
+        for i, p in enumerate(projectors):
+            if not isinstance(p, GradientProjector):
+                raise TypeError(f"projectors[{i}] must be a GradientProjector, got {type(p).__name__}")
         if len(projectors) != len(gradients):
             raise ValueError(f"there are {len(projectors)} projectors and {len(gradients)} gradients")
         if len({id(p) for p in projectors}) != len(projectors):

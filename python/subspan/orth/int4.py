@@ -8,7 +8,7 @@ import numpy as np
 
 from subspan._lib.arrays import Array, to_library
 from subspan._lib.call import call_of
-from subspan._lib.device import dtype_name
+from subspan._lib.device import dtype_name, numpy
 from subspan._lib.files import checked_state, sealed_state
 from subspan._lib.numbers import whole_number
 
@@ -99,6 +99,11 @@ class Int4Basis:
         call = call_of(codes=self.codes)
         dense = call.kernels.unpack_int4(call.context, self._parts())
         return to_library(dense, self._library) if call.context is None else dense
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        if copy is False:
+            raise ValueError("codes are kept: an array of them is always a copy")
+        return np.asarray(numpy(self.to_array()), dtype=dtype)
 
     def apply(
         self, X: Array, *, side: str = "left", transpose: bool = False, out: Array | None = None, check: bool = True

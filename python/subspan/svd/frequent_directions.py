@@ -86,6 +86,8 @@ class FrequentDirections:
             raise ValueError(f"merge: other has {other.n_features} columns, this sketch has {self.n_features}")
         with self._turn:
             fresh = self._state.dtype() is None
+            if not fresh and other._state.dtype() is not None and self._library != other._library:
+                raise TypeError(f"other must hold {self._library} arrays as the sketch does, got {other._library}")
             self._state.merge(other._state)
             if fresh:
                 self._library = other._library

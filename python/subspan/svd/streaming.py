@@ -181,6 +181,8 @@ class StreamingSVD:
         self.rank = whole_number(rank, "rank", 1)
         self.oversample = None if oversample is None else whole_number(oversample, "oversample", 0)
         self.forget = real_number(forget, "forget")
+        if not 0.0 < self.forget <= 1.0:
+            raise ValueError(f"forget must be in (0, 1], got {forget}")
         self.center = truth(center, "center")
         self.energy = None if energy is None else share(energy, "energy")
         self.method = choice(method, "method", "auto", "robust", "gram")
@@ -192,6 +194,11 @@ class StreamingSVD:
         self._library = "numpy"
         self._place: DeviceMemory | None = None  # of the rows, where they are on a CUDA device
         self._state = self._made(None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OPTIONS and "_state" in self.__dict__:
+            raise AttributeError(f"{name} is fixed when a stream is made; make a new one")
+        object.__setattr__(self, name, value)
 
     def _made(self, place: DeviceMemory | None) -> Any:
         """A state without rows, on the host or a device."""
@@ -338,7 +345,9 @@ class StreamingSVD:
             raise TypeError(f"other must be a StreamingSVD, got {type(other).__name__}")
         with self._writing:
             state, fresh = self._state, self._state.dtype() is None
-            if other._state.dtype() is None:
+            one, two = self._inner, other._inner
+            same = two is None if one is None else two is not None and one.same_as(two)
+            if other._state.dtype() is None and same:
                 return self
             if fresh and other._place is not None:
                 state = self._made(other._place)
@@ -347,9 +356,8 @@ class StreamingSVD:
                     ("on the CPU", "on a CUDA device") if other._place is None else ("on a CUDA device", "on the CPU")
                 )
                 raise TypeError(f"other is {there} and the stream {here}")
-            one, two = self._inner, other._inner
-            if (one is None) != (two is None) or (one is not None and two is not None and not one.same_as(two)):
-                raise ValueError("other must have the weight that the stream has")
+            if not same:
+                raise ValueError("other must have the weight that the stream has, in the same form")
             if not fresh and self._library != other._library:
                 raise TypeError(f"other must hold {self._library} arrays as the stream does, got {other._library}")
             state.merge(other._state)
@@ -500,6 +508,7 @@ class StreamingSVD:
     def _restore(self, state: dict[str, Any]) -> None:
         options = {name: state[name] for name in _OPTIONS if name != "signs"}
         options.update(exact_blocks=bool(state["exact_blocks"]), signs=state.get("signs") or "stable")
+        self.__dict__.pop("_state", None)
         self.__init__(**options, dtype=state["wanted_dtype"], weight=InnerProduct.restored(state))  # type: ignore[misc]
         library = known_library(state["library"])
         if state.get("on_device", False):  # files of earlier versions have no such entry
