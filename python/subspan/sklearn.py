@@ -87,14 +87,9 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
         )
 
     def _converted(self, X: Any) -> Any:
-        return check_array(
-            X,
-            accept_sparse=["csr"],
-            dtype=[np.float64, np.float32],
-            input_name="X",
-            estimator=self,
-            ensure_min_samples=0,
-        )
+        kinds = {"accept_sparse": ["csr"], "dtype": [np.float64, np.float32]}
+        X = check_array(X, **kinds, input_name="X", estimator=self, ensure_min_samples=0)
+        return X if is_sparse(X) else np.require(X, requirements="A")  # a field of packed records, say
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any = None, check_input: bool = True) -> IncrementalPCA:

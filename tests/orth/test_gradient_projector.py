@@ -270,3 +270,20 @@ def test_projector_on_tensors():
     assert isinstance(R, torch.Tensor)
     assert isinstance(p.basis, torch.Tensor)
     torch.testing.assert_close(p.up(R), G.detach(), atol=1e-5, rtol=0)
+
+
+def test_all_are_projectors_and_gradients_are_named(rng):
+    p = orth.GradientProjector(2)
+    G = rng.standard_normal((20, 12))
+    with pytest.raises(TypeError, match=r"projectors\[0\] must be a GradientProjector, got int"):
+        orth.GradientProjector.refresh_all([1], [G])
+    with pytest.raises(ValueError, match=r"gradients\[1\] must have 2 dimensions"):
+        orth.GradientProjector.refresh_all([p, orth.GradientProjector(2)], [G, G[0]])
+    orth.GradientProjector.refresh_all(iter([p]), iter([G]))
+    assert p.basis is not None
+
+
+def test_an_array_of_a_packed_basis(rng):
+    U = orth.random_orthogonal(32, 4, rng=0)
+    B = orth.quantize_int4(U)
+    np.testing.assert_array_equal(np.asarray(B), B.to_array())

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from references import EPS, orthogonality, orthonormal, subspace_distance
 from subspan._lib.files import sealed_state, write_archive
-from subspan.svd import StreamingSVD
+from subspan.svd import FrequentDirections, StreamingSVD
 
 DTYPES = [np.float32, np.float64]
 METHODS = ["auto", "robust"]
@@ -846,3 +846,32 @@ def test_damaged_files(tmp_path, rng):
 def test_repr(rng):
     svd = StreamingSVD(3, method="robust").update(rng.standard_normal((10, 20)))
     assert repr(svd).startswith("StreamingSVD(rank=3, method='robust') <10 rows of 20 float64")
+
+
+def test_options_are_fixed_once_a_stream_is_made(rng):
+    svd = StreamingSVD(4).update(rng.standard_normal((40, 12)))
+    for name, value in (("center", True), ("rank", 2), ("forget", 0.5), ("oversample", 0)):
+        with pytest.raises(AttributeError, match=f"{name} is fixed"):
+            setattr(svd, name, value)
+    svd.__setstate__(StreamingSVD(2, center=True).__getstate__())  # another stream in its place
+    assert svd.center
+    with pytest.raises(ValueError, match=r"forget must be in \(0, 1\], got 0"):
+        StreamingSVD(2, forget=0)
+
+
+def test_sketches_of_two_libraries_or_dtypes_do_not_merge(rng):
+    torch = pytest.importorskip("torch")
+    x = rng.standard_normal((40, 12))
+    ours = FrequentDirections(4, 12).update(x)
+    with pytest.raises(TypeError, match="other must hold numpy arrays as the sketch does, got torch"):
+        ours.merge(FrequentDirections(4, 12).update(torch.from_numpy(x)))
+    with pytest.raises(TypeError, match="other must be float64 as the sketch is"):
+        ours.merge(FrequentDirections(4, 12).update(x.astype(np.float32)))
+    with pytest.raises(TypeError, match="rows must be float64 as the sketch is, got float32"):
+        ours.update(x.astype(np.float32))
+
+
+def test_weights_of_streams_without_rows_are_compared_too(rng):
+    x = rng.standard_normal((20, 5))
+    with pytest.raises(ValueError, match="weight"):
+        StreamingSVD(2, weight=np.ones(5)).update(x).merge(StreamingSVD(2, weight=2 * np.ones(5)))
