@@ -5,6 +5,7 @@
 #include "subspan/plucker_mix.hpp"
 #include "subspan/plucker_state.hpp"
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <pybind11/stl.h>
@@ -233,7 +234,7 @@ class MixState {
             return 0;
         });
     }
-    template <class F> void run(F &&f) {
+    void run(const std::function<void()> &f) {
         const py::gil_scoped_release release;
         const std::lock_guard<std::mutex> lock(mutex_);
         f();
