@@ -128,8 +128,10 @@ class SvdState {
     }
     py::object reconstruct(const py::object &given, const py::object &out) {
         const Call call = here();
-        const Array v = basis(call), z = seen(call, given, "Z", v.shape(0));
-        const Array x = result(call, out, given, {z.shape(0), n_}, z);
+        const Array v = basis(call), rows = seen(call, given, "Z", v.shape(0));
+        const Array x = result(call, out, given, {rows.shape(0), n_}, rows);
+        Array z = for_blas(call, rows.object(), rows.name());
+        z.as_matrix(false);
         product(call, stack(z, {}), stack(v, {}), x);
         if (!mean_.is_none()) {
             const Array mean(call, mean_, "mean");
@@ -337,9 +339,20 @@ class SvdState {
             place_.attr("assign")(out.object(), 0);
             return;
         }
-        const Memory memory(call, cuda::blas_workspace(call.device));
-        const py::gil_scoped_release release;
-        cuda::matrix_product(memory.context(), a, b, 1.0, to);
+        const auto into = [&](const Stack &c) {
+            const Memory memory(call, cuda::blas_workspace(call.device));
+            const py::gil_scoped_release release;
+            cuda::matrix_product(memory.context(), a, b, 1.0, c);
+        };
+        // BLAS writes lines of unit stride that lie apart; an `out` of other strides gets a copy of the product.
+        const auto lines = [](std::int64_t count, std::int64_t length, std::int64_t stride, std::int64_t step) {
+            return (step == 1 || length <= 1) && (count <= 1 || stride >= std::max<std::int64_t>(length, 1));
+        };
+        if (lines(to.rows, to.cols, to.row_stride, to.col_stride) || lines(to.cols, to.rows, to.col_stride, to.row_stride)) return into(to);
+        const Array apart = call.empty({to.rows, to.cols}, out.dtype());
+        into(stack(apart, {}));
+        const bool one = py::len(out.object().attr("shape")) == 1;
+        place_.attr("assign")(out.object(), one ? py::object(apart.object()[py::int_(0)]) : apart.object());
     }
 
     py::object place_; // the rows' library and device

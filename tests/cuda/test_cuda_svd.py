@@ -76,6 +76,23 @@ def test_as_the_stream_on_the_cpu(gpu, rng, forget, center):
     np.testing.assert_allclose(back, z.get() @ ours.components.get() + mean, atol=1e-5)
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_any_strides(gpu, rng, center):
+    A = rng.standard_normal((30, 12)).astype(np.float32)
+    svd = StreamingSVD(4, center=center).update(gpu.put(A))
+    for width in (2, 1):
+        X = gpu.put(np.repeat(A, width, axis=1))[:, ::width]
+        z = svd.project(gpu.put(A)).get()
+        wide = gpu.put(np.zeros((30, 4 * width), np.float32))
+        out = svd.project(X, out=wide[:, ::width])
+        np.testing.assert_allclose(out.get(), z, atol=1e-5)
+        back = svd.reconstruct(gpu.put(z)).get()
+        np.testing.assert_allclose(svd.reconstruct(out).get(), back, atol=1e-5)
+        np.testing.assert_allclose(svd.reconstruct(out[3]).get(), back[3], atol=1e-5)
+        wide = gpu.put(np.zeros((30, 12 * width), np.float32))
+        np.testing.assert_allclose(svd.reconstruct(out, out=wide[:, ::width]).get(), back, atol=1e-5)
+
+
 def test_results_are_fresh_arrays(gpu, rng):
     svd = StreamingSVD(3, center=True, oversample=1).update(gpu.put(rng.standard_normal((10, 8))))
     first = [svd.singular_values, svd.components, svd.mean]

@@ -16,7 +16,7 @@ std::int64_t cholesky_qr_workspace(const Stack &a, int device);
 /// odd polynomials of degree five, each the best one for the interval that the one before left (Amsel, Persson, Musco and Gower, The
 /// Polar Express, 2025): products alone, in double for float32 and float64 and in float32 for 16 bits. What is added to `a` first is below
 /// an eighth of its rounding and gives directions without a singular value one, so that bases are always complete. NaN in `a` makes
-/// `out` NaN. With p <= q the two sides, some 16 times 4 q p² + 2 p³ flops.
+/// `out` NaN. With p <= q the two sides, tens of times 4 q p² + 2 p³ flops.
 void polar(const Context &context, const Stack &a, const Stack &out);
 std::int64_t polar_workspace(const Stack &a, int device);
 
