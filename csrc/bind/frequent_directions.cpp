@@ -23,6 +23,7 @@ class Sketch {
         const Csr x(data, indices, indptr, rows, cols, "rows");
         with(x.dtype(), [&](auto &s, auto t) { s.update(x.view<decltype(t)>()); });
     }
+    // A merge into a fresh sketch that fails leaves no dtype behind.
     void merge(Sketch &other) {
         const py::gil_scoped_release release;
         const auto add = [&](auto &theirs) {
@@ -30,7 +31,12 @@ class Sketch {
             const bool fresh = std::holds_alternative<std::monostate>(fd_);
             if (fresh) fd_.template emplace<S>(size_, features_);
             if (!std::holds_alternative<S>(fd_)) throw WrongDType(std::string("other must be ") + own() + " as the sketch is");
-            std::get<S>(fd_).merge(&other == this ? S(theirs) : theirs);
+            try {
+                std::get<S>(fd_).merge(&other == this ? S(theirs) : theirs);
+            } catch (...) {
+                if (fresh) fd_ = std::monostate{};
+                throw;
+            }
         };
         std::unique_lock<Turn> mine(turn_, std::defer_lock), yours(other.turn_, std::defer_lock);
         if (&other == this)

@@ -62,7 +62,7 @@ def orthonormalize(
     Notes
     -----
     ``3 m k²`` flops for a well-conditioned ``A``, ``4 m k²`` by Householder, ``6 m k² + 40 k³`` for the polar factor.
-    On a CUDA device a polynomial of ``6 m k²`` for each factor of four of its schedule, tens of them, for the polar factor.
+    On a CUDA device the polar factor is tens of polynomials of ``6 m k²``, more of them in float64.
     Signs of the columns are those of a QR with a positive diagonal of ``R`` (``"cholesky"``) or of LAPACK's
     (``"householder"``).
     Sources: Fukaya et al., SIAM J. Sci. Comput. 42 (2020); Nakatsukasa, Bai and Gygi, SIAM J. Matrix Anal. Appl. 31
