@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from importlib.resources import files
 from pathlib import Path
 
@@ -35,7 +35,8 @@ def test_find_package(tmp_path):
     """The cmake.prefix entry point leads to the package; an update runs without Python."""
     (entry,) = [e for e in entry_points(group="cmake.prefix") if e.name == "subspan"]
     prefix = os.fspath(files(entry.value))
-    assert "0 failures" in build(tmp_path, f"-DCMAKE_PREFIX_PATH={prefix}")
+    options = [f"-DCMAKE_PREFIX_PATH={prefix}", f"-DSUBSPAN_VERSION={version('subspan')}"]
+    assert "0 failures" in build(tmp_path, *options)
     program = tmp_path / "cuda_consumer"
     if (Path(str(files("subspan"))) / "cuda_resources").is_dir() and shutil.which("nvcc"):
         assert program.exists(), "the wheel has the CUDA kernels and the toolkit is there"
