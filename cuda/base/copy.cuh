@@ -45,16 +45,33 @@ inline Shape one_each(int64_t count) {
     return Shape{dim3(unsigned(blocks)), dim3(256)};
 }
 
-template <class T>
+template <class T, class To>
 __global__ void __launch_bounds__(256)
-    assign_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, SUBSPAN_PARAMETER const Matrices<T> to, const int64_t items) {
+    copies_kernel(SUBSPAN_PARAMETER const Matrices<const T> from, const unsigned first_from, SUBSPAN_PARAMETER const Matrices<To> to, const unsigned first_to,
+                  const Accumulate<T> factor, const int64_t count) {
     const Place p = place_of(to.rows, to.cols);
-    if (p.item < items) to.at(p.item)[p.row * to.row_stride + p.col * to.col_stride] = from.at(p.item)[p.row * from.row_stride + p.col * from.col_stride];
+    if (p.item >= count) return;
+    const T x = from.at(first_from + p.item)[p.row * from.row_stride + p.col * from.col_stride];
+    to.at(first_to + p.item)[p.row * to.row_stride + p.col * to.col_stride] = narrow<To>(Accumulate<To>(factor * widen(x)));
 }
-/// to = from for stacks of one shape.
-template <class T> void assign(const Session &s, const Stack &from, const Stack &to) {
-    const int64_t all = to.size() * to.rows * to.cols;
-    if (all > 0) launch<assign_kernel<T>>(s, "a copy of a stack", one_each(all), Matrices<const T>(from), Matrices<T>(to), to.size());
+/// to = factor from for `count` matrices of two stacks of one shape, from one on in each, in a single launch.
+template <class T, class To>
+void copies(const Session &s, const Stack &from, int64_t first_from, const Stack &to, int64_t first_to, int64_t count, double factor = 1.0) {
+    if (to.col_stride != 1 && to.row_stride == 1) // the contiguous axis last
+        return copies<T, To>(s, from.transposed(), first_from, to.transposed(), first_to, count, factor);
+    const int64_t all = count * to.rows * to.cols;
+    if (all > 0)
+        launch<copies_kernel<T, To>>(s, "a copy of matrices", one_each(all), Matrices<const T>(from), unsigned(first_from), Matrices<To>(to),
+                                     unsigned(first_to), Accumulate<T>(factor), count);
+}
+/// Matrices of work memory as a stack: `pitch` apart their rows, one matrix after the other.
+template <class T> Stack own_stack(const T *data, int64_t count, int64_t rows, int64_t cols, int64_t pitch) {
+    Stack x;
+    x.data = const_cast<T *>(data);
+    x.dtype = sizeof(T) == 8 ? DType::f64 : DType::f32;
+    x.rows = rows, x.cols = cols, x.row_stride = pitch;
+    x.axes = 1, x.shape[0] = count, x.stride[0] = rows * pitch;
+    return x;
 }
 
 } // namespace subspan::cuda

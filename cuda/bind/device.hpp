@@ -5,11 +5,8 @@
 #include "scalars.hpp"
 #include "subspan/cuda/types.hpp"
 
-#include <atomic>
-#include <chrono>
 #include <cstdint>
-#include <mutex>
-#include <thread>
+#include <pybind11/numpy.h>
 
 namespace subspan::bind {
 
@@ -19,6 +16,19 @@ using cuda::Stack;
 Stack stack(const Array &x, const Shape &batch, int inner = 2);
 /// The array broadcast to a whole shape, whose last `inner` axes are the matrices.
 Stack broadcast(const Array &x, const Shape &wanted, int inner);
+
+/// The array as it is: matrices of its last two axes, or one row, or one number.
+Stack whole(const Array &x);
+/// to = factor from, of any two dtypes of floats; `from` is broadcast.
+void assign(const Call &call, const Array &from, const Array &to, double factor = 1.0);
+void fill(const Call &call, const Array &to, double value);
+/// A fresh array in C order, of this dtype; of the array's own by default.
+Array copied(const Call &call, const Array &x, double factor = 1.0);
+Array copied(const Call &call, const Array &x, DType dtype, double factor = 1.0);
+Array filled(const Call &call, const Shape &shape, DType dtype, double value, const char *name = "out");
+/// What is there, in NumPy and double; waits for the device.
+using Numbers = py::array_t<double, py::array::c_style | py::array::forcecast>;
+Numbers host(const Call &call, const py::object &x);
 
 /// Memory of the caller's library, alive until this goes away; its context may be used meanwhile.
 class Memory {
@@ -33,38 +43,6 @@ class Memory {
 
 /// What has no kernel on a device says so here, for all functions and methods alike: raises.
 [[noreturn]] void not_on_device(const std::string &name);
-
-/// One call at a time of an object that threads share: waited for without the GIL, and so that Ctrl-C is heard.
-class Exclusive {
-  public:
-    class Hold {
-      public:
-        explicit Hold(Exclusive &x) : x_(x) {
-            if (x.owner_ == std::this_thread::get_id()) throw std::runtime_error("this object is in use by the same thread: a signal handler cannot call it");
-            for (bool got = x.mutex_.try_lock(); !got;) {
-                {
-                    const py::gil_scoped_release release;
-                    got = x.mutex_.try_lock_for(std::chrono::milliseconds(50));
-                }
-                if (!got && PyErr_CheckSignals() != 0) throw py::error_already_set();
-            }
-            x.owner_ = std::this_thread::get_id();
-        }
-        Hold(const Hold &) = delete;
-        Hold &operator=(const Hold &) = delete;
-        ~Hold() {
-            x_.owner_ = std::thread::id();
-            x_.mutex_.unlock();
-        }
-
-      private:
-        Exclusive &x_;
-    };
-
-  private:
-    std::timed_mutex mutex_;
-    std::atomic<std::thread::id> owner_{};
-};
 
 /// The array, or a contiguous copy where cuBLAS could read neither the rows nor the columns of its matrices.
 Array for_blas(const Call &call, py::handle x, const char *name);

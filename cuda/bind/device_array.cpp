@@ -1,6 +1,7 @@
 #include "device.hpp"
 
 #include "register.hpp"
+#include "subspan/cuda/assign.hpp"
 #include "subspan/cuda/runtime.hpp"
 
 #include <algorithm>
@@ -176,6 +177,57 @@ Stack broadcast(const Array &x, const Shape &wanted, int inner) {
     }
     return s;
 }
+
+Stack whole(const Array &x) {
+    if (x.ndim() == 0) {
+        Stack s;
+        s.data = x.data();
+        s.dtype = x.dtype();
+        s.rows = s.cols = s.row_stride = 1;
+        return s;
+    }
+    return broadcast(x, x.shape(), std::min(x.ndim(), 2));
+}
+
+void assign(const Call &call, const Array &from, const Array &to, double factor) {
+    Stack source;
+    if (from.ndim() == 0 && to.ndim() > 0) { // one number for all
+        source = whole(to);
+        source.data = from.data();
+        source.dtype = from.dtype();
+        source.row_stride = source.col_stride = 0;
+        std::fill_n(source.stride, cuda::kAxes, 0);
+    } else {
+        source = to.ndim() == 0 ? whole(from) : broadcast(from, to.shape(), std::min(to.ndim(), 2));
+    }
+    const Stack target = whole(to);
+    const Memory memory(call, 0);
+    const py::gil_scoped_release release;
+    cuda::assign(memory.context(), source, target, factor);
+}
+
+void fill(const Call &call, const Array &to, double value) {
+    const Stack target = whole(to);
+    const Memory memory(call, 0);
+    const py::gil_scoped_release release;
+    cuda::fill(memory.context(), target, value);
+}
+
+Array copied(const Call &call, const Array &x, double factor) { return copied(call, x, x.dtype(), factor); }
+
+Array copied(const Call &call, const Array &x, DType dtype, double factor) {
+    Array to = call.empty(x.shape(), dtype, x.name());
+    assign(call, x, to, factor);
+    return to;
+}
+
+Array filled(const Call &call, const Shape &shape, DType dtype, double value, const char *name) {
+    Array to = call.empty(shape, dtype, name);
+    fill(call, to, value);
+    return to;
+}
+
+Numbers host(const Call &call, const py::object &x) { return Numbers(call.place.attr("host")(x)); }
 
 Memory::Memory(const Call &call, std::int64_t bytes) {
     context_.stream = reinterpret_cast<void *>(call.stream);

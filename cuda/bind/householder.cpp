@@ -2,6 +2,7 @@
 #include "device.hpp"
 #include "points.hpp"
 #include "register.hpp"
+#include "subspan/cuda/assign.hpp"
 #include "subspan/cuda/householder.hpp"
 #include "subspan/cuda/householder_qr.hpp"
 
@@ -23,8 +24,18 @@ class Reflections {
         require_float32_or_64(v);
         if (packed) {
             if (scales.is_none()) throw py::value_error("packed=True needs tau: LAPACK's reflections are not all of unit length");
-            unpacked_ = call.place.attr("unit_lower")(vector ? py::object(v.object().attr("reshape")(-1, 1)) : v.object());
-            v = Array(call, unpacked_, "V");
+            Array given_matrix = std::move(v);
+            given_matrix.as_matrix(true);
+            given_matrix.require_matrices();
+            Shape shape = given_matrix.shape();
+            shape.back() = std::min(given_matrix.rows(), given_matrix.cols()); // of a wide matrix the rest is R's
+            v = call.empty(shape, given_matrix.dtype(), "V");
+            Stack from = whole(given_matrix);
+            from.cols = shape.back();
+            const Stack to = whole(v);
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            cuda::unit_lower(memory.context(), &from, to, 0);
         }
         v.as_matrix(true);
         v.require_matrices();
@@ -63,25 +74,19 @@ class Reflections {
         (products ? cuda::wide_reflection_core : cuda::reflection_core)(memory.context(), sv, tau ? &st : nullptr, sc);
         return out;
     }
-
-  private:
-    py::object unpacked_;
 };
-
-py::tuple shape_tuple(const Shape &shape) {
-    py::tuple t(shape.size());
-    for (std::size_t i = 0; i < shape.size(); ++i) t[i] = shape[i];
-    return t;
-}
 
 // The first columns of the identity, or those from `first` on.
 Array identity(const Call &call, const Shape &shape, DType dtype, std::int64_t first = 0) {
-    return Array(call, call.place.attr("identity")(shape_tuple(shape), name_of(dtype), first), "Q", Access::out);
+    Array q = call.empty(shape, dtype, "Q");
+    const Stack to = whole(q);
+    const Memory memory(call, 0);
+    const py::gil_scoped_release release;
+    cuda::unit_lower(memory.context(), nullptr, to, first);
+    return q;
 }
 
-Array zeros(const Call &call, const Shape &shape, DType dtype, const char *name) {
-    return Array(call, call.place.attr("zeros")(shape_tuple(shape), name_of(dtype)), name, Access::out);
-}
+Array zeros(const Call &call, const Shape &shape, DType dtype, const char *name) { return filled(call, shape, dtype, 0.0, name); }
 
 // C + V N VᵀC, or with Nᵀ, or from the right.
 void act(const Call &call, const Array &c, const Array &v, const Array &core, bool left, bool transpose, const Array &out, const Shape &batch) {
@@ -103,7 +108,7 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
     if ((left ? xc.rows() : xc.cols()) != xv.rows())
         throw py::value_error("C must have " + std::to_string(xv.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + xc.shape_text() +
                               convolution_hint(xc.shape(), "C"));
-    const Array core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
+    const Array core = copied(call, Array(call, t, "T"), -1.0);
     const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
     const Array xo = x.output(call, out, batch);
     check_no_overlap(xo, xc, true);
@@ -320,7 +325,7 @@ py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) 
 
 py::object factored_array(py::handle context, py::handle v, py::handle t, py::handle full) {
     const Call call(context);
-    const Array xv(call, v, "V"), core(call, call.place.attr("scaled")(py::reinterpret_borrow<py::object>(t), -1.0), "T");
+    const Array xv(call, v, "V"), core = copied(call, Array(call, t, "T"), -1.0);
     const Shape batch = xv.leading();
     Shape shape = batch;
     shape.insert(shape.end(), {xv.rows(), truth(full, "full") ? xv.rows() : xv.cols()});
@@ -340,7 +345,7 @@ py::object complement(py::handle context, py::handle u, py::handle check) {
     const auto factors = householder_qr(
         context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)),
         py::bool_(false));
-    const Array v(call, factors[0], "V"), core(call, call.place.attr("scaled")(factors[2], -1.0), "T");
+    const Array v(call, factors[0], "V"), core = copied(call, Array(call, factors[2], "T"), -1.0);
     const Shape batch = v.leading();
     Shape shape = batch;
     shape.insert(shape.end(), {xu.rows(), xu.rows() - xu.cols()});

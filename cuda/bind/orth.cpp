@@ -14,15 +14,7 @@ namespace subspan::bind {
 
 Array for_blas(const Call &call, py::handle given, const char *name) {
     Array x(call, given, name);
-    const auto lines = [](std::int64_t count, std::int64_t length, std::int64_t stride, std::int64_t step) {
-        return (step == 1 || length <= 1) && (count <= 1 || stride >= std::max<std::int64_t>(length, 1));
-    };
-    if (x.ndim() < 2) return x;
-    const int d = x.ndim();
-    const std::int64_t m = x.rows(), n = x.cols(), si = x.stride(d - 2), sj = x.stride(d - 1);
-    bool fits = lines(m, n, si, sj) || lines(n, m, sj, si);
-    for (int i = 0; i < d - 2; ++i) fits = fits && x.stride(i) >= 0;
-    return fits ? std::move(x) : Array(call, call.place.attr("contiguous")(x.object()), name);
+    return x.ndim() < 2 || cuda::blas_layout(whole(x)) ? std::move(x) : copied(call, x);
 }
 
 cuda::Int4Codes codes_of(const Packed &p) {
@@ -110,7 +102,7 @@ class Projector {
         if (orthonormal == 1 && u.packed() != nullptr)
             throw py::value_error(std::string(u.name()) + " is an Int4Basis, and rounding to 4 bits leaves no basis orthonormal");
         if (u.packed() != nullptr) {
-            scale(call, py::tuple(u.object().attr("_gram_core")())[0]);
+            scale(call, Array(call, py::tuple(u.object().attr("_gram_core")())[0], "M"));
             return;
         }
         if (orthonormal != 0) return;
@@ -127,14 +119,14 @@ class Projector {
         }
         Shape shape = batch;
         shape.insert(shape.end(), {x.cols(), x.cols()});
-        const Array core = call.empty(shape, DType::f32);
+        Array core = call.empty(shape, DType::f32);
         {
             const Stack su = stack(x, batch), so = stack(core, batch);
             const Memory memory(call, cuda::gram_core_workspace(su, call.device));
             const py::gil_scoped_release release;
             cuda::gram_core(memory.context(), su, so);
         }
-        scale(call, core.object());
+        scale(call, std::move(core));
     }
     const Array *span() const { return span_ ? &*span_ : nullptr; }
     CoreStack core(const Shape &batch) {
@@ -144,7 +136,7 @@ class Projector {
     }
 
   private:
-    void scale(const Call &call, const py::object &core) { core_.emplace(call, factor_ == 1.0 ? core : call.place.attr("scaled")(core, factor_), "M"); }
+    void scale(const Call &call, Array core) { core_.emplace(factor_ == 1.0 ? std::move(core) : copied(call, core, factor_)); }
     double factor_;
     std::optional<Array> span_, core_;
     Stack stack_;
@@ -394,6 +386,7 @@ void register_device_orth(py::module_ &m) {
     m.def("swap", &swap, arg("call"), arg("base"), arg("source"), arg("R"), arg("out"), arg("check"));
     m.def("gram_core", &gram_core, arg("call"), arg("V"));
     m.def("quantize_int4", &quantize_int4, arg("call"), arg("U"), arg("group"));
+    m.def("check_int4", [](py::handle context, const py::tuple &parts) { Packed(Call(context), parts, "an Int4Basis"); }, arg("call"), arg("parts"));
     m.def("unpack_int4", &unpack_int4, arg("call"), arg("parts"));
     m.def("int4_product", &int4_product, arg("call"), arg("parts"), arg("X"), arg("side"), arg("transpose"), arg("alpha"), arg("out"), arg("check"),
           arg("name"));

@@ -14,10 +14,6 @@
 namespace subspan::bind {
 namespace {
 
-using Numbers = py::array_t<double, py::array::c_style | py::array::forcecast>;
-
-Numbers host(const Call &call, const Array &x) { return Numbers(call.place.attr("host")(x.object())); }
-
 double epsilon(DType d) { return d == DType::f64 ? std::numeric_limits<double>::epsilon() : double(std::numeric_limits<float>::epsilon()); }
 
 Shape with(Shape batch, std::initializer_list<std::int64_t> more) {
@@ -36,7 +32,7 @@ py::object orthonormal(py::handle context, const py::object &x) { return q_of(co
 
 // How many columns of each matrix do not depend on those before them, from R.
 std::vector<std::int64_t> ranks_of(const Call &call, const Array &a, const py::object &r, bool complete) {
-    const Numbers x(call.place.attr("host")(r));
+    const Numbers x = host(call, r);
     const std::int64_t k = a.cols(), items = k == 0 ? 0 : x.size() / (k * k);
     std::vector<std::int64_t> ranks(std::size_t(items), 0);
     for (std::int64_t i = 0; i < items; ++i)
@@ -63,7 +59,7 @@ bool by_cholesky(const Call &call, const Array &a, const Array &q, const Shape &
         cuda::cholesky_qr(memory.context(), sa, sq, static_cast<double *>(defects.data()));
     }
     if (sa.size() == 0 || a.cols() == 0) return true;
-    const Numbers found = host(call, defects);
+    const Numbers found = host(call, defects.object());
     bool good = true;
     for (std::int64_t i = 0; i < sa.size(); ++i) {
         if (std::isnan(found.data()[i])) throw py::value_error("A holds NaN or infinity");
@@ -109,7 +105,11 @@ py::object orthonormalize(py::handle context, py::handle given, py::handle metho
     };
     const auto finish = [&](const py::object &q) { // an array of the shape of the result, or what `target` is
         if (!to) return q;
-        if (q.ptr() != to->object().ptr()) call.place.attr("assign")(to->object(), q);
+        if (q.ptr() != to->object().ptr()) {
+            Array from(call, q, "Q");
+            if (vector) from.as_matrix(true);
+            assign(call, from, *to);
+        }
         to->written();
         return to->object();
     };
@@ -171,7 +171,7 @@ struct TwoBases {
             const py::gil_scoped_release release;
             cuda::column_svd(memory.context(), sr, sv, sl, st);
         }
-        const Numbers found = host(call, values);
+        const Numbers found = host(call, values.object());
         std::vector<std::int64_t> counts(std::size_t(sr.size()), 0);
         for (std::int64_t i = 0; i < sr.size() * l; ++i) {
             if (std::isnan(found.data()[i])) throw py::value_error("U or W holds NaN or infinity");
@@ -202,12 +202,13 @@ py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle t
     const Array left = call.empty(with(x.batch, {x.n, x.l}), x.u.dtype());
     const std::int64_t count = x.l == 0 ? 0 : x.sines(&left, nullptr);
     const Array out = call.empty(with(x.batch, {x.n, x.k + count}), x.u.dtype());
-    if (x.k > 0)
-        call.place.attr("assign")(columns(out.object(), 0, x.k),
-                                  x.u.ndim() == 2 && py::len(x.u.object().attr("shape")) == 1 ? py::object(x.u.object().attr("reshape")(-1, 1)) : x.u.object());
+    const auto put = [&](const Array &from, std::int64_t begin, std::int64_t end) {
+        if (begin < end) assign(call, from, Array(call, columns(out.object(), begin, end), "the sum"));
+    };
+    put(x.u, 0, x.k);
     if (count > 0) {
         const Array extra(call, columns(left.object(), 0, count), "extra");
-        call.place.attr("assign")(columns(out.object(), x.k, x.k + count), orthonormal(context, x.outside(extra).object()));
+        put(Array(call, orthonormal(context, x.outside(extra).object()), "extra"), x.k, x.k + count);
     }
     return out.object();
 }
@@ -220,12 +221,11 @@ py::object span_intersection(py::handle context, py::handle u, py::handle w, py:
     const Array common = call.empty(with(x.batch, {x.n, count}), x.u.dtype());
     if (count == 0) return common.object();
     if (apart == 0) {
-        call.place.attr("assign")(common.object(), x.w.object());
+        assign(call, x.w, common);
         return common.object();
     }
     // Of coordinates in W those that are orthogonal to all with a larger sine.
-    const Array shared(call, complement(context, call.place.attr("copied")(columns(right.object(), 0, apart)), py::bool_(false)), "shared"),
-        from = for_blas(call, x.w.object(), "W");
+    const Array shared(call, complement(context, columns(right.object(), 0, apart), py::bool_(false)), "shared"), from = for_blas(call, x.w.object(), "W");
     const Stack sw = stack(from, x.batch), st = stack(shared, x.batch), sc = stack(common, x.batch);
     {
         const Memory memory(call, cuda::blas_workspace(call.device));
@@ -241,12 +241,10 @@ py::object rotate(py::handle context, py::handle c, py::handle source, py::handl
     truth(check, "check");
     const DType wider = wide(x.c.dtype());
     const std::int64_t n = x.left ? x.c.rows() : x.c.cols();
-    std::vector<py::object> kept;
     const auto direction = [&](py::handle given, const char *name) {
         if (py::len(given.attr("shape")) != 1)
             throw py::value_error(std::string(name) + " must have 1 dimension, got shape " + std::string(py::str(py::tuple(given.attr("shape")))));
-        kept.push_back(call.place.attr("converted")(given, name_of(wider)));
-        Array v(call, kept.back(), name);
+        Array v = copied(call, Array(call, given, name), wider);
         if (v.shape(0) != n)
             throw py::value_error(std::string(name) + " must have " + std::to_string(n) + " entries to act on C " + x.c.shape_text() + " from the " +
                                   (x.left ? "left" : "right") + ", got " + std::to_string(v.shape(0)));

@@ -1,5 +1,6 @@
 #include "device.hpp"
 #include "register.hpp"
+#include "turn.hpp"
 #include "subspan/cuda/affine.hpp"
 #include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/streaming_svd.hpp"
@@ -10,15 +11,6 @@
 
 namespace subspan::bind {
 namespace {
-
-using Numbers = py::array_t<double, py::array::c_style | py::array::forcecast>;
-
-py::tuple sizes(std::initializer_list<std::int64_t> n) {
-    py::tuple t(n.size());
-    std::size_t i = 0;
-    for (const auto x : n) t[i++] = x;
-    return t;
-}
 
 // A stream whose components, singular values and mean are in memory of the rows' library. Updates do not wait for the device; results
 // do, and tell of rows that were refused. Of the same names and signatures as the host's.
@@ -32,17 +24,17 @@ class SvdState {
         if (canonical_signs) refuse("signs='v' of a stream");
     }
     explicit SvdState(SvdState &other) { // a copy of one moment
-        const Exclusive::Hold lock(other.turn_);
+        const Turn::Held lock(other.turn_);
         place_ = other.place_, rank_ = other.rank_, oversample_ = other.oversample_, forget_ = other.forget_, energy_ = other.energy_;
         center_ = other.center_, method_ = other.method_, dtype_ = other.dtype_, wanted_ = other.wanted_, n_ = other.n_, inner_ = other.inner_,
         used_ = other.used_, rows_ = other.rows_;
         for (const auto &[to, from] :
              {std::pair{&components_, &other.components_}, {&values_, &other.values_}, {&mean_, &other.mean_}, {&totals_, &other.totals_}})
-            *to = *from && !from->is_none() ? place_.attr("copied")(*from) : *from;
+            *to = *from && !from->is_none() ? copied(here(), Array(here(), *from, "the stream")).object() : *from;
     }
 
     void update(const py::object &given) {
-        const Exclusive::Hold lock(turn_);
+        const Turn::Held lock(turn_);
         const Call call = here();
         const Array rows = read(call, given, "rows");
         if (rows.shape(0) == 0) throw py::value_error("rows holds no rows");
@@ -63,7 +55,7 @@ class SvdState {
     void merge(SvdState &other) {
         SvdState theirs(other); // which nobody else changes meanwhile
         if (!theirs.dtype_) return;
-        const Exclusive::Hold lock(turn_);
+        const Turn::Held lock(turn_);
         const Call call = here();
         const bool fresh = !dtype_;
         if (!fresh && theirs.n_ != n_) throw py::value_error("other must have " + std::to_string(n_) + " columns, got " + std::to_string(theirs.n_));
@@ -166,7 +158,7 @@ class SvdState {
         d["dtype"] = dtype();
         if (!dtype_) return d;
         shown();
-        const Exclusive::Hold lock(turn_);
+        const Turn::Held lock(turn_);
         d["device_rank"] = used_, d["device_rows"] = rows_, d["device_inner"] = inner_;
         for (const auto &[name, x] :
              {std::pair{"device_components", &components_}, {"device_values", &values_}, {"device_mean", &mean_}, {"device_totals", &totals_}})
@@ -242,11 +234,11 @@ class SvdState {
     void begin(std::int64_t n, DType dtype) {
         if (rank_ > n) throw py::value_error("rank must be at most the number of columns, " + std::to_string(n) + ", got " + std::to_string(rank_));
         const std::int64_t inner = kept_directions(n, rank_, oversample_);
-        const auto zeros = [&](const py::tuple &shape) { return py::object(place_.attr("zeros")(shape, "float64")); };
-        components_ = zeros(sizes({inner, n})); // in double: rounding them at every update would add up
-        values_ = zeros(sizes({inner}));
-        totals_ = zeros(sizes({cuda::kSvdTotals}));
-        mean_ = center_ ? zeros(sizes({n})) : py::none();
+        const auto zeros = [&](const Shape &shape) { return filled(here(), shape, DType::f64, 0).object(); };
+        components_ = zeros({inner, n}); // in double: rounding them at every update would add up
+        values_ = zeros({inner});
+        totals_ = zeros({cuda::kSvdTotals});
+        mean_ = center_ ? zeros({n}) : py::none();
         n_ = n, inner_ = inner, used_ = 0, rows_ = 0;
         dtype_ = dtype;
     }
@@ -276,13 +268,13 @@ class SvdState {
         if (!dtype_) return s;
         double refused = 0;
         {
-            const Exclusive::Hold lock(turn_);
-            const Numbers totals(place_.attr("host")(totals_)), values(place_.attr("host")(values_));
+            const Turn::Held lock(turn_);
+            const Numbers totals = host(here(), totals_), values = host(here(), values_);
             s.left = totals.data()[0];
             refused = totals.data()[1];
             s.values.assign(values.data(), values.data() + values.size());
             if (refused != 0) {
-                place_.attr("assign")(totals_[py::slice(1, 2, 1)], 0);
+                fill(here(), Array(here(), totals_[py::slice(1, 2, 1)], "the refused"), 0);
                 rows_ -= std::int64_t(refused);
             }
         }
@@ -302,7 +294,7 @@ class SvdState {
     // The first of them in the dtype of the rows; a fresh array. None before there are rows.
     py::object first(const py::object &x, std::int64_t count) const {
         if (!dtype_) return py::none();
-        return place_.attr("copied")(place_.attr("converted")(x[py::slice(0, py::ssize_t(count), 1)], name_of(*dtype_)));
+        return copied(here(), Array(here(), x[py::slice(0, py::ssize_t(count), 1)], "a result"), *dtype_).object();
     }
     Array basis(const Call &call) { return Array(call, components(), "components"); }
     Array centred(const Call &call, const Array &x) {
@@ -335,24 +327,17 @@ class SvdState {
     void product(const Call &call, const Stack &a, const Stack &b, const Array &out) const {
         const Stack to = stack(out, {});
         if (a.rows == 0 || b.cols == 0) return;
-        if (a.cols == 0) {
-            place_.attr("assign")(out.object(), 0);
-            return;
-        }
+        if (a.cols == 0) return fill(call, out, 0);
         const auto into = [&](const Stack &c) {
             const Memory memory(call, cuda::blas_workspace(call.device));
             const py::gil_scoped_release release;
             cuda::matrix_product(memory.context(), a, b, 1.0, c);
         };
         // BLAS writes lines of unit stride that lie apart; an `out` of other strides gets a copy of the product.
-        const auto lines = [](std::int64_t count, std::int64_t length, std::int64_t stride, std::int64_t step) {
-            return (step == 1 || length <= 1) && (count <= 1 || stride >= std::max<std::int64_t>(length, 1));
-        };
-        if (lines(to.rows, to.cols, to.row_stride, to.col_stride) || lines(to.cols, to.rows, to.col_stride, to.row_stride)) return into(to);
+        if (cuda::blas_layout(to)) return into(to);
         const Array apart = call.empty({to.rows, to.cols}, out.dtype());
         into(stack(apart, {}));
-        const bool one = py::len(out.object().attr("shape")) == 1;
-        place_.attr("assign")(out.object(), one ? py::object(apart.object()[py::int_(0)]) : apart.object());
+        assign(call, apart, out);
     }
 
     py::object place_; // the rows' library and device
@@ -363,7 +348,7 @@ class SvdState {
     std::optional<DType> dtype_, wanted_; // none before the first rows; what they must be of
     std::int64_t n_ = 0, inner_ = 0, used_ = 0, rows_ = 0;
     py::object components_, values_, mean_ = py::none(), totals_;
-    Exclusive turn_;
+    Turn turn_;
 };
 
 } // namespace

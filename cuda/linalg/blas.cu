@@ -65,6 +65,11 @@ bool load_blas(const char *path, bool loaded_only) {
     return true;
 }
 
+bool blas_layout(const Stack &x) {
+    for (int a = 0; a < x.axes; ++a)
+        if (x.stride[a] < 0) return false;
+    return blas_layout(operand(x));
+}
 bool blas_layout(const Operand &x) { return lines(x.rows, x.cols, x.row_stride, x.col_stride) || lines(x.cols, x.rows, x.col_stride, x.row_stride); }
 
 void require_blas_layout(const Operand &x, const char *name) {

@@ -1,5 +1,6 @@
 #include "subspan/cuda/orthonormalize.hpp"
 
+#include "base/block.cuh"
 #include "base/copy.cuh"
 #include "linalg/cholesky_qr.cuh"
 #include "subspan/rng.hpp"
@@ -20,40 +21,13 @@ int64_t together(const Stack &a, int64_t bytes_each) {
     return std::clamp<int64_t>(kAtOnce / std::max<int64_t>(bytes_each, 1), 1, std::min<int64_t>(a.size(), 65535));
 }
 
-// The largest magnitude, and the sum, of items begin, begin + step, ... over a block of 256 threads; NaN is left to be found later.
-template <class F> SUBSPAN_DEVICE double block_most(double *tops, int64_t begin, int64_t end, int64_t step, const F &item) {
-    double top = 0;
-    for (int64_t i = begin; i < end; i += step) {
-        const double x = item(i), size = x < 0 ? -x : x;
-        top = size > top ? size : top;
-    }
-    top = warp_most(top);
-    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
-    __syncthreads();
-    for (int w = 0; w < 8; ++w) top = most(top, tops[w]);
-    __syncthreads();
-    return top;
-}
-template <class F> SUBSPAN_DEVICE double block_most(double *tops, int64_t count, const F &item) { return block_most(tops, threadIdx.x, count, 256, item); }
-template <class F> SUBSPAN_DEVICE double block_sum(double *sums, int64_t count, const F &item) {
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < count; i += 256) sum += item(i);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int w = 0; w < 8; ++w) sum += sums[w];
-    __syncthreads();
-    return sum;
-}
-
 // Rows of unit length; those of zeros stay so. A block a row.
 __global__ void __launch_bounds__(256) unit_rows_kernel(double *rows, int64_t cols) {
     SUBSPAN_SHARED(memory);
     double *parts = reinterpret_cast<double *>(memory), *x = rows + int64_t(blockIdx.x) * cols;
-    const double top = block_most(parts, cols, [&](int64_t j) { return x[j]; });
+    const double top = block_most<256>(parts, cols, [&](int64_t j) { return x[j]; });
     const int e = top > 0 && top - top == 0 ? ilogb(top) : 0;
-    const double sum = block_sum(parts, cols, [&](int64_t j) {
+    const double sum = block_sum<256>(parts, cols, [&](int64_t j) {
         const double y = ldexp(x[j], -e);
         return y * y;
     });
@@ -68,7 +42,7 @@ __global__ void __launch_bounds__(256) defect_kernel(const double *g, int64_t k,
     double *parts = reinterpret_cast<double *>(memory);
     const double *a = g + int64_t(blockIdx.x) * k * k;
     const auto off = [&](int64_t e) { return a[e] - (e % (k + 1) == 0 ? 1.0 : 0.0); };
-    const double top = block_most(parts, k * k, off), bad = block_sum(parts, k * k, [&](int64_t e) { return a[e] - a[e]; });
+    const double top = block_most<256>(parts, k * k, off), bad = block_sum<256>(parts, k * k, [&](int64_t e) { return a[e] - a[e]; });
     if (threadIdx.x == 0) out[blockIdx.x] = bad == 0 ? top : bad;
 }
 
@@ -148,7 +122,7 @@ template <class T> __global__ void __launch_bounds__(256) peaks_kernel(SUBSPAN_P
     const T *x = a.at(first + blockIdx.y);
     const bool by_columns = a.row_stride == 1;
     const int64_t begin = int64_t(blockIdx.x) * 256 + threadIdx.x;
-    const double top = block_most(reinterpret_cast<double *>(memory), begin, a.rows * a.cols, int64_t(gridDim.x) * 256, [&](int64_t e) {
+    const double top = block_most<256>(reinterpret_cast<double *>(memory), begin, a.rows * a.cols, int64_t(gridDim.x) * 256, [&](int64_t e) {
         const int64_t r = by_columns ? e % a.rows : e / a.cols, c = by_columns ? e / a.rows : e % a.cols;
         return double(widen(x[r * a.row_stride + c * a.col_stride]));
     });
@@ -173,7 +147,7 @@ __global__ void __launch_bounds__(256) begin_kernel(SUBSPAN_PARAMETER const Matr
 template <class C> __global__ void __launch_bounds__(256) scale_kernel(const C *g, int64_t k, double *scales) {
     SUBSPAN_SHARED(memory);
     const C *a = g + int64_t(blockIdx.x) * k * k;
-    const double sum = block_sum(reinterpret_cast<double *>(memory), k * k, [&](int64_t e) { return double(a[e]) * double(a[e]); });
+    const double sum = block_sum<256>(reinterpret_cast<double *>(memory), k * k, [&](int64_t e) { return double(a[e]) * double(a[e]); });
     if (threadIdx.x == 0) scales[blockIdx.x] = inverse_root(sqrt(sum));
 }
 
@@ -192,7 +166,6 @@ template <class T> struct Polar {
     explicit Polar(const Stack &given) : a(given.rows < given.cols ? given.transposed() : given), q(a.rows), p(a.cols) {
         const double eps = std::is_same_v<T, double> ? 0x1p-52 : std::is_same_v<T, float> ? 0x1p-23 : std::is_same_v<T, F16> ? 0x1p-10 : 0x1p-7;
         little = eps / 8;
-        polynomials = schedule(little / (30 * std::sqrt(double(p)) * std::sqrt(double(p) * double(q))));
         items = together(a, 2 * (q + p) * p * int64_t(sizeof(C)));
     }
     int64_t bytes(int device) const {
@@ -206,7 +179,7 @@ template <class T> struct Polar {
         C *x = work.take<C>(items * q * p), *y = work.take<C>(items * q * p), *g = work.take<C>(items * p * p), *poly = work.take<C>(items * p * p);
         double *peaks = work.take<double>(items * kParts), *scales = work.take<double>(items);
         const Matrices<const T> from(a);
-        const Matrices<T> to(out);
+        const std::vector<Quintic> polynomials = schedule(little / (30 * std::sqrt(double(p)) * std::sqrt(double(p) * double(q))));
         for (int64_t first = 0; first < a.size(); first += items) {
             const int64_t count = std::min(items, a.size() - first);
             const unsigned many = unsigned(count);
@@ -226,14 +199,12 @@ template <class T> struct Polar {
                 std::swap(x, y);
                 scaled = true;
             }
-            for (int64_t i = 0; i < count; ++i)
-                copy(s, static_cast<const C *>(x + i * q * p), p, int64_t(1), to.at(unsigned(first + i)), out.row_stride, out.col_stride, q, p);
+            copies<C, T>(s, own_stack(x, count, q, p, p), 0, out, first, count);
         }
     }
     Stack a;
     int64_t q, p, items;
     double little;
-    std::vector<Quintic> polynomials;
 };
 
 void check(const Stack &a, const Stack &out) {
@@ -259,17 +230,12 @@ void cholesky_qr(const Context &context, const Stack &a, const Stack &out, doubl
     double *found = work.take<double>(plan.items * m * k), *g = work.take<double>(plan.items * k * k);
     dispatch(a.dtype, [&](auto tag) {
         using T = decltype(tag);
-        const Matrices<const T> from(a);
-        const Matrices<T> to(out);
         for (int64_t first = 0; first < a.size(); first += plan.items) {
             const int64_t count = std::min(plan.items, a.size() - first);
             for (int pass = 0; pass < 3; ++pass) {
-                for (int64_t i = 0; i < count; ++i) {
-                    if (pass == 0)
-                        copy(s, from.at(unsigned(first + i)), a.col_stride, a.row_stride, factor.rows(i), factor.pitch(), int64_t(1), k, m);
-                    else
-                        copy(s, static_cast<const double *>(found + i * m * k), m, int64_t(1), factor.rows(i), factor.pitch(), int64_t(1), k, m);
-                }
+                const Stack rows = own_stack(factor.rows(0), count, k, m, factor.pitch());
+                pass == 0 ? copies<T, double>(s, a.transposed(), first, rows, 0, count)
+                          : copies<double, double>(s, own_stack(found, count, k, m, m), 0, rows, 0, count);
                 if (pass == 0) launch<unit_rows_kernel>(s, "columns of unit length", Shape{dim3(unsigned(count * k)), dim3(256), 64}, factor.rows(0), m);
                 for (int64_t i = 0; i < count; ++i) factor.gram(s, blas, m, i);
                 factor.run(s, pass == 0 ? RowFactor::Shift::any : RowFactor::Shift::orthonormal);
@@ -279,8 +245,7 @@ void cholesky_qr(const Context &context, const Stack &a, const Stack &out, doubl
             blas.multiply(1.0, q, q.transposed(), 0.0, own(g, k, k), count);
             launch<defect_kernel>(s, "the loss of orthogonality", Shape{dim3(unsigned(count)), dim3(256), 64}, static_cast<const double *>(g), k,
                                   defects + first);
-            for (int64_t i = 0; i < count; ++i)
-                copy(s, static_cast<const double *>(found + i * m * k), m, int64_t(1), to.at(unsigned(first + i)), out.col_stride, out.row_stride, k, m);
+            copies<double, T>(s, own_stack(found, count, k, m, m), 0, out.transposed(), first, count);
         }
     });
 }

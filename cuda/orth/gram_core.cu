@@ -27,11 +27,8 @@ template <class F> void decompose(const Session &s, Workspace &work, const Stack
     const RowSvd svd(work, v.cols, v.rows, v.cols, by_gram(v), v.size());
     dispatch(v.dtype, [&](auto tag) {
         using T = decltype(tag);
-        const Matrices<const T> from(v);
-        for (int64_t i = 0; i < v.size(); ++i) {
-            copy(s, from.at(unsigned(i)), v.col_stride, v.row_stride, svd.rows(i), svd.pitch(), int64_t(1), v.cols, v.rows);
-            svd.gram(s, blas, v.rows, i);
-        }
+        copies<T, double>(s, v.transposed(), 0, own_stack(svd.rows(0), v.size(), v.cols, v.rows, svd.pitch()), 0, v.size());
+        for (int64_t i = 0; i < v.size(); ++i) svd.gram(s, blas, v.rows, i);
         svd.run(s);
         for (int64_t i = 0; i < v.size(); ++i) f(tag, blas, svd, i);
     });

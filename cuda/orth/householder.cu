@@ -267,7 +267,7 @@ void reflection_apply_backward(const Context &context, const ReflectionGradients
     if (dc.size() == 0 || dc.rows == 0 || dc.cols == 0) return;
     dispatch_wide(r.v.dtype, [&](auto tag) {
         using T = decltype(tag);
-        assign<T>(session, grad, dc);
+        copies<T, T>(session, grad, 0, dc, 0, dc.size());
         if (nothing(r.v)) return;
         Workspace work(context);
         const Blas blas(session, work);

@@ -1,5 +1,6 @@
 #include "subspan/cuda/spaces.hpp"
 
+#include "base/block.cuh"
 #include "base/copy.cuh"
 #include "linalg/jacobi_svd.cuh"
 
@@ -8,31 +9,10 @@ namespace {
 
 constexpr int kThreads = 1024;
 
-template <class F> SUBSPAN_DEVICE double block_sum(double *sums, int64_t count, const F &item) {
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += item(i);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
-    sum = 0;
-    for (int w = 0; w < kThreads / 32; ++w) sum += sums[w];
-    __syncthreads();
-    return sum;
-}
-
 // x / ‖x‖ in double, through its largest entry, whose square may be no number.
 template <class T> SUBSPAN_DEVICE void unit(const T *x, int64_t step, int64_t n, double *parts, double *out) {
-    double top = 0;
-    for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-        const double y = double(x[i * step]);
-        top = most(top, y < 0 ? -y : y);
-    }
-    top = warp_most(top);
-    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = top;
-    __syncthreads();
-    for (int w = 0; w < kThreads / 32; ++w) top = most(top, parts[w]);
-    __syncthreads();
-    const double sum = block_sum(parts, n, [&](int64_t i) {
+    const double top = block_most<kThreads>(parts, n, [&](int64_t i) { return double(x[i * step]); });
+    const double sum = block_sum<kThreads>(parts, n, [&](int64_t i) {
         const double y = double(x[i * step]) / top;
         return y * y;
     });
@@ -48,13 +28,13 @@ __global__ void __launch_bounds__(kThreads, 1) rotation_kernel(const W *source, 
     double *parts = reinterpret_cast<double *>(memory);
     unit(source, ds, n, parts, s);
     unit(target, dt, n, parts, t);
-    const double plus = block_sum(parts, n, [&](int64_t i) { return (s[i] + t[i]) * (s[i] + t[i]); });
-    const double minus = block_sum(parts, n, [&](int64_t i) { return (s[i] - t[i]) * (s[i] - t[i]); });
-    const double along = block_sum(parts, n, [&](int64_t i) { return s[i] * (t[i] - s[i]); });
+    const double plus = block_sum<kThreads>(parts, n, [&](int64_t i) { return (s[i] + t[i]) * (s[i] + t[i]); });
+    const double minus = block_sum<kThreads>(parts, n, [&](int64_t i) { return (s[i] - t[i]) * (s[i] - t[i]); });
+    const double along = block_sum<kThreads>(parts, n, [&](int64_t i) { return s[i] * (t[i] - s[i]); });
     // What the target has across the source, projected twice.
-    const double again = block_sum(parts, n, [&](int64_t i) { return s[i] * (t[i] - s[i] - s[i] * along); });
+    const double again = block_sum<kThreads>(parts, n, [&](int64_t i) { return s[i] * (t[i] - s[i] - s[i] * along); });
     const auto across = [&](int64_t i) { return t[i] - s[i] - s[i] * along - s[i] * again; };
-    const double length = block_sum(parts, n, [&](int64_t i) { return across(i) * across(i); });
+    const double length = block_sum<kThreads>(parts, n, [&](int64_t i) { return across(i) * across(i); });
     const double scale = length > 0 ? inverse_root(length) : length; // NaN goes on
     const double none = plus < 1e-24 ? nan("") : 0.0;
     for (int64_t i = threadIdx.x; i < n; i += kThreads) {
@@ -89,18 +69,13 @@ void column_svd(const Context &context, const Stack &a, const Stack &values, con
     double *found = work.take<double>(n * l);
     dispatch(a.dtype, [&](auto tag) {
         using T = decltype(tag);
-        const Matrices<const T> from(a);
-        for (int64_t i = 0; i < a.size(); ++i) {
-            copy(s, from.at(unsigned(i)), a.col_stride, a.row_stride, svd.rows(i), svd.pitch(), int64_t(1), l, n);
-            svd.gram(s, blas, n, i);
-        }
+        const int64_t items = a.size();
+        copies<T, double>(s, a.transposed(), 0, own_stack(svd.rows(0), items, l, n, svd.pitch()), 0, items);
+        for (int64_t i = 0; i < items; ++i) svd.gram(s, blas, n, i);
         svd.run(s);
-        for (int64_t i = 0; i < a.size(); ++i) {
-            copy(s, static_cast<const double *>(svd.sigma(i)), l, int64_t(1), Matrices<double>(values).at(unsigned(i)), l, values.col_stride, int64_t(1), l);
-            if (right.data != nullptr)
-                copy(s, static_cast<const double *>(svd.rotations(i)), l, int64_t(1), Matrices<T>(right).at(unsigned(i)), right.col_stride, right.row_stride, l,
-                     l);
-            if (left.data == nullptr) continue;
+        copies<double, double>(s, own_stack(svd.sigma(0), items, 1, l, l), 0, values, 0, items);
+        if (right.data != nullptr) copies<double, T>(s, own_stack(svd.rotations(0), items, l, l, l), 0, right.transposed(), 0, items);
+        for (int64_t i = 0; i < items && left.data != nullptr; ++i) {
             svd.vectors(s, blas, n, found, i);
             copy(s, static_cast<const double *>(found), n, int64_t(1), Matrices<T>(left).at(unsigned(i)), left.col_stride, left.row_stride, l, n);
         }

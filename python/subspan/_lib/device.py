@@ -218,6 +218,8 @@ class DeviceMemory:
 
     def host(self, x: Any) -> np.ndarray[Any, Any]:
         """A copy in NumPy, which waits for the device."""
+        if self.library not in ("cupy", "torch"):
+            raise TypeError(f"{self.library} gives no copy from a CUDA device; pass CuPy or PyTorch, or NumPy")
         if self.library == "torch":
             x = x.float() if dtype_name(x) == "bfloat16" else x  # which NumPy does not know
         copy: np.ndarray[Any, Any] = x.cpu().numpy() if self.library == "torch" else x.get()
@@ -239,44 +241,6 @@ class DeviceMemory:
     def copied(self, x: Any) -> Any:
         with self.inside():
             return x.clone() if self.library == "torch" else x.copy()
-
-    def contiguous(self, x: Any) -> Any:
-        """A copy in C order."""
-        with self.inside():
-            return x.contiguous() if library_of(x) == "torch" else sys.modules["cupy"].ascontiguousarray(x)
-
-    def scaled(self, x: Any, factor: float) -> Any:
-        with self.inside():
-            return factor * x
-
-    def assign(self, x: Any, value: Any) -> None:
-        with self.inside():
-            x[...] = value
-
-    def unit_lower(self, x: Any) -> Any:
-        """Unit lower trapezoidal vectors from LAPACK's packed form."""
-        with self.inside():
-            x = x[..., : min(int(s) for s in x.shape[-2:])]
-            lower = x.tril(-1) if self.library == "torch" else sys.modules["cupy"].tril(x, -1)
-            return lower + self.identity(tuple(int(s) for s in x.shape), dtype_name(x))
-
-    def transposed(self, x: Any) -> Any:
-        """A view of transposed matrices."""
-        return x.mT if self.library == "torch" else x.swapaxes(-1, -2)
-
-    def identity(self, shape: tuple[int, ...], dtype: str, first: int = 0) -> Any:
-        """Columns of identity matrices from ``first`` on: a stack ``(..., m, n)`` with ``n <= m - first``."""
-        *batch, m, n = shape
-        x = self.zeros((*batch, m * n), dtype)
-        with self.inside():
-            x[..., first * n : (first + n) * n : n + 1] = 1
-        return x.reshape(shape)
-
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
-        x = self.empty(shape, dtype)
-        with self.inside():
-            x[...] = 0
-        return x
 
 
 def _numpy_dtype(dtype: str) -> Any:

@@ -31,6 +31,9 @@ bool has_blas();
 /// Called once by what finds the table of cuBLAS or cuSOLVER empty, to fill it if it can.
 void set_library_loader(void (*load)());
 
+/// Whether cuBLAS can read or write the matrices of a stack: lines of unit stride that do not overlap, one after the other.
+bool blas_layout(const Stack &x);
+
 /// out = alpha a b of stacks of matrices of one dtype whose rows or columns are contiguous; sums in float64 for float64, else in float32.
 void matrix_product(const Context &context, const Stack &a, const Stack &b, double alpha, const Stack &out);
 
