@@ -64,7 +64,11 @@ def stub(module) -> str:
     for name in sorted(name for name, x in members.items() if inspect.isclass(x)):
         lines += ["", f"class {name}:"]
         for method, x in sorted(vars(members[name]).items()):
-            if inspect.isroutine(x) and (method == "__init__" or not method.startswith("_")) and x.__doc__:
+            if (
+                inspect.isroutine(x)
+                and (method in ("__init__", "__enter__", "__exit__") or not method.startswith("_"))
+                and x.__doc__
+            ):
                 lines.append(f"    def {method}{_signature(x.__doc__, method=True)}: ...")
     return "\n".join(lines) + "\n"
 

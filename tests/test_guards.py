@@ -5,6 +5,7 @@ Each kind over the families and the routes where it can happen; crashes are look
 """
 
 import contextlib
+import copy
 import ctypes
 import functools
 import itertools
@@ -697,6 +698,46 @@ def test_flipped_bits_do_not_load_other_numbers(rng, index):
         if found_state is not None and not same(found_state, state):
             other += 1
     assert other == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: StreamingSVD(3), ("rank", "forget", "signs")),
+        (lambda: FrequentDirections(4, 6), ("size", "n_features")),
+        (lambda: orth.GradientProjector(2), ("rank", "side", "bits", "history", "group")),
+        (lambda: orth.quantize_int4(np.eye(4)), ("codes", "scale", "zero", "shape", "group")),
+        (lambda: orth.householder_qr(np.eye(4))[0], ("V", "tau")),
+        (lambda: plucker.MixState([1], 4), ("offsets", "r")),
+    ],
+    ids=["stream", "sketch", "projector", "int4", "householder", "mixing"],
+)
+def test_what_an_object_was_made_with_is_fixed(make, names):
+    thing = make()
+    for name in names:
+        before = getattr(thing, name)
+        with pytest.raises(AttributeError, match=f"{name} is fixed when a"):
+            setattr(thing, name, before)
+    twin = pickle.loads(pickle.dumps(thing))
+    twin.__setstate__(thing.__getstate__())  # a state may be put into an object that is there
+    assert repr(twin) == repr(thing)
+
+
+def test_sketches_are_saved_and_copied(tmp_path, rng):
+    x = rng.standard_normal((50, 6)).astype(np.float32)
+    for rows in ([], [x]):
+        fd = FrequentDirections(4, 6)
+        for block in rows:
+            fd.update(block)
+        fd.save(tmp_path / "sketch.npz")
+        for twin in (FrequentDirections.load(tmp_path / "sketch.npz"), fd.copy(), copy.deepcopy(fd)):
+            np.testing.assert_array_equal(twin.sketch, fd.sketch)
+            assert (twin.error_bound, twin.rows_seen) == (fd.error_bound, fd.rows_seen)
+            twin.update(x)
+            assert twin.rows_seen == fd.rows_seen + 50
+    StreamingSVD(2).update(x).save(tmp_path / "stream.npz")
+    with pytest.raises(ValueError, match="not a FrequentDirections file"):
+        FrequentDirections.load(tmp_path / "stream.npz")
 
 
 def test_files(tmp_path, rng):

@@ -171,13 +171,56 @@ def test_a_handler_that_uses_what_it_stopped_gets_an_error(rng):
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
         while not errors and svd.rows_seen < 600_000:
             svd.update(x)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert all("same thread" in e for e in errors)
+
+
+MADE = {
+    "stream": lambda: StreamingSVD(300),
+    "exact stream": lambda: StreamingSVD(100, exact_blocks=True),
+    "sketch": lambda: FrequentDirections(200, 600),
+    "mixing": lambda: plucker.MixState([1, 64], 96),
+}
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["the first call", "a later one"])
+@pytest.mark.parametrize("kind", MADE)
+def test_a_handler_that_changes_what_it_stopped_gets_an_error(kind, later, rng):
+    """Not a deadlock, and the call that was stopped ends as if it had been alone."""
+    x = rng.standard_normal((100_000, 96) if kind == "mixing" else (4_000, 600))
+    errors, thing = [], None
+
+    def call():
+        return thing.prefill(x) if kind == "mixing" else thing.update(x)
+
+    def handler(*_):
+        try:
+            call()
+        except RuntimeError as e:
+            errors.append(str(e))
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for i in range(100):
+            thing = MADE[kind]()
+            if later:
+                call()
+            signal.setitimer(signal.ITIMER_REAL, 0.001 * (1 + i))
+            call()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if errors:
+                break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert errors, "no call was stopped"
+    assert all("same thread" in e for e in errors)
+    assert (thing.position if kind == "mixing" else thing.rows_seen) == (2 if later else 1) * len(x)
 
 
 def test_exits_after_an_interrupt_are_clean():

@@ -22,12 +22,15 @@ class Packed {
         if (group_ < 1) throw py::value_error(std::string(name) + ": group must be at least 1, got " + std::to_string(group_));
         group_ = std::min(group_, std::max<std::int64_t>(n, 1));
         groups_ = (n + group_ - 1) / group_;
-        if (codes_.dtype() != DType::u8 || codes_.shape() != Shape{(n + 1) / 2})
-            throw py::value_error(std::string(name) + ": 4-bit codes do not fit the shape");
+        codes_.require_dtype(DType::u8);
         zero_.require_dtype(scale_.dtype());
-        for (const Array *a : {&scale_, &zero_})
-            if (a->shape() != Shape{groups_})
-                throw py::value_error(std::string(name) + ": " + std::to_string(groups_) + " scales and zeros are needed, got shape " + a->shape_text());
+        const auto fits = [&](const Array &a, std::int64_t length) {
+            if (a.shape() == Shape{length}) return;
+            throw py::value_error(std::string(a.name()) + " of " + name + " must have shape (" + std::to_string(length) + ",) for a matrix " +
+                                  bind::shape_text({rows_, cols_}) + " in groups of " + std::to_string(group_) + ", got " + a.shape_text());
+        };
+        fits(codes_, (n + 1) / 2);
+        for (const Array *a : {&scale_, &zero_}) fits(*a, groups_);
         for (const Array *a : {&codes_, &scale_, &zero_}) a->contiguous();
     }
     DType dtype() const { return scale_.dtype(); }

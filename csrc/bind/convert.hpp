@@ -6,16 +6,13 @@
 #include "subspan/parallel.hpp"
 #include "subspan/sizes.hpp"
 #include "subspan/orthonormalize.hpp"
+#include "turn.hpp"
 
-#include <atomic>
-#include <chrono>
 #include <initializer_list>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace subspan::bind {
@@ -112,31 +109,6 @@ template <class T> void require_no_overflow(const StackView<T> &out, const char 
         if (x.first.data != nullptr && !subspan::all_finite<T>(x)) return;
     throw ValueError(std::string(what) + " overflows the dtype although the input is finite; scale what goes in");
 }
-
-/// One call at a time of an object that threads share. Waiting for another thread's call can be interrupted; a call out
-/// of a signal handler that stopped a call of the same thread is an error instead of a deadlock.
-class Turn {
-  public:
-    void lock() {
-        if (owner_.load(std::memory_order_relaxed) == std::this_thread::get_id())
-            throw std::runtime_error("this object is in use by the same thread: a signal handler or a callback cannot call it");
-        while (!mutex_.try_lock_for(std::chrono::milliseconds(50))) poll();
-        owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
-    }
-    void unlock() {
-        owner_.store(std::thread::id(), std::memory_order_relaxed);
-        mutex_.unlock();
-    }
-    bool try_lock() { // for std::scoped_lock
-        if (!mutex_.try_lock()) return false;
-        owner_.store(std::this_thread::get_id(), std::memory_order_relaxed);
-        return true;
-    }
-
-  private:
-    std::timed_mutex mutex_;
-    std::atomic<std::thread::id> owner_;
-};
 
 /// What is wrong with the arrays of a compressed sparse matrix of `major` rows (columns) and `minor` columns (rows), of
 /// which `stored` entries are there: no loop may leave them. Whether each row is sorted without duplicates.

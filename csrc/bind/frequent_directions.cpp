@@ -5,6 +5,7 @@
 #include "register.hpp"
 #include "subspan/errors.hpp"
 
+#include <memory>
 #include <variant>
 
 namespace subspan::bind {
@@ -22,6 +23,11 @@ class Sketch {
     void update_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols) {
         const Csr x(data, indices, indptr, rows, cols, "rows");
         with(x.dtype(), [&](auto &s, auto t) { s.update(x.view<decltype(t)>()); });
+    }
+    std::unique_ptr<Sketch> copy() {
+        auto twin = std::make_unique<Sketch>(size_, features_);
+        run([&] { twin->fd_ = fd_; });
+        return twin;
     }
     // A merge into a fresh sketch that fails leaves no dtype behind.
     void merge(Sketch &other) {
@@ -167,6 +173,7 @@ void register_frequent_directions(py::module_ &m) {
         .def("update", &Sketch::update, py::arg("rows"))
         .def("update_csr", &Sketch::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"))
         .def("merge", &Sketch::merge, py::arg("other"))
+        .def("copy", &Sketch::copy)
         .def("dtype", &Sketch::dtype)
         .def("sketch", &Sketch::sketch)
         .def("rows_seen", &Sketch::rows_seen)

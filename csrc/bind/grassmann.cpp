@@ -421,49 +421,32 @@ py::object pairwise(py::handle context, py::handle u, py::handle w, py::handle k
     return out.object();
 }
 
-// The means, and norm of the gradient, variance, iterations and convergence of each. `weights`: of float64, or none.
-py::tuple mean(py::handle context, py::handle u, const py::object &weights, const py::object &initial, double tolerance, std::int64_t max_iterations,
+py::tuple mean(py::handle context, py::handle u, const py::object &weights, const py::object &initial, py::handle tol, py::handle max_iterations,
                const py::object &progress, const py::object &out, py::handle check) {
     const Call call(context);
     load_lapack();
-    const Array xu(call, u, "U");
     const Checks checks = checks_of(check, Checks::points);
-    std::optional<Array> xw, xi;
-    if (!weights.is_none()) xw.emplace(call, weights, "weights");
-    const Shape points = xu.leading(), batch(points.begin() + 1, points.end());
-    if (!initial.is_none()) {
-        xi.emplace(call, initial, "initial");
-        xi->require_dtype_of(xu);
-    }
-    Shape shape = batch;
-    shape.insert(shape.end(), {xu.rows(), xu.cols()});
-    if (xi && xi->shape() != shape) throw py::value_error("initial must have the shape of the means, " + shape_text(shape) + ", got " + xi->shape_text());
-    const Array xo = call.output(out, shape, xu.dtype());
-    check_no_overlap(xo, xu);
-    if (xi) check_no_overlap(xo, *xi, true);
-    std::int64_t means = 1;
-    for (const auto n : batch) means *= n;
-    std::vector<MeanReport> reports(static_cast<std::size_t>(means));
+    const MeanArguments x(call, u, weights, initial, tol, max_iterations, progress, out);
+    std::vector<MeanReport> reports(static_cast<std::size_t>(x.means));
     const auto hear = [&](std::int64_t which, const MeanReport &r) {
         const py::gil_scoped_acquire acquire;
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         if (!progress.is_none()) progress(which, r.iterations, r.gradient_norm, r.variance);
         return true;
     };
-    dispatch(xu.dtype(), [&](auto s) {
+    dispatch(x.u.dtype(), [&](auto s) {
         using T = decltype(s);
-        const auto vu = xu.stack<const T>(points);
-        const auto vo = xo.stack<T>(batch);
-        const double *w = xw ? xw->vector<const double>(points[0]) : nullptr;
+        const auto vu = x.u.stack<const T>(x.u.leading());
+        const auto vo = x.out.stack<T>(x.batch);
         StackView<const T> vi;
-        if (xi) vi = xi->stack<const T>(batch);
+        if (x.initial) vi = x.initial->stack<const T>(x.batch);
         const py::gil_scoped_release release;
-        subspan::grassmann_mean<T>(vu, w, xi ? &vi : nullptr, tolerance, max_iterations, vo, reports.data(), checks, hear);
+        subspan::grassmann_mean<T>(vu, x.weights.empty() ? nullptr : x.weights.data(), x.initial ? &vi : nullptr, x.tolerance, x.limit, vo, reports.data(),
+                                   checks, hear);
     });
-    xo.written();
-    py::list result;
-    for (const auto &r : reports) result.append(py::make_tuple(r.gradient_norm, r.variance, r.iterations, r.converged));
-    return py::make_tuple(xo.object(), result);
+    std::vector<MeanFigures> figures;
+    for (const auto &r : reports) figures.push_back({r.gradient_norm, r.variance, r.iterations, r.converged});
+    return x.result(figures);
 }
 
 StepOptions step_options(double rate, Retraction retraction, bool parallel, bool check) {

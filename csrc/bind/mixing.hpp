@@ -5,8 +5,13 @@
 #include "scalars.hpp"
 #include "subspan/options.hpp"
 
+#include <initializer_list>
+#include <memory>
 #include <optional>
 #include <pybind11/stl.h>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace subspan::bind {
 
@@ -81,6 +86,88 @@ inline MixOptions mix_options(std::vector<std::int64_t> offsets, bool weighted, 
     return o;
 }
 
+/// W (d, C(r, 2)) and perhaps b (d), of the dtype of the tokens where there are some.
+class ProjectionArguments {
+  public:
+    ProjectionArguments(const Call &call, py::handle matrix, py::handle vector, std::int64_t r, const Array *z) : w(call, matrix, "W") {
+        if (z != nullptr) w.require_dtype_of(*z);
+        const std::int64_t pairs = r * (r - 1) / 2;
+        if (w.ndim() != 2 || w.cols() != pairs)
+            throw py::value_error("W must have shape (d, " + std::to_string(pairs) + "), a column for each pair of " + std::to_string(r) + " dimensions, got " +
+                                  w.shape_text());
+        if (vector.is_none()) return;
+        b.emplace(call, vector, "b");
+        b->require_dtype_of(w);
+        b->require_shape({w.rows()});
+    }
+    Array w;
+    std::optional<Array> b;
+    std::int64_t d() const { return w.rows(); }
+    void check_no_overlap_with(const Array &out) const {
+        check_no_overlap(out, w);
+        if (b) check_no_overlap(out, *b);
+    }
+};
+
+/// What a state of mixing is told once, and what it asks of the tokens that follow the first ones.
+class MixChoices {
+  public:
+    /// `first`: the first tokens, (..., r), or (..., T, r) of a prompt (`axes` 2).
+    MixChoices(const Call &call, py::handle first, int axes, std::int64_t dimensions, py::object matrix, py::object vector, py::object own_weights,
+               std::vector<std::int64_t> offsets, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,
+               py::handle rope_base, py::handle rope_start)
+        : r(dimensions), w(std::move(matrix)), b(std::move(vector)), weights(std::move(own_weights)) {
+        const Array z(call, first, axes == 2 ? "z" : "z_t");
+        require_shape(z, axes);
+        if (!w.is_none()) ProjectionArguments(call, w, b, r, &z);
+        dtype = z.dtype();
+        batch = z.leading(axes);
+        options = mix_options(std::move(offsets), !py::str(weighting).equal(py::str("mean")), weighting, norm, eps, order, bias, rope, rope_base, rope_start, r,
+                              batch);
+    }
+    /// Those that follow: of the same dimensions, dtype, batch and device.
+    Array tokens(const Call &call, py::handle next, int axes, int device) const {
+        if (call.device != device) throw py::type_error("the tokens before were on another device than this one; reset() begins anew");
+        Array z(call, next, axes == 2 ? "z" : "z_t");
+        require_shape(z, axes);
+        const std::string name = z.name();
+        if (z.dtype() != dtype) throw py::type_error(name + " must be " + name_of(dtype) + " as the tokens before were, got " + z.dtype_name());
+        if (const Shape given = z.leading(axes); given != batch)
+            throw py::value_error(name + " is a batch of shape " + shape_text(given) + ", and the tokens before were of " + shape_text(batch));
+        return z;
+    }
+    /// The weights of one step, which are its own or those of all.
+    py::object weights_of(const py::object &given) const {
+        if (options.weighting == MixWeights::mean) {
+            if (!given.is_none()) throw py::value_error("weighting='mean' takes no weights; 'given' and 'softmax' do");
+            return given;
+        }
+        if (given.is_none() && weights.is_none())
+            throw py::value_error(std::string("weighting='") + (options.weighting == MixWeights::given ? "given" : "softmax") +
+                                  "' needs weights, one for each offset");
+        return given.is_none() ? weights : given;
+    }
+    Shape shape(std::initializer_list<std::int64_t> more) const {
+        Shape s = batch;
+        s.insert(s.end(), more);
+        return s;
+    }
+    std::int64_t width() const { return w.is_none() ? r * (r - 1) / 2 : w.attr("shape")[py::int_(0)].cast<std::int64_t>(); }
+
+    std::int64_t r;
+    py::object w, b, weights;
+    DType dtype = DType::f32;
+    Shape batch;
+    MixOptions options;
+
+  private:
+    void require_shape(const Array &z, int axes) const {
+        if (z.ndim() < axes || z.cols() != r)
+            throw py::value_error(std::string(z.name()) + " must have shape (..., " + (axes == 2 ? "T, " : "") + std::to_string(r) + "), got " +
+                                  z.shape_text());
+    }
+};
+
 /// The sequences of a call, what weighs and masks them, and what it chooses.
 class MixArguments {
   public:
@@ -96,15 +183,12 @@ class MixArguments {
         batch = z.leading();
         options = mix_options(read_offsets(offsets, truth(causal, "causal")), !given_weights.is_none(), weighting, norm, eps, order, bias, rope, rope_base,
                               rope_start, r, batch);
-        const std::int64_t m = std::int64_t(options.offsets.size());
-        if (!given_weights.is_none()) {
-            weights.emplace(call, given_weights, "weights");
-            weights->require_dtype_of(z);
-            if (weights->ndim() < 1 || weights->shape().back() != m)
-                throw py::value_error("weights must have one entry for each of the " + std::to_string(m) + " offsets along its last axis, got shape " +
-                                      weights->shape_text());
-        }
-        if (!given_mask.is_none()) mask.emplace(call, given_mask, "mask", Access::read, call.on_device());
+        read(call, given_weights, given_mask);
+    }
+    /// The ring of a state.
+    MixArguments(const Call &call, py::handle tokens, py::handle given_weights, py::handle given_mask, const MixChoices &choices)
+        : z(call, tokens, "z"), options(choices.options), batch(choices.batch), r(choices.r) {
+        read(call, given_weights, given_mask);
     }
     Array z;
     std::optional<Array> weights, mask;
@@ -130,30 +214,63 @@ class MixArguments {
         g.require_shape(shape(width));
         return g;
     }
+
+  private:
+    void read(const Call &call, py::handle given_weights, py::handle given_mask) {
+        const std::int64_t m = std::int64_t(options.offsets.size());
+        if (!given_weights.is_none()) {
+            weights.emplace(call, given_weights, "weights");
+            weights->require_dtype_of(z);
+            if (weights->ndim() < 1 || weights->shape().back() != m)
+                throw py::value_error("weights must have one entry for each of the " + std::to_string(m) + " offsets along its last axis, got shape " +
+                                      weights->shape_text());
+        }
+        if (!given_mask.is_none()) mask.emplace(call, given_mask, "mask", Access::read, call.on_device());
+    }
 };
 
-/// W (d, C(r, 2)) and perhaps b (d).
-class ProjectionArguments {
-  public:
-    ProjectionArguments(const Call &call, py::handle matrix, py::handle vector, const Array &z, std::int64_t r) : w(call, matrix, "W") {
-        w.require_dtype_of(z);
-        const std::int64_t pairs = r * (r - 1) / 2;
-        if (w.ndim() != 2 || w.cols() != pairs)
-            throw py::value_error("W must have shape (d, " + std::to_string(pairs) + "), a column for each pair of " + std::to_string(r) + " dimensions, got " +
-                                  w.shape_text());
-        if (vector.is_none()) return;
-        b.emplace(call, vector, "b");
-        b->require_dtype_of(z);
-        b->require_shape({w.rows()});
+/// What a state of mixing is made of: raises for what no tokens could go with, and gives the offsets as a list.
+inline std::vector<std::int64_t> check_mixing(py::handle context, std::int64_t r, py::handle w, py::handle b, py::handle weights, py::handle offsets,
+                                              py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,
+                                              py::handle rope_base, py::handle rope_start) {
+    const Call call(context);
+    const MixWeights chosen = static_cast<MixWeights>(choice(weighting, "weighting", {"mean", "given", "softmax"}));
+    auto found = mix_options(read_offsets(offsets, true, "decoding has no tokens ahead"), chosen != MixWeights::mean, weighting, norm, eps, order, bias, rope,
+                             rope_base, rope_start, r, {})
+                     .offsets;
+    if (!weights.is_none()) {
+        if (chosen == MixWeights::mean) throw py::value_error("weighting='mean' takes no weights; 'given' and 'softmax' do");
+        Array(call, weights, "weights").require_shape({std::int64_t(found.size())});
     }
-    Array w;
-    std::optional<Array> b;
-    std::int64_t d() const { return w.rows(); }
-    void check_no_overlap_with(const Array &out) const {
-        check_no_overlap(out, w);
-        if (b) check_no_overlap(out, *b);
-    }
-};
+    if (w.is_none() && !b.is_none()) throw py::value_error("b is given and W is not");
+    if (!w.is_none() && ProjectionArguments(call, w, b, r, nullptr).d() == 0) throw py::value_error("W has no rows");
+    return found;
+}
+
+/// The class of a side's states, with the same methods on both.
+template <class State> py::class_<State> register_mix_state(py::module_ &m) {
+    using py::arg;
+    m.def("check_mixing", &check_mixing, arg("call"), arg("r"), arg("W"), arg("b"), arg("weights"), arg("offsets"), arg("weighting"), arg("norm"), arg("eps"),
+          arg("order"), arg("bias"), arg("rope"), arg("rope_base"), arg("rope_start"));
+    py::class_<State> c(m, "MixState");
+    c.def(py::init([](py::handle context, py::handle z, int axes, std::int64_t r, const py::object &w, const py::object &b, const py::object &weights,
+                      const std::vector<std::int64_t> &offsets, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias,
+                      py::handle rope, py::handle rope_base, py::handle rope_start) {
+              const Call call(context);
+              return std::make_unique<State>(
+                  call, MixChoices(call, z, axes, r, w, b, weights, offsets, weighting, norm, eps, order, bias, rope, rope_base, rope_start));
+          }),
+          arg("call"), arg("z"), arg("axes"), arg("r"), arg("W"), arg("b"), arg("weights"), arg("offsets"), arg("weighting"), arg("norm"), arg("eps"),
+          arg("order"), arg("bias"), arg("rope"), arg("rope_base"), arg("rope_start"))
+        .def("step", &State::step, arg("call"), arg("z"), arg("weights"), arg("mask"), arg("out"))
+        .def("prefill", &State::prefill, arg("call"), arg("z"), arg("mask"))
+        .def("position", &State::position)
+        .def("dtype", [](const State &s) { return name_of(s.choices().dtype); })
+        .def("batch", [](const State &s) { return py::tuple(py::cast(s.choices().batch)); })
+        .def("copy", &State::copy)
+        .def("past", &State::past);
+    return c;
+}
 
 } // namespace subspan::bind
 
@@ -166,12 +283,3 @@ class ProjectionArguments {
 #define SUBSPAN_MIXING_NAMES                                                                                                                                   \
     py::arg("z"), py::arg("offsets"), py::arg("weights"), py::arg("weighting"), py::arg("mask"), py::arg("norm"), py::arg("eps"), py::arg("order"),            \
         py::arg("causal"), py::arg("bias"), py::arg("rope"), py::arg("rope_base"), py::arg("rope_start")
-
-// What a state of mixing chooses once.
-#define SUBSPAN_MIXING_CHOICES                                                                                                                                 \
-    py::handle offsets, py::handle weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,        \
-        py::handle rope_base, py::handle rope_start
-#define SUBSPAN_MIXING_CHOICE_TYPES py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle, py::handle
-#define SUBSPAN_MIXING_CHOICE_NAMES                                                                                                                            \
-    py::arg("offsets"), py::arg("weighted"), py::arg("weighting"), py::arg("norm"), py::arg("eps"), py::arg("order"), py::arg("bias"), py::arg("rope"),        \
-        py::arg("rope_base"), py::arg("rope_start")

@@ -771,6 +771,7 @@ void register_orth(py::module_ &m) {
     m.def("random_orthogonal", &random_orthogonal, py::arg("call"), py::arg("key"), py::arg("shape"), py::arg("single"));
     m.def("gram_core", &gram_core, py::arg("call"), py::arg("V"));
     m.def("quantize_int4", &quantize_int4, py::arg("call"), py::arg("U"), py::arg("group"));
+    m.def("check_int4", [](py::handle context, const py::tuple &parts) { Packed(Call(context), parts, "an Int4Basis"); }, py::arg("call"), py::arg("parts"));
     m.def("unpack_int4", &unpack_int4, py::arg("call"), py::arg("parts"));
     m.def("int4_product", &int4_product, py::arg("call"), py::arg("parts"), py::arg("X"), py::arg("side"), py::arg("transpose"), py::arg("alpha"),
           py::arg("out"), py::arg("check"), py::arg("name"));

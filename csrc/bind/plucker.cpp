@@ -4,10 +4,10 @@
 #include "subspan/errors.hpp"
 #include "subspan/plucker_mix.hpp"
 #include "subspan/plucker_state.hpp"
+#include "turn.hpp"
 
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <pybind11/stl.h>
 
 namespace subspan::bind {
@@ -112,45 +112,35 @@ template <class T> class Rows {
 
 // The past of a batch of sequences of one dtype, behind a lock: objects may be shared between threads.
 class MixState {
-    template <class F> auto with(const F &f) { return single_ ? f(f32_, float{}) : f(f64_, double{}); }
+    template <class F> auto with(const F &f) { return choices_.dtype == DType::f32 ? f(f32_, float{}) : f(f64_, double{}); }
 
   public:
-    MixState(const py::object & /* call */, const Shape &batch, const std::string &dtype, std::int64_t r, const py::object &w, const py::object &b,
-             SUBSPAN_MIXING_CHOICES)
-        : w_(w), b_(b), batch_(batch), r_(r), options_(mix_options(read_offsets(offsets, true), truth(weighted, "weighted"), weighting, norm, eps, order, bias,
-                                                                   rope, rope_base, rope_start, r, batch)),
-          single_(dtype == "float32") {
-        make();
-    }
-    MixState(const MixState &other) : w_(other.w_), b_(other.b_), batch_(other.batch_), r_(other.r_), options_(other.options_), single_(other.single_) {
-        make();
-    }
+    MixState(const Call & /* the host */, MixChoices choices) : choices_(std::move(choices)) { make(); }
+    MixState(const MixState &other) : choices_(other.choices_) { make(); }
+    const MixChoices &choices() const { return choices_; }
 
     // `weights` and `mask` broadcast to (..., m) and (...).
-    py::object step(const py::object & /* call */, const py::object &z, const py::object &weights, const py::object &mask, const py::object &out) {
-        const Array xz(z, "z_t");
+    py::object step(const py::object &context, const py::object &z, const py::object &given, const py::object &mask, const py::object &out) {
+        const Array xz = choices_.tokens(Call(context), z, 1, Call().device);
+        const py::object weights = choices_.weights_of(given);
         return with([&](auto &state, auto t) {
             using T = decltype(t);
-            Shape shape = batch_;
-            shape.push_back(state->width());
-            const Array xo = Call().output(out, shape, own());
+            const Array xo = Call().output(out, choices_.shape({state->width()}), choices_.dtype);
             check_no_overlap(xo, xz);
-            const std::int64_t m = std::int64_t(options_.offsets.size()), rows = state->batch();
+            const std::int64_t m = std::int64_t(choices_.options.offsets.size()), rows = state->batch();
             std::vector<T> kept;
             MatrixView<const T> vw, vm;
             if (!weights.is_none()) {
                 const Array xw(weights, "weights");
                 xw.require_dtype_of(xz);
                 check_no_overlap(xo, xw);
-                Shape whole = batch_;
-                whole.push_back(m);
-                const auto view = spread<T>(xw, whole, true);
+                const auto view = spread<T>(xw, choices_.shape({m}), true);
                 kept.resize(std::size_t(rows * m));
                 for (std::int64_t i = 0; i < rows; ++i)
                     for (std::int64_t j = 0; j < m; ++j) kept[std::size_t(i * m + j)] = view[i].data[j * view[i].col_stride];
                 vw = {kept.data(), rows, m};
             }
-            const auto xm = optional(mask, "mask", own());
+            const auto xm = optional(mask, "mask", choices_.dtype);
             if (xm) vm = {static_cast<const T *>(xm->data()), 1, rows, rows, 1};
             const Rows<const T> tokens(xz);
             Rows<T> to(xo);
@@ -160,14 +150,14 @@ class MixState {
             return xo.object();
         });
     }
-    void prefill(const py::object & /* call */, const py::object &z, const py::object &mask) {
-        const Array xz(z, "z");
+    void prefill(const py::object &context, const py::object &z, const py::object &mask) {
+        const Array xz = choices_.tokens(Call(context), z, 2, Call().device);
         with([&](auto &state, auto t) {
             using T = decltype(t);
-            const auto xm = optional(mask, "mask", own());
-            const auto vz = xz.stack<const T>(batch_);
+            const auto xm = optional(mask, "mask", choices_.dtype);
+            const auto vz = xz.stack<const T>(choices_.batch);
             StackView<const T> vm;
-            if (xm) vm = xm->row_stack<const T>(batch_);
+            if (xm) vm = xm->row_stack<const T>(choices_.batch);
             run([&] { state->prefill(vz, xm ? &vm : nullptr); });
             return 0;
         });
@@ -181,22 +171,19 @@ class MixState {
     }
     std::unique_ptr<MixState> copy() {
         auto twin = std::make_unique<MixState>(*this);
-        if (single_) {
-            PluckerMixState<float>::Past p;
-            run([&] { p = f32_->past(); });
-            twin->f32_->restore(p);
-        } else {
-            PluckerMixState<double>::Past p;
-            run([&] { p = f64_->past(); });
-            twin->f64_->restore(p);
-        }
+        const auto same = [&](auto &from, auto &to) {
+            auto p = decltype(from->past())();
+            run([&] { p = from->past(); });
+            to->restore(p);
+        };
+        choices_.dtype == DType::f32 ? same(f32_, twin->f32_) : same(f64_, twin->f64_);
         return twin;
     }
     py::tuple past() {
         return with([&](auto &state, auto t) -> py::tuple {
             typename PluckerMixState<decltype(t)>::Past p;
             run([&] { p = state->past(); });
-            const auto kept = py::ssize_t(p.kept), batch = py::ssize_t(state->batch()), r = py::ssize_t(r_);
+            const auto kept = py::ssize_t(p.kept), batch = py::ssize_t(state->batch()), r = py::ssize_t(choices_.r);
             return py::make_tuple(hand_over(std::move(p.tokens), {kept, batch, r}), hand_over(std::move(p.counts), {kept, batch}), p.position);
         });
     }
@@ -204,12 +191,13 @@ class MixState {
         with([&](auto &state, auto t) {
             using T = decltype(t);
             const auto items = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(tokens);
-            const std::int64_t most = *std::max_element(options_.offsets.begin(), options_.offsets.end()), kept = std::min(position, most);
+            const std::int64_t most = *std::max_element(choices_.options.offsets.begin(), choices_.options.offsets.end()), kept = std::min(position, most);
             const bool fits = items && position >= 0 && position < std::int64_t(1) << 40 && items.ndim() == 3 && counts.ndim() == 2 && items.shape(0) == kept &&
-                              items.shape(1) == state->batch() && items.shape(2) == r_ && counts.shape(0) == kept && counts.shape(1) == state->batch();
+                              items.shape(1) == state->batch() && items.shape(2) == choices_.r && counts.shape(0) == kept && counts.shape(1) == state->batch();
             if (!fits)
                 throw ValueError("a saved state of " + std::to_string(position) + " tokens must have tokens of shape (" + std::to_string(kept) + ", " +
-                                 std::to_string(state->batch()) + ", " + std::to_string(r_) + ") and counts whose shape is the first two of these axes");
+                                 std::to_string(state->batch()) + ", " + std::to_string(choices_.r) +
+                                 ") and counts whose shape is the first two of these axes");
             typename PluckerMixState<T>::Past p;
             p.tokens.assign(items.data(), items.data() + items.size());
             p.counts.assign(counts.data(), counts.data() + counts.size());
@@ -221,32 +209,27 @@ class MixState {
     }
 
   private:
-    DType own() const { return single_ ? DType::f32 : DType::f64; }
     void make() {
         with([&](auto &state, auto t) {
             using T = decltype(t);
-            const auto xw = optional(w_, "W", own()), xb = optional(b_, "b", own());
+            const auto xw = optional(choices_.w, "W", choices_.dtype), xb = optional(choices_.b, "b", choices_.dtype);
             MatrixView<const T> vw;
             if (xw) vw = xw->matrix<const T>();
             std::int64_t count = 1;
-            for (const auto s : batch_) count *= s;
-            state = std::make_unique<PluckerMixState<T>>(options_, r_, count, vw, xb ? xb->vector<const T>(vw.rows) : nullptr);
+            for (const auto s : choices_.batch) count *= s;
+            state = std::make_unique<PluckerMixState<T>>(choices_.options, choices_.r, count, vw, xb ? xb->vector<const T>(vw.rows) : nullptr);
             return 0;
         });
     }
     void run(const std::function<void()> &f) {
         const py::gil_scoped_release release;
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<Turn> lock(turn_);
         f();
     }
-    py::object w_, b_;
-    Shape batch_;
-    std::int64_t r_;
-    MixOptions options_;
-    bool single_;
+    MixChoices choices_;
     std::unique_ptr<PluckerMixState<float>> f32_;
     std::unique_ptr<PluckerMixState<double>> f64_;
-    std::mutex mutex_;
+    Turn turn_;
 };
 
 py::object mix(py::handle context, SUBSPAN_MIXING, const py::object &out) {
@@ -302,7 +285,7 @@ py::tuple mix_backward(py::handle context, py::handle grad, SUBSPAN_MIXING) {
 py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, const py::object &out) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
-    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const ProjectionArguments p(call, w, b, x.r, &x.z);
     const Array xo = call.output(out, x.shape(p.d()), x.z.dtype());
     x.check_no_overlap_with(xo);
     p.check_no_overlap_with(xo);
@@ -327,7 +310,7 @@ py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_M
 py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w, py::handle b, SUBSPAN_MIXING) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
-    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const ProjectionArguments p(call, w, b, x.r, &x.z);
     const DType dtype = x.z.dtype();
     const Array g = x.gradient(call, grad, p.d()), dz = call.empty(x.shape(x.r), dtype, "dz"), dw = call.empty({p.d(), x.pairs()}, dtype, "dW");
     std::optional<Array> db;
@@ -358,31 +341,11 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
 
 void register_plucker(py::module_ &m) {
     using py::arg;
-    py::class_<MixState>(m, "MixState")
-        .def(py::init<const py::object &, const Shape &, const std::string &, std::int64_t, const py::object &, const py::object &,
-                      SUBSPAN_MIXING_CHOICE_TYPES>(),
-             arg("call"), arg("batch"), arg("dtype"), arg("r"), arg("W"), arg("b"), SUBSPAN_MIXING_CHOICE_NAMES)
-        .def("step", &MixState::step, arg("call"), arg("z"), arg("weights"), arg("mask"), arg("out"))
-        .def("prefill", &MixState::prefill, arg("call"), arg("z"), arg("mask"))
-        .def("position", &MixState::position)
-        .def("copy", &MixState::copy)
-        .def("past", &MixState::past)
-        .def("restore", &MixState::restore, arg("tokens"), arg("counts"), arg("position"));
+    register_mix_state<MixState>(m).def("restore", &MixState::restore, arg("tokens"), arg("counts"), arg("position"));
     m.def("mix", &mix, arg("call"), SUBSPAN_MIXING_NAMES, arg("out"));
     m.def("mix_backward", &mix_backward, arg("call"), arg("grad"), SUBSPAN_MIXING_NAMES);
     m.def("mix_project", &mix_project, arg("call"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES, arg("out"));
     m.def("mix_project_backward", &mix_project_backward, arg("call"), arg("grad"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES);
-    // Raises what a call with these choices would, and gives the offsets as a list.
-    m.def(
-        "check_mixing",
-        [](py::handle offsets, bool weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order, py::handle bias, py::handle rope,
-           py::handle rope_base, py::handle rope_start, std::int64_t r) {
-            return mix_options(read_offsets(offsets, true, "decoding has no tokens ahead"), weighted, weighting, norm, eps, order, bias, rope, rope_base,
-                               rope_start, r, {})
-                .offsets;
-        },
-        arg("offsets"), arg("weighted"), arg("weighting"), arg("norm"), arg("eps"), arg("order"), arg("bias"), arg("rope"), arg("rope_base"), arg("rope_start"),
-        arg("r"));
 }
 
 } // namespace subspan::bind

@@ -5,8 +5,12 @@
 #include "scalars.hpp"
 #include "subspan/options.hpp"
 
+#include <cmath>
 #include <deque>
+#include <limits>
+#include <optional>
 #include <utility>
+#include <vector>
 
 namespace subspan::bind {
 
@@ -134,6 +138,94 @@ struct AdamSettings {
         const auto pair = py::tuple(py::reinterpret_borrow<py::object>(betas));
         beta1 = real(pair[0], "betas[0]");
         beta2 = real(pair[1], "betas[1]");
+    }
+};
+
+struct MeanFigures {
+    double gradient_norm = 0, variance = 0;
+    std::int64_t iterations = 0;
+    bool converged = true;
+};
+
+/// The points U (N, ..., n, k) of a mean, their weights, and when to stop.
+class MeanArguments {
+  public:
+    MeanArguments(const Call &call, py::handle points, const py::object &weighed, const py::object &first, py::handle tol, py::handle max_iterations,
+                  const py::object &hears, const py::object &given)
+        : u(call, points, "U"), progress(hears), limit(whole_number(max_iterations, "max_iterations", 0)), out(output(call, first, given)) {
+        tolerance = tol.is_none() ? 50 * (u.dtype() == DType::f32 ? double(std::numeric_limits<float>::epsilon()) : std::numeric_limits<double>::epsilon()) *
+                                        std::sqrt(double(std::max<std::int64_t>(u.cols(), 1)))
+                                  : real(tol, "tol", 0.0);
+        if (!progress.is_none() && PyCallable_Check(progress.ptr()) == 0)
+            throw py::type_error("progress must be callable, got " + std::string(py::str(py::type::handle_of(progress).attr("__name__"))));
+        if (weighed.is_none()) return;
+        const auto plain = py::array::ensure(weighed);
+        if (!plain || std::string("fiu").find(plain.dtype().kind()) == std::string::npos) {
+            PyErr_Clear();
+            throw py::type_error("weights must be real numbers, got " + std::string(py::str(weighed.attr("dtype"))));
+        }
+        const auto numbers = py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(plain);
+        if (numbers.ndim() != 1 || numbers.shape(0) != u.shape(0))
+            throw py::value_error("weights must have shape (" + std::to_string(u.shape(0)) + ",), one for each point, got " +
+                                  std::string(py::str(plain.attr("shape"))));
+        weights.assign(numbers.data(), numbers.data() + numbers.size());
+    }
+    Array u;
+    std::optional<Array> initial;
+    Shape batch;
+    std::int64_t means = 1;
+    std::vector<double> weights; // none: equal ones
+    py::object progress;
+    std::int64_t limit;
+    double tolerance = 0;
+    Array out;
+
+    /// The means, what is known of each as arrays (numbers where there is one), and a warning where some did not converge.
+    py::tuple result(const std::vector<MeanFigures> &all) const {
+        const std::vector<py::ssize_t> shape(batch.begin(), batch.end());
+        py::array_t<double> norms(shape), variances(shape);
+        py::array_t<std::int64_t> iterations(shape);
+        py::array_t<bool> converged(shape);
+        std::int64_t late = 0, longest = 0;
+        double worst = 0;
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            const MeanFigures &f = all[i];
+            norms.mutable_data()[i] = f.gradient_norm, variances.mutable_data()[i] = f.variance;
+            iterations.mutable_data()[i] = f.iterations, converged.mutable_data()[i] = f.converged;
+            if (f.converged) continue;
+            ++late;
+            longest = std::max(longest, f.iterations);
+            worst = std::max(worst, f.gradient_norm);
+        }
+        py::object warning = py::none();
+        if (late > 0)
+            warning = py::str("{} of {} means did not reach tol={:.1e} in {} iterations: the gradient norm is {:.1e}. Points may be too far apart for a unique "
+                              "mean, or tol below what rounding allows; full_output=True returns these figures instead of this warning")
+                          .attr("format")(late, all.size(), tolerance, longest, worst);
+        const auto one = [&](const py::object &x) { return batch.empty() ? py::object(x[py::tuple()]) : x; };
+        out.written();
+        return py::make_tuple(out.object(), one(norms), one(variances), one(iterations), one(converged), warning);
+    }
+
+  private:
+    Array output(const Call &call, const py::object &first, const py::object &given) {
+        if (u.ndim() < 3) throw py::value_error("U must have at least 3 dimensions, the first one of points, got shape " + u.shape_text());
+        require_float32_or_64(u);
+        if (u.shape(0) == 0) throw py::value_error("U holds no points: its shape is " + u.shape_text());
+        require_tall(u);
+        Shape shape(u.shape().begin() + 1, u.shape().end());
+        batch.assign(shape.begin(), shape.end() - 2);
+        for (const auto n : batch) means *= n;
+        if (!first.is_none()) {
+            initial.emplace(call, first, "initial");
+            initial->require_dtype_of(u);
+            if (initial->shape() != shape)
+                throw py::value_error("initial must have the shape of the means, " + shape_text(shape) + ", got " + initial->shape_text());
+        }
+        Array to = call.output(given, shape, u.dtype());
+        check_no_overlap(to, u);
+        if (initial) check_no_overlap(to, *initial, true);
+        return to;
     }
 };
 

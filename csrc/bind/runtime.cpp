@@ -1,9 +1,11 @@
 #include "convert.hpp"
 #include "lapack_capsules.hpp"
 #include "register.hpp"
+#include "scalars.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/isa.hpp"
 #include "subspan/parallel.hpp"
+#include "turn.hpp"
 
 #include <pybind11/stl.h>
 
@@ -38,6 +40,10 @@ void register_runtime(py::module_ &m) {
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
     });
     m.def("poll", &poll); // for tests
+    py::class_<Turn>(m, "Turn", "A lock for one call at a time; the same thread, out of a signal handler, gets a RuntimeError instead of a deadlock.")
+        .def(py::init<>())
+        .def("__enter__", &Turn::lock_with_gil)
+        .def("__exit__", [](Turn &turn, const py::args &) { turn.unlock(); });
     m.def(
         "check_compressed",
         [](const py::array &indptr, const py::array &indices, std::int64_t major, std::int64_t minor, std::int64_t stored, const std::string &name) {
@@ -58,6 +64,30 @@ void register_runtime(py::module_ &m) {
             return check_compressed(static_cast<const std::int32_t *>(p), static_cast<const std::int32_t *>(q), major, minor, stored, name);
         },
         py::arg("indptr"), py::arg("indices"), py::arg("major"), py::arg("minor"), py::arg("stored"), py::arg("name"));
+    m.def(
+        "whole_number",
+        [](const py::object &value, const std::string &name, std::int64_t least, std::int64_t most) {
+            return bind::whole_number(value, name.c_str(), least, most);
+        },
+        "An integer of a user's, of Python or NumPy; no bool, no float that happens to be whole.", py::arg("value"), py::arg("name"), py::arg("least"),
+        py::arg("most") = std::int64_t(1) << 62);
+    m.def(
+        "real_number", [](const py::object &value, const std::string &name, double least) { return real(value, name.c_str(), least); },
+        "A finite number of a user's: no text, no bool, no part of a complex one, no tensor that autograd follows.", py::arg("value"), py::arg("name"),
+        py::arg("least") = std::numeric_limits<double>::lowest());
+    m.def(
+        "share", [](const py::object &value, const std::string &name) { return bind::share(value, name.c_str()); }, "A number between 0 and 1.",
+        py::arg("value"), py::arg("name"));
+    m.def(
+        "truth", [](const py::object &value, const std::string &name) { return bind::truth(value, name.c_str()); },
+        "A bool of a user's. Text, numbers and arrays are mistakes.", py::arg("value"), py::arg("name"));
+    m.def(
+        "choice",
+        [](const py::object &value, const std::string &name, const py::args &allowed) {
+            const auto names = allowed.cast<std::vector<std::string>>();
+            return names[std::size_t(bind::choice(value, name.c_str(), names))];
+        },
+        "One of these texts.", py::arg("value"), py::arg("name"));
     m.def("convolution_hint", &convolution_hint, py::arg("shape"), py::arg("name"));
     m.def("isa", [] { return std::string(isa_name(isa())); });
     m.def("isa_available", [] { return std::string(isa_name(isa_available())); });

@@ -3,11 +3,15 @@
 #include "register.hpp"
 #include "scalars.hpp"
 #include "subspan/affine.hpp"
+#include "subspan/choose_rank.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/moments.hpp"
 #include "subspan/truncated_svd.hpp"
+#include "truncated.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace subspan::bind {
 namespace {
@@ -85,22 +89,80 @@ template <class T> py::tuple run(LinearOperator<T> &op, const TruncatedOptions &
     return pack(std::move(d), by_u);
 }
 
-bool by_u(const py::object &signs) { return choice(signs, "signs", {"v", "u"}) == 1; }
+// An object with shape, matmat and rmatmat, of float64 unless it says float32.
+struct OperatorArgument {
+    explicit OperatorArgument(const py::object &a) : matmat(a.attr("matmat")), rmatmat(a.attr("rmatmat")) {
+        const py::object shape = py::getattr(a, "shape", py::none());
+        if (!PyTuple_Check(shape.ptr()) || py::len(shape) != 2)
+            throw py::type_error("A is an operator, and its shape must be a pair, got " + std::string(py::repr(shape)));
+        const auto sizes = py::reinterpret_borrow<py::tuple>(shape);
+        rows = whole_number(sizes[0], "A.shape[0]", 0, std::int64_t(1) << 58);
+        cols = whole_number(sizes[1], "A.shape[1]", 0, std::int64_t(1) << 58);
+        for (const auto &[f, name] : {std::pair{&matmat, "matmat"}, {&rmatmat, "rmatmat"}})
+            if (PyCallable_Check(f->ptr()) == 0)
+                throw py::type_error("A." + std::string(name) + " must be callable, got " + std::string(py::str(py::type::handle_of(*f).attr("__name__"))));
+        const py::object given = py::getattr(a, "dtype", py::none());
+        if (given.is_none()) return;
+        const std::string text = py::str(given);
+        try {
+            const py::dtype dtype = py::dtype::from_args(py::str(text.substr(text.rfind('.') + 1))); // torch.float32
+            if (dtype.kind() == 'c') throw py::type_error("A must be real, got a complex operator");
+            single = dtype.num() == py::detail::npy_api::NPY_FLOAT_;
+        } catch (py::error_already_set &e) {
+            if (!e.matches(PyExc_TypeError)) throw;
+            throw py::type_error("A is an operator of dtype " + std::string(py::repr(given)) + ", wanted float32 or float64");
+        }
+    }
+    py::object matmat, rmatmat;
+    std::int64_t rows = 0, cols = 0;
+    bool single = false;
+};
 
-TruncatedOptions options(std::int64_t rank, double energy, double tol, std::int64_t oversample, std::int64_t power, std::uint64_t key) {
-    return {rank, energy, tol, oversample, power, key};
+// The numbers of choose_rank, of float64: finite, not negative, descending.
+std::int64_t choose_rank(const py::array_t<double, py::array::c_style | py::array::forcecast> &values, py::handle energy, py::handle threshold, py::handle rule,
+                         py::handle shape, py::handle noise) {
+    if (values.ndim() != 1) throw py::value_error("singular_values must have 1 dimension, got shape " + std::string(py::str(values.attr("shape"))));
+    const double *s = values.data();
+    const std::int64_t count = values.size();
+    for (std::int64_t i = 0; i < count; ++i) {
+        if (!(std::isfinite(s[i]) && s[i] >= 0)) throw py::value_error("singular_values must be finite and not negative");
+        if (i > 0 && s[i] > s[i - 1]) throw py::value_error("singular_values must be in descending order");
+    }
+    if (int(energy.is_none()) + int(threshold.is_none()) + int(rule.is_none()) != 2)
+        throw py::value_error("exactly one of energy, threshold and rule must be given");
+    if (rule.is_none() && !(shape.is_none() && noise.is_none())) throw py::value_error("shape and noise belong to a rule");
+    if (!energy.is_none()) {
+        const double part = real(energy, "energy");
+        if (!(part > 0.0 && part <= 1.0)) throw py::value_error("energy must be in (0, 1], got " + std::string(py::repr(energy)));
+        return rank_by_energy(s, count, part);
+    }
+    if (!threshold.is_none()) {
+        const double part = real(threshold, "threshold");
+        if (!(part >= 0.0 && part < 1.0)) throw py::value_error("threshold must be in [0, 1), got " + std::string(py::repr(threshold)));
+        return count == 0 || s[0] == 0.0 ? 0 : std::count_if(s, s + count, [&](double x) { return x > part * s[0]; });
+    }
+    const auto which = static_cast<RankRule>(choice(rule, "rule", {"gavish-donoho", "marchenko-pastur"}));
+    if (shape.is_none()) throw py::value_error("rule " + std::string(py::repr(rule)) + " needs shape");
+    if (!(PyTuple_Check(shape.ptr()) || PyList_Check(shape.ptr())) || py::len(shape) != 2)
+        throw py::value_error("shape must be a pair (m, n), got " + std::string(py::repr(shape)));
+    const auto pair = py::tuple(py::reinterpret_borrow<py::object>(shape));
+    return rank_by_rule(s, count, which, whole_number(pair[0], "shape[0]", 1), whole_number(pair[1], "shape[1]", 1),
+                        noise.is_none() ? std::numeric_limits<double>::quiet_NaN() : real(noise, "noise", 0.0));
 }
 
 } // namespace
 
 void register_decompositions(py::module_ &m) {
+    using py::arg;
     m.def(
         "truncated_svd",
-        [](const py::object & /* call */, const py::object &a, std::int64_t rank, double energy, double tol, std::int64_t oversample,
-           std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
+        [](const py::object & /* call */, const py::object &a, py::handle rank, py::handle energy, py::handle tol, py::handle oversample, py::handle power,
+           const py::object &initial, std::uint64_t key, py::handle signs) {
             load_lapack();
+            const bool flipped = signs_by_u(signs);
             const Array x(a, "A");
-            const auto o = options(rank, energy, tol, oversample, power_iterations, key);
+            x.require_ndim(2);
+            const auto o = truncated_options(rank, energy, tol, oversample, power, key, x.rows(), x.cols());
             return dispatch(x.dtype(), [&](auto t) {
                 const auto view = x.matrix<const decltype(t)>();
                 std::optional<DenseOperator<decltype(t)>> op;
@@ -108,42 +170,45 @@ void register_decompositions(py::module_ &m) {
                     const py::gil_scoped_release release;
                     op.emplace(view);
                 }
-                return run<decltype(t)>(*op, o, initial, by_u(signs));
+                return run<decltype(t)>(*op, o, initial, flipped);
             });
         },
-        py::arg("call"), py::arg("A"), py::arg("rank"), py::arg("energy"), py::arg("tol"), py::arg("oversample"), py::arg("power_iterations"),
-        py::arg("initial"), py::arg("key"), py::arg("signs"));
+        arg("call"), arg("A"), arg("rank"), arg("energy"), arg("tol"), arg("oversample"), arg("power_iterations"), arg("initial"), arg("key"), arg("signs"));
     m.def(
         "truncated_svd_csr",
-        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols, std::int64_t rank, double energy,
-           double tol, std::int64_t oversample, std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
+        [](const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols, py::handle rank,
+           py::handle energy, py::handle tol, py::handle oversample, py::handle power, const py::object &initial, std::uint64_t key, py::handle signs) {
             load_lapack();
+            const bool flipped = signs_by_u(signs);
             const Csr x(data, indices, indptr, rows, cols, "A");
-            const auto o = options(rank, energy, tol, oversample, power_iterations, key);
+            const auto o = truncated_options(rank, energy, tol, oversample, power, key, rows, cols);
             return dispatch(x.dtype(), [&](auto t) {
                 std::optional<CsrOperator<decltype(t)>> op;
                 {
                     const py::gil_scoped_release release;
                     op.emplace(x.view<decltype(t)>());
                 }
-                return run<decltype(t)>(*op, o, initial, by_u(signs));
+                return run<decltype(t)>(*op, o, initial, flipped);
             });
         },
-        py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("rank"), py::arg("energy"), py::arg("tol"),
-        py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"), py::arg("key"), py::arg("signs"));
+        arg("data"), arg("indices"), arg("indptr"), arg("rows"), arg("cols"), arg("rank"), arg("energy"), arg("tol"), arg("oversample"),
+        arg("power_iterations"), arg("initial"), arg("key"), arg("signs"));
     m.def(
         "truncated_svd_operator",
-        [](const py::object &matmat, const py::object &rmatmat, std::int64_t rows, std::int64_t cols, bool single, std::int64_t rank, double energy, double tol,
-           std::int64_t oversample, std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
+        [](const py::object &a, py::handle rank, py::handle energy, py::handle tol, py::handle oversample, py::handle power, const py::object &initial,
+           std::uint64_t key, py::handle signs) {
             load_lapack();
-            const auto o = options(rank, energy, tol, oversample, power_iterations, key);
-            return dispatch(single ? DType::f32 : DType::f64, [&](auto t) {
-                PythonOperator<decltype(t)> op(matmat, rmatmat, rows, cols);
-                return run<decltype(t)>(op, o, initial, by_u(signs));
+            const bool flipped = signs_by_u(signs);
+            const OperatorArgument x(a);
+            const auto o = truncated_options(rank, energy, tol, oversample, power, key, x.rows, x.cols);
+            return dispatch(x.single ? DType::f32 : DType::f64, [&](auto t) {
+                PythonOperator<decltype(t)> op(x.matmat, x.rmatmat, x.rows, x.cols);
+                return run<decltype(t)>(op, o, initial, flipped);
             });
         },
-        py::arg("matmat"), py::arg("rmatmat"), py::arg("rows"), py::arg("cols"), py::arg("single"), py::arg("rank"), py::arg("energy"), py::arg("tol"),
-        py::arg("oversample"), py::arg("power_iterations"), py::arg("initial"), py::arg("key"), py::arg("signs"));
+        arg("A"), arg("rank"), arg("energy"), arg("tol"), arg("oversample"), arg("power_iterations"), arg("initial"), arg("key"), arg("signs"));
+    m.def("is_single_operator", [](const py::object &a) { return OperatorArgument(a).single; }, arg("A"));
+    m.def("choose_rank", &choose_rank, arg("singular_values"), arg("energy"), arg("threshold"), arg("rule"), arg("shape"), arg("noise"));
     m.def(
         "column_moments",
         [](const py::object &x, const py::object &mean, const py::object &scatter) {
@@ -221,17 +286,18 @@ void register_decompositions(py::module_ &m) {
         py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"), py::arg("mean"), py::arg("components"), py::arg("out"));
     m.def(
         "product_svd",
-        [](const py::object & /* call */, const py::object &a, const py::object &b, std::int64_t rank, const py::object &signs) {
+        [](const py::object & /* call */, const py::object &a, const py::object &b, py::handle rank, py::handle signs) {
             load_lapack();
+            const std::int64_t most = rank.is_none() ? 0 : whole_number(rank, "rank", 1);
             const Array x(a, "A"), y(b, "B");
             y.require_dtype_of(x);
-            const bool flipped = by_u(signs);
+            const bool flipped = signs_by_u(signs);
             return dispatch(x.dtype(), [&](auto t) {
                 const auto va = x.matrix<const decltype(t)>(), vb = y.matrix<const decltype(t)>();
                 TruncatedSvd<decltype(t)> d;
                 {
                     const py::gil_scoped_release release;
-                    d = product_svd<decltype(t)>(va, vb, rank);
+                    d = product_svd<decltype(t)>(va, vb, most);
                 }
                 return pack(std::move(d), flipped);
             });
@@ -239,8 +305,11 @@ void register_decompositions(py::module_ &m) {
         py::arg("call"), py::arg("A"), py::arg("B"), py::arg("rank"), py::arg("signs"));
     m.def(
         "merge_svd",
-        [](const py::object & /* call */, const py::tuple &a, const py::tuple &b, std::int64_t rank, double forget, const py::object &signs) {
+        [](const py::object & /* call */, const py::tuple &a, const py::tuple &b, py::handle rank, py::handle forgotten, py::handle signs) {
             load_lapack();
+            const std::int64_t most = whole_number(rank, "rank", 1);
+            const double forget = real(forgotten, "forget");
+            if (!(forget > 0.0 && forget <= 1.0)) throw py::value_error("forget must be in (0, 1], got " + std::string(py::repr(forgotten)));
             const Array xva(a[2], "a.Vh"), xsa(a[1], "a.S"), xvb(b[2], "b.Vh"), xsb(b[1], "b.S");
             std::optional<Array> xua, xub;
             if (!a[0].is_none()) xua.emplace(a[0], "a.U");
@@ -249,7 +318,7 @@ void register_decompositions(py::module_ &m) {
             for (const Array *x : {&xsa, &xvb, &xsb}) x->require_dtype_of(xva);
             for (const auto *x : {&xua, &xub})
                 if (*x) (*x)->require_dtype_of(xva);
-            const bool flipped = by_u(signs);
+            const bool flipped = signs_by_u(signs);
             return dispatch(xva.dtype(), [&](auto t) {
                 using T = decltype(t);
                 const auto ma = xva.matrix<const T>(), mb = xvb.matrix<const T>();
@@ -269,7 +338,7 @@ void register_decompositions(py::module_ &m) {
                 TruncatedSvd<T> d;
                 {
                     const py::gil_scoped_release release;
-                    d = merge_svd<T>(uu, ps.data(), ma, ww, pt.data(), mb, rank);
+                    d = merge_svd<T>(uu, ps.data(), ma, ww, pt.data(), mb, most);
                 }
                 return pack(std::move(d), flipped);
             });
@@ -294,8 +363,8 @@ void register_decompositions(py::module_ &m) {
                     MatrixView<const T> start;
                     if (!job[2].is_none()) start = last.emplace(job[2], "basis").template matrix<const T>().transposed();
                     if (!job[3].is_none()) first.emplace(job[3], "first");
-                    const auto o =
-                        options(job[5].cast<std::int64_t>(), 0.0, 0.0, job[6].cast<std::int64_t>(), job[7].cast<std::int64_t>(), job[4].cast<std::uint64_t>());
+                    const TruncatedOptions o{job[5].cast<std::int64_t>(), 0.0, 0.0, job[6].cast<std::int64_t>(), job[7].cast<std::int64_t>(),
+                                             job[4].cast<std::uint64_t>()};
                     TruncatedSvd<T> d;
                     {
                         const py::gil_scoped_release release;

@@ -110,48 +110,30 @@ py::object distance(py::handle context, py::handle u, py::handle w, py::handle k
     return xo.object();
 }
 
-// The means, and norm of the gradient, variance, iterations and convergence of each. `weights`: NumPy's, of float64, or none.
-py::tuple mean(py::handle context, py::handle u, const py::object &weights, const py::object &initial, double tolerance, std::int64_t limit,
+py::tuple mean(py::handle context, py::handle u, const py::object &weights, const py::object &initial, py::handle tol, py::handle max_iterations,
                const py::object &progress, const py::object &out, py::handle check) {
     const Call call(context);
     truth(check, "check");
-    const Array xu(call, u, "U");
-    require_float32_or_64(xu);
-    const Shape points = xu.leading(), batch(points.begin() + 1, points.end());
-    Shape shape = batch;
-    shape.insert(shape.end(), {xu.rows(), xu.cols()});
-    const std::int64_t count = points[0];
-    std::optional<Array> xi;
-    if (!initial.is_none()) {
-        xi.emplace(call, initial, "initial");
-        xi->require_dtype_of(xu);
-    }
-    const Array xo = call.output(out, shape, xu.dtype());
+    const MeanArguments x(call, u, weights, initial, tol, max_iterations, progress, out);
+    const Array &xu = x.u;
+    const Shape points = xu.leading(), &batch = x.batch, shape = x.out.shape();
+    const std::int64_t count = points[0], means = x.means;
     py::array_t<double> w(count);
-    std::vector<double> given(std::size_t(count), 1.0 / double(count));
-    if (!weights.is_none()) {
-        const auto numbers = py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(weights);
+    std::fill_n(w.mutable_data(), count, 1.0 / double(count));
+    if (!x.weights.empty()) {
         double total = 0;
-        for (std::int64_t i = 0; i < count; ++i) {
-            const double x = numbers.data()[i];
-            if (!(std::isfinite(x) && x >= 0)) throw py::value_error("weights must be finite and not negative");
-            total += x;
+        for (const double given : x.weights) {
+            if (!(std::isfinite(given) && given >= 0)) throw py::value_error("weights must be finite and not negative");
+            total += given;
         }
         if (!(total > 0 && std::isfinite(total))) throw py::value_error("weights must have a positive, finite sum");
-        for (std::int64_t i = 0; i < count; ++i) given[std::size_t(i)] = numbers.data()[i] / total;
+        for (std::int64_t i = 0; i < count; ++i) w.mutable_data()[i] = x.weights[std::size_t(i)] / total;
     }
-    std::copy(given.begin(), given.end(), w.mutable_data());
-    if (xi && xi->shape() != shape) throw py::value_error("initial must have the shape of the means, " + shape_text(shape) + ", got " + xi->shape_text());
-    std::int64_t means = 1;
-    for (const auto n : batch) means *= n;
-    py::list reports;
-    if (means * xu.rows() * xu.cols() == 0) {
-        for (std::int64_t i = 0; i < means; ++i) reports.append(py::make_tuple(0.0, 0.0, 0, true));
-        return py::make_tuple(xo.object(), reports);
-    }
-    const auto best = std::max_element(given.begin(), given.end()) - given.begin();
-    const Array at(call, call.place.attr("copied")(xi ? xi->object() : py::object(xu.object()[py::int_(best)])), "the means", Access::out);
-    check_no_overlap(xo, at); // an out that overlaps itself
+    std::vector<MeanFigures> figures(static_cast<std::size_t>(means));
+    if (means * xu.rows() * xu.cols() == 0) return x.result(figures);
+    const auto best = std::max_element(w.data(), w.data() + count) - w.data();
+    const Array at = copied(call, Array(call, x.initial ? x.initial->object() : py::object(xu.object()[py::int_(best)]), "the means"));
+    check_no_overlap(x.out, at); // an out that overlaps itself
     const Array direction = call.empty(shape, xu.dtype()), next = call.empty(shape, xu.dtype()), trial = call.empty(shape, xu.dtype());
     const Array logs = call.empty(xu.shape(), xu.dtype());
     cuda::MeanIteration it;
@@ -168,8 +150,8 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     it.logs = stack(logs, points);
     it.weights = static_cast<const double *>(device_weights.contiguous());
     it.numbers = static_cast<double *>(numbers.data());
-    it.tolerance = tolerance;
-    it.limit = limit;
+    it.tolerance = x.tolerance;
+    it.limit = x.limit;
     const Memory memory(call, 0);
     {
         const py::gil_scoped_release release;
@@ -179,9 +161,7 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     std::vector<double> seen(std::size_t(5 * means));
     const auto value = [&](std::int64_t row, std::int64_t i) { return seen[std::size_t(row * means + i)]; }; // length, variance, norm, iterations, status
     while (true) {
-        const auto host =
-            py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(call.place.attr("host")(numbers.object()[py::slice(0, 5, 1)]));
-        std::copy_n(host.data(), 5 * means, seen.begin());
+        std::copy_n(host(call, numbers.object()[py::slice(0, 5, 1)]).data(), 5 * means, seen.begin());
         bool running = false;
         for (std::int64_t i = 0; i < means; ++i) {
             const auto status = static_cast<cuda::MeanStatus>(int(value(4, i)));
@@ -196,12 +176,11 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
         const py::gil_scoped_release release;
         for (int i = 0; i < (progress.is_none() ? unheard : 1); ++i) cuda::mean_iterate(memory.context(), it);
     }
-    call.place.attr("assign")(xo.object(), at.object());
+    assign(call, at, x.out);
     for (std::int64_t i = 0; i < means; ++i)
-        reports.append(py::make_tuple(value(2, i), value(1, i), std::int64_t(value(3, i)),
-                                      static_cast<cuda::MeanStatus>(int(value(4, i))) == cuda::MeanStatus::converged));
-    xo.written();
-    return py::make_tuple(xo.object(), reports);
+        figures[std::size_t(i)] = {value(2, i), value(1, i), std::int64_t(value(3, i)),
+                                   static_cast<cuda::MeanStatus>(int(value(4, i))) == cuda::MeanStatus::converged};
+    return x.result(figures);
 }
 
 void sgd_step(py::handle context, py::handle u, py::handle grad, py::handle buffer, py::handle lr, py::handle momentum, py::handle dampening,
@@ -277,7 +256,7 @@ py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py:
     const Features f(call, x, u, grad);
     const Array xx = for_blas(call, x, "x"), dx = call.empty(f.x.shape(), f.x.dtype(), "dx"), du = f.empty_like_u(call);
     if (f.x.shape(0) == 0 || f.u.shape(0) == 0) { // nothing to add up
-        for (const Array *g : {&dx, &du}) call.place.attr("assign")(g->object(), 0);
+        for (const Array *g : {&dx, &du}) fill(call, *g, 0);
         return py::make_tuple(dx.object(), du.object());
     }
     const Stack sg = stack(*f.grad, {}), sx = stack(xx, {}), su = stack(f.u, f.u.leading()), sdx = stack(dx, {}), sdu = stack(du, du.leading());

@@ -2,6 +2,7 @@
 #include "mixing.hpp"
 #include "register.hpp"
 #include "subspan/cuda/plucker_mix.hpp"
+#include "turn.hpp"
 
 namespace subspan::bind {
 namespace {
@@ -89,7 +90,7 @@ py::tuple mix_backward(py::handle context, py::handle grad, SUBSPAN_MIXING) {
 py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, const py::object &out) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
-    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const ProjectionArguments p(call, w, b, x.r, &x.z);
     const Array xo = call.output(out, x.shape(p.d()), x.z.dtype());
     x.check_no_overlap_with(xo);
     p.check_no_overlap_with(xo);
@@ -108,7 +109,7 @@ py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_M
 py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w, py::handle b, SUBSPAN_MIXING) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
-    const ProjectionArguments p(call, w, b, x.z, x.r);
+    const ProjectionArguments p(call, w, b, x.r, &x.z);
     const Array g = x.gradient(call, grad, p.d()), dz = call.empty(x.shape(x.r), x.z.dtype(), "dz"), dw = call.empty({p.d(), x.pairs()}, x.z.dtype(), "dW");
     std::optional<Array> db;
     if (p.b) db.emplace(call.empty({p.d()}, x.z.dtype(), "db"));
@@ -117,8 +118,8 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
     for (std::size_t i = 0; i + 1 < x.z.shape().size(); ++i) tokens *= x.z.shape()[i];
     require_one_start(x.options);
     if (tokens == 0) {
-        call.place.attr("assign")(dw.object(), 0);
-        if (db) call.place.attr("assign")(db->object(), 0);
+        fill(call, dw, 0);
+        if (db) fill(call, *db, 0);
     } else {
         const Input input(x);
         const Projection to(p);
@@ -137,37 +138,39 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
 // The tokens that a batch of sequences still needs: a ring of max(offsets) + 1 for each, in memory of the caller's library.
 class MixState {
   public:
-    MixState(const py::object &context, const Shape &batch, const std::string &dtype, std::int64_t r, const py::object &w, const py::object &b,
-             SUBSPAN_MIXING_CHOICES)
-        : batch_(batch), dtype_(dtype), r_(r), w_(w), b_(b), offsets_(py::reinterpret_borrow<py::object>(offsets)) {
-        const Call call(context);
-        const MixOptions o =
-            mix_options(read_offsets(offsets, true), truth(weighted, "weighted"), weighting, norm, eps, order, bias, rope, rope_base, rope_start, r, batch);
-        require_one_start(o);
-        for (const py::handle x : {weighting, norm, eps, order, bias, rope, rope_base, rope_start}) choices_.append(x);
-        size_ = *std::max_element(o.offsets.begin(), o.offsets.end()) + 1;
-        device_ = call.device;
-        tokens_ = call.place.attr("zeros")(shape({size_, r_}), dtype_);
+    MixState(const Call &call, MixChoices choices) : choices_(std::move(choices)), device_(call.device), place_(call.place) {
+        const auto &offsets = choices_.options.offsets;
+        require_one_start(choices_.options);
+        size_ = *std::max_element(offsets.begin(), offsets.end()) + 1;
+        tokens_ = filled(call, choices_.shape({size_, choices_.r}), choices_.dtype, 0).object();
     }
-    py::object step(const py::object &context, const py::object &z, const py::object &weights, const py::object &mask, const py::object &out) {
+    MixState(MixState &other) : choices_(other.choices_), device_(other.device_), place_(other.place_) { // a copy of one moment
+        const Turn::Held lock(other.turn_);
+        const Call call(place_.attr("call")());
+        size_ = other.size_, count_ = other.count_;
+        const auto own = [&](const py::object &x, bool bytes) {
+            return x.is_none() ? x : copied(call, Array(call, x, "the tokens", Access::read, bytes)).object();
+        };
+        tokens_ = own(other.tokens_, false), open_ = own(other.open_, true);
+    }
+    const MixChoices &choices() const { return choices_; }
+
+    py::object step(const py::object &context, const py::object &z, const py::object &given, const py::object &mask, const py::object &out) {
         const Call call(context);
         const auto row = [](const py::object &x, bool last) { // a new axis of one for the token
             return x.is_none() ? x
                    : last      ? py::object(x[py::make_tuple(py::ellipsis(), py::none())])
                                : py::object(x[py::make_tuple(py::ellipsis(), py::none(), full())]);
         };
-        {
-            const Array whole(call, z, "z_t");
-            if (!weights.is_none()) {
-                const Array w(call, weights, "weights");
-                w.require_dtype_of(whole);
-                broadcast_shape(w, batch_, "weights", 1);
-            }
+        const Array token = choices_.tokens(call, z, 1, device_);
+        const py::object weights = choices_.weights_of(given);
+        if (!weights.is_none()) {
+            const Array w(call, weights, "weights");
+            w.require_dtype_of(token);
+            broadcast_shape(w, choices_.batch, "weights", 1);
         }
-        const std::int64_t width = w_.is_none() ? r_ * (r_ - 1) / 2 : w_.attr("shape")[py::int_(0)].cast<std::int64_t>();
-        Shape result = batch_;
-        result.push_back(width);
-        const Array to = call.output(out, result, Array(call, z, "z_t").dtype());
+        const Array to = call.output(out, choices_.shape({choices_.width()}), choices_.dtype);
+        const Turn::Held lock(turn_);
         // The slot holds a token that no offset reaches any more: should the kernel not start, nothing is lost.
         put(call, row(z, false), row(mask, true), 1);
         const py::object newest = row(to.object(), false), rows = weights.is_none() || py::len(weights.attr("shape")) == 1 ? weights : row(weights, false);
@@ -178,30 +181,17 @@ class MixState {
     }
     void prefill(const py::object &context, const py::object &z, const py::object &mask) {
         const Call call(context);
-        const Array whole(call, z, "z");
+        const Array whole = choices_.tokens(call, z, 2, device_);
+        const Turn::Held lock(turn_);
         put(call, z, mask, whole.rows());
         count_ += whole.rows();
     }
     std::int64_t position() const { return count_; }
-    std::unique_ptr<MixState> copy() const {
-        auto twin = std::make_unique<MixState>(*this);
-        const Call none;
-        const auto own = [&](const py::object &x) {
-            return x.is_none() ? x : py::module_::import("subspan._lib.device").attr("memory_of")(py::arg("x") = x).attr("copied")(x);
-        };
-        twin->tokens_ = own(tokens_);
-        twin->open_ = own(open_);
-        return twin;
-    }
+    std::unique_ptr<MixState> copy() { return std::make_unique<MixState>(*this); }
     [[noreturn]] py::tuple past() const { throw py::type_error("a state on a CUDA device is not saved; copy() keeps one, and its tokens can be fed again"); }
 
   private:
     static py::slice full() { return py::slice(std::nullopt, std::nullopt, std::nullopt); }
-    py::tuple shape(std::initializer_list<std::int64_t> more) const {
-        Shape s = batch_;
-        s.insert(s.end(), more);
-        return py::tuple(py::cast(s));
-    }
     // ValueError unless the leading axes of x broadcast to the batch.
     static void broadcast_shape(const Array &x, const Shape &batch, const char *name, int core) {
         const Shape mine = x.leading(core);
@@ -214,49 +204,45 @@ class MixState {
     }
     // Tokens (..., T, r) from the current position on; the position is the caller's to move.
     void put(const Call &call, const py::object &z, const py::object &mask, std::int64_t length) {
-        if (call.device != device_)
-            throw py::value_error("the token is on CUDA device " + std::to_string(call.device) + ", the tokens before on " + std::to_string(device_));
         bool one = true; // the mask of all tokens is one
         if (!mask.is_none()) { // before anything is written
             const Array closed(call, mask, "mask", Access::read, true);
-            Shape tokens = batch_;
-            tokens.push_back(length);
-            broadcast_shape(closed, tokens, "mask", 0);
+            broadcast_shape(closed, choices_.shape({length}), "mask", 0);
             one = closed.ndim() == 0 || closed.shape(closed.ndim() - 1) == 1;
             if (open_.is_none()) {
-                open_ = call.place.attr("zeros")(shape({size_}), "uint8");
-                call.place.attr("assign")(open_, 1);
+                open_ = filled(call, choices_.shape({size_}), DType::u8, 1).object();
             }
         }
         const auto from = [](std::int64_t begin, std::int64_t count) { return py::slice(py::ssize_t(begin), py::ssize_t(begin + count), 1); };
         for (std::int64_t begin = std::max<std::int64_t>(0, length - size_); begin < length;) {
             const std::int64_t slot = (count_ + begin) % size_, some = std::min(size_ - slot, length - begin);
-            call.place.attr("assign")(tokens_[py::make_tuple(py::ellipsis(), from(slot, some), full())],
-                                      z[py::make_tuple(py::ellipsis(), from(begin, some), full())]);
+            assign(call, Array(call, z[py::make_tuple(py::ellipsis(), from(begin, some), full())], "z"),
+                   Array(call, tokens_[py::make_tuple(py::ellipsis(), from(slot, some), full())], "the tokens"));
             if (!open_.is_none()) {
-                const py::object now = mask.is_none() ? py::object(py::int_(1))
-                                       : one          ? mask
-                                                      : py::object(mask[py::make_tuple(py::ellipsis(), from(begin, some))]);
-                call.place.attr("assign")(open_[py::make_tuple(py::ellipsis(), from(slot, some))], now);
+                const Array there(call, open_[py::make_tuple(py::ellipsis(), from(slot, some))], "mask", Access::read, true);
+                if (mask.is_none())
+                    fill(call, there, 1);
+                else
+                    assign(call, Array(call, one ? mask : py::object(mask[py::make_tuple(py::ellipsis(), from(begin, some))]), "mask", Access::read, true),
+                           there);
             }
             begin += some;
         }
     }
     // The newest token of the ring, (..., 1, width).
     void mix_newest(const Call &call, const py::object &weights, const py::object &out) const {
-        const MixArguments x(call, tokens_, offsets_, weights, choices_[0], open_, choices_[1], choices_[2], choices_[3], py::bool_(true), choices_[4],
-                             choices_[5], choices_[6], choices_[7]);
+        const MixArguments x(call, tokens_, weights, open_, choices_);
         const Array xo(call, out, "out", Access::out);
         x.check_no_overlap_with(xo);
         const Input input(x, size_, count_);
         const Stack so = stack(xo, x.batch);
-        if (w_.is_none()) {
+        if (choices_.w.is_none()) {
             const Memory memory(call, cuda::plucker_workspace(input.in, x.options, 0, false, call.device));
             const py::gil_scoped_release release;
             cuda::plucker_mix(memory.context(), input.in, x.options, so);
             return;
         }
-        const ProjectionArguments p(call, w_, b_, x.z, x.r);
+        const ProjectionArguments p(call, choices_.w, choices_.b, x.r, &x.z);
         p.check_no_overlap_with(xo);
         const Projection to(p);
         const Memory memory(call, cuda::plucker_workspace(input.in, x.options, p.d(), false, call.device));
@@ -264,12 +250,12 @@ class MixState {
         cuda::plucker_mix_project(memory.context(), input.in, to.w, p.b ? &to.b : nullptr, x.options, so);
     }
 
-    Shape batch_;
-    std::string dtype_;
-    std::int64_t r_, size_ = 0, count_ = 0;
-    int device_ = 0;
-    py::object w_, b_, offsets_, tokens_, open_ = py::none(); // open: which of the tokens take part; None: all
-    py::list choices_;
+    MixChoices choices_;
+    int device_;
+    py::object place_; // of its memory
+    std::int64_t size_ = 0, count_ = 0;
+    py::object tokens_, open_ = py::none(); // open: which of the tokens take part; None: all
+    Turn turn_;
 };
 
 } // namespace
@@ -280,16 +266,7 @@ void register_device_plucker(py::module_ &m) {
     m.def("mix_backward", &mix_backward, arg("call"), arg("grad"), SUBSPAN_MIXING_NAMES);
     m.def("mix_project", &mix_project, arg("call"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES, arg("out"));
     m.def("mix_project_backward", &mix_project_backward, arg("call"), arg("grad"), arg("W"), arg("b"), SUBSPAN_MIXING_NAMES);
-    py::class_<MixState>(m, "MixState")
-        .def(py::init<const py::object &, const Shape &, const std::string &, std::int64_t, const py::object &, const py::object &,
-                      SUBSPAN_MIXING_CHOICE_TYPES>(),
-             arg("call"), arg("batch"), arg("dtype"), arg("r"), arg("W"), arg("b"), SUBSPAN_MIXING_CHOICE_NAMES)
-        .def("step", &MixState::step, arg("call"), arg("z"), arg("weights"), arg("mask"), arg("out"))
-        .def("prefill", &MixState::prefill, arg("call"), arg("z"), arg("mask"))
-        .def("position", &MixState::position)
-        .def("copy", &MixState::copy)
-        .def("past", &MixState::past)
-        .def("__getattr__", [](const MixState &, const std::string &name) -> py::object { not_on_device(name); });
+    register_mix_state<MixState>(m).def("__getattr__", [](const MixState &, const std::string &name) -> py::object { not_on_device(name); });
 }
 
 } // namespace subspan::bind

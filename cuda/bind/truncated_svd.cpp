@@ -1,5 +1,7 @@
 #include "device.hpp"
 #include "register.hpp"
+#include "truncated.hpp"
+#include "subspan/cuda/assign.hpp"
 #include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/truncated_svd.hpp"
 
@@ -12,8 +14,6 @@ namespace subspan::bind {
 namespace {
 
 constexpr std::int64_t kAtOnce = std::int64_t(1) << 31; // bytes of work memory that matrices of one launch may take together
-
-using Numbers = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
 py::object leading(const Array &x, std::int64_t count, bool columns = false) {
     const py::slice first(0, py::ssize_t(count), 1), all{std::nullopt, std::nullopt, std::nullopt};
@@ -61,19 +61,19 @@ double squared_norm(const Call &call, const Array &a) {
         const py::gil_scoped_release release;
         cuda::squared_norm(memory.context(), sa, static_cast<double *>(out.data()));
     }
-    return Numbers(call.place.attr("host")(out.object())).data()[0];
+    return host(call, out.object()).data()[0];
 }
 
 // With a rank alone nothing waits for the device.
-py::tuple truncated_svd(py::handle context, py::handle given, std::int64_t rank, double energy, double tol, std::int64_t oversample,
-                        std::int64_t power_iterations, const py::object &initial, std::uint64_t key, const py::object &signs) {
+py::tuple truncated_svd(py::handle context, py::handle given, py::handle rank, py::handle energy, py::handle tol, py::handle oversample, py::handle power,
+                        const py::object &initial, std::uint64_t key, py::handle signs) {
     const Call call(context);
-    if (choice(signs, "signs", {"v", "u"}) == 1) throw py::type_error("signs='u' is not implemented on CUDA devices");
+    if (signs_by_u(signs)) throw py::type_error("signs='u' is not implemented on CUDA devices");
     const Array a(call, given, "A");
     if (a.dtype() != DType::f32 && a.dtype() != DType::f64) throw py::type_error(std::string("A must be float32 or float64, got ") + a.dtype_name());
     a.require_ndim(2);
     const std::int64_t full = std::min(a.rows(), a.cols());
-    const subspan::TruncatedOptions o{rank, energy, tol, oversample, power_iterations, key};
+    const subspan::TruncatedOptions o = truncated_options(rank, energy, tol, oversample, power, key, a.rows(), a.cols());
     o.check(full);
     std::optional<Array> start;
     Stack from;
@@ -84,21 +84,21 @@ py::tuple truncated_svd(py::handle context, py::handle given, std::int64_t rank,
             throw py::value_error("initial must have " + std::to_string(a.cols()) + " columns, got shape " + start->shape_text());
         from = stack(*start, {});
     }
-    const double norm = energy > 0 ? squared_norm(call, a) : 0.0;
+    const double norm = o.energy > 0 ? squared_norm(call, a) : 0.0;
     const auto wanted = [&](const Found &f, std::int64_t most) {
-        const Numbers s(call.place.attr("host")(f.s.object()));
+        const Numbers s = host(call, f.s.object());
         if (std::isnan(s.data()[0])) throw py::value_error("A holds NaN or infinity, or its decomposition did not settle");
         return o.wanted(s.data(), most, norm);
     };
     const auto cut = [](const Found &f, std::int64_t k) { return py::make_tuple(leading(f.u, k, true), leading(f.s, k), leading(f.vh, k)); };
-    if (rank > 0) {
-        const Found f = triplets(call, a, rank, std::min(full, rank + oversample), power_iterations, from, key);
-        return cut(f, energy > 0 || tol > 0 ? wanted(f, rank) : rank);
+    if (o.rank > 0) {
+        const Found f = triplets(call, a, o.rank, std::min(full, o.rank + o.oversample), o.power_iterations, from, key);
+        return cut(f, o.energy > 0 || o.tol > 0 ? wanted(f, o.rank) : o.rank);
     }
     std::optional<Found> f;
     for (std::int64_t vectors = o.first_try(full, from.rows);; vectors = std::min(full, 2 * vectors)) {
         const std::int64_t trusted = o.trusted(vectors, full);
-        Found next = triplets(call, a, trusted, vectors, power_iterations, from, key);
+        Found next = triplets(call, a, trusted, vectors, o.power_iterations, from, key);
         const std::int64_t k = wanted(next, trusted);
         if (k < trusted || vectors == full) return cut(next, k);
         f.emplace(std::move(next));
@@ -115,9 +115,8 @@ struct Job {
         a = right ? stack(g, {}) : stack(g, {}).transposed();
         vectors = std::min(std::min(a.rows, a.cols), rank + t[6].cast<std::int64_t>());
         const DType wider = wide(g.dtype());
-        const auto converted = [&](const py::object &x) { return call.place.attr("converted")(x, name_of(wider)); };
-        if (const py::object x = t[2]; !x.is_none()) start = stack(last.emplace(call, converted(x), "basis"), {}).transposed();
-        if (const py::object x = t[3]; !x.is_none()) first.emplace(call, converted(x), "first");
+        if (const py::object x = t[2]; !x.is_none()) start = stack(last.emplace(copied(call, Array(call, x, "basis"), wider)), {}).transposed();
+        if (const py::object x = t[3]; !x.is_none()) first.emplace(copied(call, Array(call, x, "first"), wider));
         vh.emplace(call.empty({rank, a.cols}, g.dtype(), "Vh"));
     }
     std::string name;
@@ -155,7 +154,7 @@ py::list refresh_bases(py::handle context, const py::list &given) {
     };
     const auto take_first = [&](std::size_t i) {
         const Job &j = jobs[i];
-        firsts[i] = call.place.attr("copied")(call.place.attr("converted")(j.vh->object()[py::int_(0)], name_of(wide(j.g.dtype()))));
+        firsts[i] = copied(call, Array(call, j.vh->object()[py::int_(0)], "first"), wide(j.g.dtype())).object();
         if (!j.first) return;
         Array now(call, firsts[i], "first");
         now.as_matrix(false);
@@ -170,12 +169,12 @@ py::list refresh_bases(py::handle context, const py::list &given) {
         solve(call, calls, {std::get<2>(group), std::get<3>(group), false});
         for (const auto i : members) take_first(i);
     }
-    std::map<DType, Numbers> host;
+    std::map<DType, Numbers> seen;
     const auto fetch = [&] {
-        for (const auto &[dtype, x] : numbers) host.insert_or_assign(dtype, Numbers(call.place.attr("host")(x.object())));
+        for (const auto &[dtype, x] : numbers) seen.insert_or_assign(dtype, host(call, x.object()));
     };
     const auto number = [&](std::size_t i, std::int64_t at) {
-        const auto &h = host.at(wide(jobs[i].g.dtype()));
+        const auto &h = seen.at(wide(jobs[i].g.dtype()));
         return h.data()[std::int64_t(i) * h.shape(1) + at];
     };
     fetch();
@@ -199,8 +198,15 @@ py::list refresh_bases(py::handle context, const py::list &given) {
     py::list found;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
         const Job &j = jobs[i];
-        const py::object basis = call.place.attr("copied")(call.place.attr("transposed")(j.vh->object()));
-        found.append(py::make_tuple(basis, firsts[i], j.first ? py::object(py::float_(std::abs(number(i, ranks.at(wide(j.g.dtype())))))) : py::none()));
+        const Array basis = call.empty({j.vh->cols(), j.vh->rows()}, j.vh->dtype(), "basis");
+        {
+            const Stack from = stack(*j.vh, {}).transposed(), to = stack(basis, {});
+            const Memory memory(call, 0);
+            const py::gil_scoped_release release;
+            cuda::assign(memory.context(), from, to);
+        }
+        found.append(
+            py::make_tuple(basis.object(), firsts[i], j.first ? py::object(py::float_(std::abs(number(i, ranks.at(wide(j.g.dtype())))))) : py::none()));
     }
     return found;
 }

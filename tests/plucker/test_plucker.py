@@ -899,15 +899,15 @@ def test_what_is_refused(rng):
     with pytest.raises(ValueError, match="r must be at most 65536"):
         plucker.MixState([1], 2**40)
     for variant, error, text in (
-        ({"norm": "l2"}, ValueError, "norm must be one of None, 'clamp', 'soft'"),
+        ({"norm": "l2"}, ValueError, "norm must be None, 'clamp' or 'soft'"),
         ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),
         ({"eps": np.nan}, ValueError, "eps must be finite"),
         ({"eps": 1e120}, ValueError, "eps must be below"),
         ({"order": "past"}, ValueError, "order must be 'current-first' or 'past-first'"),
-        ({"rope": "neox"}, ValueError, "rope must be one of"),
+        ({"rope": "neox"}, ValueError, "rope must be None, 'interleaved' or 'half'"),
         ({"rope": "half", "rope_base": 0.0}, ValueError, "rope_base must be positive"),
         ({"rope_start": 1.5}, TypeError, "rope_start must be an integer"),
-        ({"weighting": "sum"}, ValueError, "weighting must be one of"),
+        ({"weighting": "sum"}, ValueError, "weighting must be 'mean', 'given' or 'softmax'"),
         ({"weighting": "softmax"}, ValueError, "needs weights"),
         ({"weighting": "mean", "weights": np.ones(2)}, ValueError, "takes no weights"),
         ({"weights": np.ones(3)}, ValueError, "one entry for each of the 2 offsets"),

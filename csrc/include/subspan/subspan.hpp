@@ -4,6 +4,7 @@
 #include "subspan/affine.hpp"
 #include "subspan/apply_core.hpp"
 #include "subspan/blas.hpp"
+#include "subspan/choose_rank.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/exterior.hpp"

@@ -10,9 +10,15 @@ import re
 import socket
 import threading
 import zipfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from subspan import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Set
+    from typing import Self
 
 _STALE = re.compile(r"\.([^./\\]+)\.(\d+)\.\d+\.part$")
 
@@ -75,7 +81,7 @@ def sealed_state(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "checksum": checksum(state)}
 
 
-def checked_state(state: Any, kind: str, form: str, needed: set[str], *, sealed: bool = True) -> dict[str, Any]:
+def checked_state(state: Any, kind: str, form: str, needed: Set[str], *, sealed: bool = True) -> dict[str, Any]:
     """A state that is whole: of this format with its checksum, or of an earlier one, which had none. The first one of a
     class that was not ``sealed`` then had no format either.
     """
@@ -173,12 +179,11 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -
     return np.frombuffer(bytearray(data), dtype=dtype, count=count).reshape(shape, order="F" if fortran else "C")
 
 
-def read_archive(
-    path: str | os.PathLike[str] | bytes, kind: str, needed: set[str], members: set[str] | None = None
-) -> dict[str, Any]:
+def read_archive(path: str | os.PathLike[str] | bytes, kind: str, needed: Set[str], more: Set[str]) -> dict[str, Any]:
     """What :func:`write_archive` wrote. ValueError names what is wrong with a file that is damaged or another kind.
 
-    Only ``members`` are read, where they are given; memory is bounded by the length of the file.
+    Other members than those that are ``needed`` and those that may be there, ``more``, are not read; memory is bounded
+    by the length of the file.
     """
     path = os.fsdecode(path)
     try:
@@ -188,11 +193,8 @@ def read_archive(
             if len(infos) != len(archive.infolist()):
                 raise ValueError("a member is there twice")
             missing = needed - infos.keys()
-            raw = {
-                k: _read_member(archive, info, length)
-                for k, info in infos.items()
-                if not missing and (members is None or k in members)
-            }
+            read = {} if missing else {k: info for k, info in infos.items() if k in needed or k in more}
+            raw = {k: _read_member(archive, info, length) for k, info in read.items()}
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as e:  # a damaged archive can raise almost anything, MemoryError included
@@ -207,20 +209,56 @@ def read_archive(
     return state
 
 
-def loaded(kind: Any, path: str | os.PathLike[str] | bytes, needed: set[str], members: set[str]) -> Any:
-    """An object of this class from what its ``save`` wrote."""
-    state = read_archive(path, kind.__name__, needed, members)
-    self = kind.__new__(kind)
-    try:
-        self.__setstate__(state)
-    except Exception as e:  # whatever a wrong member makes the pieces below raise
-        raise ValueError(f"{os.fsdecode(path)}: damaged {kind.__name__} file ({e})") from e
-    return self
-
-
 def known_library(name: Any) -> str:
     """A saved library, imported: results go to it."""
     if name not in ("numpy", "torch", "jax", "cupy"):
         raise ValueError(f"library is {name!r}, wanted one of numpy, torch, jax, cupy")
     importlib.import_module(name)
     return str(name)
+
+
+class Fixed:
+    """An object whose options (``_OPTIONS``) stay as it was made."""
+
+    _OPTIONS: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._OPTIONS and name in self.__dict__:
+            raise AttributeError(f"{name} is fixed when a {type(self).__name__} is made; make a new one")
+        object.__setattr__(self, name, value)
+
+
+class Kept(Fixed):
+    """An object around a state of the kernels, which is copied, saved and loaded."""
+
+    _NEEDED: frozenset[str]  # members of every file, and
+    _MORE: frozenset[str]  # those that some have
+    _state: Any
+
+    def copy(self) -> Self:
+        """An independent copy."""
+        new = object.__new__(type(self))
+        state = None if self._state is None else self._state.copy()
+        new.__dict__.update(self.__dict__, _turn=_core.Turn(), _state=state)
+        return new
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()
+
+    def save(self, path: str | os.PathLike[str] | bytes) -> None:
+        """Write all of it to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
+        write_archive(path, self.__getstate__())  # type: ignore[arg-type]  # each class has its own
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | bytes) -> Self:
+        """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
+        state = read_archive(path, cls.__name__, cls._NEEDED, cls._MORE)
+        self = cls.__new__(cls)
+        try:
+            self.__setstate__(state)  # type: ignore[attr-defined]
+        except Exception as e:  # whatever a wrong member makes the pieces below raise
+            raise ValueError(f"{os.fsdecode(path)}: damaged {cls.__name__} file ({e})") from e
+        return self

@@ -3,69 +3,15 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
 
+from subspan._core import choice, real_number, share, truth, whole_number
 
-def whole_number(value: Any, name: str, least: int, most: int = 2**62) -> int:
-    """An integer of a user's, of Python or NumPy; no bool, no float that happens to be whole."""
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {_shortly(number)}")
-    if number > most:
-        raise ValueError(f"{name} must be at most {_shortly(most)}, got {_shortly(number)}")
-    return number
-
-
-def _shortly(number: int) -> str:
-    return str(number) if number.bit_length() < 128 else f"a number of {number.bit_length()} bits"
-
-
-def real_number(value: Any, name: str, least: float = -math.inf) -> float:
-    """A finite number of a user's: no text, no bool, no part of a complex one, no tensor that autograd follows."""
-    if isinstance(value, (str, bytes, bool, np.bool_, complex, np.complexfloating)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if getattr(value, "requires_grad", False):
-        raise TypeError(f"{name} is a tensor that requires grad, and autograd does not see this function; pass a float")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} must be finite, got a number beyond float64") from None
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not (math.isfinite(number) and number >= least):
-        raise ValueError(f"{name} must be finite{'' if least < 0 else ' and not negative'}, got {number!r}")
-    return number
-
-
-def share(value: Any, name: str) -> float:
-    """A number between 0 and 1."""
-    number = real_number(value, name)
-    if not 0.0 < number < 1.0:
-        raise ValueError(f"{name} must be in (0, 1), got {number}")
-    return number
-
-
-def choice(value: Any, name: str, *allowed: str) -> str:
-    """One of these texts."""
-    if not isinstance(value, str) or value not in allowed:
-        *first, last = (repr(x) for x in allowed)
-        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
-    return str(value)
-
-
-def truth(value: Any, name: str) -> bool:
-    """A bool of a user's. Text, numbers and arrays are mistakes."""
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    raise TypeError(f"{name} must be True or False, got {value!r}")
+__all__ = [
+    "choice", "float_dtype", "generator_of", "real_number", "rng_key", "share", "stack_shape", "truth", "whole_number",
+]  # fmt: skip
 
 
 def rng_key(rng: int | np.random.Generator | np.integer[Any] | None) -> int:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
-import numpy as np
-
-from subspan._lib.arrays import Array, as_array, detached, library_of
+from subspan._lib.arrays import Array, as_array, detached
 from subspan._lib.call import call_of
-from subspan._lib.device import dtype_name, memory_of, numpy, on_device
-from subspan._lib.numbers import real_number, whole_number
+from subspan._lib.device import memory_of, numpy, on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,59 +241,13 @@ def mean(
     True
     """
     call = call_of(U=U, initial=initial, out=out)
-    if not hasattr(U, "shape"):
-        U = as_array(U, "U")
-    if len(U.shape) < 3:
-        raise ValueError(f"U must have at least 3 dimensions, the first one of points, got shape {tuple(U.shape)}")
-    count, *batch, n, k = (int(s) for s in U.shape)
-    if count == 0:
-        raise ValueError(f"U holds no points: its shape is {tuple(U.shape)}")
-    if k > n:
-        raise ValueError(f"U has {k} columns of {n} entries: so many cannot be orthonormal")
-    limit = whole_number(max_iterations, "max_iterations", 0)
-    w = None if weights is None else _weights(weights, count)
-    if tol is None:
-        tolerance = (
-            50 * float(np.finfo(np.float32 if dtype_name(U) == "float32" else np.float64).eps) * max(k, 1) ** 0.5
-        )
-    else:
-        tolerance = real_number(tol, "tol", 0.0)
-    if progress is not None and not callable(progress):
-        raise TypeError(f"progress must be callable, got {type(progress).__name__}")
-    args = (U, w, initial, tolerance, limit, progress, out, check)
-    found, reports = call.kernels.mean(call.context, *args)
-    return _mean_result(call.give(found, out), reports, batch, tolerance, full_output)
-
-
-def _weights(weights: Array, count: int) -> np.ndarray[Any, Any]:
-    """In NumPy and float64, from wherever they are: so few numbers may cross."""
-    if on_device(weights):
-        if library_of(weights) not in ("cupy", "torch"):
-            raise TypeError("weights on a CUDA device must be of CuPy or PyTorch; they may be on the CPU, too")
-        host = memory_of(weights=weights).host(detached(weights))
-    else:
-        host = numpy(as_array(weights, "weights"))
-    if host.dtype.kind not in "fiu":
-        raise TypeError(f"weights must be real numbers, got {host.dtype}")
-    w = np.ascontiguousarray(host, dtype=np.float64)
-    if w.shape != (count,):
-        raise ValueError(f"weights must have shape ({count},), one for each point, got {w.shape}")
-    return w
-
-
-def _mean_result(
-    found: Array, reports: list[tuple[float, float, int, bool]], batch: list[int], tol: float, full_output: bool
-) -> Array | MeanResult:
+    w = weights
+    if w is not None:  # so few numbers may cross
+        w = memory_of(weights=w).host(detached(w)) if on_device(w) else numpy(as_array(w, "weights"))
+    args = (U, w, initial, tol, max_iterations, progress, out, check)
+    found, *figures, warning = call.kernels.mean(call.context, *args)
     if full_output:
-        columns = [np.array([r[i] for r in reports]).reshape(batch) for i in range(4)]
-        return MeanResult(found, *(c if c.ndim else c[()] for c in columns))
-    late = [r for r in reports if not r[3]]
-    if late:
-        warnings.warn(
-            f"{len(late)} of {len(reports)} means did not reach tol={tol:.1e} in {max(r[2] for r in late)} iterations: "
-            f"the gradient norm is {max(r[0] for r in late):.1e}. Points may be too far apart for a unique "
-            "mean, or tol below what rounding allows; full_output=True returns these figures instead of this warning",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return found
+        return MeanResult(call.give(found, out), *figures)
+    if warning is not None:
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)
+    return call.give(found, out)

@@ -11,7 +11,7 @@ from subspan import _core
 from subspan._lib.arrays import Array, as_array, check_float, check_library, detached, library_of
 from subspan._lib.call import call_of
 from subspan._lib.device import check_dtype, device_of, dtype_name, memory_of, on_device
-from subspan._lib.files import checked_state, sealed_state
+from subspan._lib.files import Fixed, checked_state, sealed_state
 from subspan._lib.numbers import choice, real_number, rng_key, truth, whole_number
 from subspan.orth.int4 import Int4Basis, quantize_int4
 
@@ -24,7 +24,7 @@ __all__ = ["GradientProjector"]
 _FORMAT = "subspan.GradientProjector/2"
 
 
-class GradientProjector:
+class GradientProjector(Fixed):
     """Low-rank projection of a gradient, as GaLore and Q-GaLore use it.
 
     ``down`` gives the small gradient that the optimiser works on, ``up`` takes its update back. The basis is that of
@@ -75,6 +75,7 @@ class GradientProjector:
     ((64, 4), True)
     """
 
+    _OPTIONS = ("rank", "side", "bits", "history", "group")  # what a basis is made with
     _dtype_there: str | None = None  # of gradients on a CUDA device
 
     def __init__(
@@ -126,6 +127,7 @@ class GradientProjector:
             packed.__setstate__(basis)
             basis = packed
         similarity = deque(state.pop("similarity"), maxlen=state["history"])
+        self.__dict__.clear()
         self.__dict__.update({k: v for k, v in state.items() if k not in ("format", "checksum")})
         self.__dict__.update(basis=basis, similarity=similarity)
 

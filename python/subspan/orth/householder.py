@@ -9,7 +9,7 @@ import numpy as np
 from subspan._lib.arrays import Array, library_of
 from subspan._lib.call import call_of
 from subspan._lib.device import dtype_name, numpy
-from subspan._lib.files import checked_state, sealed_state
+from subspan._lib.files import Fixed, checked_state, sealed_state
 from subspan._lib.numbers import truth
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
 _FORMAT = "subspan.HouseholderQ/1"
 
 
-class HouseholderQ:
+class HouseholderQ(Fixed):
     """The orthogonal factor of :func:`householder_qr`, kept as reflections: ``Q = I - V T Vᵀ``, m × m, never formed.
 
     Attributes
@@ -35,6 +35,8 @@ class HouseholderQ:
         LAPACK's factors: reflection j is ``I - tau_j v_j v_jᵀ``.
     shape : (..., m, m)
     """
+
+    _OPTIONS = ("V", "tau")
 
     def __init__(self, V: Array, tau: Array, T: Array) -> None:
         if tuple(tau.shape) != (*tuple(V.shape)[:-2], V.shape[-1]):
@@ -111,6 +113,7 @@ class HouseholderQ:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = checked_state(state, "HouseholderQ", _FORMAT, {"V", "tau", "_T", "transposed"})
+        self.__dict__.clear()
         self.__init__(state["V"], state["tau"], state["_T"])  # type: ignore[misc]
         self.transposed = truth(state["transposed"], "transposed")
 

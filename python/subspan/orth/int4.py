@@ -9,7 +9,7 @@ import numpy as np
 from subspan._lib.arrays import Array, to_library
 from subspan._lib.call import call_of
 from subspan._lib.device import dtype_name, numpy
-from subspan._lib.files import checked_state, sealed_state
+from subspan._lib.files import Fixed, checked_state, sealed_state
 from subspan._lib.numbers import whole_number
 
 __all__ = ["Int4Basis", "quantize_int4"]
@@ -17,7 +17,7 @@ __all__ = ["Int4Basis", "quantize_int4"]
 _FORMAT = "subspan.Int4Basis/2"
 
 
-class Int4Basis:
+class Int4Basis(Fixed):
     """A matrix ``(n, k)`` in packed 4-bit codes; made by :func:`quantize_int4`.
 
     Products unpack a tile at a time and never hold the dense matrix. Take it wherever a basis is asked for:
@@ -34,6 +34,8 @@ class Int4Basis:
         Consecutive entries with one scale.
     """
 
+    _OPTIONS = ("codes", "scale", "zero", "shape", "group")
+
     def __init__(
         self, codes: Any, scale: Any, zero: Any, shape: tuple[int, int], group: int, library: str = "numpy"
     ) -> None:
@@ -41,34 +43,26 @@ class Int4Basis:
             raise TypeError(f"shape must be a pair (n, k), got {shape!r}")
         n, k = (whole_number(x, f"shape[{i}]", 0) for i, x in enumerate(shape))
         group = whole_number(group, "group", 1)
-        count = n * k
-        groups = -(-count // group)
-        for x, name, length in ((codes, "codes", (count + 1) // 2), (scale, "scale", groups), (zero, "zero", groups)):
-            if isinstance(x, np.ma.MaskedArray) or not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        for x, name in ((codes, "codes"), (scale, "scale"), (zero, "zero")):
+            if not hasattr(x, "shape") or not hasattr(x, "dtype"):
                 raise TypeError(f"{name} must be an array, got {type(x).__name__}")
-            if tuple(x.shape) != (length,):
-                raise ValueError(
-                    f"{name} must have shape ({length},) for a matrix {(n, k)} in groups of {group}, "
-                    f"got {tuple(x.shape)}"
-                )
-        if dtype_name(codes) != "uint8":
-            raise TypeError(f"codes must be uint8, got {dtype_name(codes)}")
+        call = call_of(codes=codes, scale=scale, zero=zero)
+        call.kernels.check_int4(call.context, (codes, scale, zero, n, k, group))
         self.codes, self.scale, self.zero, self.shape, self.group = codes, scale, zero, (n, k), group
         self._library = library
         self._core: tuple[Any, float] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("codes", "scale", "zero", "shape", "group")
-        state = {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in self._OPTIONS}
         return sealed_state({"format": _FORMAT, **state, "library": self._library})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if isinstance(state, dict):  # the first version kept it under another name
             state = {"library": state.get("_library"), **state}
-        needed = {"codes", "scale", "zero", "shape", "group", "library"}
-        state = checked_state(state, "Int4Basis", _FORMAT, needed, sealed=False)
+        state = checked_state(state, "Int4Basis", _FORMAT, {*self._OPTIONS, "library"}, sealed=False)
         if state["library"] not in ("numpy", "torch", "jax", "cupy"):
             raise ValueError(f"library is {state['library']!r}, wanted numpy, torch, jax or cupy")
+        self.__dict__.clear()
         self.__init__(  # type: ignore[misc]
             state["codes"], state["scale"], state["zero"], tuple(state["shape"]), state["group"], state["library"]
         )

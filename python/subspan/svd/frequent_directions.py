@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
 from subspan._lib.arrays import Array, check_float, check_library, float_array, library_of, to_library
-from subspan._lib.files import checked_state, known_library, sealed_state
+from subspan._lib.files import Kept, checked_state, known_library, sealed_state
 from subspan._lib.numbers import float_dtype, whole_number
 from subspan._lib.sparse import csr_parts, is_sparse
 
@@ -18,7 +17,7 @@ __all__ = ["FrequentDirections"]
 _FORMAT = "subspan.FrequentDirections/2"
 
 
-class FrequentDirections:
+class FrequentDirections(Kept):
     """Deterministic sketch ``B (size, n)`` of a tall matrix ``A``, with a guaranteed error.
 
     ``0 <= x·(AᵀA - BᵀB)·x <= error_bound`` for every unit vector ``x``, and ``error_bound`` is at most
@@ -48,6 +47,10 @@ class FrequentDirections:
     True
     """
 
+    _OPTIONS = ("size", "n_features")
+    _NEEDED = frozenset(("size", "n_features", "library"))
+    _MORE = frozenset({"format", "checksum", "buffer", "low", "seen", "bound", "norm", "dtype"})
+
     def __init__(self, size: int, n_features: int) -> None:
         self.size = whole_number(size, "size", 1, 2**28)
         self.n_features = whole_number(n_features, "n_features", 1)
@@ -57,7 +60,7 @@ class FrequentDirections:
             )
         self._state: Any = _core.Sketch(self.size, self.n_features)
         self._library = "numpy"
-        self._turn = threading.Lock()  # of the library of the first rows
+        self._turn = _core.Turn()  # of the library of the first rows
 
     def update(self, rows: Array) -> FrequentDirections:
         """Add rows ``(b, n)``, dense or sparse; a vector ``(n,)`` is one row.
@@ -119,13 +122,12 @@ class FrequentDirections:
         return sealed_state({**own, **self._state.state()})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = checked_state(state, "FrequentDirections", _FORMAT, {"size", "n_features", "library"}, sealed=False)
+        state = checked_state(state, "FrequentDirections", _FORMAT, self._NEEDED, sealed=False)
+        self.__dict__.clear()
         self.__init__(state["size"], state["n_features"])  # type: ignore[misc]
         self._library = known_library(state["library"])
         if "buffer" in state:
-            dtype = check_float(
-                state["buffer"], "buffer"
-            )  # earlier versions kept it in that of the sketch, without low
+            dtype = check_float(state["buffer"], "buffer")  # in versions before in that of the sketch, without low
             buffer = state["buffer"].astype(np.float64)
             low = state.get("low", np.zeros_like(buffer))
             dtype = float_dtype(state.get("dtype", dtype))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,47 +20,14 @@ from subspan._lib.arrays import (
     to_library,
 )
 from subspan._lib.device import DeviceMemory, device_of, memory_of, numpy, on_the_cpu
-from subspan._lib.files import checked_state, known_library, loaded, sealed_state, write_archive
+from subspan._lib.files import Kept, checked_state, known_library, sealed_state
 from subspan._lib.numbers import choice, float_dtype, real_number, share, truth, whole_number
 from subspan._lib.sparse import csr_parts, dense_rows, is_sparse
 from subspan.svd.inner_product import InnerProduct, WeightedState, no_overflow, signs_of_rows
 
-if TYPE_CHECKING:
-    import os
-
 __all__ = ["StreamingSVD"]
 
 _FORMAT = "subspan.StreamingSVD/2"
-_OPTIONS = ("rank", "forget", "center", "energy", "oversample", "method", "exact_blocks", "signs")
-_NEEDED = {"format", "wanted_dtype", "dtype", "library", *_OPTIONS} - {"signs"}  # which version 1 had not
-_MEMBERS = _NEEDED | set(
-    [
-        "checksum",
-        "signs",
-        "shown_dtype",
-        "weight",
-        "inner_product",
-        "inner_indices",
-        "inner_indptr",
-        "on_device",
-        "features",
-        "rows_seen",
-        "skip_gram",
-        "dropped",
-        "components",
-        "low",
-        "scatter",
-        "singular_values",
-        "mean",
-        "device_components",
-        "device_values",
-        "device_mean",
-        "device_totals",
-        "device_rank",
-        "device_rows",
-        "device_inner",
-    ]
-)
 
 
 class Rotation(NamedTuple):
@@ -90,7 +56,7 @@ class Rotation(NamedTuple):
         return to_library(turned, library_of(U), U)
 
 
-class StreamingSVD:
+class StreamingSVD(Kept):
     """Truncated SVD of a tall matrix whose rows arrive in blocks.
 
     With all rows seen so far stacked into a matrix ``A`` (minus their mean with ``center``), ``singular_values`` and
@@ -164,6 +130,13 @@ class StreamingSVD:
     True
     """
 
+    _OPTIONS = ("rank", "forget", "center", "energy", "oversample", "method", "exact_blocks", "signs")
+    _NEEDED = frozenset({"format", "wanted_dtype", "dtype", "library", *_OPTIONS} - {"signs"})
+    _HOST = ("features", "rows_seen", "skip_gram", "dropped", "components", "low", "scatter", "singular_values", "mean")
+    _DEVICE = tuple(f"device_{x}" for x in ("components", "values", "mean", "totals", "rank", "rows", "inner"))
+    _WEIGHT = ("weight", "inner_product", "inner_indices", "inner_indptr", "shown_dtype")
+    _MORE = frozenset({"checksum", "signs", "on_device", *_HOST, *_WEIGHT, *_DEVICE})
+
     def __init__(
         self,
         rank: int,
@@ -190,15 +163,11 @@ class StreamingSVD:
         self.exact_blocks = truth(exact_blocks, "exact_blocks")
         self._dtype = None if dtype is None else float_dtype(dtype)
         self._inner = weight if weight is None or isinstance(weight, InnerProduct) else InnerProduct(weight)
-        self._writing = threading.Lock()
+        self._turn = _core.Turn()
         self._library = "numpy"
         self._place: DeviceMemory | None = None  # of the rows, where they are on a CUDA device
+        self._settled = False  # updates of NumPy's rows go straight to the state, whose own lock is enough
         self._state = self._made(None)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _OPTIONS and "_state" in self.__dict__:
-            raise AttributeError(f"{name} is fixed when a stream is made; make a new one")
-        object.__setattr__(self, name, value)
 
     def _made(self, place: DeviceMemory | None) -> Any:
         """A state without rows, on the host or a device."""
@@ -235,10 +204,10 @@ class StreamingSVD:
         """
         if truth(rotation, "rotation"):
             return self._update_with_rotation(rows)
-        with self._writing:
-            if type(rows) is np.ndarray and rows.dtype.kind == "f" and self._library == "numpy":
-                self._state.update(rows)
-            else:
+        if self._settled and type(rows) is np.ndarray and rows.dtype.kind == "f":
+            self._state.update(rows)
+        else:
+            with self._turn:
                 self._add(rows)
         return self
 
@@ -254,7 +223,13 @@ class StreamingSVD:
         finally:
             if state.dtype() is None:  # nothing was taken in
                 self._library = before
+        self._settle(state, place)
+
+    def _settle(self, state: Any, place: DeviceMemory | None) -> None:
+        """Rows are there: where they are, and of which library, does not change any more."""
         self._state, self._place = state, place
+        plain = place is None and self._library == "numpy" and self._inner is None
+        self._settled = plain and not self.exact_blocks  # whose state is replaced together with a rotation
 
     def _rows(self, x: Array, name: str) -> tuple[tuple[Any, ...], str]:
         """Rows as the kernels take them, an array or the parts of a sparse matrix, and their library; TypeError where
@@ -298,7 +273,7 @@ class StreamingSVD:
         if device_of(rows) is not None:
             raise TypeError("rotation=True is not implemented on CUDA devices")
         (block,), library = self._rows(dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows, "rows")
-        with self._writing:
+        with self._turn:
             before, twin = self._state.state(), self._state.copy()
             twin.update(block)
             change = self._rotation(before, twin.state(), block)
@@ -332,7 +307,7 @@ class StreamingSVD:
         downdate = self._state.downdate
         dense = dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows
         (block,), _ = self._rows(dense, "rows")
-        with self._writing:
+        with self._turn:
             downdate(block)
         return self
 
@@ -343,7 +318,7 @@ class StreamingSVD:
         """
         if not isinstance(other, StreamingSVD):
             raise TypeError(f"other must be a StreamingSVD, got {type(other).__name__}")
-        with self._writing:
+        with self._turn:
             state, fresh = self._state, self._state.dtype() is None
             one, two = self._inner, other._inner
             same = two is None if one is None else two is not None and one.same_as(two)
@@ -361,7 +336,8 @@ class StreamingSVD:
             if not fresh and self._library != other._library:
                 raise TypeError(f"other must hold {self._library} arrays as the stream does, got {other._library}")
             state.merge(other._state)
-            self._state, self._place, self._library = state, other._place, other._library
+            self._library = other._library
+            self._settle(state, other._place)
         return self
 
     # -- results -------------------------------------------------------------------------------------------------------
@@ -493,22 +469,22 @@ class StreamingSVD:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in _OPTIONS}
+        options = {name: getattr(self, name) for name in self._OPTIONS}
         more = {"wanted_dtype": None if self._dtype is None else self._dtype.name, "on_device": self._place is not None}
         state = {"inner_product": None, "shown_dtype": None, **self._state.state()}
         return sealed_state({"format": _FORMAT, **options, **more, "library": self._library, **state})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = checked_state(state, "StreamingSVD", _FORMAT, _NEEDED)
+        state = checked_state(state, "StreamingSVD", _FORMAT, self._NEEDED)
         try:
             self._restore(state)
         except (TypeError, RuntimeError, AttributeError) as e:  # what a member of another kind makes of the pieces
             raise ValueError(f"not a state of StreamingSVD: {e}") from e
 
     def _restore(self, state: dict[str, Any]) -> None:
-        options = {name: state[name] for name in _OPTIONS if name != "signs"}
+        options = {name: state[name] for name in self._OPTIONS if name != "signs"}
         options.update(exact_blocks=bool(state["exact_blocks"]), signs=state.get("signs") or "stable")
-        self.__dict__.pop("_state", None)
+        self.__dict__.clear()
         self.__init__(**options, dtype=state["wanted_dtype"], weight=InnerProduct.restored(state))  # type: ignore[misc]
         library = known_library(state["library"])
         if state.get("on_device", False):  # files of earlier versions have no such entry
@@ -516,32 +492,12 @@ class StreamingSVD:
             self._state = self._made(self._place)
         self._state.restore(state)
         self._library = library
-
-    def copy(self) -> StreamingSVD:
-        """An independent copy."""
-        new = StreamingSVD.__new__(StreamingSVD)
-        new.__dict__.update(self.__dict__)
-        new._writing = threading.Lock()
-        new._state = self._state.copy()
-        return new
-
-    __copy__ = copy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StreamingSVD:
-        return self.copy()
-
-    def save(self, path: str | os.PathLike[str] | bytes) -> None:
-        """Write the stream to ``path``, a NumPy ``.npz`` archive without pickles. Written aside, then renamed."""
-        write_archive(path, self.__getstate__())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str] | bytes) -> StreamingSVD:
-        """Read what :meth:`save` wrote. ValueError names what is wrong with a file that is damaged or another kind."""
-        return loaded(cls, path, _NEEDED, _MEMBERS)  # type: ignore[no-any-return]
+        if self._state.dtype() is not None:
+            self._settle(self._state, self._place)
 
     def __repr__(self) -> str:
         options = [f"rank={self.rank}"]
-        for name in _OPTIONS[1:]:
+        for name in self._OPTIONS[1:]:
             value = getattr(self, name)
             if value != inspect.signature(StreamingSVD).parameters[name].default:
                 options.append(f"{name}={value!r}")

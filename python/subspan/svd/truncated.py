@@ -22,7 +22,7 @@ from subspan._lib.arrays import (
 )
 from subspan._lib.call import call_of
 from subspan._lib.device import on_device
-from subspan._lib.numbers import choice, real_number, rng_key, share, whole_number
+from subspan._lib.numbers import rng_key
 from subspan._lib.sparse import csr_parts, is_sparse
 from subspan.svd.inner_product import InnerProduct, no_overflow, signs_of_rows
 
@@ -106,58 +106,21 @@ def truncated_svd(
     >>> truncated_svd(A, 3, power_iterations=12, rng=0).S.round(1)
     array([50., 49., 48.])
     """
-    if rank is None and energy is None and tol is None:
-        raise ValueError("one of rank, energy and tol must be given")
-    rank = None if rank is None else whole_number(rank, "rank", 1)
-    energy = None if energy is None else share(energy, "energy")
-    tol = None if tol is None else share(tol, "tol")
-    choice(signs, "signs", "v", "u")
-    oversample = whole_number(oversample, "oversample", 0)
+    options: Any = (rank, energy, tol, oversample, power_iterations)
     if weight is not None:
-        how = {"oversample": oversample, "power_iterations": power_iterations, "rng": rng}
-        return _weighted(A, rank, weight, energy, tol, initial, signs, how)
-    if isinstance(power_iterations, str):
-        if power_iterations != "auto":
-            raise ValueError(f"power_iterations must be an int or 'auto', got {power_iterations!r}")
-        A = A if hasattr(A, "shape") else as_array(A, "A")
-        if len(A.shape) != 2:
-            raise ValueError(f"A must have 2 dimensions, got shape {tuple(A.shape)}")
-        power_iterations = 7 if rank is not None and rank < 0.1 * min(int(x) for x in A.shape) else 4
-    power_iterations = whole_number(power_iterations, "power_iterations", 0, 2**20)
-    options: Any = (rank or 0, energy or 0.0, tol or 0.0, oversample, power_iterations)
+        return _weighted(A, options, initial, rng, signs, weight)
     if initial is not None and not on_device(initial):
         initial = detached(float_array(initial, "initial", float_beside(A)))
     more: Any = (initial, rng_key(rng), signs)
     if is_sparse(A):
         return TruncatedSVD(*_core.truncated_svd_csr(*csr_parts(A, "A"), *options, *more))
     if hasattr(A, "matmat") and hasattr(A, "rmatmat"):
-        return TruncatedSVD(*_core.truncated_svd_operator(A.matmat, A.rmatmat, *_operator(A), *options, *more))
+        return TruncatedSVD(*_core.truncated_svd_operator(A, *options, *more))
     call, A = call_of(A=A, initial=initial), as_float(as_array(A, "A"), "A")
     return TruncatedSVD(*call.give(call.kernels.truncated_svd(call.context, A, *options, *more)))
 
 
-def _operator(A: Any) -> tuple[int, int, bool]:
-    """Shape of an operator, and whether it is of float32."""
-    shape = getattr(A, "shape", None)
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise TypeError(f"A is an operator, and its shape must be a pair, got {shape!r}")
-    m, n = whole_number(shape[0], "A.shape[0]", 0, 2**58), whole_number(shape[1], "A.shape[1]", 0, 2**58)
-    for f, name in ((A.matmat, "matmat"), (A.rmatmat, "rmatmat")):
-        if not callable(f):
-            raise TypeError(f"A.{name} must be callable, got {type(f).__name__}")
-    given = getattr(A, "dtype", None)
-    try:
-        dtype = np.dtype(np.float64 if given is None else str(given).rpartition(".")[2])
-    except TypeError:
-        raise TypeError(f"A is an operator of dtype {given!r}, wanted float32 or float64") from None
-    if dtype.kind == "c":
-        raise TypeError("A must be real, got a complex operator")
-    return m, n, dtype == np.float32
-
-
-def _weighted(
-    A: Array, rank: int | None, weight: Any, energy: float | None, tol: float | None, initial: Any, signs: str, how: Any
-) -> TruncatedSVD:
+def _weighted(A: Array, options: Any, initial: Any, rng: Any, signs: str, weight: Any) -> TruncatedSVD:
     """The decomposition in the inner product ``x·W·y`` of rows: that of ``A F`` with ``W = F Fᵀ``."""
     inner = InnerProduct(weight)
     dtype: Any = None
@@ -169,13 +132,13 @@ def _weighted(
         data, indices, indptr, *shape = csr_parts(A, "A")
         dtype = check_float(data, "A")
         space = sys.modules["scipy.sparse"]
-        if energy is None and isinstance(inner.factor, np.ndarray) and inner.factor.ndim == 2:
+        if options[1] is None and isinstance(inner.factor, np.ndarray) and inner.factor.ndim == 2:
             x = inner.behind(space.csr_array((data.astype(np.float64), indices, indptr), shape=shape))
         else:
             x = inner.forward_csr((data, indices, indptr, *shape), "A")
             x = space.csr_array(x[:3], shape=x[3:]) if isinstance(x, tuple) else x
     elif hasattr(A, "matmat") and hasattr(A, "rmatmat") and not hasattr(A, "__dlpack__"):
-        dtype = np.float32 if _operator(A)[2] else np.float64
+        dtype = np.float32 if _core.is_single_operator(A) else np.float64
         x = inner.behind(A)
     else:
         A = as_array(A, "A")
@@ -185,7 +148,8 @@ def _weighted(
         dtype = check_float(x, "A")
         x = inner.forward(x, "A")
     start = None if initial is None else inner.forward(detached(as_array(initial, "initial")), "initial")
-    found = truncated_svd(x, rank, energy=energy, tol=tol, initial=start, **how)
+    names = ("rank", "energy", "tol", "oversample", "power_iterations")
+    found = truncated_svd(x, **dict(zip(names, options, strict=True)), initial=start, rng=rng, signs=signs)
     vh = inner.backward(found.Vh)
     flip = signs_of_rows(vh if signs == "v" or found.U.shape[0] == 0 else found.U.T)
     with np.errstate(over="ignore"):
@@ -212,12 +176,9 @@ def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v"
     200.0
     """
     wanted = float_beside(A, B)
-    rank = 0 if rank is None else whole_number(rank, "rank", 1)
     A, B = float_array(A, "A", wanted), float_array(B, "B", wanted)
     call = call_of(A=A, B=B)
-    return TruncatedSVD(
-        *call.give(call.kernels.product_svd(call.context, A, B, rank, choice(signs, "signs", "v", "u")))
-    )
+    return TruncatedSVD(*call.give(call.kernels.product_svd(call.context, A, B, rank, signs)))
 
 
 def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
@@ -239,11 +200,6 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
     ``2 n (ka + kb)²`` flops and a small problem of size ``ka + kb``. Exact up to rounding and the truncation to
     ``rank``; in a tree of merges, in any order, the error is at most the sum of the truncation errors of the merges.
     """
-    rank = whole_number(rank, "rank", 1)
-    forget = real_number(forget, "forget")
-    if not 0.0 < forget <= 1.0:
-        raise ValueError(f"forget must be in (0, 1], got {forget}")
-    choice(signs, "signs", "v", "u")
     given = []
     for x, name in ((a, "a"), (b, "b")):
         try:
