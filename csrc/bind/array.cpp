@@ -1,5 +1,6 @@
 #include "array.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace subspan::bind {
@@ -251,6 +252,31 @@ Shape Array::leading_strides(const Shape &batch, std::size_t inner) const {
     }
     if (!fits) throw py::value_error("leading axes of " + std::string(name_) + ", shape " + shape_text() + ", do not broadcast to " + bind::shape_text(batch));
     return strides;
+}
+
+py::array in_numpy(py::handle x) {
+    if (PyList_Check(x.ptr()) || PyTuple_Check(x.ptr()) || !py::hasattr(x, "__dlpack__")) return py::module_::import("numpy").attr("asarray")(x);
+    return py::module_::import("subspan._lib.device").attr("numpy")(x);
+}
+
+py::object summed_to(const Call &call, const Array &full, py::handle given, DType dtype) {
+    const py::tuple shape = py::hasattr(given, "shape") ? given.attr("shape") : py::module_::import("numpy").attr("shape")(given);
+    if (call.on_device()) return call.place.attr("summed_to")(full.object(), shape, name_of(dtype));
+    const std::size_t extra = full.shape().size() - shape.size();
+    py::list axes;
+    std::vector<py::ssize_t> sizes;
+    for (std::size_t i = 0; i < full.shape().size(); ++i) {
+        const bool one = i >= extra && shape[i - extra].cast<std::int64_t>() == 1 && full.shape()[i] != 1;
+        if (i < extra || one) axes.append(i);
+        if (i >= extra) sizes.push_back(one ? 1 : py::ssize_t(full.shape()[i]));
+    }
+    if (axes.empty() && full.dtype() == dtype) return full.object();
+    const py::array_t<double, py::array::c_style | py::array::forcecast> sums =
+        full.object().attr("sum")(py::arg("axis") = py::tuple(axes), py::arg("dtype") = "float64");
+    if (dtype == DType::f64) return sums.attr("reshape")(shape);
+    py::array_t<float> out(sizes);
+    std::transform(sums.data(), sums.data() + sums.size(), out.mutable_data(), [](double x) { return float(x); });
+    return out;
 }
 
 Shape broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arrays) {

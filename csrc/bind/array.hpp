@@ -170,6 +170,12 @@ class DeviceReader {
 /// Shape to which leading axes broadcast, as in NumPy; `inner` counts the trailing axes of each array that do not.
 Shape broadcast_leading(std::initializer_list<std::pair<const Array *, int>> arrays);
 
+/// What NumPy makes of lists and of arrays on the CPU of any library, without a copy of those.
+py::array in_numpy(py::handle x);
+
+/// The gradient of an array that was broadcast from what is shaped like `given`, in this dtype; summed in double on the host.
+py::object summed_to(const Call &call, const Array &full, py::handle given, DType dtype);
+
 /// ValueError when writing `out` would change `other` before it is read: they share memory and are not the same view.
 /// With `same` they may be the same view. Also when two elements of `out` are one.
 inline void check_no_overlap(const Array &out, const Array &other, bool same = false) { check_no_overlap(out.layout(), other.layout(), same); }

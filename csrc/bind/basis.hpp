@@ -166,6 +166,16 @@ inline double tolerance(py::handle tol, DType dtype) {
     return value;
 }
 
+/// The share of the first singular value that a value counts from: max(m, n) eps where None was given.
+inline double cutoff(py::handle rcond, const Array &a) {
+    if (rcond.is_none())
+        return double(std::max(a.rows(), a.cols())) *
+               (a.dtype() == DType::f32 ? double(std::numeric_limits<float>::epsilon()) : std::numeric_limits<double>::epsilon());
+    const double value = real(rcond, "rcond", 0.0);
+    if (value >= 1) throw py::value_error("rcond must be in [0, 1), got " + std::string(py::repr(rcond)));
+    return value;
+}
+
 inline bool is_both(py::handle side) { return PyUnicode_Check(side.ptr()) && PyUnicode_CompareWithASCIIString(side.ptr(), "both") == 0; }
 
 /// What is promised of a basis: 1 orthonormal, 0 anything, -1 (None) orthonormal unless it is packed.

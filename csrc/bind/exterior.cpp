@@ -182,7 +182,7 @@ py::tuple wedge_backward(py::handle context, py::handle grad, py::handle z, py::
                             return subspan::wedge_backward<T>(vg, vz, vw, f.n, f.k, f.l, vdz, vdw);
                         }),
                "a gradient");
-    return py::make_tuple(dz.object(), dw.object());
+    return py::make_tuple(summed_to(call, dz, z, f.z.dtype()), summed_to(call, dw, w, f.z.dtype()));
 }
 
 py::object relations(py::handle context, py::handle p, py::handle n, py::handle k, const py::object &out) {

@@ -51,6 +51,59 @@ inline std::vector<std::int64_t> read_offsets(py::handle given, bool causal, con
     return out;
 }
 
+/// NumPy's broadcast of an array, as a flat one.
+inline py::array broadcast_to(const py::object &x, const Shape &shape, const std::string &name, const std::string &where = "to ") {
+    const py::module_ numpy = py::module_::import("numpy");
+    try {
+        return numpy.attr("broadcast_to")(x, py::tuple(py::cast(shape))).attr("ravel")();
+    } catch (py::error_already_set &e) {
+        if (!e.matches(PyExc_ValueError)) throw;
+        throw py::value_error(name + ", shape " + std::string(py::str(x.attr("shape"))) + ", does not broadcast " + where + bind::shape_text(shape));
+    }
+}
+
+/// The position of the first token of all sequences, an int, or of each, an array of int64.
+inline py::object first_positions(py::handle given) {
+    constexpr std::int64_t most = (std::int64_t(1) << 40) - 1;
+    const bool array = py::hasattr(given, "shape") && py::len(given.attr("shape")) > 0;
+    if (!array && !PyList_Check(given.ptr()) && !PyTuple_Check(given.ptr())) {
+        const bool tensor = py::hasattr(given, "__dlpack__");
+        return py::int_(whole_number(tensor ? py::object(in_numpy(given)[py::tuple()]) : py::reinterpret_borrow<py::object>(given), "rope_start", -most, most));
+    }
+    const py::array x = in_numpy(given);
+    if (x.dtype().kind() != 'i' && x.dtype().kind() != 'u')
+        throw py::type_error("rope_start must be an integer, or an array of them, one for each sequence, got " + std::string(py::str(x.dtype())));
+    const py::array_t<std::int64_t, py::array::c_style | py::array::forcecast> y = x;
+    for (py::ssize_t i = 0; i < y.size(); ++i)
+        if (y.data()[i] > most || y.data()[i] < -most) throw py::value_error("rope_start must be below 2**40 in magnitude");
+    return y;
+}
+
+/// Weights as kernels take them: numbers that are written down have no dtype of their own and take that of the tokens.
+inline py::object weights_beside(const Call &call, py::handle weights, DType dtype) {
+    if (!PyList_Check(weights.ptr()) && !PyTuple_Check(weights.ptr()) && !PyFloat_Check(weights.ptr()) && !PyLong_Check(weights.ptr()))
+        return py::reinterpret_borrow<py::object>(weights);
+    if (call.on_device()) throw py::type_error("weights is a list, and z is on a CUDA device; pass an array on that device, nothing is copied to it");
+    const py::array made = in_numpy(weights);
+    if (std::string("fiu").find(made.dtype().kind()) == std::string::npos)
+        throw py::type_error("weights must be numbers, got " + std::string(py::str(made.dtype())));
+    return made.attr("astype")(name_of(dtype));
+}
+
+/// A mask, boolean or of integers, as kernels take it: on the host ones and zeros of the dtype for every token, on a device bytes.
+inline py::object mask_beside(const Call &call, py::handle mask, DType dtype, const Shape &tokens) {
+    if (mask.is_none()) return py::none();
+    if (call.on_device()) return call.place.attr("bytes_of")(mask, "mask");
+    if (py::isinstance(mask, py::module_::import("numpy").attr("ma").attr("MaskedArray")))
+        throw py::type_error("mask is a masked array, and its own mask would be ignored");
+    const py::array given = in_numpy(mask);
+    if (std::string("biu").find(given.dtype().kind()) == std::string::npos)
+        throw py::type_error(std::string("mask must be ") + (given.dtype().kind() == 'O' ? "a boolean or integer array, got " : "boolean or integer (nonzero: the token takes part), got ") +
+                             std::string(py::str(given.dtype().kind() == 'O' ? py::type::handle_of(mask).attr("__name__") : py::object(given.dtype()))));
+    const py::object flat = broadcast_to(given, tokens, "mask");
+    return flat.attr("__ne__")(0).attr("astype")(name_of(dtype)).attr("reshape")(py::tuple(py::cast(tokens)));
+}
+
 /// What a mixing call chooses; `r` dimensions of a token, `batch` leading axes of the sequences.
 inline MixOptions mix_options(std::vector<std::int64_t> offsets, bool weighted, py::handle weighting, py::handle norm, py::handle eps, py::handle order,
                               py::handle bias, py::handle rope, py::handle rope_base, py::handle rope_start, std::int64_t r, const Shape &batch) {
@@ -62,14 +115,10 @@ inline MixOptions mix_options(std::vector<std::int64_t> offsets, bool weighted, 
     o.rope_base = real(rope_base, "rope_base");
     if (o.rope_base <= 0) throw py::value_error("rope_base must be positive, got " + std::string(py::repr(rope_base)));
     if (o.rope != Rope::none && r % 2 != 0) throw py::value_error("rope turns pairs of dimensions, and z has an odd number of them, " + std::to_string(r));
-    if (PyLong_CheckExact(rope_start.ptr())) {
-        o.rope_start = whole_number(rope_start, "rope_start", -(std::int64_t(1) << 40) + 1, (std::int64_t(1) << 40) - 1);
+    if (const py::object start = first_positions(rope_start); PyLong_CheckExact(start.ptr())) {
+        o.rope_start = start.cast<std::int64_t>();
     } else {
-        const py::object starts = py::module_::import("subspan.plucker.common").attr("first_positions")(rope_start, py::tuple(py::cast(batch)));
-        if (starts.is_none())
-            o.rope_start = whole_number(rope_start, "rope_start", -(std::int64_t(1) << 40) + 1, (std::int64_t(1) << 40) - 1);
-        else
-            o.rope_starts = py::cast<std::vector<std::int64_t>>(starts);
+        o.rope_starts = broadcast_to(start, batch, "rope_start", "to the sequences, ").cast<std::vector<std::int64_t>>();
         if (o.rope_starts.size() == 1) {
             o.rope_start = o.rope_starts[0];
             o.rope_starts.clear();
@@ -137,7 +186,7 @@ class MixChoices {
         return z;
     }
     /// The weights of one step, which are its own or those of all.
-    py::object weights_of(const py::object &given) const {
+    py::object weights_of(const Call &call, const py::object &given) const {
         if (options.weighting == MixWeights::mean) {
             if (!given.is_none()) throw py::value_error("weighting='mean' takes no weights; 'given' and 'softmax' do");
             return given;
@@ -145,7 +194,10 @@ class MixChoices {
         if (given.is_none() && weights.is_none())
             throw py::value_error(std::string("weighting='") + (options.weighting == MixWeights::given ? "given" : "softmax") +
                                   "' needs weights, one for each offset");
-        return given.is_none() ? weights : given;
+        return given.is_none() ? weights : weights_beside(call, given, dtype);
+    }
+    py::object mask_of(const Call &call, const py::object &given, std::initializer_list<std::int64_t> more) const {
+        return mask_beside(call, given, dtype, shape(more));
     }
     Shape shape(std::initializer_list<std::int64_t> more) const {
         Shape s = batch;
@@ -219,13 +271,15 @@ class MixArguments {
     void read(const Call &call, py::handle given_weights, py::handle given_mask) {
         const std::int64_t m = std::int64_t(options.offsets.size());
         if (!given_weights.is_none()) {
-            weights.emplace(call, given_weights, "weights");
+            weights.emplace(call, weights_beside(call, given_weights, z.dtype()), "weights");
             weights->require_dtype_of(z);
             if (weights->ndim() < 1 || weights->shape().back() != m)
                 throw py::value_error("weights must have one entry for each of the " + std::to_string(m) + " offsets along its last axis, got shape " +
                                       weights->shape_text());
         }
-        if (!given_mask.is_none()) mask.emplace(call, given_mask, "mask", Access::read, call.on_device());
+        if (given_mask.is_none()) return;
+        const Shape tokens(z.shape().begin(), z.shape().end() - 1);
+        mask.emplace(call, mask_beside(call, given_mask, z.dtype(), tokens), "mask", Access::read, call.on_device());
     }
 };
 
@@ -250,6 +304,7 @@ inline std::vector<std::int64_t> check_mixing(py::handle context, std::int64_t r
 /// The class of a side's states, with the same methods on both.
 template <class State> py::class_<State> register_mix_state(py::module_ &m) {
     using py::arg;
+    m.def("first_positions", &first_positions, arg("rope_start"));
     m.def("check_mixing", &check_mixing, arg("call"), arg("r"), arg("W"), arg("b"), arg("weights"), arg("offsets"), arg("weighting"), arg("norm"), arg("eps"),
           arg("order"), arg("bias"), arg("rope"), arg("rope_base"), arg("rope_start"));
     py::class_<State> c(m, "MixState");

@@ -270,7 +270,7 @@ py::object swap(py::handle context, py::handle base, py::handle source, py::hand
     return result.object();
 }
 
-// A vector of float64 that Python has made of what was given.
+// A vector of float64 along an axis of C.
 const double *direction(const Array &v, const Operand &x) {
     if (v.ndim() != 1) throw py::value_error(std::string(v.name()) + " must have 1 dimension, got shape " + v.shape_text());
     const std::int64_t length = x.left ? x.c.rows() : x.c.cols();
@@ -280,10 +280,18 @@ const double *direction(const Array &v, const Operand &x) {
     return v.vector<const double>(length);
 }
 
+// Real numbers of any kind in double.
+py::object numbers(py::handle given, const char *name) {
+    const py::array x = in_numpy(given);
+    if (std::string("fiu").find(x.dtype().kind()) == std::string::npos)
+        throw py::type_error(std::string(name) + " must be real numbers, got " + std::string(py::str(x.dtype())));
+    return py::array_t<double, py::array::c_style | py::array::forcecast>(x);
+}
+
 py::object rotate(py::handle context, py::handle c, py::handle source, py::handle target, py::handle side, const py::object &out, py::handle check) {
     const Call call(context);
     const Operand x(call, c, "C", side);
-    const Array s(source, "source"), t(target, "target");
+    const Array s(numbers(source, "source"), "source"), t(numbers(target, "target"), "target");
     const double *ps = direction(s, x), *pt = direction(t, x);
     const bool checks = truth(check, "check");
     const Shape batch = x.c.leading();
@@ -353,15 +361,6 @@ py::object orthonormalize(py::handle context, py::handle a, py::handle method, c
     xo.written();
     if (!with_rank) return xo.object();
     return py::make_tuple(xo.object(), batch.empty() ? py::object(py::int_(one)) : ranks);
-}
-
-double cutoff(py::handle rcond, const Array &a) {
-    if (rcond.is_none())
-        return double(std::max(a.rows(), a.cols())) *
-               (a.dtype() == DType::f32 ? double(std::numeric_limits<float>::epsilon()) : std::numeric_limits<double>::epsilon());
-    const double value = real(rcond, "rcond", 0.0);
-    if (value >= 1) throw py::value_error("rcond must be in [0, 1), got " + std::string(py::repr(rcond)));
-    return value;
 }
 
 // The first `count` columns of a stack as a fresh array, behind those of `before` where there are some.

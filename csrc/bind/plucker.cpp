@@ -120,9 +120,9 @@ class MixState {
     const MixChoices &choices() const { return choices_; }
 
     // `weights` and `mask` broadcast to (..., m) and (...).
-    py::object step(const py::object &context, const py::object &z, const py::object &given, const py::object &mask, const py::object &out) {
+    py::object step(const py::object &context, const py::object &z, const py::object &given, const py::object &masked, const py::object &out) {
         const Array xz = choices_.tokens(Call(context), z, 1, Call().device);
-        const py::object weights = choices_.weights_of(given);
+        const py::object weights = choices_.weights_of(Call(), given), mask = choices_.mask_of(Call(), masked, {});
         return with([&](auto &state, auto t) {
             using T = decltype(t);
             const Array xo = Call().output(out, choices_.shape({state->width()}), choices_.dtype);
@@ -150,8 +150,9 @@ class MixState {
             return xo.object();
         });
     }
-    void prefill(const py::object &context, const py::object &z, const py::object &mask) {
+    void prefill(const py::object &context, const py::object &z, const py::object &masked) {
         const Array xz = choices_.tokens(Call(context), z, 2, Call().device);
+        const py::object mask = choices_.mask_of(Call(), masked, {xz.rows()});
         with([&](auto &state, auto t) {
             using T = decltype(t);
             const auto xm = optional(mask, "mask", choices_.dtype);
@@ -259,7 +260,26 @@ std::optional<Array> gradients_of_weights(const Call &call, const MixArguments &
     return out;
 }
 
-// dz, and the gradients of the weights of every token, or None.
+bool all_finite(const Array &x) {
+    return dispatch(x.dtype(), [&](auto t) {
+        using T = decltype(t);
+        return subspan::all_finite<T>(x.ndim() < 2 ? x.row_stack<const T>(x.leading(1)) : x.stack<const T>(x.leading()));
+    });
+}
+
+// Those of the weights from those of every token, or None; ValueError where finite input gave what the dtype cannot hold.
+py::object summed_gradient(const Call &call, const std::optional<Array> &full, py::handle weights, const MixArguments &x,
+                           std::initializer_list<const Array *> more) {
+    if (!full) return py::none();
+    const py::object result = summed_to(call, *full, weights, x.z.dtype());
+    bool fits = all_finite(Array(result, "dweights"));
+    for (const Array *input : {&x.z, &*x.weights}) fits = fits || !all_finite(*input);
+    for (const Array *input : more) fits = fits || (input != nullptr && !all_finite(*input));
+    if (!fits) throw ValueError("the gradient of weights overflows the dtype although the input is finite; scale what goes in");
+    return result;
+}
+
+// dz and dweights, or None.
 py::tuple mix_backward(py::handle context, py::handle grad, SUBSPAN_MIXING) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
@@ -279,7 +299,7 @@ py::tuple mix_backward(py::handle context, py::handle grad, SUBSPAN_MIXING) {
         }
         if (!good) overflow("the gradient of z", x.options.norm);
     });
-    return py::make_tuple(dz.object(), dw ? dw->object() : py::none());
+    return py::make_tuple(dz.object(), summed_gradient(call, dw, weights, x, {&g}));
 }
 
 py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, const py::object &out) {
@@ -306,7 +326,7 @@ py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_M
     return xo.object();
 }
 
-// dz, dW, db or None, and the gradients of the weights of every token, or None.
+// dz, dW, db and dweights, or None.
 py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w, py::handle b, SUBSPAN_MIXING) {
     const Call call(context);
     SUBSPAN_MIXING_ARGUMENTS(call);
@@ -334,7 +354,7 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
         }
         if (!good) overflow("a gradient", x.options.norm);
     });
-    return py::make_tuple(dz.object(), dw.object(), db ? db->object() : py::none(), da ? da->object() : py::none());
+    return py::make_tuple(dz.object(), dw.object(), db ? db->object() : py::none(), summed_gradient(call, da, weights, x, {&g, &p.w, p.b ? &*p.b : nullptr}));
 }
 
 } // namespace

@@ -112,6 +112,39 @@ void register_runtime(py::module_ &m) {
 #endif
         return d;
     });
+    // An output for what is worked out elsewhere: that it can take a result of this shape and of the dtype of x, before the work, and the
+    // result itself.
+    m.def(
+        "check_output",
+        [](const py::object &out, const Shape &shape, const py::object &x, const std::string &name) {
+            const Array to(out, "out", true), from(x, name.c_str());
+            to.require_dtype(from.dtype());
+            to.require_shape(shape);
+            check_no_overlap(to, from);
+        },
+        py::arg("out"), py::arg("shape"), py::arg("x"), py::arg("name"));
+    m.def(
+        "write_output",
+        [](const py::object &out, const py::object &result) {
+            const Array to(out, "out", true), from(result, "the result");
+            from.require_dtype_of(to);
+            from.require_shape(to.shape());
+            dispatch(to.dtype(), [&](auto t) {
+                using T = decltype(t);
+                const auto copy = [](const StackView<const T> &a, const StackView<T> &b) {
+                    for (std::int64_t i = 0; i < b.size(); ++i)
+                        for (std::int64_t r = 0; r < b.rows(); ++r)
+                            for (std::int64_t c = 0; c < b.cols(); ++c) b[i](r, c) = a[i](r, c);
+                };
+                if (to.ndim() == 0)
+                    *static_cast<T *>(to.data()) = *static_cast<const T *>(from.data());
+                else
+                    copy(from.row_stack<const T>(from.leading(1)), to.row_stack<T>(to.leading(1)));
+            });
+            to.written();
+            return out;
+        },
+        py::arg("out"), py::arg("result"));
     // What the glue makes of an array; for tests and bug reports.
     m.def(
         "inspect_array",

@@ -84,7 +84,7 @@ py::tuple mix_backward(py::handle context, py::handle grad, SUBSPAN_MIXING) {
         const py::gil_scoped_release release;
         cuda::plucker_mix_backward(memory.context(), sg, input.in, x.options, sd, dw ? &sw : nullptr);
     }
-    return py::make_tuple(dz.object(), dw ? dw->object() : py::none());
+    return py::make_tuple(dz.object(), dw ? summed_to(call, *dw, weights, x.weights->dtype()) : py::none());
 }
 
 py::object mix_project(py::handle context, py::handle w, py::handle b, SUBSPAN_MIXING, const py::object &out) {
@@ -132,7 +132,7 @@ py::tuple mix_project_backward(py::handle context, py::handle grad, py::handle w
         cuda::plucker_mix_project_backward(memory.context(), sg, input.in, to.w, p.b ? &to.b : nullptr, x.options, sdz, sdw, db ? &sdb : nullptr,
                                            da ? &sda : nullptr);
     }
-    return py::make_tuple(dz.object(), dw.object(), db ? db->object() : py::none(), da ? da->object() : py::none());
+    return py::make_tuple(dz.object(), dw.object(), db ? db->object() : py::none(), da ? summed_to(call, *da, weights, x.weights->dtype()) : py::none());
 }
 
 // The tokens that a batch of sequences still needs: a ring of max(offsets) + 1 for each, in memory of the caller's library.
@@ -155,15 +155,16 @@ class MixState {
     }
     const MixChoices &choices() const { return choices_; }
 
-    py::object step(const py::object &context, const py::object &z, const py::object &given, const py::object &mask, const py::object &out) {
+    py::object step(const py::object &context, const py::object &z, const py::object &given, const py::object &masked, const py::object &out) {
         const Call call(context);
+        const py::object mask = choices_.mask_of(call, masked, {});
         const auto row = [](const py::object &x, bool last) { // a new axis of one for the token
             return x.is_none() ? x
                    : last      ? py::object(x[py::make_tuple(py::ellipsis(), py::none())])
                                : py::object(x[py::make_tuple(py::ellipsis(), py::none(), full())]);
         };
         const Array token = choices_.tokens(call, z, 1, device_);
-        const py::object weights = choices_.weights_of(given);
+        const py::object weights = choices_.weights_of(call, given);
         if (!weights.is_none()) {
             const Array w(call, weights, "weights");
             w.require_dtype_of(token);
@@ -179,9 +180,10 @@ class MixState {
         to.written();
         return to.object();
     }
-    void prefill(const py::object &context, const py::object &z, const py::object &mask) {
+    void prefill(const py::object &context, const py::object &z, const py::object &masked) {
         const Call call(context);
         const Array whole = choices_.tokens(call, z, 2, device_);
+        const py::object mask = choices_.mask_of(call, masked, {whole.rows()});
         const Turn::Held lock(turn_);
         put(call, z, mask, whole.rows());
         count_ += whole.rows();

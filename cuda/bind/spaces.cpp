@@ -196,6 +196,17 @@ struct TwoBases {
     }
 };
 
+// out = a b, where none of them is empty, else zeros.
+void multiply(const Call &call, const Array &a, const Array &b, const Array &out, const Shape &batch) {
+    if (out.rows() == 0 || out.cols() == 0) return;
+    if (a.cols() == 0) return fill(call, out, 0);
+    const Array x = for_blas(call, a.object(), a.name()), y = for_blas(call, b.object(), b.name());
+    const Stack sx = stack(x, batch), sy = stack(y, batch), so = stack(out, batch);
+    const Memory memory(call, cuda::blas_workspace(call.device));
+    const py::gil_scoped_release release;
+    cuda::matrix_product(memory.context(), sx, sy, 1.0, so);
+}
+
 py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
     const Call call(context);
     const TwoBases x(call, u, w, tol, check);
@@ -225,14 +236,90 @@ py::object span_intersection(py::handle context, py::handle u, py::handle w, py:
         return common.object();
     }
     // Of coordinates in W those that are orthogonal to all with a larger sine.
-    const Array shared(call, complement(context, columns(right.object(), 0, apart), py::bool_(false)), "shared"), from = for_blas(call, x.w.object(), "W");
-    const Stack sw = stack(from, x.batch), st = stack(shared, x.batch), sc = stack(common, x.batch);
-    {
-        const Memory memory(call, cuda::blas_workspace(call.device));
-        const py::gil_scoped_release release;
-        cuda::matrix_product(memory.context(), sw, st, 1.0, sc);
-    }
+    multiply(call, x.w, Array(call, complement(context, columns(right.object(), 0, apart), py::bool_(false)), "shared"), common, x.batch);
     return orthonormal(context, common.object());
+}
+
+// Rows [r, r + m) and columns [c, c + n) of each matrix, as a view.
+Array part(const Call &call, const py::object &x, std::int64_t r, std::int64_t m, std::int64_t c, std::int64_t n, const char *name) {
+    const auto range = [](std::int64_t begin, std::int64_t count) { return py::slice(py::ssize_t(begin), py::ssize_t(begin + count), 1); };
+    return Array(call, x[py::make_tuple(py::ellipsis(), range(r, m), range(c, n))], name);
+}
+
+// An orthonormal basis (..., m, r) of the columns of a, or (..., n, r) of its rows, from singular vectors, leading first. r: how many values
+// exceed `tol`, or with `relative` so many times the first; the same for all matrices.
+enum class Of { columns, rows };
+py::object basis_of(const Call &call, const Array &a, Of of, double tol, bool relative, bool unit_columns = false) {
+    const Shape batch = a.leading();
+    const bool tall = a.rows() >= a.cols();
+    const std::int64_t l = std::min(a.rows(), a.cols()), length = of == Of::columns ? a.rows() : a.cols();
+    const bool left = (of == Of::columns) == tall;
+    const Array vectors = call.empty(with(batch, {length, l}), a.dtype()), values = call.empty(with(batch, {l}), DType::f64);
+    if (unit_columns && !tall) throw ValueError("columns of wide matrices are not scaled");
+    const Stack sa = tall ? stack(a, batch) : stack(a, batch).transposed(), sv = stack(vectors, batch), ss = stack(values, batch, 1);
+    if (sa.size() == 0 || l == 0) return columns(vectors.object(), 0, 0);
+    {
+        const Memory memory(call, cuda::column_svd_workspace(sa, call.device));
+        const py::gil_scoped_release release;
+        cuda::column_svd(memory.context(), sa, ss, left ? sv : Stack{}, left ? Stack{} : sv, unit_columns);
+    }
+    const Numbers found = host(call, values.object());
+    std::vector<std::int64_t> counts(std::size_t(sa.size()), 0);
+    for (std::int64_t i = 0; i < sa.size() * l; ++i) {
+        const double value = found.data()[i], first = found.data()[i / l * l];
+        if (std::isnan(value)) throw py::value_error(std::string(a.name()) + " holds NaN or infinity");
+        counts[std::size_t(i / l)] += value > (relative ? tol * first : tol);
+    }
+    return columns(vectors.object(), 0, one_rank(counts));
+}
+
+Array matrices(const Call &call, py::handle given, const char *name) {
+    Array x(call, given, name);
+    require_float32_or_64(x);
+    x.as_matrix(true);
+    x.require_matrices();
+    return x;
+}
+
+py::object range_basis(py::handle context, py::handle a, py::handle rcond) {
+    const Call call(context);
+    const Array x = matrices(call, a, "A");
+    return copied(call, Array(call, basis_of(call, x, Of::columns, cutoff(rcond, x), true), "the basis")).object();
+}
+
+py::object null_space(py::handle context, py::handle a, py::handle rcond) {
+    const Call call(context);
+    const Array x = matrices(call, a, "A");
+    return complement(context, basis_of(call, x, Of::rows, cutoff(rcond, x), true), py::bool_(false));
+}
+
+// As on the CPU: pairs of coordinates that give one y, then the span of their ends. Stacks whose pairs are of different dimensions are refused,
+// also where what the ends span is not.
+py::object compose(py::handle context, py::handle given_u, py::handle given_w, py::handle shared, py::handle tol) {
+    const Call call(context);
+    const Array xu = matrices(call, given_u, "U"), xw = matrices(call, given_w, "W");
+    xw.require_dtype_of(xu);
+    const double cut = tolerance(tol, xu.dtype());
+    const std::int64_t p = whole_number(shared, "shared", 0), most = std::min(xu.rows(), xw.rows());
+    if (p > most) throw py::value_error("shared must be from 0 to " + std::to_string(most) + ", got " + std::to_string(p));
+    const Shape batch = broadcast_leading({{&xu, 2}, {&xw, 2}});
+    // Orthonormal bases first: the tolerance then means an angle.
+    const auto spanned = [&](const Array &x) {
+        const bool tall = x.rows() >= x.cols();
+        return basis_of(call, x, Of::columns, double(std::max(x.rows(), x.cols())) * epsilon(x.dtype()), true, tall);
+    };
+    const py::object u = spanned(xu), w = spanned(xw);
+    const Array au(call, u, "U"), aw(call, w, "W");
+    const std::int64_t s = xu.rows() - p, q = xw.rows() - p, k = au.cols(), l = aw.cols();
+    const Array joint = call.empty(with(batch, {p, k + l}), xu.dtype(), "joint");
+    if (p > 0 && k > 0) assign(call, part(call, u, s, p, 0, k, "U"), part(call, joint.object(), 0, p, 0, k, "joint"));
+    if (p > 0 && l > 0) assign(call, part(call, w, 0, p, 0, l, "W"), part(call, joint.object(), 0, p, k, l, "joint"), -1.0);
+    const py::object pairs = complement(context, basis_of(call, joint, Of::rows, cut, false), py::bool_(false));
+    const std::int64_t free = Array(call, pairs, "pairs").cols();
+    const Array ends = call.empty(with(batch, {s + q, free}), xu.dtype(), "ends");
+    multiply(call, part(call, u, 0, s, 0, k, "U"), part(call, pairs, 0, k, 0, free, "pairs"), part(call, ends.object(), 0, s, 0, free, "ends"), batch);
+    multiply(call, part(call, w, p, q, 0, l, "W"), part(call, pairs, k, l, 0, free, "pairs"), part(call, ends.object(), s, q, 0, free, "ends"), batch);
+    return copied(call, Array(call, basis_of(call, ends, Of::columns, cut, false), "the composition")).object();
 }
 
 py::object rotate(py::handle context, py::handle c, py::handle source, py::handle target, py::handle side, const py::object &out, py::handle check) {
@@ -275,6 +362,9 @@ void register_device_spaces(py::module_ &m) {
     m.def("orthonormalize", &orthonormalize, arg("call"), arg("A"), arg("method"), arg("out"), arg("rank_deficient"), arg("return_rank"));
     m.def("span_sum", &span_sum, arg("call"), arg("U"), arg("W"), arg("tol"), arg("check"));
     m.def("span_intersection", &span_intersection, arg("call"), arg("U"), arg("W"), arg("tol"), arg("check"));
+    m.def("range_basis", &range_basis, arg("call"), arg("A"), arg("rcond"));
+    m.def("null_space", &null_space, arg("call"), arg("A"), arg("rcond"));
+    m.def("compose", &compose, arg("call"), arg("U"), arg("W"), arg("shared"), arg("tol"));
     m.def("rotate", &rotate, arg("call"), arg("C"), arg("source"), arg("target"), arg("side"), arg("out"), arg("check"));
 }
 

@@ -1,5 +1,7 @@
 #include "linalg/cholesky_qr.cuh"
 
+#include "base/block.cuh"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -132,7 +134,26 @@ __global__ void __launch_bounds__(kThreads, 1) stripe_kernel(const Factoring p, 
     }
 }
 
+// A block a row.
+__global__ void __launch_bounds__(256) unit_rows_kernel(double *rows, int64_t pitch, int64_t cols) {
+    SUBSPAN_SHARED(memory);
+    double *parts = reinterpret_cast<double *>(memory), *x = rows + int64_t(blockIdx.x) * pitch;
+    const double top = block_most<256>(parts, cols, [&](int64_t j) { return x[j]; });
+    const int e = top > 0 && top - top == 0 ? ilogb(top) : 0;
+    const double sum = block_sum<256>(parts, cols, [&](int64_t j) {
+        const double y = ldexp(x[j], -e);
+        return y * y;
+    });
+    if (sum == 0) return;
+    const double inverse = inverse_root(sum);
+    for (int64_t j = threadIdx.x; j < cols; j += 256) x[j] = ldexp(x[j], -e) * inverse;
+}
+
 } // namespace
+
+void unit_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols) {
+    if (count > 0 && cols > 0) launch<unit_rows_kernel>(s, "rows of unit length", Shape{dim3(unsigned(count)), dim3(256), 64}, rows, pitch, cols);
+}
 
 void scale_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols, double *peaks, double *unit, double *top) {
     const unsigned blocks = unsigned(std::clamp<int64_t>(count * cols / 4096, 1, kPeaks));

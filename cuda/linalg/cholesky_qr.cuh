@@ -10,6 +10,9 @@ namespace subspan::cuda {
 inline constexpr int kPeaks = 64;
 void scale_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols, double *peaks, double *unit, double *top = nullptr);
 
+/// Rows, `pitch` apart, at unit length; those of zeros stay so.
+void unit_rows(const Session &s, double *rows, int64_t pitch, int64_t count, int64_t cols);
+
 /// G + shift I = RᵀR for the Gram matrices G of `items` stacks of `count` rows in the same launches, one for each 32 rows. The shift, see below, keeps pivots of nearly dependent rows positive (Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa,
 /// SIAM J. Sci. Comput. 42, 2020); where rounding leaves none, the row of R is zero. NaN and infinity end as NaN.
 class RowFactor {

@@ -21,21 +21,6 @@ int64_t together(const Stack &a, int64_t bytes_each) {
     return std::clamp<int64_t>(kAtOnce / std::max<int64_t>(bytes_each, 1), 1, std::min<int64_t>(a.size(), 65535));
 }
 
-// Rows of unit length; those of zeros stay so. A block a row.
-__global__ void __launch_bounds__(256) unit_rows_kernel(double *rows, int64_t cols) {
-    SUBSPAN_SHARED(memory);
-    double *parts = reinterpret_cast<double *>(memory), *x = rows + int64_t(blockIdx.x) * cols;
-    const double top = block_most<256>(parts, cols, [&](int64_t j) { return x[j]; });
-    const int e = top > 0 && top - top == 0 ? ilogb(top) : 0;
-    const double sum = block_sum<256>(parts, cols, [&](int64_t j) {
-        const double y = ldexp(x[j], -e);
-        return y * y;
-    });
-    if (sum == 0) return;
-    const double inverse = inverse_root(sum);
-    for (int64_t j = threadIdx.x; j < cols; j += 256) x[j] = ldexp(x[j], -e) * inverse;
-}
-
 // max |G - I| of a k x k matrix a block.
 __global__ void __launch_bounds__(256) defect_kernel(const double *g, int64_t k, double *out) {
     SUBSPAN_SHARED(memory);
@@ -236,7 +221,7 @@ void cholesky_qr(const Context &context, const Stack &a, const Stack &out, doubl
                 const Stack rows = own_stack(factor.rows(0), count, k, m, factor.pitch());
                 pass == 0 ? copies<T, double>(s, a.transposed(), first, rows, 0, count)
                           : copies<double, double>(s, own_stack(found, count, k, m, m), 0, rows, 0, count);
-                if (pass == 0) launch<unit_rows_kernel>(s, "columns of unit length", Shape{dim3(unsigned(count * k)), dim3(256), 64}, factor.rows(0), m);
+                if (pass == 0) unit_rows(s, factor.rows(0), factor.pitch(), count * k, m);
                 for (int64_t i = 0; i < count; ++i) factor.gram(s, blas, m, i);
                 factor.run(s, pass == 0 ? RowFactor::Shift::any : RowFactor::Shift::orthonormal);
                 for (int64_t i = 0; i < count; ++i) factor.orthonormal(blas, m, found + i * m * k, i);

@@ -57,7 +57,7 @@ std::int64_t column_svd_workspace(const Stack &a, int device) {
     return blas_workspace(device) + RowSvd::workspace(a.cols, a.rows, a.cols, false, a.size()) + room<double>(a.rows * a.cols);
 }
 
-void column_svd(const Context &context, const Stack &a, const Stack &values, const Stack &left, const Stack &right) {
+void column_svd(const Context &context, const Stack &a, const Stack &values, const Stack &left, const Stack &right, bool unit_columns) {
     const int64_t n = a.rows, l = a.cols;
     if (l > n) throw ValueError("A has more columns than rows");
     if (values.dtype != DType::f64 || values.cols != l || values.size() != a.size()) throw ValueError("values do not fit A");
@@ -71,6 +71,7 @@ void column_svd(const Context &context, const Stack &a, const Stack &values, con
         using T = decltype(tag);
         const int64_t items = a.size();
         copies<T, double>(s, a.transposed(), 0, own_stack(svd.rows(0), items, l, n, svd.pitch()), 0, items);
+        if (unit_columns) unit_rows(s, svd.rows(0), svd.pitch(), items * l, n);
         for (int64_t i = 0; i < items; ++i) svd.gram(s, blas, n, i);
         svd.run(s);
         copies<double, double>(s, own_stack(svd.sigma(0), items, 1, l, l), 0, values, 0, items);

@@ -214,12 +214,11 @@ class IncrementalPCA(_IncrementalPCA):  # type: ignore[misc]
 
 def _moments(X: Any) -> tuple[Any, Any]:
     """Column means and sums of squared deviations, in float64."""
-    if is_sparse(X):
-        mean, scatter = np.empty(X.shape[1]), np.empty(X.shape[1])
-        _core.column_moments_csr(*csr_parts(X, "X"), mean, scatter)
-        return mean, scatter
     mean, scatter = np.empty(X.shape[1]), np.empty(X.shape[1])
-    _core.column_moments(X, mean, scatter)
+    if is_sparse(X):
+        _core.column_moments_csr(*csr_parts(X, "X"), mean, scatter)
+    else:
+        _core.column_moments(X, mean, scatter)
     return mean, scatter
 
 

@@ -149,8 +149,67 @@ def test_vectors_and_what_is_refused(gpu, rng):
     with pytest.raises(ValueError, match="A holds NaN"):
         orth.orthonormalize(gpu.put(A), method="cholesky")
     assert np.isnan(orth.orthonormalize(gpu.put(A)).get()).any()
-    with pytest.raises(TypeError, match="compose is not implemented on CUDA devices"):
-        orth.compose(gpu.put(np.eye(4)[:, :2]), gpu.put(np.eye(4)[:, :2]), shared=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+@pytest.mark.parametrize(("m", "n"), [(30, 8), (8, 30), (12, 12), (1, 5), (5, 1), (0, 4), (4, 0)])
+@pytest.mark.parametrize("rank", [0, 1, 3, None])
+def test_range_and_null_space(gpu, rng, dtype, m, n, rank):
+    r = min(m, n) if rank is None else min(rank, m, n)
+    a = (rng.standard_normal((2, m, r)) @ rng.standard_normal((2, r, n))).astype(dtype)
+    u, w = orth.range_basis(gpu.put(a)).get(), orth.null_space(gpu.put(a)).get()
+    assert u.shape == (2, m, r)
+    assert w.shape == (2, n, n - r)
+    assert u.dtype == w.dtype == dtype
+    assert max(off(u), off(w)) <= 10 * eps(dtype)
+    size = np.abs(a).max(initial=0) or 1
+    assert np.abs(a @ w).max(initial=0) <= 100 * eps(dtype) * size * max(m, n) ** 0.5
+    assert np.abs(a - u @ (np.swapaxes(u, 1, 2) @ a)).max(initial=0) <= 100 * eps(dtype) * size
+    flipped = gpu.put(np.ascontiguousarray(np.swapaxes(a, 1, 2))).swapaxes(1, 2)
+    np.testing.assert_array_equal(orth.range_basis(flipped).get(), u)
+
+
+def test_ranges_that_are_refused(gpu):
+    with pytest.raises(ValueError, match="dimensions"):
+        orth.range_basis(gpu.put(np.stack([np.eye(4), np.diag([1.0, 1, 0, 0])])))
+    assert orth.range_basis(gpu.put(np.diag([1.0, 1e-3, 1e-6])), rcond=1e-4).shape == (3, 2)
+    assert orth.range_basis(gpu.put(np.ones(5))).shape == (5, 1)
+    with pytest.raises(ValueError, match="A holds NaN"):
+        orth.null_space(gpu.put(np.full((2, 2), np.nan)))
+    with pytest.raises(ValueError, match="rcond must be in"):
+        orth.null_space(gpu.put(np.eye(2)), rcond=1.0)
+    with pytest.raises(TypeError, match="A must be float32 or float64, got float16"):
+        orth.range_basis(gpu.put(np.eye(2, dtype=np.float16)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=IDS)
+def test_composition(gpu, rng, dtype):
+    """As on the CPU, of planted factors, of a link of two dimensions, and where a part is empty."""
+    s, p, q = 5, 4, 6
+    A, B = rng.standard_normal((3, p, s)), rng.standard_normal((3, q, p))
+    eyes = np.broadcast_to(np.eye(s), (3, s, s)), np.broadcast_to(np.eye(p), (3, p, p))
+    U, W = np.concatenate([eyes[0], A], 1).astype(dtype), np.concatenate([eyes[1], B], 1).astype(dtype)
+    U = U * dtype.type(10.0) ** rng.integers(-6, 7, (s,)).astype(dtype)  # spans do not depend on the lengths of columns
+    link = 2
+    V = rng.standard_normal((11, 4)).astype(dtype)
+    V[:6, 2:] = 0
+    first = np.block([[V[:6, :2]], [np.eye(link, dtype=dtype)]]).astype(dtype)
+    second = np.block([[np.eye(link), np.zeros((link, 2))], [V[6:, :2], V[6:, 2:]]]).astype(dtype)
+    for one, two, shared in (
+        (U, W, p),
+        (U, W[0], p),
+        (first, second, link),
+        (np.eye(3, dtype=dtype)[:, :0], np.eye(3, dtype=dtype), 2),
+        (U[0], W[0], 0),
+        (np.eye(3, dtype=dtype), np.eye(3, dtype=dtype), 3),
+    ):
+        got, want = orth.compose(gpu.put(one), gpu.put(two), shared).get(), orth.compose(one, two, shared)
+        assert got.shape == want.shape
+        assert got.dtype == dtype
+        assert off(got) <= 10 * eps(dtype)
+        assert spans(got, want) <= 1e3 * eps(dtype)
+    with pytest.raises(ValueError, match="shared must be from 0 to 9"):
+        orth.compose(gpu.put(U), gpu.put(W), 99)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=IDS)

@@ -118,19 +118,6 @@ def to_library(x: NDArray[Any], library: str, like: Array = None) -> Array:
     return module.from_dlpack(x)
 
 
-def check_output(out: Array, dtype: Any) -> None:
-    """An array that may be written to, of this dtype."""
-    if isinstance(out, np.ma.MaskedArray):
-        raise TypeError("out is a masked array, and its mask would be ignored")
-    if not hasattr(out, "shape") or not (isinstance(out, np.ndarray) or hasattr(out, "__dlpack__")):
-        raise TypeError(f"out must be an array, got {type(out).__name__}")
-    prepared(out, "out", _OUT)
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ValueError("out is read-only")
-    if dtype_of(out) != dtype:
-        raise TypeError(f"out must be {np.dtype(dtype)}, got {out.dtype}")
-
-
 def dtype_of(x: Array) -> np.dtype[Any]:
     """NumPy dtype of an array of any library."""
     dtype = x.dtype
@@ -151,19 +138,18 @@ def check_float(x: Array, name: str) -> np.dtype[Any]:
         raise TypeError(
             f"{name} has dtype {x.dtype}, which is not supported; convert it to float32 or float64"
         ) from None
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)) or not dtype.isnative:
+    if dtype in (np.dtype(np.float32), np.dtype(np.float64)) and dtype.isnative:
+        return dtype
+    if dtype.kind == "c":
+        why = ": only real arrays are taken"
+    elif dtype.names is not None or dtype.kind in "OSUMm":
+        why = ", which holds no numbers of one kind"
+    elif not dtype.isnative:
+        why = f", which is big-endian; convert it first, e.g. {name}.astype({name}.dtype.newbyteorder('='))"
+    else:
         how = f"{name}.float()" if library_of(x) == "torch" else f"{name}.astype('float32')"
-        if dtype.kind == "c":
-            raise TypeError(f"{name} must be float32 or float64, got {dtype}: only real arrays are taken")
-        if dtype.names is not None or dtype.kind in "OSUMm":
-            raise TypeError(f"{name} must be float32 or float64, got {dtype}, which holds no numbers of one kind")
-        if not dtype.isnative:
-            raise TypeError(
-                f"{name} must be float32 or float64, got {dtype}, which is big-endian; convert it first, e.g. "
-                f"{name}.astype({name}.dtype.newbyteorder('='))"
-            )
-        raise TypeError(f"{name} must be float32 or float64, got {dtype}; convert it first, e.g. {how}")
-    return dtype
+        why = f"; convert it first, e.g. {how}"
+    raise TypeError(f"{name} must be float32 or float64, got {dtype}{why}")
 
 
 _EXACT = {"float32": ("int8", "uint8", "int16", "uint16"), "float64": ("int32", "uint32")}

@@ -8,7 +8,7 @@ import numpy as np
 
 from subspan import _core
 from subspan._lib.arrays import Array, check_library, library_of, to_library
-from subspan._lib.device import Context, device_of, kernels, memory_of, read_context
+from subspan._lib.device import Context, context_of, device_of, kernels, memory_of
 
 _ndarray, _HOST = np.ndarray, (np.ndarray, float, int, list, tuple, type(None))
 
@@ -88,7 +88,7 @@ def _call_of(arrays: dict[str, Any]) -> Call:
         elif type(x) is not type(first):
             break
     else:  # all of CuPy: the bindings look at the device of each
-        return Call(kernels(), read_context("cupy", first.device.id), "cupy", first)
+        return Call(kernels(), context_of("cupy", first.device.id)(), "cupy", first)
     flat = _arrays_in(arrays)
     if any(device_of(x) is not None for x in flat.values()):
         place = memory_of(**flat)

@@ -86,25 +86,11 @@ def dtype_name(x: Any) -> str:
     return name
 
 
-def _empty(library: str, device: int, shape: tuple[int, ...], dtype: str) -> Any:
-    if library == "torch":
-        torch = sys.modules["torch"]
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=torch.device("cuda", device))
-    if library == "cupy":
-        cupy = sys.modules["cupy"]
-        if cupy.cuda.runtime.getDevice() == device:
-            return cupy.empty(shape, _numpy_dtype(dtype))
-        with cupy.cuda.Device(device):
-            return cupy.empty(shape, _numpy_dtype(dtype))
-    raise TypeError(
-        f"results cannot be allocated by {library!r} on a device; pass out=, or CuPy arrays or PyTorch "
-        "tensors of the same memory (cupy.from_dlpack, torch.from_dlpack)"
-    )
-
-
 @functools.cache
-def _context(library: str, device: int) -> Callable[[], Context]:
-    """What makes a call's context; looked up once, as each attribute takes its share of a microsecond."""
+def context_of(library: str, device: int) -> Callable[[], Context]:
+    """What makes the context that bindings take: the library's current stream on a device, and memory there. Looked up
+    once, as each attribute takes its share of a microsecond.
+    """
     place = DeviceMemory(library, device)
     if library == "torch":
         tensors = sys.modules["torch"].cuda.current_stream
@@ -113,11 +99,6 @@ def _context(library: str, device: int) -> Callable[[], Context]:
         arrays = sys.modules["cupy"].cuda.get_current_stream
         return lambda: (arrays(device).ptr, device, True, place)
     return lambda: (0, device, False, place)  # a library that does not tell: the default stream
-
-
-def read_context(library: str, device: int) -> Context:
-    """What bindings take: the library's current stream on a device, and memory there."""
-    return _context(library, device)()
 
 
 def check_dtype(x: Any, name: str) -> str:
@@ -177,15 +158,27 @@ class DeviceMemory:
 
     def allocate(self, count: int) -> Any:
         """So many bytes."""
-        return _empty(self.library, self.device, (count,), "uint8")
+        return self.empty((count,), "uint8")
 
     def call(self) -> Context:
         """What bindings take: the library's current stream, the device, and where workspace comes from."""
-        return _context(self.library, self.device)()
+        return context_of(self.library, self.device)()
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A fresh array of the caller's library."""
-        return _empty(self.library, self.device, shape, dtype)
+        if self.library == "torch":
+            torch = sys.modules["torch"]
+            return torch.empty(shape, dtype=getattr(torch, dtype), device=torch.device("cuda", self.device))
+        if self.library == "cupy":
+            cupy = sys.modules["cupy"]
+            if cupy.cuda.runtime.getDevice() == self.device:
+                return cupy.empty(shape, _numpy_dtype(dtype))
+            with cupy.cuda.Device(self.device):
+                return cupy.empty(shape, _numpy_dtype(dtype))
+        raise TypeError(
+            f"results cannot be allocated by {self.library!r} on a device; pass out=, or CuPy arrays or PyTorch "
+            "tensors of the same memory (cupy.from_dlpack, torch.from_dlpack)"
+        )
 
     def converted(self, x: Any, dtype: str) -> Any:
         if dtype_name(x) == dtype:

@@ -131,8 +131,8 @@ class GradientProjector(Fixed):
         self.__dict__.update({k: v for k, v in state.items() if k not in ("format", "checksum")})
         self.__dict__.update(basis=basis, similarity=similarity)
 
-    def _right(self, G: Array) -> bool:
-        m, n = G.shape
+    def _right(self, shape: Any) -> bool:
+        m, n = shape
         return m >= n if self.side == "auto" else self.side == "right"
 
     def _gradient(self, G: Array, name: str = "G") -> Array:
@@ -174,7 +174,7 @@ class GradientProjector(Fixed):
                 start = p.basis.to_array() if isinstance(p.basis, Int4Basis) else p.basis
                 more, power, key = max(8, p.rank // 8), p.iterations - 1, p._key + p.refreshes
             key = rng_key(np.random.default_rng(key))
-            jobs.append((g, p._right(g), start, p._first, key, p.rank, more, power, name))
+            jobs.append((g, p._right(g.shape), start, p._first, key, p.rank, more, power, name))
             places.setdefault((library_of(g), device_of(g)), []).append(i)
         found: dict[int, Any] = {}
         for some in places.values():
@@ -242,7 +242,7 @@ class GradientProjector(Fixed):
         On a CUDA device only a refresh waits, and finds NaN; other calls pass it on.
         """
         g = self._gradient(G)
-        right = self._right(g)
+        right = self._right(g.shape)
         m, n = g.shape
         shape = (m, self.rank) if right else (self.rank, n)
         self._check_place(g, "G")
@@ -259,7 +259,7 @@ class GradientProjector(Fixed):
             raise ValueError("there is no basis yet: call down or refresh first")
         R = as_array(R, "R")
         m, n = self._shape
-        right = m >= n if self.side == "auto" else self.side == "right"
+        right = self._right((m, n))
         want = (m, self.rank) if right else (self.rank, n)
         if tuple(R.shape) != want:
             hint = _core.convolution_hint(tuple(R.shape), "R")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from subspan._lib.arrays import Array, as_array
+from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
-from subspan._lib.device import numpy
 
 __all__ = ["apply_core", "project", "project_out", "rotate", "swap"]
 
@@ -226,14 +223,4 @@ def rotate(
     True
     """
     call = call_of(C=C, source=source, target=target, out=out)
-    ends = [source, target]
-    if call.context is None:
-        ends = [_direction(x, name) for x, name in ((source, "source"), (target, "target"))]
-    return call.give(call.kernels.rotate(call.context, C, *ends, side, out, check), out)
-
-
-def _direction(x: Array, name: str) -> np.ndarray[Any, Any]:
-    v = numpy(as_array(x, name))
-    if v.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be real numbers, got {v.dtype}")
-    return np.ascontiguousarray(v, np.float64)
+    return call.give(call.kernels.rotate(call.context, C, source, target, side, out, check), out)

@@ -9,7 +9,6 @@ import numpy as np
 from subspan import _core
 from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
-from subspan.plucker.common import summed_to
 
 __all__ = [
     "basis",
@@ -166,10 +165,8 @@ def wedge_backward(
     (array([ 5., -3.]), array([-2.,  1.]))
     """
     call = call_of(z=z, w=w, grad=grad)
-    dz, dw = call.kernels.wedge_backward(call.context, grad, z, w, n, grades)
-    shapes = (np.shape(x) if isinstance(x, (list, tuple)) else tuple(x.shape) for x in (z, w))
-    dz, dw = (summed_to(full, shape, full.dtype) for full, shape in zip((dz, dw), shapes, strict=True))
-    return call.give(dz), call.give(dw)
+    dz, dw = call.give(call.kernels.wedge_backward(call.context, grad, z, w, n, grades))
+    return dz, dw
 
 
 def relations(p: Array, n: int, k: int, *, out: Array | None = None) -> Array:

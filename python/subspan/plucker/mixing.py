@@ -6,7 +6,6 @@ from typing import Any
 
 from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
-from subspan.plucker.common import LISTED, beside, summed_gradient
 
 __all__ = ["mix", "mix_backward", "mix_project", "mix_project_backward"]
 
@@ -100,8 +99,6 @@ def mix(
     True
     """
     call = call_of(z=z, weights=weights, mask=mask, out=out)
-    if mask is not None or type(weights) in LISTED:
-        weights, mask = beside(call, z, weights, mask)
     choices = (z, offsets, weights, weighting, mask, norm, eps, order, causal, "weighted", rope, rope_base, rope_start)
     return call.give(call.kernels.mix(call.context, *choices, out), out)
 
@@ -158,10 +155,9 @@ def mix_backward(
     ((10, 4), (2,))
     """
     call = call_of(z=z, grad=grad, weights=weights, mask=mask)
-    w, mask = beside(call, z, weights, mask)
-    choices = (z, offsets, w, weighting, mask, norm, eps, order, causal, "weighted", rope, rope_base, rope_start)
-    dz, full = call.kernels.mix_backward(call.context, grad, *choices)
-    return call.give(dz) if full is None else (call.give(dz), summed_gradient(call, full, weights, z, w, grad))
+    choices = (z, offsets, weights, weighting, mask, norm, eps, order, causal, "weighted", rope, rope_base, rope_start)
+    dz, dweights = call.give(call.kernels.mix_backward(call.context, grad, *choices))
+    return dz if dweights is None else (dz, dweights)
 
 
 def mix_project(
@@ -227,8 +223,6 @@ def mix_project(
     True
     """
     call = call_of(z=z, W=W, b=b, weights=weights, mask=mask, out=out)
-    if mask is not None or type(weights) in LISTED:
-        weights, mask = beside(call, z, weights, mask)
     choices = (z, offsets, weights, weighting, mask, norm, eps, order, causal, bias, rope, rope_base, rope_start)
     return call.give(call.kernels.mix_project(call.context, W, b, *choices, out), out)
 
@@ -288,8 +282,6 @@ def mix_project_backward(
     ((2, 100, 8), (16, 28), (16,))
     """
     call = call_of(z=z, grad=grad, W=W, b=b, weights=weights, mask=mask)
-    w, mask = beside(call, z, weights, mask)
-    choices = (z, offsets, w, weighting, mask, norm, eps, order, causal, bias, rope, rope_base, rope_start)
-    *found, full = call.kernels.mix_project_backward(call.context, grad, W, b, *choices)
-    results = call.give(tuple(found))
-    return results if full is None else (*results, summed_gradient(call, full, weights, z, w, grad, W, b))
+    choices = (z, offsets, weights, weighting, mask, norm, eps, order, causal, bias, rope, rope_base, rope_start)
+    results: tuple[Array, ...] = call.give(call.kernels.mix_project_backward(call.context, grad, W, b, *choices))
+    return results[:3] if results[3] is None else results

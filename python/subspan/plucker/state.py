@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from subspan._lib.call import Call, call_of
 from subspan._lib.device import memory_of, numpy, on_device
 from subspan._lib.files import Kept, checked_state, sealed_state
 from subspan._lib.numbers import whole_number
-from subspan.plucker.common import beside, first_positions
 
 __all__ = ["MixState"]
 
@@ -86,17 +84,15 @@ class MixState(Kept):
         if self._weights is not None and self._listed:
             self._weights = self._weights.astype(np.float64)
         weighting = ("mean" if weights is None else "given") if weighting is None else weighting
-        starts = first_positions(rope_start, np.shape(rope_start))
-        first = 0 if starts is not None else rope_start
+        start = _core.first_positions(rope_start)
+        first = start if isinstance(start, int) else 0
         given: Any = (weighting, norm, eps, order, bias, rope, rope_base, first)
         call = call_of(W=self._W, b=self._b, weights=self._weights)
         parts = (self._W, self._b, self._weights)
         self.offsets = call.kernels.check_mixing(call.context, self.r, *parts, offsets, *given)
         # Plain values, as they come back from an archive, whatever the caller's were.
         plain: Any = {name: None if x is None else str(x) for name, x in zip(_CHOICES, given, strict=True)}
-        plain.update(eps=float(eps), rope_base=float(rope_base), rope_start=operator.index(first))
-        if starts is not None:
-            plain["rope_start"] = np.array(starts, np.int64).reshape(np.shape(rope_start))
+        plain.update(eps=float(eps), rope_base=float(rope_base), rope_start=start)
         self._options: dict[str, Any] = plain
         self._turn = _core.Turn()  # of the first token, and of prompts
         self._state = None
@@ -145,7 +141,6 @@ class MixState(Kept):
         own = self._weights if weights is None else weights
         call = call_of(z_t=z_t, W=self._W, b=self._b, weights=own, mask=mask, out=out)
         state = self._began(call, z_t, 1)
-        weights, mask = beside(call, z_t, weights, mask)
         result = state.step(call.context, z_t, weights, mask, out)
         if self._state is None:
             self._state = state
@@ -159,7 +154,6 @@ class MixState(Kept):
             state = self._began(call, z, 2)
             if self._state is None and z.shape[-2] == 0:
                 return self
-            _, mask = beside(call, z, None, mask)
             state.prefill(call.context, z, mask)
             self._state = state
         return self

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arrays import as_array, as_float, check_float, check_output, detached, library_of, written
+from subspan._lib.arrays import as_array, as_float, check_float
 from subspan._lib.device import numpy, on_the_cpu
 from subspan._lib.numbers import float_dtype, whole_number
 from subspan._lib.sparse import csr_parts, is_sparse
@@ -291,6 +290,11 @@ class WeightedState:
 
     def _read(self, what: str, parts: tuple[Any, ...], out: Any, name: str) -> Any:
         self._check_dtype(parts[0], name)
+        if out is not None:  # before the work
+            rows = parts[3:4] if len(parts) > 1 else tuple(parts[0].shape)[:-1]
+            kept, columns = self._state.components().shape
+            wide = {"project": (kept,), "reconstruct": (columns,), "residual": ()}[what]
+            _core.check_output(out, (*rows, *wide), parts[0], name)
         state, signs = self._state, 1.0
         if self._canonical and what != "residual":
             state = state.copy()  # signs and coordinates of one moment
@@ -305,20 +309,7 @@ class WeightedState:
             result = getattr(state, what if len(made) == 1 else what + "_csr")(*made, None)
             result = np.asarray(result) * (signs if what == "project" else 1.0)
         result = self._rounded(np.asarray(result), "the result")
-        if out is None:
-            return result
-        check_output(out, np.dtype(self._shown))
-        if tuple(out.shape) != result.shape:
-            raise ValueError(f"out must have shape {result.shape}, got {tuple(out.shape)}")
-        view = numpy(detached(out))
-        if any(np.shares_memory(view, numpy(p)) for p in parts if not isinstance(p, int)):
-            raise ValueError(f"out must share no memory with {name}")
-        if library_of(out) == "torch":
-            detached(out).copy_(sys.modules["torch"].from_numpy(result))
-        else:
-            out[...] = result
-        written(out)
-        return out
+        return result if out is None else _core.write_output(out, result)
 
     def project(self, x: Any, out: Any) -> Any:
         return self._read("project", (x,), out, "X")
