@@ -46,10 +46,13 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
             std::int64_t i = m - 1;
             for (; i >= l; --i) {
                 const double f = s * e[i], b = c * e[i];
-                r = std::sqrt(f * f + g * g); // entries are at most a few units: no overflow
+                r = f * f + g * g; // entries are at most a few units: no overflow
+                r = r > 1e-280 ? std::sqrt(r) : std::hypot(f, g); // squares that underflow would leave no rotation
+                if (r < 1e-290) r = 0.0;                          // nor would quotients of numbers that have lost their digits
                 e[i + 1] = r;
-                if (r == 0.0) { // an exact split: recover and start again
+                if (r == 0.0) { // a split: recover and start again; row i + 1 may have been flipped
                     d[i + 1] -= p;
+                    e[i] = b;
                     e[m] = 0.0;
                     break;
                 }

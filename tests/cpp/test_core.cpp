@@ -104,6 +104,15 @@ void tridiagonal(const char *name, std::vector<double> d, std::vector<double> e,
 
 void tridiagonals() {
     std::normal_distribution<double> normal;
+    // What rounding leaves of entries that cancel: of any size down to the smallest numbers, zeros between them.
+    std::uniform_real_distribution<double> uniform;
+    for (int round = 0; round < 2000; ++round) {
+        std::vector<double> d(std::size_t(2 + round % 24)), e(d.size());
+        const double digits = 20 + 300 * uniform(rng);
+        for (auto *x : {&d, &e})
+            for (double &y : *x) y = uniform(rng) < 0.2 ? 0.0 : normal(rng) * std::pow(10, -digits * uniform(rng));
+        tridiagonal("of many sizes", d, e, std::int64_t(d.size()));
+    }
     for (const std::size_t n : {1, 2, 3, 19, 20, 21, 40, 64, 101, 257}) {
         const auto k = std::int64_t(n + 1) / 2, all = std::int64_t(n);
         std::vector<double> d(n), e(n);
