@@ -723,6 +723,16 @@ def test_what_an_object_was_made_with_is_fixed(make, names):
     assert repr(twin) == repr(thing)
 
 
+def test_a_merge_that_fails_leaves_a_fresh_sketch_fresh(rng):
+    one, two = _core.Sketch(4, 6), _core.Sketch(4, 5)
+    two.update(rng.standard_normal((9, 5)).astype(np.float32))
+    with pytest.raises(ValueError, match="columns"):
+        one.merge(two)
+    assert one.dtype() is None
+    one.update(rng.standard_normal((9, 6)))
+    assert one.dtype() == "float64"
+
+
 def test_sketches_are_saved_and_copied(tmp_path, rng):
     x = rng.standard_normal((50, 6)).astype(np.float32)
     for rows in ([], [x]):
