@@ -282,4 +282,20 @@ class SwapArguments {
     Shape batch;
 };
 
+/// ValueError unless the reflections' vectors V act on C from that side.
+inline void require_rows(const Array &v, const Array &c, bool left) {
+    const std::int64_t rows = left ? c.rows() : c.cols();
+    if (v.rows() != rows)
+        throw py::value_error("V must have " + std::to_string(rows) + " rows to act on C " + c.shape_text() + " from the " + (left ? "left" : "right") +
+                              ", got " + std::to_string(v.rows()) + convolution_hint(c.shape(), "C"));
+}
+
+/// The same of a Q that is there, in its own words: it is C that must fit.
+inline void require_acts(const Array &q, const Array &c, bool left) {
+    if (q.dtype() != c.dtype()) throw py::type_error(std::string("C must be ") + q.dtype_name() + " as Q is, got " + c.dtype_name());
+    if ((left ? c.rows() : c.cols()) != q.rows())
+        throw py::value_error("C must have " + std::to_string(q.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + c.shape_text() +
+                              convolution_hint(c.shape(), "C"));
+}
+
 } // namespace subspan::bind

@@ -64,13 +64,6 @@ class ReflectionsArgument {
     std::tuple<std::optional<Temporary<float>>, std::optional<Temporary<double>>> unpacked_;
 };
 
-void require_rows(const Array &v, const Array &c, bool left) {
-    const std::int64_t rows = left ? c.rows() : c.cols();
-    if (v.rows() != rows)
-        throw py::value_error("V must have " + std::to_string(rows) + " rows to act on C " + c.shape_text() + " from the " + (left ? "left" : "right") +
-                              ", got " + std::to_string(v.rows()) + convolution_hint(c.shape(), "C"));
-}
-
 py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) {
     const Call call(context);
     Array xa(call, a, "A");
@@ -119,11 +112,8 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
     const bool left = x.left;
     const bool transposed = truth(transpose, "transpose"), checks = truth(check, "check");
     const Array xv(call, v, "Q"), xt(call, t, "T");
-    if (xv.dtype() != xc.dtype()) throw py::type_error(std::string("C must be ") + xv.dtype_name() + " as Q is, got " + xc.dtype_name());
+    require_acts(xv, xc, left);
     const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
-    if ((left ? xc.rows() : xc.cols()) != xv.rows())
-        throw py::value_error("C must have " + std::to_string(xv.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + xc.shape_text() +
-                              convolution_hint(xc.shape(), "C"));
     const Array xo = x.output(call, out, batch);
     check_no_overlap(xo, xc, true);
     check_no_overlap(xo, xv);

@@ -98,7 +98,8 @@ inline py::object mask_beside(const Call &call, py::handle mask, DType dtype, co
         throw py::type_error("mask is a masked array, and its own mask would be ignored");
     const py::array given = in_numpy(mask);
     if (std::string("biu").find(given.dtype().kind()) == std::string::npos)
-        throw py::type_error(std::string("mask must be ") + (given.dtype().kind() == 'O' ? "a boolean or integer array, got " : "boolean or integer (nonzero: the token takes part), got ") +
+        throw py::type_error(std::string("mask must be ") +
+                             (given.dtype().kind() == 'O' ? "a boolean or integer array, got " : "boolean or integer (nonzero: the token takes part), got ") +
                              std::string(py::str(given.dtype().kind() == 'O' ? py::type::handle_of(mask).attr("__name__") : py::object(given.dtype()))));
     const py::object flat = broadcast_to(given, tokens, "mask");
     return flat.attr("__ne__")(0).attr("astype")(name_of(dtype)).attr("reshape")(py::tuple(py::cast(tokens)));

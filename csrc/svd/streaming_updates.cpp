@@ -235,8 +235,7 @@ void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, do
     if (!squared) scatter.clear();
     for (std::size_t j = 0; j < scatter.size() && squares != nullptr; ++j) scatter[j] = scatter[j] * f * f + squares[j];
     if (opt.center && block_mean != nullptr && weight_b > 0)
-        for (std::int64_t j = 0; j < n; ++j)
-            mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
+        for (std::int64_t j = 0; j < n; ++j) mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
     weight = past + weight_b;
 }
 

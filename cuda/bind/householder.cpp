@@ -104,10 +104,7 @@ py::object factored_apply(py::handle context, py::handle v, py::handle t, py::ha
     const bool transposed = truth(transpose, "transpose");
     truth(check, "check");
     const Array xv(call, v, "Q");
-    if (xv.dtype() != xc.dtype()) throw py::type_error(std::string("C must be ") + xv.dtype_name() + " as Q is, got " + xc.dtype_name());
-    if ((left ? xc.rows() : xc.cols()) != xv.rows())
-        throw py::value_error("C must have " + std::to_string(xv.rows()) + (left ? " rows" : " columns") + " as Q has, got shape " + xc.shape_text() +
-                              convolution_hint(xc.shape(), "C"));
+    require_acts(xv, xc, left);
     const Array core = copied(call, Array(call, t, "T"), -1.0);
     const Shape batch = broadcast_leading({{&xc, 2}, {&xv, 2}});
     const Array xo = x.output(call, out, batch);
@@ -128,9 +125,7 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
     truth(check, "check");
     const Reflections h(call, v, tau, truth(packed, "packed"));
     h.v.require_dtype_of(xc);
-    if (h.v.rows() != (left ? xc.rows() : xc.cols()))
-        throw py::value_error("V must have " + std::to_string(left ? xc.rows() : xc.cols()) + " rows to act on C " + xc.shape_text() + " from the " +
-                              (left ? "left" : "right") + ", got " + std::to_string(h.v.rows()) + convolution_hint(xc.shape(), "C"));
+    require_rows(h.v, xc, left);
     const Array core = h.core(call);
     const Shape batch = broadcast_leading({{&xc, 2}, {&core, 2}});
     const Array xo = x.output(call, out, batch);
