@@ -131,6 +131,12 @@ def _(x: Inputs) -> Any:
     return [spans(f) for f in (orth.complement(U), orth.span_sum(U, W), orth.span_intersection(U, U))]
 
 
+@case("range_basis, null_space, compose", 1e3)
+def _(x: Inputs) -> Any:
+    found = orth.range_basis(x(2, 20, 5)), orth.null_space(x(2, 5, 20)), orth.compose(x(12, 4), x(11, 3), 5)
+    return [spans(f) for f in found]
+
+
 @case("rotate")
 def _(x: Inputs) -> Any:
     return orth.rotate(x(20, 6), x(20), x(20))
