@@ -26,8 +26,11 @@ SUBSPAN_DEVICE Rotation rotation(double xx, double yy, double xy) {
 /// Whether they are orthogonal already.
 SUBSPAN_DEVICE bool apart(double xx, double yy, double xy, double tolerance) { return !(xy * xy > tolerance * tolerance * (xx * yy)); }
 
-/// Seats of a round robin tournament: seat 0 stays, the others move on by one each round. Pair p of a round are seats p and seats - 1 - p.
-SUBSPAN_DEVICE int at_seat(int seat, int round, int seats) { return seat == 0 ? 0 : 1 + (seat - 1 + round) % (seats - 1); }
+/// Seats of a round robin tournament, two at least: seat 0 stays, the others move on by one each round. Pair p of a round are seats p and
+/// seats - 1 - p.
+SUBSPAN_DEVICE int at_seat(int seat, int round, int seats) {
+    return seat == 0 ? 0 : 1 + (seat - 1 + round) % (seats - 1); // NOLINT(clang-analyzer-core.DivideZero)
+}
 
 /// The n x n products of vectors after the rotations of a round, from both sides: 2 x 2 entries a thread, rows of one pair and columns of another.
 /// A seat past n is empty, and the rotation of its pair the identity.

@@ -61,7 +61,7 @@ template <class T> void apply_core_wide(const Session &s, const Context &context
             blas.multiply(1.0, mid, small, 0.0, after);
             values = moved;
         }
-        const bool diagonal = o.kind == CoreOptions::diagonal;
+        const bool diagonal = o.kind == CoreOptions::diagonal && call.core != nullptr;
         launch<scale_kernel<T>>(s, "the core of a wide basis", Shape{dim3(unsigned(divide_up<int64_t>(all, 256))), dim3(256)}, values,
                                 diagonal ? core.at(i) : nullptr, diagonal ? call.core->col_stride : int64_t(0),
                                 o.kind == CoreOptions::scalar ? A(o.value) : A(1), y, n, all);

@@ -203,7 +203,7 @@ template <class T, int Lanes> struct Token {
     SUBSPAN_DEVICE L square(const L (&x)[RC]) const {
         L s = L(0);
 #pragma unroll
-        for (int e = 0; e < RC; ++e) s = fma(x[e], x[e], s);
+        for (int e = 0; e < RC; ++e) s = fma(x[e], x[e], s); // NOLINT(clang-analyzer-core.CallAndMessage): read() fills all of x
         return sum_of<Lanes>(s);
     }
     SUBSPAN_DEVICE L dot(const L (&x)[RC], const L (&y)[RC]) const {
