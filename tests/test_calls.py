@@ -124,7 +124,5 @@ def test_sides_that_are_none_are_refused(request, rng, where, side):
     if where == "device":
         arrays = tuple(map(request.getfixturevalue("gpu").put, arrays))
     for name, f in sided(*arrays).items():
-        if where == "device" and name == "rotate":
-            continue
         with pytest.raises(ValueError, match=r"side"):
             f(side)

@@ -309,7 +309,7 @@ py::object rotate(py::handle context, py::handle c, py::handle source, py::handl
     });
 }
 
-// A and, where it was a vector, the fact.
+// A as matrices; with `vectors` a vector is one column.
 Array matrices(const Call &call, py::handle given, const char *name, bool vectors = true) {
     Array x(call, given, name);
     if (vectors) x.as_matrix(true);

@@ -157,7 +157,7 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
         const py::gil_scoped_release release;
         cuda::mean_begin(memory.context(), it);
     }
-    constexpr int unheard = 4; // iterations between two looks at how far they are, where nobody wants to hear of each
+    constexpr int together = 4; // iterations between two copies of the norms to the host, which wait; with `progress` one
     std::vector<double> seen(std::size_t(5 * means));
     const auto value = [&](std::int64_t row, std::int64_t i) { return seen[std::size_t(row * means + i)]; }; // length, variance, norm, iterations, status
     while (true) {
@@ -174,7 +174,7 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
             for (std::int64_t i = 0; i < means; ++i)
                 if (int(value(4, i)) == 0) progress(i, std::int64_t(value(3, i)), value(2, i), value(1, i));
         const py::gil_scoped_release release;
-        for (int i = 0; i < (progress.is_none() ? unheard : 1); ++i) cuda::mean_iterate(memory.context(), it);
+        for (int i = 0; i < (progress.is_none() ? together : 1); ++i) cuda::mean_iterate(memory.context(), it);
     }
     assign(call, at, x.out);
     for (std::int64_t i = 0; i < means; ++i)

@@ -262,7 +262,7 @@ py::object swap(py::handle context, py::handle base, py::handle source, py::hand
     return result.object();
 }
 
-// (VᵀV)⁺ and a condition of 1: nobody waits for the true one.
+// (VᵀV)⁺, and 1 for its condition: the true one would make the host wait.
 py::tuple gram_core(py::handle context, py::handle v) {
     const Call call(context);
     const BasisArgument xv(call, v, "V");

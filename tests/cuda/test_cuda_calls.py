@@ -20,7 +20,7 @@ def test_both_modules_have_the_same_names_and_signatures(emulated):
     alone = {
         # of the device's module itself
         "architectures", "device_count", "versions",
-        # states that live in arrays of the caller's library there, and in objects on the CPU
+        # and of the emulated one
         "emulated",
     }  # fmt: skip
     found = {name for name in vars(emulated) if not name.startswith("__") and name not in alone}

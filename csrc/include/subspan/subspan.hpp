@@ -29,6 +29,7 @@
 #include "subspan/principal_angles.hpp"
 #include "subspan/rng.hpp"
 #include "subspan/sizes.hpp"
+#include "subspan/spaces.hpp"
 #include "subspan/streaming_svd.hpp"
 #include "subspan/truncated_svd.hpp"
 #include "subspan/views.hpp"
