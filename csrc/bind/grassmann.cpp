@@ -6,7 +6,7 @@
 #include "subspan/grassmann_mean.hpp"
 #include "subspan/grassmann_pairwise.hpp"
 #include "subspan/grassmann_steps.hpp"
-#include "subspan/int4.hpp"
+#include "subspan/product.hpp"
 #include "subspan/orthonormalize.hpp"
 #include "subspan/principal_angles.hpp"
 

@@ -1,6 +1,7 @@
 #include "host.hpp"
 #include "register.hpp"
 #include "subspan/householder.hpp"
+#include "subspan/householder_qr.hpp"
 
 namespace subspan::bind {
 namespace {

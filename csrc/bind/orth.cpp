@@ -4,6 +4,7 @@
 #include "subspan/gram_core.hpp"
 #include "subspan/hadamard.hpp"
 #include "subspan/int4.hpp"
+#include "subspan/product.hpp"
 #include "subspan/orthonormalize.hpp"
 #include "subspan/spaces.hpp"
 

@@ -4,7 +4,7 @@
 #include "base/scratch.hpp"
 #include "linalg/small_dense.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/householder.hpp"
+#include "subspan/householder_qr.hpp"
 #include "subspan/orthonormalize.hpp"
 
 #include <algorithm>

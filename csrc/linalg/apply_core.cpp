@@ -4,7 +4,7 @@
 // against 2.1 ms for the first sweep over 64 MiB at k = 8; docs/notes/kernels.md).
 #include "subspan/apply_core.hpp"
 
-#include "orth/int4.hpp"
+#include "linalg/int4.hpp"
 #include "linalg/microkernel.hpp"
 #include "linalg/packing.hpp"
 #include "base/amax.hpp"

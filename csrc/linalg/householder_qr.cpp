@@ -3,7 +3,7 @@
 // that are reflections already, the column of S that T needs. The sweep that applies reflection j collects those sums
 // for j + 1. Wider matrices halve recursively (Elmroth and Gustavson, IBM J. Res. Dev. 44, 2000) down to such panels,
 // with blocks of 128 reflections applied to what is right of them.
-#include "subspan/householder.hpp"
+#include "subspan/householder_qr.hpp"
 
 #include "linalg/packing.hpp"
 #include "base/amax.hpp"

@@ -2,7 +2,7 @@
 #include "base/amax.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/errors.hpp"
-#include "subspan/householder.hpp"
+#include "subspan/householder_qr.hpp"
 #include "subspan/parallel.hpp"
 #include "linalg/wy.hpp"
 

@@ -5,7 +5,7 @@
 #include "base/scratch.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/factor.hpp"
-#include "subspan/householder.hpp"
+#include "subspan/householder_qr.hpp"
 #include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/rng.hpp"

@@ -1,6 +1,6 @@
 #include "subspan/gram_core.hpp"
 
-#include "orth/int4.hpp"
+#include "linalg/int4.hpp"
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "subspan/errors.hpp"

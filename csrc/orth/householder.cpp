@@ -1,6 +1,7 @@
 // Products of Householder reflections that the caller gives, and their gradients, through the WY form: a few products
 // of matrices instead of a loop over reflections.
 #include "subspan/householder.hpp"
+#include "subspan/householder_qr.hpp"
 
 #include "base/amax.hpp"
 #include "base/scratch.hpp"

@@ -1,6 +1,6 @@
 #include "subspan/int4.hpp"
 
-#include "orth/int4.hpp"
+#include "linalg/int4.hpp"
 #include "linalg/microkernel.hpp"
 #include "linalg/packing.hpp"
 #include "base/amax.hpp"
@@ -159,20 +159,10 @@ template <class T> void int4_product(const Int4View<T> &u, const StackView<const
     parallel_for(items * pieces, run);
 }
 
-template <class T> void product(const StackView<const T> &a, const StackView<const T> &b, const StackView<T> &out) {
-    if (a.cols() != b.rows() || out.rows() != a.rows() || out.cols() != b.cols()) throw ValueError("product: shapes do not fit");
-    if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out must have contiguous rows");
-    const auto run = [&](int64_t i) { gemm<T>(a[i], b[i], out[i]); };
-    const int64_t items = out.size();
-    if (items == 1) return run(0);
-    parallel_for(items, run);
-}
-
 #define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
     template void quantize_int4<T>(MatrixView<const T>, int64_t, std::uint8_t *, T *, T *);                                                                    \
     template void unpack<T>(const Int4View<T> &, MatrixView<T>);                                                                                               \
-    template void int4_product<T>(const Int4View<T> &, const StackView<const T> &, bool, bool, const StackView<T> &);                                          \
-    template void product<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &);
+    template void int4_product<T>(const Int4View<T> &, const StackView<const T> &, bool, bool, const StackView<T> &);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -1,7 +1,7 @@
 #include "subspan/cuda/apply_core.hpp"
 
-#include "orth/apply_core_wide.cuh"
-#include "orth/apply_core_tile.cuh"
+#include "linalg/apply_core_wide.cuh"
+#include "linalg/apply_core_tile.cuh"
 
 #include <algorithm>
 #include <limits>

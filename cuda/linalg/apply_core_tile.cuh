@@ -1,7 +1,7 @@
 // apply_core's panel: a block's rows of X and of V in shared memory, and the two products with V.
 #pragma once
 
-#include "orth/int4.cuh"
+#include "linalg/int4.cuh"
 #include "subspan/cuda/launch.cuh"
 
 namespace subspan::cuda::core_panel {

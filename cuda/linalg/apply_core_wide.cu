@@ -1,5 +1,5 @@
 // apply_core where k is too wide for shared memory: three products by cuBLAS, one matrix of the stack after the other.
-#include "orth/apply_core_wide.cuh"
+#include "linalg/apply_core_wide.cuh"
 
 #include "linalg/blas.cuh"
 #include "base/copy.cuh"

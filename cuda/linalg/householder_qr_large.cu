@@ -3,7 +3,6 @@
 #include "linalg/blas.cuh"
 #include "base/copy.cuh"
 #include "base/library.cuh"
-#include "subspan/cuda/householder.hpp"
 #include "subspan/cuda/solver.hpp"
 
 #include <algorithm>

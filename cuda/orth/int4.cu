@@ -1,4 +1,4 @@
-#include "orth/int4.cuh"
+#include "linalg/int4.cuh"
 
 #include "linalg/blas.cuh"
 

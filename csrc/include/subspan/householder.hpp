@@ -1,4 +1,4 @@
-// Householder reflections H = I - tau v vᵀ: QR, products of given reflections, their action and their gradients. All of
+// Householder reflections H = I - tau v vᵀ that are given: their products, their action and their gradients. All of
 // them work on the compact WY form H_1 ... H_k = I - V T Vᵀ with T = (I + D S)⁻¹ D, D = diag(tau), S the strict upper
 // triangle of VᵀV (Schreiber and Van Loan, SIAM J. Sci. Stat. Comput. 10, 1989); no reflection is applied by itself and
 // nothing is divided by tau.
@@ -10,30 +10,6 @@
 #include <cstdint>
 
 namespace subspan {
-
-/// Columns of a block of reflections in a factored Q.
-inline constexpr std::int64_t kReflectionBlock = 128;
-
-/// A = Q R for a stack of m x n matrices, k = min(m, n). `v` (m x k, contiguous rows) becomes unit lower trapezoidal,
-/// `r` (k x n, contiguous rows) upper trapezoidal, `tau` (1 x k) LAPACK's factors, and `t` (k x min(k, 128)) the
-/// upper triangular T of each block of 128 reflections, one under the other. Signs are LAPACK's. `a` may have any
-/// strides and must not overlap the outputs. NaN and infinity throw ValueError. Cost 2 n² (m - n/3) flops.
-template <class T>
-void householder_qr(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau, const StackView<T> &t);
-
-/// The same with columns in the order of what is left of them: column i of Q R is column order[i] of A, and the diagonal of
-/// R does not grow, so that it shows the rank. `order` has n entries for each matrix. By LAPACK's geqp3.
-template <class T>
-void householder_qr_pivoted(const StackView<const T> &a, const StackView<T> &v, const StackView<T> &r, const StackView<T> &tau, const StackView<T> &t,
-                            std::int64_t *order);
-
-/// out = Q C, QᵀC (transpose), C Q or C Qᵀ (side right) from the factors of householder_qr; `out` may be C.
-template <class T>
-void factored_apply(const StackView<const T> &v, const StackView<const T> &t, const StackView<const T> &c, Side side, bool transpose, const StackView<T> &out,
-                    bool check = true);
-
-/// The first q.cols() columns of Q (m x m), which must be at least k.
-template <class T> void factored_array(const StackView<const T> &v, const StackView<const T> &t, const StackView<T> &q);
 
 /// Reflections that the caller gives: V is m x k and used as it is; `tau` (1 x k), or null for unit reflections
 /// I - 2 v vᵀ / vᵀv, where a zero column is the identity. Gradients go to the shape of their argument: axes along which

@@ -20,10 +20,4 @@ template <class T> void unpack(const Int4View<T> &v, MatrixView<T> out);
 /// Cost 2 m n k flops; work memory is a tile of U and one of X, whatever their sizes.
 template <class T> void int4_product(const Int4View<T> &u, const StackView<const T> &x, bool left, bool transpose, const StackView<T> &out);
 
-/// out = A Aᵀ, exactly symmetric: n² k flops for n x k matrices.
-template <class T> void outer_product(const StackView<const T> &a, const StackView<T> &out);
-
-/// out = A B for dense stacks, on the library's own products.
-template <class T> void product(const StackView<const T> &a, const StackView<const T> &b, const StackView<T> &out);
-
 } // namespace subspan

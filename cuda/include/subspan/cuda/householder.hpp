@@ -6,11 +6,6 @@
 
 namespace subspan::cuda {
 
-/// As reflection_core of householder_qr.hpp for any k: VᵀV by one product, cores of 64 reflections in shared memory, and pairs of cores made one
-/// (N₁₂ = N₁ (VᵀV)₁₂ N₂) by products. `core` has contiguous rows. 2 m k² flops and k³ / 3.
-void wide_reflection_core(const Context &context, const Stack &v, const Stack *tau, const Stack &core);
-std::int64_t wide_reflection_core_workspace(const Stack &v, const Stack &core, int device);
-
 /// q (m x q columns) = the first columns of I + V N Vᵀ. 2 m k q flops.
 void reflection_product(const Context &context, const Stack &v, const Stack &core, const Stack &q);
 std::int64_t reflection_product_workspace(const Stack &v, const Stack &q, int device);

@@ -24,4 +24,9 @@ std::int64_t large_householder_qr_workspace(const Stack &a, const Stack &v, cons
 /// reflections, tau = 2 / vᵀv, and a zero column is the identity. v is m x k, k <= 128. Cost m k² + k³ / 3 flops.
 void reflection_core(const Context &context, const Stack &v, const Stack *tau, const Stack &core);
 
+/// The same for any k: VᵀV by one product, cores of 64 reflections in shared memory, and pairs of cores made one
+/// (N₁₂ = N₁ (VᵀV)₁₂ N₂) by products. `core` has contiguous rows. 2 m k² flops and k³ / 3.
+void wide_reflection_core(const Context &context, const Stack &v, const Stack *tau, const Stack &core);
+std::int64_t wide_reflection_core_workspace(const Stack &v, const Stack &core, int device);
+
 } // namespace subspan::cuda
