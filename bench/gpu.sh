@@ -6,13 +6,14 @@
 # build      the kernels for the GPU at hand, without network and without build isolation
 # smoke      each kernel once against the CPU, a line each
 # tests      tests/cuda, a worker for four cores
-# memcheck, racecheck   a small set of tests under compute-sanitizer
+# memcheck, racecheck   the smoke set in float32 under compute-sanitizer
 # bench      the benchmarks, most important rows first
 #
-# Each stage has its own time, and gives what it did not use to the others; one that fails, or that hangs and is ended, leaves them
-# theirs. FOLDER (default: bench/results) gets what each has written so far, a line a stage in stages.txt, and the tables.
-# SECONDS_TOTAL is the time for all of it (default 540). --emulated runs the same stages on the emulated device of tests/cuda.
-# For tests of this script: STAGE_SECONDS_<name> is a stage's time, STAGES names those to run, BREAK_<name>=fail or hang breaks one.
+# A stage may take what is left, less what the later ones need at least; one that fails, or that hangs and is ended, leaves them that, and
+# what a stage did not use is theirs, too. FOLDER (default: bench/results) gets what each has written so far, a line a stage in
+# stages.txt, and the tables. SECONDS_TOTAL is the time for all of it (default 540). --emulated runs the same stages on the emulated device
+# of tests/cuda. For tests of this script: STAGE_SECONDS_<name> is a stage's time, LEAST_<name> what it needs at least, STAGES names those
+# to run, BREAK_<name>=fail or hang breaks one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 emulated=
@@ -30,17 +31,38 @@ trap 'rm -rf "$work"' EXIT
 python=${PYTHON:-python3}
 export PYTHONDONTWRITEBYTECODE=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 
-# stage NAME SECONDS COMMAND...: the command, for at most so long, and for no longer than is left.
+# Each stage and the seconds that it needs at least; smoke never takes more than 60.
+order=(build smoke tests memcheck racecheck bench)
+declare -A least=([build]=160 [smoke]=60 [tests]=80 [memcheck]=40 [racecheck]=40 [bench]=100)
+for name in "${order[@]}"; do
+    own=LEAST_$name
+    least[$name]=${!own:-${least[$name]}}
+done
+built=1
+wanted() { [[ " ${STAGES:-$1} " == *" $1 "* ]]; }
+
+# stage NAME COMMAND...: the command, for what is left of the time less the later stages' least.
 stage() {
-    local name=$1 seconds=$2 begun=$SECONDS status word own break_it
-    shift 2
-    [[ " ${STAGES:-$name} " == *" $name "* ]] || return 0
+    local name=$1 begun=$SECONDS seconds=$((total - SECONDS)) later= status word own break_it other
+    shift
+    wanted "$name" || return 0
+    for other in "${order[@]}"; do
+        [ -z "$later" ] || ! wanted "$other" || seconds=$((seconds - least[$other]))
+        [ "$other" != "$name" ] || later=1
+    done
+    # Where there is not enough for all, what is left is shared by their least.
+    if [ "$seconds" -lt "${least[$name]}" ]; then
+        seconds=$((total - SECONDS < least[$name] ? total - SECONDS : least[$name]))
+    fi
+    [ "$name" != smoke ] || [ "$seconds" -le 60 ] || seconds=60
     own=STAGE_SECONDS_$name
     seconds=${!own:-$seconds}
     [ $((total - SECONDS)) -ge "$seconds" ] || seconds=$((total - SECONDS))
     printf '\n== %s (at %ss, at most %ss)\n' "$name" "$begun" "$seconds"
     break_it=BREAK_$name
-    if [ "$seconds" -lt 1 ]; then
+    if [ "$built" = 0 ]; then
+        status=126
+    elif [ "$seconds" -lt 1 ]; then
         status=125
     elif [ "${!break_it:-}" = fail ]; then
         false
@@ -49,16 +71,19 @@ stage() {
         timeout -k 5 "$seconds" sleep 1000
         status=$?
     else
-        timeout -k 5 "$seconds" "$@" 2>&1 | tee "$out/$name.log"
+        # An interrupt first: pytest then writes what it has.
+        timeout -s INT -k 10 "$seconds" "$@" 2>&1 | tee "$out/$name.log"
         status=${PIPESTATUS[0]}
     fi
     case $status in
         0) word=passed ;;
         124 | 137) word="ran out of its $seconds s" ;;
         125) word="had no time left" ;;
+        126) word="not run, as nothing was built" ;;
+        77) word="skipped: compute-sanitizer is not here" ;;
         *) word="failed with status $status" ;;
     esac
-    [ "$status" = 0 ] || failed=1
+    [ "$status" = 0 ] || [ "$status" = 77 ] || failed=1
     printf '%-10s %4ss  %s\n' "$name" $((SECONDS - begun)) "$word" | tee -a "$out/stages.txt"
     return "$status"
 }
@@ -73,13 +98,14 @@ build() {
         --target "$work/site" -Ccmake.define.SUBSPAN_CUDA=ON -Ccmake.define.CMAKE_CUDA_ARCHITECTURES=native .
 }
 sanitized() {
-    local tool=$1
-    if [ -n "$emulated" ] || ! command -v compute-sanitizer >/dev/null; then
-        echo "compute-sanitizer is not here: skipped"
-        return 0
+    local tool=$1 run=()
+    shift
+    if [ -z "$emulated" ]; then # memory past an array stops the emulated device without one
+        command -v compute-sanitizer >/dev/null || return 77
+        run=(compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9)
     fi
-    compute-sanitizer --tool "$tool" --kernel-regex kns=subspan --report-api-errors no --error-exitcode 9 \
-        "$python" -m pytest -W default -q -x -p no:cacheprovider tests/cuda -k sanitizer
+    rm -f "$out/$tool.txt"
+    "${run[@]}" "$python" bench/gpu_smoke.py --dtypes float32 ${emulated:+--cases 8} --save "$out/$tool.txt" "$@"
 }
 tests() {
     local workers=$(($(nproc) / 4)) some=()
@@ -96,7 +122,8 @@ smoke() {
 }
 benchmarks() {
     if [ -n "$emulated" ]; then # times mean nothing there
-        "$python" bench/gpu_smoke.py --save "$out/bench.txt" "${where[@]}"
+        rm -f "$out/bench.txt"
+        "$python" bench/gpu_smoke.py --dtypes float32 --cases 8 --save "$out/bench.txt" "${where[@]}"
         return
     fi
     "$python" bench/gpu.py --save "$out"
@@ -113,14 +140,12 @@ fi
 export emulated out work python
 export -f build sanitized tests smoke benchmarks
 
-if ! stage build 280 bash -c build; then
-    [ -n "${BREAK_build:-}" ] || [ -n "$emulated" ] || exit 1 # nothing to try without it
-fi
-stage smoke 60 bash -c 'where=("$@"); smoke' bash "${where[@]}"
-stage tests 140 bash -c tests
-stage memcheck 60 bash -c 'sanitized memcheck'
-stage racecheck 60 bash -c 'sanitized racecheck'
-stage bench 200 bash -c 'where=("$@"); benchmarks' bash "${where[@]}"
+stage build bash -c build || built=0
+stage smoke bash -c 'where=("$@"); smoke' bash "${where[@]}"
+stage tests bash -c tests
+stage memcheck bash -c 'sanitized memcheck "$@"' bash "${where[@]}"
+stage racecheck bash -c 'sanitized racecheck "$@"' bash "${where[@]}"
+stage bench bash -c 'where=("$@"); benchmarks' bash "${where[@]}"
 printf '\n== done in %ss, %s\n' "$SECONDS" "$([ $failed = 0 ] && echo well || echo with failures)"
 cat "$out/stages.txt"
 exit $failed

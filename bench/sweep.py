@@ -1,9 +1,9 @@
-"""Shapes that nobody has tuned for: ``python bench/sweep.py [--cells 150] [--seed 0] [--family orth] [--save FILE.md]``.
+"""Shapes that nobody has tuned for: ``python bench/sweep.py [--cells 150] [--seed 0] [--family orth] [--save F.md]``.
 
-Each cell draws a public operation, its sizes (log-uniform over three decades), a stack, a dtype and an order of memory, and
-times ours against everything a user would write instead that gives the same result at the same accuracy, on one thread. It
-prints the cells where ours loses, the worst, and the geometric mean of each family. A cell is lost where ours is slower than
-the best alternative by more than 5% and by more than 2 µs. ``--judge`` makes a lost cell the exit status.
+Each cell draws a public operation, its sizes (log-uniform over three decades), a stack, a dtype and an order of memory,
+and times ours against everything a user would write instead that gives the same result at the same accuracy, on one
+thread. It prints the cells where ours loses, the worst, and the geometric mean of each family. A cell is lost where
+ours is slower than the best alternative by more than 5% and by more than 2 µs. ``--judge`` makes that the exit status.
 
 ``--operation NAME`` draws one operation only, ``--show N`` prints cell N alone with all its times.
 """
@@ -71,7 +71,7 @@ class Cell:
         return best / ours < CLOSE and ours - best > SHORT
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """A draw beyond what a cell may take; it is drawn again."""
 
 
@@ -95,11 +95,11 @@ class Draw:
 
     def flops(self, count: float) -> None:
         if count > MOST_FLOPS:
-            raise TooLarge
+            raise TooLargeError
 
     def array(self, *shape: int) -> Any:
         if math.prod(shape) * self.dtype.itemsize > MOST_BYTES:
-            raise TooLarge
+            raise TooLargeError
         return self.rng.standard_normal(shape).astype(self.dtype)
 
     def laid(self, x: Any) -> Any:
@@ -134,7 +134,7 @@ def mt(x: Any) -> Any:
     return np.swapaxes(x, -1, -2)
 
 
-# -- svd -----------------------------------------------------------------------------------------------------------------
+# -- svd ---------------------------------------------------------------------------------------------------------------
 
 
 @operation("svd")
@@ -291,14 +291,14 @@ def lsa(d: Draw) -> Any:
     m, n, k = d.size(200, 10000), d.size(500, 30000), d.size(4, 64)
     density = 10 ** d.rng.uniform(-3.5, -1.7)
     if m * n * density > 2e6:
-        raise TooLarge
+        raise TooLargeError
     A = scipy.sparse.random_array((m, n), density=density, format="csr", rng=d.rng, dtype=np.float64).astype(d.dtype)
     k = min(k, m, n)
     others = {"randomized_svd": lambda: randomized_svd(A, k, n_iter=2, random_state=0)}
     return f"CSR {m} x {n}, {A.nnz} stored, k={k}", lambda: truncated_svd(A, k, rng=0), others
 
 
-# -- orth ----------------------------------------------------------------------------------------------------------------
+# -- orth --------------------------------------------------------------------------------------------------------------
 
 
 @operation("orth")
@@ -462,7 +462,7 @@ def hadamard(d: Draw) -> Any:
     return f"{m} x {n}", lambda: orth.hadamard(x, check=False), others
 
 
-# -- grassmann -----------------------------------------------------------------------------------------------------------
+# -- grassmann ---------------------------------------------------------------------------------------------------------
 
 
 def points(d: Draw, most: int = 2000, widest: int = 128, at_most: float = 1e4) -> tuple[Any, tuple[int, ...], int, int]:
@@ -584,7 +584,7 @@ def logits(d: Draw) -> Any:
     )
 
 
-# -- plucker -------------------------------------------------------------------------------------------------------------
+# -- plucker -----------------------------------------------------------------------------------------------------------
 
 
 @operation("plucker")
@@ -620,7 +620,7 @@ def mix(d: Draw) -> Any:
     T, r = d.size(8, 2000), d.size(2, 48)
     batch, m = d.batch(T * r * r // 2, 64), int(d.rng.integers(1, 7))
     if math.prod(batch) * T * r * r * d.dtype.itemsize > 4 * MOST_BYTES:
-        raise TooLarge
+        raise TooLargeError
     z, offsets = d.array(*batch, T, r), [2**i for i in range(m)]
     i, j = np.triu_indices(r, 1)
     ti, tj, tz = torch.from_numpy(i), torch.from_numpy(j), t(z)
@@ -649,7 +649,7 @@ def coordinates(d: Draw) -> Any:
 
     rows = np.array(list(combinations(range(n), k)))
     if count * len(rows) * k * k * 8 > 4 * MOST_BYTES:
-        raise TooLarge
+        raise TooLargeError
     return (
         f"{count} x ({n} x {k})",
         lambda: plucker.coordinates(A),
@@ -661,7 +661,7 @@ def coordinates(d: Draw) -> Any:
 def wedge(d: Draw) -> Any:
     r, count = d.size(2, 64), d.size(1, 20000)
     if count * r * r * 4 > MOST_BYTES:
-        raise TooLarge
+        raise TooLargeError
     a, b = d.array(count, r), d.array(count, r)
     i, j = np.triu_indices(r, 1)
     return (
@@ -671,7 +671,7 @@ def wedge(d: Draw) -> Any:
     )
 
 
-# -- the sweep -----------------------------------------------------------------------------------------------------------
+# -- the sweep ---------------------------------------------------------------------------------------------------------
 
 
 def draw(index: int, seed: int, names: list[str]) -> Cell:
@@ -682,14 +682,14 @@ def draw(index: int, seed: int, names: list[str]) -> Cell:
         d = Draw(np.random.default_rng([seed, index, attempt]))
         try:
             shape, ours, others = make(d)
-        except TooLarge:
+        except TooLargeError:
             continue
         return Cell(family, name, d.say(shape), ours, others)
     raise RuntimeError(f"{name}: no shape fits")
 
 
 def measure(cell: Cell, seconds: float) -> None:
-    """The least time of each way, in turns, until each had ``seconds`` or a hundred rounds; short calls many at once."""
+    """The least time of each way, in turns, until each had ``seconds``, or a hundred rounds; short calls often."""
     ways = {"ours": cell.ours, **cell.others}
     number, spent = {}, 0.0
     for name, f in ways.items():
@@ -765,9 +765,8 @@ def main(argv: list[str] | None = None) -> int:
     for i, cell in enumerate(cells):
         if cell.lost:
             name, best = cell.best
-            lines.append(
-                f"| {i} | {cell.operation} | {cell.shape} | {cell.seconds['ours'] * 1e3:.4f} | {best * 1e3:.4f} ({name}) | {cell.ratio:.2f} |"
-            )
+            times = f"{cell.seconds['ours'] * 1e3:.4f} | {best * 1e3:.4f} ({name})"
+            lines.append(f"| {i} | {cell.operation} | {cell.shape} | {times} | {cell.ratio:.2f} |")
     lost = sorted((c for c in cells if c.lost), key=lambda c: c.ratio)
     logs: dict[str, list[float]] = defaultdict(list)
     for c in cells:
