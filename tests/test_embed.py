@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from importlib.metadata import entry_points, version
@@ -31,12 +32,28 @@ def build(tmp_path: Path, *options: str) -> str:
     return result.stdout
 
 
+def pages(folder: Path) -> list[Path]:
+    """The C++ code of the documentation, a file for each block."""
+    folder.mkdir()
+    found = []
+    for page in sorted((HERE.parent / "docs").glob("*.md")):
+        for i, code in enumerate(re.findall(r"```cpp\n(.*?)```", page.read_text(), flags=re.S)):
+            found.append(folder / f"page_{page.stem}_{i}.cpp")
+            found[-1].write_text(code)
+    return found
+
+
 def test_find_package(tmp_path):
-    """The cmake.prefix entry point leads to the package; an update runs without Python."""
+    """The cmake.prefix entry point leads to the package; an update, and what the pages show, run without Python."""
     (entry,) = [e for e in entry_points(group="cmake.prefix") if e.name == "subspan"]
     prefix = os.fspath(files(entry.value))
     options = [f"-DCMAKE_PREFIX_PATH={prefix}", f"-DSUBSPAN_VERSION={version('subspan')}"]
-    assert "0 failures" in build(tmp_path, *options)
+    code = pages(tmp_path / "pages")
+    assert len(code) >= 3
+    assert "0 failures" in build(tmp_path, *options, f"-DSUBSPAN_PAGES={';'.join(map(str, code))}")
+    shown = subprocess.run([tmp_path / "page_cpp_0"], capture_output=True, text=True, check=True).stdout.split()
+    assert len(shown) == 8
+    assert sorted(map(float, shown), reverse=True) == list(map(float, shown))
     program = tmp_path / "cuda_consumer"
     if (Path(str(files("subspan"))) / "cuda_resources").is_dir() and shutil.which("nvcc"):
         assert program.exists(), "the wheel has the CUDA kernels and the toolkit is there"

@@ -7,6 +7,7 @@ anything else, or, where a reference in NumPy is known and the input is finite, 
 
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -497,10 +498,10 @@ def fuzz_planes(d):
         found = orth.rotate(c, s, e, out=d.out(c.shape))
         if finite(c, s, e) and m:
             close(np.linalg.norm(found, axis=-2), np.linalg.norm(c, axis=-2), c.dtype)
-            turned = orth.rotate(s[:, None], s, e)[:, 0].astype(np.float64)
+            rotated = orth.rotate(s[:, None], s, e)[:, 0].astype(np.float64)
             if min(np.abs(s).max(), np.abs(e).max()) > 1e-9:
                 length = np.linalg.norm(s.astype(np.float64)) / np.linalg.norm(e.astype(np.float64))
-                close(turned, e * length, c.dtype, np.abs(s).max())
+                close(rotated, e * length, c.dtype, np.abs(s).max())
     elif pick == 2:
         shared = d.few(min(n, 4))
         orth.compose(d.basis(n, k), d.basis(shared + d.few(6), d.few(4)), shared)
@@ -515,14 +516,14 @@ def fuzz_reflection_gradients(d):
     v, tau = d.array(m, k), d.array(k) if d.few(1) else None
     q = orth.householder_product(v, tau)
     orth.householder_product_backward(d.array(*q.shape), v, tau)
-    left, turned = bool(d.few(1)), bool(d.few(1))
+    left, transposed = bool(d.few(1)), bool(d.few(1))
     c = d.array(*b, m, n) if left else d.array(*b, n, m)
     g = d.array(*c.shape)
-    options = {"side": "left" if left else "right", "transpose": turned}
+    options = {"side": "left" if left else "right", "transpose": transposed}
     dv, dc, *rest = orth.householder_apply_backward(g, v, c, tau, **options)
     assert dv.shape == v.shape
     assert len(rest) == (tau is not None)
-    options["transpose"] = not turned
+    options["transpose"] = not transposed
     if finite(g, v, c, *rest):
         close(dc, orth.householder_apply(v, g, tau, **options), c.dtype, np.abs(dc).max(initial=1))
 
@@ -623,6 +624,39 @@ def fuzz_sketches(d):
         assert gap.max() < bound + room
 
 
+# What arguments of these names are, for functions that have no target of their own.
+NAMED = {
+    **dict.fromkeys("UW", lambda d: d.basis(max(d.size(), 1), d.few(6))),
+    **dict.fromkeys(("A", "B", "C", "G", "H", "V", "X", "base", "source"), lambda d: d.array(d.size(), d.size())),
+    **dict.fromkeys(("x", "z", "w", "p"), lambda d: d.array(d.size())),
+    **dict.fromkeys(("grad", "h"), lambda d: d.array(d.size(), d.size())),
+    **dict.fromkeys(("n", "k", "shared", "rank"), lambda d: d.few(9)),
+    "M": lambda d: 0.5,
+    "R": lambda d: d.basis(max(d.size(), 1), d.few(6)),
+    "lr": lambda d: 0.1,
+    "offsets": lambda d: [1, 1 + d.few(5)],
+}
+
+
+def by_names():
+    """Public functions all of whose arguments without a default are of these names."""
+    found = []
+    for module in (orth, grassmann, plucker, subspan.svd):
+        for name in module.__all__:
+            f = getattr(module, name)
+            if inspect.isfunction(f):
+                needed = [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
+                if needed and all(n in NAMED for n in needed):
+                    found.append(f)
+    return found
+
+
+def fuzz_by_names(d):
+    f = by_names()[int(d.rng.integers(len(by_names())))]
+    needed = {p.name: p for p in inspect.signature(f).parameters.values() if p.default is p.empty}
+    f(**{name: NAMED[name](d) for name in needed})
+
+
 TARGETS = [f for name, f in sorted(globals().items()) if name.startswith("fuzz_")]
 
 
@@ -697,11 +731,14 @@ def run(count, workers, first=0, patience=120.0):
 
 
 def test_every_public_function_is_among_them():
+    """A target of its own calls it, or the one that draws arguments by their names does."""
     text = Path(__file__).read_text()
     made_by_others = {"HouseholderQ", "Int4Basis", "MeanResult", "PrincipalAngles", "TruncatedSVD"}
     for module in (orth, grassmann, plucker, subspan.svd, subspan.sklearn):
-        missing = [n for n in module.__all__ if n not in made_by_others and not re.search(rf"\b{n}\b[(,\]]", text)]
+        named = {n for n in module.__all__ if re.search(rf"\b{n}\b[(,\]]", text)}
+        missing = set(module.__all__) - made_by_others - named - {f.__name__ for f in by_names()}
         assert not missing, (module.__name__, missing)
+    assert len(by_names()) > 20
 
 
 @pytest.mark.slow

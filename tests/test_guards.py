@@ -276,9 +276,9 @@ def test_subclasses_are_tensors(rng, call):
     found = TENSOR_CALLS[call](sub(x))
     assert isinstance(found, torch.Tensor)
     torch.testing.assert_close(torch.Tensor(found), want, rtol=0, atol=0)
-    turned = sub(x)._neg_view()
+    negated = sub(x)._neg_view()
     torch.testing.assert_close(
-        torch.Tensor(TENSOR_CALLS[call](turned)), TENSOR_CALLS[call](torch.from_numpy(-x)), rtol=0, atol=0
+        torch.Tensor(TENSOR_CALLS[call](negated)), TENSOR_CALLS[call](torch.from_numpy(-x)), rtol=0, atol=0
     )
     with pytest.raises(TypeError, match="autograd"):
         TENSOR_CALLS[call](sub(x).requires_grad_())

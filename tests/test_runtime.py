@@ -22,6 +22,17 @@ from subspan.svd import StreamingSVD
 ROOT = Path(__file__).parent.parent
 
 
+def test_one_version_everywhere():
+    """pyproject.toml says it; the citation and the changelog follow, and CMake reads it."""
+    import re
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] in (version, "Unreleased")
+    assert not re.search(r"VERSION \d+\.\d+\.\d+", (ROOT / "CMakeLists.txt").read_text())
+
+
 @pytest.fixture
 def threads():
     before = subspan.get_num_threads()

@@ -165,7 +165,7 @@ py::object transport(py::handle context, py::handle u, py::handle h, py::handle 
     return xo.object();
 }
 
-// Along the shortest geodesic to the given point, and turned to its basis.
+// Along the shortest geodesic to the given point, and rotated to its basis.
 py::object transport_to(py::handle context, py::handle u, py::handle w, py::handle v, const py::object &out, py::handle check) {
     const Call call(context);
     load_lapack();

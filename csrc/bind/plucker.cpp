@@ -25,9 +25,9 @@ std::optional<Array> optional(const py::object &x, const char *name, DType dtype
 // An array broadcast to a whole shape, as matrices of its last two axes (or of one row each of its last one).
 template <class T> StackView<const T> spread(const Array &x, const Shape &whole, bool rows) {
     const Shape steps = x.leading_strides(whole, 0);
-    const std::size_t core = rows ? 1 : 2, lead = whole.size() - core;
+    const std::size_t inner = rows ? 1 : 2, lead = whole.size() - inner;
     const MatrixView<const T> first(static_cast<const T *>(x.data()), rows ? 1 : whole[lead], whole.back(), rows ? 0 : steps[lead], steps.back());
-    return {first, Shape(whole.begin(), whole.end() - std::ptrdiff_t(core)), Shape(steps.begin(), steps.end() - std::ptrdiff_t(core))};
+    return {first, Shape(whole.begin(), whole.end() - std::ptrdiff_t(inner)), Shape(steps.begin(), steps.end() - std::ptrdiff_t(inner))};
 }
 
 template <class T> struct Views {

@@ -178,13 +178,13 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
     double *g = frame.take<double>(l * l), *inverse = frame.take<double>(l * l);
     double *product = frame.take<double>(l * l), *next = frame.take<double>(l * l);
     T *w = frame.take<T>(l * l);
-    RowBlocks<T> panel(x.cols);
-    panel.add(x);
+    RowBlocks<T> blocks(x.cols);
+    blocks.add(x);
     std::fill_n(product, l * l, 0.0);
     for (std::int64_t i = 0; i < l; ++i) product[i * l + i] = 1.0;
     const double good = 5.0 * eps * std::sqrt(double(l));
     for (int pass = 0; pass < 5; ++pass) {
-        gram(panel, 0, g);
+        gram(blocks, 0, g);
         double off = 0, trace = 0;
         for (std::int64_t i = 0; i < l; ++i) {
             for (std::int64_t j = 0; j < i; ++j) off = std::max(off, std::abs(g[i * l + j]));
@@ -222,7 +222,7 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
         }
         invert_lower(l, next, inverse);
         for (std::int64_t i = 0; i < l * l; ++i) w[i] = T(inverse[i]);
-        combine(w, panel, x);
+        combine(w, blocks, x);
         if (lower != nullptr) {
             gemm<double>(MatrixView<const double>(product, l, l), MatrixView<const double>(next, l, l), MatrixView<double>(inverse, l, l));
             std::copy_n(inverse, l * l, product);

@@ -32,7 +32,7 @@ constexpr std::int64_t kSliceColumns = 1024; // at least
 // ---- gram ---------------------------------------------------------------------------------------------------------
 
 template <class T> struct GramArgs {
-    const RowBlocks<T> *panel;
+    const RowBlocks<T> *rows;
     std::int64_t first_row, begin, end; // columns [begin, end)
     double *sum;                        // rows x rows, lower triangle, added to
 };
@@ -40,7 +40,7 @@ template <class T> struct GramArgs {
 template <class T> struct GramKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const GramArgs<T> *g) {
         constexpr int MR = Shape<Bytes>::mr, NV = Shape<Bytes>::nv_gram, NR = NV * Vec<T, Bytes>::lanes;
-        const std::int64_t m = g->panel->rows, mp = round_up(m, NR);
+        const std::int64_t m = g->rows->rows, mp = round_up(m, NR);
         Frame frame;
         T *packed = frame.take<T>(mp * kGramDepth), *acc = frame.take<T>(mp * mp);
         const std::int64_t first = g->first_row / MR * MR;
@@ -48,7 +48,7 @@ template <class T> struct GramKernel {
         for (std::int64_t c = g->begin; c < g->end; c += kGramDepth) {
             const std::int64_t depth = std::min(kGramDepth, g->end - c);
             std::int64_t lane = 0;
-            for (const auto &s : g->panel->segments) {
+            for (const auto &s : g->rows->segments) {
                 const PackSource<T> src{s.rows.data + c * s.rows.col_stride,    s.rows.row_stride, s.rows.col_stride, s.shift ? s.shift + c : nullptr, false,
                                         s.shift_low ? s.shift_low + c : nullptr};
                 simd::pack<T, Bytes>(src, lane, s.rows.rows, depth, NR, packed);
@@ -76,7 +76,7 @@ template <class T> struct GramKernel {
 // ---- combine ------------------------------------------------------------------------------------------------------
 
 template <class T> struct CombineArgs {
-    const RowBlocks<T> *panel;
+    const RowBlocks<T> *rows;
     const T *w; // packed: panels of mr rows, split in depth blocks of kDepth
     MatrixView<T> out;
     std::int64_t begin, end;
@@ -87,13 +87,13 @@ template <class T> struct CombineArgs {
 template <class T> struct CombineKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const CombineArgs<T> *g) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        const std::int64_t m = g->panel->rows, cols = g->end - g->begin, k = g->out.rows, kp = round_up(k, MR);
+        const std::int64_t m = g->rows->rows, cols = g->end - g->begin, k = g->out.rows, kp = round_up(k, MR);
         const std::int64_t padded = round_up(cols, NR);
         // Depth blocks one after the other, each in panels of nr columns.
         Frame frame;
         T *packed = frame.take<T>(padded * m);
         std::int64_t row = 0;
-        for (const auto &s : g->panel->segments)
+        for (const auto &s : g->rows->segments)
             for (std::int64_t r = 0; r < s.rows.rows;) {
                 const std::int64_t at = row + r, db = at / kDepth, in = at % kDepth;
                 const std::int64_t depth = std::min(kDepth, m - db * kDepth);

@@ -59,9 +59,9 @@ template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q) {
     const double good = 5.0 * eps * std::sqrt(double(k));
     MatrixView<const T> x = a;
     for (int pass = 0; pass < 6; ++pass) {
-        RowBlocks<T> panel(m);
-        panel.add(x.transposed());
-        gram(panel, 0, g);
+        RowBlocks<T> blocks(m);
+        blocks.add(x.transposed());
+        gram(blocks, 0, g);
         double off = 0;
         for (int64_t i = 0; i < k; ++i) {
             if (!(g[i * k + i] > 1e3 * double(std::numeric_limits<T>::min()) / eps) || !std::isfinite(g[i * k + i])) return false;
@@ -197,9 +197,9 @@ template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool
     // What rounding left of UᵀU - I is measured, and taken off by U (3 I - UᵀU) / 2, which keeps the polar factor.
     double *g = frame.take<double>(k * k);
     for (int pass = 0; pass < 3; ++pass) {
-        RowBlocks<T> panel(m);
-        panel.add(MatrixView<const T>(basis).transposed());
-        gram(panel, 0, g);
+        RowBlocks<T> blocks(m);
+        blocks.add(MatrixView<const T>(basis).transposed());
+        gram(blocks, 0, g);
         double off = 0;
         for (int64_t i = 0; i < k; ++i)
             for (int64_t j = 0; j <= i; ++j) off = std::max(off, std::abs(g[i * k + j] - (i == j ? 1.0 : 0.0)));

@@ -349,14 +349,14 @@ template <class T> void sparse_combine(const T *w, std::int64_t new_rows, const 
         for (std::int64_t q = 0; q < s; ++q) wd[i * dense + r + q] = T(-sum);
         if (e != 0) wd[i * dense + r + s] = row[m - 1];
     }
-    RowBlocks<T> panel(n);
-    panel.add(MatrixView<const T>(v, r, n));
-    if (rows.shift != nullptr) panel.add(MatrixView<const T>(rows.shift, 1, n));
-    if (rows.shift_low != nullptr) panel.add(MatrixView<const T>(rows.shift_low, 1, n));
-    if (e != 0) panel.add(MatrixView<const T>(rows.extra, 1, n));
+    RowBlocks<T> blocks(n);
+    blocks.add(MatrixView<const T>(v, r, n));
+    if (rows.shift != nullptr) blocks.add(MatrixView<const T>(rows.shift, 1, n));
+    if (rows.shift_low != nullptr) blocks.add(MatrixView<const T>(rows.shift_low, 1, n));
+    if (e != 0) blocks.add(MatrixView<const T>(rows.extra, 1, n));
     // Sparse part: column j of the result gains sum_p value · wb[row], k contiguous items at a time.
     const Columns<T> columns(x);
-    combine<T>(wd, new_rows, panel, [&](std::int64_t first, MatrixView<T> strip) {
+    combine<T>(wd, new_rows, blocks, [&](std::int64_t first, MatrixView<T> strip) {
         Frame inner;
         T *d = inner.zeros<T>(strip.cols * new_rows);
         for (std::int64_t j = 0; j < strip.cols; ++j) {

@@ -37,9 +37,9 @@ template <class T> double gram_core(const Basis<T> &v, std::int64_t item, Matrix
         }
         for (std::int64_t i = 0; i < count; ++i)
             for (std::int64_t j = 0; j < k; ++j) rows[i * k + j] = double(x(i, j));
-        RowBlocks<double> panel(count);
-        panel.add(MatrixView<const double>(rows, count, k).transposed());
-        gram(panel, 0, part);
+        RowBlocks<double> blocks(count);
+        blocks.add(MatrixView<const double>(rows, count, k).transposed());
+        gram(blocks, 0, part);
         for (std::int64_t i = 0; i < k; ++i)
             for (std::int64_t j = 0; j <= i; ++j) g[i * k + j] += part[i * k + j];
     }

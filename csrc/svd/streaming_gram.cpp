@@ -38,17 +38,17 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
         if (x.shift != nullptr && cancels(w, block_mean)) { // the mean dominates: take it off before multiplying
             sparse = false;
             densify(w, dense, copy);
-            gram(panel(w.r, dense), 0, g);
+            gram(blocks(w.r, dense), 0, g);
         }
     } else {
         if (x.csr != nullptr) densify(w, dense, copy);
-        gram(panel(w.r, dense), 0, g);
+        gram(blocks(w.r, dense), 0, g);
     }
     if (!scaled_well(w)) {
         // Squares overflowed or vanished, or the input is not finite.
         require_finite(x, "rows");
         rescale(w, dense, copy, frame);
-        gram(panel(w.r, dense), 0, g);
+        gram(blocks(w.r, dense), 0, g);
         for (std::int64_t i = 0; i < w.m; ++i)
             if (!std::isfinite(g[i * w.m + i])) throw ValueError("rows: the squared norm of row " + str(i - w.r) + " overflows; scale the data");
         if (opt.method != SvdMethod::gram && robust(w, dense)) return;
@@ -205,7 +205,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
         rotate(kept, partner, w.r, [&](const StripTaker<T> &take) { sparse_combine<T>(rot, kept, v.data(), w.r, w.rows, take); });
         route = "sparse";
     } else {
-        rotate(kept, partner, rot, panel(w.r, dense));
+        rotate(kept, partner, rot, blocks(w.r, dense));
         route = "gram";
     }
     commit(w, std::move(sigma), w.r == 0, sel.dropped);

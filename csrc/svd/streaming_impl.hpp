@@ -185,7 +185,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     // Whether <b, b> - 2 <b, mean> + <mean, mean> has lost digits that T would have kept.
     bool cancels(const Work &w, const double *block_mean) const;
 
-    RowBlocks<T> panel(std::int64_t state_rows, const Rows<T> &x) const {
+    RowBlocks<T> blocks(std::int64_t state_rows, const Rows<T> &x) const {
         RowBlocks<T> p(n);
         p.add(MatrixView<const T>(v.data(), state_rows, n));
         p.add(x.dense, x.shift, x.shift_low);
@@ -239,7 +239,7 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
     // V' = V[partner] + rot P: P's first r rows are V.
     void rotate(std::int64_t kept, const std::int64_t *partner, const T *rot, const RowBlocks<T> &p);
-    /// The basis turned by what `changes` hands over in strips, each from `rows` rows.
+    /// The basis rotated by what `changes` hands over in strips, each from `rows` rows.
     void rotate(std::int64_t kept, const std::int64_t *partner, std::int64_t rows, const std::function<void(const StripTaker<T> &)> &changes);
     void settle(std::int64_t kept, const std::int64_t *partner, T *delta);
     void settle_strip(std::int64_t kept, const std::int64_t *partner, std::int64_t first, MatrixView<T> delta);

@@ -249,7 +249,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
             few.scale.resize(std::size_t(few.m), 1.0);
             double *g = frame.take<double>(few.m * few.m);
             few.g = g;
-            gram(panel(w.r, factor), 0, g);
+            gram(blocks(w.r, factor), 0, g);
             if (robust(few, factor)) {
                 route = "tall";
                 return;

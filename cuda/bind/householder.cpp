@@ -250,9 +250,9 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
             }
         }
         // Leading axes of one, for which the rows together have no place.
-        const auto flat = [&](const Array &x, int core_axes) {
-            py::tuple t(static_cast<std::size_t>(core_axes));
-            for (int i = 0; i < core_axes; ++i) t[std::size_t(i)] = x.shape(x.ndim() - core_axes + i);
+        const auto flat = [&](const Array &x, int inner_axes) {
+            py::tuple t(static_cast<std::size_t>(inner_axes));
+            for (int i = 0; i < inner_axes; ++i) t[std::size_t(i)] = x.shape(x.ndim() - inner_axes + i);
             kept.push_back(x.object().attr("reshape")(t));
             return Array(call, kept.back(), x.name());
         };

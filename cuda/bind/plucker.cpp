@@ -195,8 +195,8 @@ class MixState {
   private:
     static py::slice full() { return py::slice(std::nullopt, std::nullopt, std::nullopt); }
     // ValueError unless the leading axes of x broadcast to the batch.
-    static void broadcast_shape(const Array &x, const Shape &batch, const char *name, int core) {
-        const Shape mine = x.leading(core);
+    static void broadcast_shape(const Array &x, const Shape &batch, const char *name, int inner) {
+        const Shape mine = x.leading(inner);
         bool fits = mine.size() <= batch.size();
         for (std::size_t a = 0; fits && a < mine.size(); ++a) {
             const auto n = mine[mine.size() - 1 - a];

@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kFewer, (sizeof(T) == 2 && Lanes == 4 ? 3 : 1)
 #pragma unroll
         for (int e = 0; e < RC; ++e) sum[e] += valid ? (p.k * du_t[e] - outer * w.x[e]) * by : L(0);
     }
-    // Rotations are turned back; a lane needs what its partner has.
+    // Rotations are undone; a lane needs what its partner has.
     if (a.rope != 0) {
         SUBSPAN_SHARED(memory);
         L *rows = reinterpret_cast<L *>(memory) + (tid / Lanes) * (a.r | 1);

@@ -31,11 +31,11 @@ template <class T> __global__ void __launch_bounds__(256) mean_kernel(const T *r
     mean[j] = sum / double(b);
 }
 
-// What is put below the past: rows, or another stream.
+// What is put below the past: rows, or another state.
 template <class T> struct Below {
     const T *rows;
     int64_t row_stride, col_stride, count;
-    const double *values, *mean, *totals; // of the other stream; of rows only their mean
+    const double *values, *mean, *totals; // of the other state; of rows only their mean
     SUBSPAN_DEVICE double weight() const { return totals != nullptr ? totals[weight_of_mean] : double(count); }
 };
 
@@ -121,13 +121,13 @@ int64_t add(const Session &s, const Blas &blas, Workspace work, const SvdState &
         launch<mean_kernel<T>>(s, "the mean of rows", Shape{dim3(across), dim3(256)}, b.rows, b.row_stride, b.col_stride, b.count, z.n, block_mean);
         b.mean = block_mean;
     }
-    launch<stack_kernel<T>>(s, "rows of a stream", Shape{dim3(across, unsigned(z.size)), dim3(256)}, b, static_cast<const double *>(v),
+    launch<stack_kernel<T>>(s, "rows of an update", Shape{dim3(across, unsigned(z.size)), dim3(256)}, b, static_cast<const double *>(v),
                             state.components.row_stride, static_cast<const double *>(state.values), static_cast<const double *>(state.mean),
                             static_cast<const double *>(state.totals), weights, svd.rows(), svd.pitch(), unsigned(state.rank), z.n, forget);
     svd.gram(s, blas, z.n);
     svd.run(s, state.values, state.rank, std::is_same_v<T, double>);
     svd.vectors(s, blas, z.n, found);
-    launch<finish_kernel>(s, "components of a stream", Shape{dim3(across, unsigned(z.kept)), dim3(256)}, svd.after(), static_cast<const double *>(weights),
+    launch<finish_kernel>(s, "components of an update", Shape{dim3(across, unsigned(z.kept)), dim3(256)}, svd.after(), static_cast<const double *>(weights),
                           static_cast<const double *>(found), static_cast<const double *>(svd.sigma()), b.mean, v, state.components.row_stride, state.values,
                           state.mean, state.totals, unsigned(z.kept), z.n, forget, refusal, last);
     return z.kept;
@@ -143,7 +143,7 @@ void check_state(const SvdState &s, const char *name) {
 }
 
 void check_block(const SvdState &s, const SvdBlock &b) {
-    check_state(s, "the stream");
+    check_state(s, "the state");
     if (b.rows.dtype != DType::f32 && b.rows.dtype != DType::f64)
         throw ValueError(std::string("rows must be float32 or float64, got ") + name_of(b.rows.dtype));
     if (b.rows.cols != s.components.cols)
@@ -186,17 +186,17 @@ std::int64_t svd_update(const Context &context, const SvdState &state, const Svd
 }
 
 std::int64_t svd_merge_workspace(const SvdState &state, const SvdState &other, int device) {
-    check_state(state, "the stream");
-    check_state(other, "the other stream");
+    check_state(state, "the state");
+    check_state(other, "the other state");
     return workspace(state, sizes(state, std::max<int64_t>(other.rank, 1)), device);
 }
 
 std::int64_t svd_merge(const Context &context, const SvdState &state, const SvdState &other) {
-    check_state(state, "the stream");
-    check_state(other, "the other stream");
+    check_state(state, "the state");
+    check_state(other, "the other state");
     if (other.components.cols != state.components.cols)
-        throw ValueError("the other stream must have " + std::to_string(state.components.cols) + " columns, got " + std::to_string(other.components.cols));
-    if ((other.mean == nullptr) != (state.mean == nullptr)) throw ValueError("both streams must be centred, or none");
+        throw ValueError("the other state must have " + std::to_string(state.components.cols) + " columns, got " + std::to_string(other.components.cols));
+    if ((other.mean == nullptr) != (state.mean == nullptr)) throw ValueError("both states must be centred, or none");
     if (other.rank == 0) return state.rank;
     const Session s(context);
     Workspace work(context);

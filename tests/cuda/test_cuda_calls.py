@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 
 from stubs import stub
 from subspan import _core
@@ -39,3 +43,21 @@ def test_both_modules_have_the_same_names_and_signatures(emulated):
 def test_the_device_stub_is_what_its_bindings_say(emulated):
     wanted = stub(emulated)
     assert (PACKAGE / "_cuda.pyi").read_text() == wanted, "run tests/stubs.py with the emulated module's path"
+
+
+def test_the_code_of_the_page(gpu, monkeypatch):
+    """docs/cuda.md, on the emulated device at a fraction of its size."""
+    page = Path(__file__).parents[2] / "docs" / "cuda.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+    scope = {}
+    if gpu.control is not None:
+        cupy, rng = sys.modules["cupy"], np.random.default_rng(0)
+        random = SimpleNamespace(standard_normal=lambda shape, dtype: gpu.put(rng.standard_normal(shape).astype(dtype)))
+        linalg = SimpleNamespace(qr=lambda x: [gpu.put(y) for y in np.linalg.qr(x.get())])
+        monkeypatch.setattr(cupy, "random", random, raising=False)
+        monkeypatch.setattr(cupy, "linalg", linalg, raising=False)
+        monkeypatch.setattr(cupy, "float32", np.float32, raising=False)
+        code = code.replace("4096", "96")
+    exec(compile(code, str(page), "exec"), scope)
+    left = gpu.get(scope["U"]).T @ gpu.get(scope["G"])
+    assert np.abs(left).max() < 1e-4

@@ -153,11 +153,11 @@ def test_adam_of_any_layout(gpu, rng):
     grassmann.adam_step(want, wide(G), m, w, **options, check=False)
 
     def run():
-        turned = [gpu.put(np.ascontiguousarray(x.swapaxes(-1, -2))).swapaxes(-1, -2) for x in (U, G, M)]
+        transposed = [gpu.put(np.ascontiguousarray(x.swapaxes(-1, -2))).swapaxes(-1, -2) for x in (U, G, M)]
         second = gpu.put(np.zeros((4, 3), np.float32))[:, 1]
         second[...] = gpu.put(v)
-        grassmann.adam_step(*turned, second, **options)
-        return turned[0], turned[2], second
+        grassmann.adam_step(*transposed, second, **options)
+        return transposed[0], transposed[2], second
 
     u, first, second = gpu.twice(run)
     assert error(gpu.get(u), want, 20) <= 1

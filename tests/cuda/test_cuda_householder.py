@@ -97,8 +97,8 @@ def test_strides_of_gradients(gpu, rng):
     V, tau = reflections(rng, (2, 24, 6), np.float64, True)
     C, grad = rng.standard_normal((2, 2, 24, 10))
     want = orth.householder_apply_backward(grad, V, C, tau)
-    turned = [gpu.put(np.ascontiguousarray(x.swapaxes(-1, -2))).swapaxes(-1, -2) for x in (grad, V, C)]
-    got = orth.householder_apply_backward(*turned, gpu.put(tau))
+    transposed = [gpu.put(np.ascontiguousarray(x.swapaxes(-1, -2))).swapaxes(-1, -2) for x in (grad, V, C)]
+    got = orth.householder_apply_backward(*transposed, gpu.put(tau))
     assert max(apart(x, y, np.float64, 6) for x, y in zip(got, want, strict=True)) <= 200
 
 

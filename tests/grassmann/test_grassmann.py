@@ -1061,10 +1061,10 @@ def test_the_metric_of_any_layout(rng, dtype, shape):
     length = np.sqrt(np.einsum("...ij,...ij->...", H.astype(np.longdouble), H.astype(np.longdouble)))
     # Of a sum in double over sixteen chains, and of the result's rounding to the dtype.
     close = np.finfo(dtype).eps + (shape[-2] * shape[-1] / 16 + 16) * np.finfo(np.float64).eps
-    turned = np.swapaxes(np.ascontiguousarray(np.swapaxes(H, -1, -2)), -1, -2)
+    transposed = np.swapaxes(np.ascontiguousarray(np.swapaxes(H, -1, -2)), -1, -2)
     wide = np.zeros((*shape[:-1], 2 * shape[-1]), dtype)
     wide[..., ::2] = H
-    for h in (H, turned, np.flip(np.flip(H, -2).copy(), -2), wide[..., ::2]):
+    for h in (H, transposed, np.flip(np.flip(H, -2).copy(), -2), wide[..., ::2]):
         for v in (V, np.swapaxes(np.ascontiguousarray(np.swapaxes(V, -1, -2)), -1, -2)):
             found = grassmann.inner(U, h, v)
             assert found.shape == shape[:-2]

@@ -52,8 +52,8 @@ class Rotation(NamedTuple):
         u, dtype = numpy(detached(U)), check_float(U, "U")
         if u.ndim != 2 or u.shape[1] != self.past.shape[0]:
             raise ValueError(f"U must have shape (m, {self.past.shape[0]}), got {u.shape}")
-        turned = np.vstack([u @ self.past + self.shift, self.new]).astype(dtype)
-        return to_library(turned, library_of(U), U)
+        after = np.vstack([u @ self.past + self.shift, self.new]).astype(dtype)
+        return to_library(after, library_of(U), U)
 
 
 class StreamingSVD(Kept):
