@@ -282,6 +282,43 @@ class SwapArguments {
     Shape batch;
 };
 
+/// Matrices; with `vectors` a vector is one column.
+inline Array matrices(const Call &call, py::handle given, const char *name, bool vectors = true) {
+    Array x(call, given, name);
+    if (call.on_device()) require_float32_or_64(x);
+    if (vectors) x.as_matrix(true);
+    x.require_matrices();
+    return x;
+}
+
+/// Two bases U and W of spaces in one space, and what their leading axes broadcast to.
+struct TwoSpaces {
+    TwoSpaces(const Call &call, py::handle a, py::handle b) : u(matrices(call, a, "U")), w(matrices(call, b, "W")) {
+        w.require_dtype_of(u);
+        if (u.rows() != w.rows())
+            throw py::value_error("U and W must live in one space, got " + std::to_string(u.rows()) + " and " + std::to_string(w.rows()) + " rows");
+        batch = broadcast_leading({{&u, 2}, {&w, 2}});
+    }
+    Array u, w;
+    Shape batch;
+};
+
+/// How many coordinates U and W share: the last ones of U, the first ones of W.
+inline std::int64_t shared_coordinates(py::handle shared, const Array &u, const Array &w) {
+    const std::int64_t p = whole_number(shared, "shared", 0), most = std::min(u.rows(), w.rows());
+    if (p > most) throw py::value_error("shared must be from 0 to " + std::to_string(most) + ", got " + std::to_string(p));
+    return p;
+}
+
+/// ValueError unless v is a vector along the axis of C that is acted on.
+inline void require_direction(const Array &v, const Array &c, bool left) {
+    v.require_ndim(1);
+    const std::int64_t length = left ? c.rows() : c.cols();
+    if (v.shape(0) != length)
+        throw py::value_error(std::string(v.name()) + " must have " + std::to_string(length) + " entries to act on C " + c.shape_text() + " from the " +
+                              (left ? "left" : "right") + ", got " + std::to_string(v.shape(0)) + convolution_hint(c.shape(), "C"));
+}
+
 /// ValueError unless the reflections' vectors V act on C from that side.
 inline void require_rows(const Array &v, const Array &c, bool left) {
     const std::int64_t rows = left ? c.rows() : c.cols();

@@ -58,15 +58,9 @@ std::int64_t minors_of(const Array &a) {
     return choose(n, k, "A, shape " + a.shape_text());
 }
 
-Array matrices(const Call &call, py::handle given, const char *name) {
-    Array x(call, given, name);
-    x.require_matrices();
-    return x;
-}
-
 py::object coordinates(py::handle context, py::handle a, const py::object &out) {
     const Call call(context);
-    const Array xa = matrices(call, a, "A");
+    const Array xa = matrices(call, a, "A", false);
     const Shape batch = xa.leading();
     const Array xo = call.output(out, with(batch, {minors_of(xa)}), xa.dtype());
     check_no_overlap(xo, xa);
@@ -85,7 +79,7 @@ py::object coordinates(py::handle context, py::handle a, const py::object &out) 
 
 py::object coordinates_backward(py::handle context, py::handle grad, py::handle a) {
     const Call call(context);
-    const Array xa = matrices(call, a, "A");
+    const Array xa = matrices(call, a, "A", false);
     const Shape batch = xa.leading();
     const std::int64_t count = minors_of(xa);
     const Array xg(call, grad, "grad");

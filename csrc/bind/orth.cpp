@@ -271,16 +271,6 @@ py::object swap(py::handle context, py::handle base, py::handle source, py::hand
     return result.object();
 }
 
-// A vector of float64 along an axis of C.
-const double *direction(const Array &v, const Operand &x) {
-    if (v.ndim() != 1) throw py::value_error(std::string(v.name()) + " must have 1 dimension, got shape " + v.shape_text());
-    const std::int64_t length = x.left ? x.c.rows() : x.c.cols();
-    if (v.shape(0) != length)
-        throw py::value_error(std::string(v.name()) + " must have " + std::to_string(length) + " entries to act on C " + x.c.shape_text() + " from the " +
-                              (x.left ? "left" : "right") + ", got " + std::to_string(v.shape(0)) + convolution_hint(x.c.shape(), "C"));
-    return v.vector<const double>(length);
-}
-
 // Real numbers of any kind in double.
 py::object numbers(py::handle given, const char *name) {
     const py::array x = in_numpy(given);
@@ -293,14 +283,14 @@ py::object rotate(py::handle context, py::handle c, py::handle source, py::handl
     const Call call(context);
     const Operand x(call, c, "C", side);
     const Array s(numbers(source, "source"), "source"), t(numbers(target, "target"), "target");
-    const double *ps = direction(s, x), *pt = direction(t, x);
+    for (const Array *v : {&s, &t}) require_direction(*v, x.c, x.left);
     const bool checks = truth(check, "check");
     const Shape batch = x.c.leading();
     return dispatch(x.c.dtype(), [&](auto kind) {
         using T = decltype(kind);
         const std::int64_t n = s.shape(0);
         Temporary<T> v({}, n, 2), m({}, 2, 2);
-        subspan::rotation<T>(n, ps, pt, v.stack.first, m.stack.first);
+        subspan::rotation<T>(n, s.vector<const double>(n), t.vector<const double>(n), v.stack.first, m.stack.first);
         if (!x.left) std::swap(m.items[1], m.items[2]); // C ↦ C Rᵀ
         const Array result = x.output(call, out, batch);
         check_no_overlap(result, x.c, true);
@@ -308,14 +298,6 @@ py::object rotate(py::handle context, py::handle c, py::handle source, py::handl
         result.written();
         return result.object();
     });
-}
-
-// A as matrices; with `vectors` a vector is one column.
-Array matrices(const Call &call, py::handle given, const char *name, bool vectors = true) {
-    Array x(call, given, name);
-    if (vectors) x.as_matrix(true);
-    x.require_matrices();
-    return x;
 }
 
 py::object orthonormalize(py::handle context, py::handle a, py::handle method, const py::object &out, py::handle deficient, py::handle return_rank) {
@@ -447,21 +429,15 @@ py::object complement(py::handle context, py::handle u, py::handle check) {
     return out.object();
 }
 
-// Two bases of spaces in one space, and what their leading axes broadcast to.
-struct TwoBases {
-    Array u, w;
-    Shape batch;
-    TwoBases(const Call &call, py::handle a, py::handle b, py::handle check, bool both) : u(matrices(call, a, "U")), w(matrices(call, b, "W")) {
-        w.require_dtype_of(u);
-        if (u.rows() != w.rows())
-            throw py::value_error("U and W must live in one space, got " + std::to_string(u.rows()) + " and " + std::to_string(w.rows()) + " rows");
-        if (truth(check, "check"))
-            dispatch(u.dtype(), [&](auto t) {
-                using T = decltype(t);
-                check_basis<T>(u.stack<const T>(u.leading()), "U");
-                if (both) check_basis<T>(w.stack<const T>(w.leading()), "W");
-            });
-        batch = broadcast_leading({{&u, 2}, {&w, 2}});
+// Two bases, looked at where `check`: U, and W too where `both`.
+struct TwoBases : TwoSpaces {
+    TwoBases(const Call &call, py::handle a, py::handle b, py::handle check, bool both) : TwoSpaces(call, a, b) {
+        if (!truth(check, "check")) return;
+        dispatch(u.dtype(), [&](auto t) {
+            using T = decltype(t);
+            check_basis<T>(u.stack<const T>(u.leading()), "U");
+            if (both) check_basis<T>(w.stack<const T>(w.leading()), "W");
+        });
     }
 };
 
@@ -524,8 +500,7 @@ py::object compose(py::handle context, py::handle u, py::handle w, py::handle sh
     const Array xu = matrices(call, u, "U"), xw = matrices(call, w, "W");
     xw.require_dtype_of(xu);
     const double cut = tolerance(tol, xu.dtype());
-    const std::int64_t p = whole_number(shared, "shared", 0), most = std::min(xu.rows(), xw.rows());
-    if (p > most) throw py::value_error("shared must be from 0 to " + std::to_string(most) + ", got " + std::to_string(p));
+    const std::int64_t p = shared_coordinates(shared, xu, xw);
     const Shape batch = broadcast_leading({{&xu, 2}, {&xw, 2}});
     return dispatch(xu.dtype(), [&](auto t) {
         using T = decltype(t);

@@ -123,15 +123,8 @@ void grassmann_mean(const StackView<const T> &u, const double *weights, const St
         throw ValueError("initial must have the shape of the means");
     if (out.rows() != n || out.cols() != k || out.size() != means) throw ValueError("out must have the shape of the means");
     Frame frame;
-    double *w = frame.take<double>(count);
-    double sum = 0;
-    for (int64_t i = 0; i < count; ++i) {
-        w[i] = weights != nullptr ? weights[i] : 1.0;
-        if (!(w[i] >= 0) || !std::isfinite(w[i])) throw ValueError("weights must be finite and not negative");
-        sum += w[i];
-    }
-    if (!(sum > 0) || !std::isfinite(sum)) throw ValueError("weights must have a positive, finite sum");
-    for (int64_t i = 0; i < count; ++i) w[i] /= sum;
+    const std::vector<double> shares = mean_weights(weights, count);
+    const double *w = shares.data();
     const int64_t heaviest = std::max_element(w, w + count) - w;
     if (k == 0 || n == 0) {
         for (int64_t j = 0; j < means; ++j) reports[j] = {0, 0, 0, true};

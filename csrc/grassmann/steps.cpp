@@ -154,10 +154,7 @@ void adam_step(const StackView<T> &u, const StackView<const T> &grad, const Stac
     grassmann::check_same<T>(StackView<const T>(u), grad, "grad");
     grassmann::check_same<T>(StackView<const T>(u), first, "first");
     if (second.size() != u.size()) throw ValueError("second must have one entry for each class");
-    if (step < 1) throw ValueError("step must be at least 1: it counts the steps, this one included");
-    if (!(beta1 >= 0 && beta1 < 1)) throw ValueError("betas[0] must be in [0, 1)");
-    if (!(beta2 >= 0 && beta2 < 1)) throw ValueError("betas[1] must be in [0, 1)");
-    if (!(eps >= 0) || !std::isfinite(eps)) throw ValueError("eps must be finite and not negative");
+    check_adam(step, beta1, beta2, eps);
     if (u.rows() == 0 || u.cols() == 0) return;
     if (options.check)
         check_classes<T>(u, [&](int64_t i) -> const char * {

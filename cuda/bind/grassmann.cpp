@@ -5,6 +5,7 @@
 #include "subspan/cuda/grassmann_mean.hpp"
 #include "subspan/cuda/grassmann_steps.hpp"
 #include "subspan/cuda/principal_angles.hpp"
+#include "subspan/grassmann_mean.hpp"
 
 #include <optional>
 
@@ -119,16 +120,8 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     const Shape points = xu.leading(), &batch = x.batch, shape = x.out.shape();
     const std::int64_t count = points[0], means = x.means;
     py::array_t<double> w(count);
-    std::fill_n(w.mutable_data(), count, 1.0 / double(count));
-    if (!x.weights.empty()) {
-        double total = 0;
-        for (const double given : x.weights) {
-            if (!(std::isfinite(given) && given >= 0)) throw py::value_error("weights must be finite and not negative");
-            total += given;
-        }
-        if (!(total > 0 && std::isfinite(total))) throw py::value_error("weights must have a positive, finite sum");
-        for (std::int64_t i = 0; i < count; ++i) w.mutable_data()[i] = x.weights[std::size_t(i)] / total;
-    }
+    const std::vector<double> shares = mean_weights(x.weights.empty() ? nullptr : x.weights.data(), count);
+    std::copy_n(shares.data(), count, w.mutable_data());
     std::vector<MeanFigures> figures(static_cast<std::size_t>(means));
     if (means * xu.rows() * xu.cols() == 0) return x.result(figures);
     const auto best = std::max_element(w.data(), w.data() + count) - w.data();

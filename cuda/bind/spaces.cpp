@@ -144,14 +144,11 @@ py::object orthonormalize(py::handle context, py::handle given, py::handle metho
 }
 
 // Two bases of spaces in one space, what their leading axes broadcast to, and what W has outside of U, projected twice.
-struct TwoBases {
-    TwoBases(const Call &c, py::handle a, py::handle b, py::handle tol, py::handle check)
-        : call(c), u(read(a, "U")), w(read(b, "W")), cut(tolerance(tol, u.dtype())) {
+struct TwoBases : TwoSpaces {
+    TwoBases(const Call &c, py::handle a, py::handle b, py::handle tol, py::handle check) : TwoSpaces(c, a, b), call(c), cut(tolerance(tol, u.dtype())) {
         truth(check, "check"); // values are not looked at: that would make the host wait
-        w.require_dtype_of(u);
-        if (u.rows() != w.rows())
-            throw py::value_error("U and W must live in one space, got " + std::to_string(u.rows()) + " and " + std::to_string(w.rows()) + " rows");
-        batch = broadcast_leading({{&u, 2}, {&w, 2}});
+        require_tall(u);
+        require_tall(w);
         n = u.rows(), k = u.cols(), l = w.cols();
     }
     Array outside(const Array &x) const {
@@ -180,20 +177,8 @@ struct TwoBases {
         return one_rank(counts);
     }
     const Call &call;
-    Array u, w;
     double cut;
-    Shape batch;
     std::int64_t n = 0, k = 0, l = 0;
-
-  private:
-    Array read(py::handle x, const char *name) const {
-        Array a(call, x, name);
-        require_float32_or_64(a);
-        a.as_matrix(true);
-        a.require_matrices();
-        require_tall(a);
-        return a;
-    }
 };
 
 // out = a b, where none of them is empty, else zeros.
@@ -273,14 +258,6 @@ py::object basis_of(const Call &call, const Array &a, Of of, double tol, bool re
     return columns(vectors.object(), 0, one_rank(counts));
 }
 
-Array matrices(const Call &call, py::handle given, const char *name) {
-    Array x(call, given, name);
-    require_float32_or_64(x);
-    x.as_matrix(true);
-    x.require_matrices();
-    return x;
-}
-
 py::object range_basis(py::handle context, py::handle a, py::handle rcond) {
     const Call call(context);
     const Array x = matrices(call, a, "A");
@@ -300,8 +277,7 @@ py::object compose(py::handle context, py::handle given_u, py::handle given_w, p
     const Array xu = matrices(call, given_u, "U"), xw = matrices(call, given_w, "W");
     xw.require_dtype_of(xu);
     const double cut = tolerance(tol, xu.dtype());
-    const std::int64_t p = whole_number(shared, "shared", 0), most = std::min(xu.rows(), xw.rows());
-    if (p > most) throw py::value_error("shared must be from 0 to " + std::to_string(most) + ", got " + std::to_string(p));
+    const std::int64_t p = shared_coordinates(shared, xu, xw);
     const Shape batch = broadcast_leading({{&xu, 2}, {&xw, 2}});
     // Orthonormal bases first: the tolerance then means an angle.
     const auto spanned = [&](const Array &x) {
@@ -329,12 +305,8 @@ py::object rotate(py::handle context, py::handle c, py::handle source, py::handl
     const DType wider = wide(x.c.dtype());
     const std::int64_t n = x.left ? x.c.rows() : x.c.cols();
     const auto direction = [&](py::handle given, const char *name) {
-        if (py::len(given.attr("shape")) != 1)
-            throw py::value_error(std::string(name) + " must have 1 dimension, got shape " + std::string(py::str(py::tuple(given.attr("shape")))));
         Array v = copied(call, Array(call, given, name), wider);
-        if (v.shape(0) != n)
-            throw py::value_error(std::string(name) + " must have " + std::to_string(n) + " entries to act on C " + x.c.shape_text() + " from the " +
-                                  (x.left ? "left" : "right") + ", got " + std::to_string(v.shape(0)));
+        require_direction(v, x.c, x.left);
         return v;
     };
     const Array s = direction(source, "source"), t = direction(target, "target");

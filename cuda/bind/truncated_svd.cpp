@@ -21,7 +21,7 @@ py::object leading(const Array &x, std::int64_t count, bool columns = false) {
 }
 
 // All of one dtype and rank; as many in a launch as fit the work memory.
-void solve(const Call &call, std::vector<cuda::TruncatedCall> calls, const cuda::TruncatedOptions &o) {
+void solve(const Call &call, std::vector<cuda::TruncatedCall> calls, const cuda::IterationOptions &o) {
     const auto longest = [](const cuda::TruncatedCall &c) { return std::max(c.a.rows, c.a.cols); };
     std::stable_sort(calls.begin(), calls.end(), [&](const auto &a, const auto &b) { return longest(a) < longest(b); });
     for (std::size_t begin = 0; begin < calls.size();) {

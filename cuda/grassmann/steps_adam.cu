@@ -100,10 +100,7 @@ void adam_step(const Context &context, const Stack &u, const Stack &grad, const 
     if (second.dtype != u.dtype) throw ValueError(std::string("second_moment must be ") + name_of(u.dtype) + " as U is, got " + name_of(second.dtype));
     if (o.parallel && o.retraction != Retraction::exp) throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
     if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
-    if (o.step < 1) throw ValueError("step must be at least 1: it counts the steps, this one included");
-    if (!(o.beta1 >= 0 && o.beta1 < 1)) throw ValueError("betas[0] must be in [0, 1)");
-    if (!(o.beta2 >= 0 && o.beta2 < 1)) throw ValueError("betas[1] must be in [0, 1)");
-    if (!(o.eps >= 0) || !std::isfinite(o.eps)) throw ValueError("eps must be finite and not negative");
+    check_adam(o.step, o.beta1, o.beta2, o.eps);
     const Session s(context);
     if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
     require_step_fits(s, u, o.parallel); // before the moments change

@@ -118,7 +118,7 @@ struct Plan {
     int64_t l, k, longest = 0, widest = 0, columns = 0, items; // longest of m and n; of m; of n
     bool gram;
 };
-Plan plan(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
+Plan plan(const std::vector<TruncatedCall> &calls, const IterationOptions &o) {
     Plan p{o.vectors, calls[0].vh.rows, 0, 0, 0, int64_t(calls.size()), calls[0].a.dtype != DType::f64};
     for (const auto &c : calls) {
         p.longest = std::max({p.longest, c.a.rows, c.a.cols});
@@ -128,7 +128,7 @@ Plan plan(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
     return p;
 }
 
-void check(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
+void check(const std::vector<TruncatedCall> &calls, const IterationOptions &o) {
     if (calls.empty()) throw ValueError("there are no matrices");
     if (o.power_iterations < 0) throw ValueError("power_iterations must not be negative, got " + std::to_string(o.power_iterations));
     const DType d = calls[0].a.dtype;
@@ -152,7 +152,7 @@ void check(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
 template <class T> class Iteration {
   public:
     using C = Accumulate<T>;
-    Iteration(const Session &s, Workspace work, const std::vector<TruncatedCall> &calls, const TruncatedOptions &o)
+    Iteration(const Session &s, Workspace work, const std::vector<TruncatedCall> &calls, const IterationOptions &o)
         : s_(s), blas_(s, work), calls_(calls), plan_(plan(calls, o)), complete_(o.complete) {
         for (const auto &c : calls) {
             const Stack &a = c.a;
@@ -182,7 +182,7 @@ template <class T> class Iteration {
         finish();
     }
 
-    static int64_t workspace(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o, int device) {
+    static int64_t workspace(const std::vector<TruncatedCall> &calls, const IterationOptions &o, int device) {
         const Plan p = plan(calls, o);
         int64_t bytes = blas_workspace(device) + room<double>(p.l * p.longest);
         for (const auto &c : calls) bytes += room<C>(p.l * c.a.rows) + room<C>(p.l * c.a.cols) + (readable(c.a) ? 0 : room<C>(c.a.rows * c.a.cols));
@@ -292,7 +292,7 @@ template <class F> void in_groups(const std::vector<TruncatedCall> &calls, const
 
 } // namespace
 
-std::int64_t truncated_svd_workspace(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o, int device) {
+std::int64_t truncated_svd_workspace(const std::vector<TruncatedCall> &calls, const IterationOptions &o, int device) {
     check(calls, o);
     int64_t most_bytes = 0;
     in_groups(calls, [&](const std::vector<TruncatedCall> &group) {
@@ -301,7 +301,7 @@ std::int64_t truncated_svd_workspace(const std::vector<TruncatedCall> &calls, co
     return most_bytes;
 }
 
-void truncated_svd(const Context &context, const std::vector<TruncatedCall> &calls, const TruncatedOptions &o) {
+void truncated_svd(const Context &context, const std::vector<TruncatedCall> &calls, const IterationOptions &o) {
     check(calls, o);
     const Session s(context);
     in_groups(calls, [&](const std::vector<TruncatedCall> &group) {

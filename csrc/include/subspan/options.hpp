@@ -4,6 +4,7 @@
 #include "subspan/errors.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -39,6 +40,14 @@ inline std::int64_t kept_directions(std::int64_t columns, std::int64_t rank, std
     if (columns <= 128) return columns;
     if (columns < 1024) return std::min(columns, 2 * rank + 64);
     return std::min(columns, std::max(rank, std::min<std::int64_t>(64, 2 * rank + 32)));
+}
+
+/// ValueError unless step `step` of Adam can be made with these.
+inline void check_adam(std::int64_t step, double beta1, double beta2, double eps) {
+    if (step < 1) throw ValueError("step must be at least 1: it counts the steps, this one included");
+    if (!(beta1 >= 0 && beta1 < 1)) throw ValueError("betas[0] must be in [0, 1)");
+    if (!(beta2 >= 0 && beta2 < 1)) throw ValueError("betas[1] must be in [0, 1)");
+    if (!(eps >= 0) || !std::isfinite(eps)) throw ValueError("eps must be finite and not negative");
 }
 
 /// Of a truncated SVD by randomized subspace iteration.

@@ -62,8 +62,8 @@ def orthonormalize(
     Notes
     -----
     ``3 m k²`` flops for a well-conditioned ``A``, ``4 m k²`` by Householder, ``6 m k² + 40 k³`` for the polar factor.
-    On a CUDA device the polar factor is so many polynomials of ``6 m k²``: 35 to 41 in float64, 21 to 27 in float32, 13 to
-    21 in 16 bits, from 8 x 8 to 4096 x 4096.
+    On a CUDA device the polar factor is so many polynomials of ``6 m k²``: 35 to 41 in float64, 21 to 27 in float32, 13
+    to 21 in 16 bits, from 8 x 8 to 4096 x 4096.
     Signs of the columns are those of a QR with a positive diagonal of ``R`` (``"cholesky"``) or of LAPACK's
     (``"householder"``).
     Sources: Fukaya et al., SIAM J. Sci. Comput. 42 (2020); Nakatsukasa, Bai and Gygi, SIAM J. Matrix Anal. Appl. 31

@@ -14,7 +14,7 @@ struct TruncatedCall {
     Stack a, initial, u, s, vh; // u m x rank, s 1 x rank, vh rank x n
     std::uint64_t key = 0;      // of the random start
 };
-struct TruncatedOptions {
+struct IterationOptions {
     std::int64_t vectors = 0; // rank and oversampling together, at most min(m, n)
     std::int64_t power_iterations = 2;
     bool complete = true; // rows of vh and columns of u that have no value; else they are zero
@@ -26,8 +26,8 @@ struct TruncatedOptions {
 /// rank; their small problems are solved in the same launches, except in float64, where rows are rotated themselves, one matrix after the
 /// other. 16-bit matrices, and those with neither contiguous rows nor columns, are copied to float32 first. NaN or infinity make all
 /// results NaN. The largest entry of each row of vh is positive; where a matrix has not so many values, vectors are completed.
-void truncated_svd(const Context &context, const std::vector<TruncatedCall> &calls, const TruncatedOptions &o);
-std::int64_t truncated_svd_workspace(const std::vector<TruncatedCall> &calls, const TruncatedOptions &o, int device);
+void truncated_svd(const Context &context, const std::vector<TruncatedCall> &calls, const IterationOptions &o);
+std::int64_t truncated_svd_workspace(const std::vector<TruncatedCall> &calls, const IterationOptions &o, int device);
 
 /// Completes the rows of vh (rank x n) that have no value in `values` (1 x rank, descending), as truncated_svd does.
 void complete_vectors(const Context &context, const Stack &vh, const Stack &values, std::uint64_t key);
