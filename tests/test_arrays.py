@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
-from subspan import _core
+from subspan import _core, grassmann, orth, plucker
 from subspan.svd import FrequentDirections, StreamingSVD, product_svd, truncated_svd
 
 jax.config.update("jax_enable_x64", True)
@@ -110,6 +111,45 @@ def test_not_an_array():
         StreamingSVD(1).update("text")
     with pytest.raises(TypeError, match="must be an array"):
         _core.inspect_array(object())
+
+
+CALLS = {
+    "project_out": ("C", lambda x: orth.project_out(x, np.eye(8, 2))),
+    "basis": ("U", lambda x: orth.project_out(np.ones((8, 6)), x)),
+    "householder_qr": ("A", orth.householder_qr),
+    "range_basis": ("A", orth.range_basis),
+    "truncated_svd": ("A", lambda x: truncated_svd(x, 2)),
+    "update": ("rows", lambda x: StreamingSVD(2).update(x)),
+    "weight": ("weight", lambda x: StreamingSVD(2, weight=x)),
+    "exp": ("U", lambda x: grassmann.exp(x, np.ones((8, 6)))),
+    "tangent": ("H", lambda x: grassmann.exp(np.eye(8, 6), x)),
+    "mix": ("z", lambda x: plucker.mix(x, [1])),
+    "coordinates": ("A", plucker.coordinates),
+    "out": ("out", lambda x: orth.project_out(np.ones((8, 6)), np.eye(8, 2), out=x)),
+}
+SPARSE_TOO = ("truncated_svd", "update", "weight")
+
+
+@pytest.mark.parametrize("what", CALLS)
+def test_what_is_no_array_is_named(what):
+    name, call = CALLS[what]
+    bad = [("text", "must be an array"), (object(), "must be an array")]
+    bad += [(torch.empty(8, 6, device="meta"), "meta device"), (torch.ones(8, 6).to_sparse(), "to_dense")]
+    bad += [] if what in SPARSE_TOO else [(scipy.sparse.csr_array(np.ones((8, 6))), "toarray")]
+    for x, why in bad:
+        with pytest.raises(TypeError, match=rf"^{name}\b.*{why}"):
+            call(x)
+    if what != "out":
+        with pytest.raises(TypeError, match=rf"^{name}\b.*bfloat16"):
+            call(torch.ones(8, 6, dtype=torch.bfloat16))
+
+
+def test_a_stream_says_which_float_it_wants():
+    for first, wanted in ((np.float32, "float32"), (np.float64, "float64")):
+        svd = StreamingSVD(1).update(np.ones((2, 3), first))
+        for x, how in ((np.ones((2, 3), np.float16), "astype"), (torch.ones(2, 3).bfloat16(), "to")):
+            with pytest.raises(TypeError, match=rf"must be {wanted}.*rows\.{how}\(.*{wanted}"):
+                svd.update(x)
 
 
 def test_lists_are_taken():

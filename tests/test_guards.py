@@ -8,6 +8,7 @@ import contextlib
 import copy
 import ctypes
 import functools
+import inspect
 import itertools
 import os
 import pickle
@@ -636,6 +637,35 @@ def test_finite_input_gives_finite_results_or_an_error(what, dtype):
         OVERFLOWS[what](dtype)
 
 
+@pytest.mark.parametrize("size", [1.5e308, 1e300, 1e-300, 1e-309, 1e-318])
+@pytest.mark.parametrize("shape", [(40, 12), (12, 40), (200, 80)])
+def test_numbers_at_the_ends_of_the_range(size, shape, rng):
+    """Powers of two that bring numbers near one, and their inverses, stay numbers: also of subnormal ones."""
+    unit = rng.standard_normal(shape) * 0.5 ** np.arange(shape[1])
+    unit /= np.abs(unit).max()
+    A, values = unit * size, np.linalg.svd(unit, compute_uv=False)[:3]
+    rough = max(1e-9, 100 * 5e-324 / size)
+    Q = orth.range_basis(A, rcond=1e-3)
+    np.testing.assert_allclose(Q.T @ Q, np.eye(Q.shape[1]), atol=1e-12)
+    np.testing.assert_allclose(unit - Q @ (Q.T @ unit), 0, atol=1e-2)
+    assert orth.null_space(A, rcond=1e-3).shape == (shape[1], shape[1] - Q.shape[1])
+    q = np.linalg.qr(unit[:, :2])[0]
+    x = rng.standard_normal(shape[0])
+    np.testing.assert_allclose(orth.project_out(x, A[:, :2], orthonormal=False), x - q @ (q.T @ x), atol=10 * rough)
+    half = shape[0] // 2
+    for make in (
+        lambda: truncated_svd(A, 3, rng=0).S,
+        lambda: StreamingSVD(3).update(A).singular_values,
+        lambda: StreamingSVD(8).update(A[:half]).update(A[half:]).singular_values[:3],
+        lambda: StreamingSVD(8).update(A[:half]).merge(StreamingSVD(8).update(A[half:])).singular_values[:3],
+    ):
+        if values[0] > np.finfo(float).max / size:
+            with pytest.raises((ValueError, np.linalg.LinAlgError), match=r"overflow|scale|too large"):
+                make()
+        else:
+            np.testing.assert_allclose(make() / size if size > 1e-308 else make() / np.abs(A).max(), values, rtol=0.05)
+
+
 def test_an_overflow_in_place_leaves_the_input(rng):
     c = big((4, 3), np.float32)
     with pytest.raises(ValueError, match="overflow"):
@@ -701,23 +731,24 @@ def test_flipped_bits_do_not_load_other_numbers(rng, index):
 
 
 @pytest.mark.parametrize(
-    ("make", "names"),
+    ("make", "free"),
     [
-        (lambda: StreamingSVD(3), ("rank", "forget", "signs")),
-        (lambda: FrequentDirections(4, 6), ("size", "n_features")),
-        (lambda: orth.GradientProjector(2), ("rank", "side", "bits", "history", "group")),
-        (lambda: orth.quantize_int4(np.eye(4)), ("codes", "scale", "zero", "shape", "group")),
-        (lambda: orth.householder_qr(np.eye(4))[0], ("V", "tau")),
-        (lambda: plucker.MixState([1], 4), ("offsets", "r")),
+        (lambda: StreamingSVD(3), ()),
+        (lambda: FrequentDirections(4, 6), ()),
+        (lambda: orth.GradientProjector(2), ("adapt", "threshold", "scale", "iterations")),
+        (lambda: orth.quantize_int4(np.eye(4)), ()),
+        (lambda: orth.householder_qr(np.eye(4))[0], ("T",)),  # a property
+        (lambda: plucker.MixState([1], 4), ()),
     ],
     ids=["stream", "sketch", "projector", "int4", "householder", "mixing"],
 )
-def test_what_an_object_was_made_with_is_fixed(make, names):
+def test_what_an_object_was_made_with_is_fixed(make, free):
     thing = make()
-    for name in names:
-        before = getattr(thing, name)
+    for name in {*inspect.signature(type(thing)).parameters} - {*free}:
         with pytest.raises(AttributeError, match=f"{name} is fixed when a"):
-            setattr(thing, name, before)
+            setattr(thing, name, getattr(thing, name, None))
+        with pytest.raises(AttributeError, match=name):
+            delattr(thing, name)
     twin = pickle.loads(pickle.dumps(thing))
     twin.__setstate__(thing.__getstate__())  # a state may be put into an object that is there
     assert repr(twin) == repr(thing)
@@ -1329,6 +1360,26 @@ def test_first_merges_from_many_threads(rng):
         for t in threads:
             t.join()
         assert total.rows_seen == 40
+
+
+def test_a_projector_that_threads_share(rng):
+    """Refreshes and products of two threads do not mix: the counts of both are there, and each update is of one basis."""
+    G = np.array(rng.standard_normal((60, 3)) @ rng.standard_normal((3, 40)), np.float32)
+    p = orth.GradientProjector(3, refresh=2, rng=0)
+    wrong = []
+
+    def work():
+        for _ in range(50):
+            p.down(G)
+            if not np.isfinite(p.up(np.ones((60, 3), np.float32))).all():
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert (p.refreshes, wrong) == (100, [])
 
 
 def test_rotations_of_a_shared_stream(rng):

@@ -4,6 +4,7 @@
 #include "base/simd.hpp"
 #include "subspan/views.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -26,6 +27,13 @@ template <class T> SUBSPAN_INLINE T max_abs_inline(const T *p, std::int64_t n) {
         top = bits > top ? bits : top;
     }
     return std::bit_cast<T>(top);
+}
+
+/// e where |x| is about 2^e, and 2^e and 2^-e are both numbers; 0 for zero, NaN and infinity.
+inline int near_exponent(double x) {
+    int e = 0;
+    if (std::isfinite(x)) std::frexp(x, &e);
+    return std::clamp(e, -1023, 1023);
 }
 
 template <class T> bool all_finite(MatrixView<const T> a) { return std::isfinite(max_abs(a)); }

@@ -194,9 +194,9 @@ struct Operand {
     /// `both_too`: "both" is a side as well, of matrices.
     Operand(const Call &call, py::handle given, const char *name, py::handle side, bool both_too = false)
         : c(call, given, name), vector(c.ndim() == 1), left(true) {
-        const bool both = both_too && is_both(side);
-        if (both && vector) throw py::value_error("side='both' is for matrices; a vector has one side, 'left' or 'right'");
-        if (!both) left = is_left(side);
+        const int which = both_too ? choice(side, "side", {"left", "right", "both"}) : int(!is_left(side));
+        if (which == 2 && vector) throw py::value_error("side='both' is for matrices; a vector has one side, 'left' or 'right'");
+        left = which != 1;
         c.as_matrix(left);
         c.require_matrices();
     }

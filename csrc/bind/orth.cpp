@@ -45,17 +45,18 @@ template <class T> class Projector {
         }
         core_.emplace(dense_.shape, dense_.cols(), dense_.cols());
         double worst = 0;
-        for (std::int64_t i = 0; i < (dense_.empty() ? 0 : dense_.size()); ++i)
-            worst = std::max(worst, subspan::gram_core<T>(Basis<T>(dense_), i, core_->stack[i]));
+        Basis<T> basis(dense_);
+        basis.name = u.name();
+        for (std::int64_t i = 0; i < (dense_.empty() ? 0 : dense_.size()); ++i) worst = std::max(worst, subspan::gram_core<T>(basis, i, core_->stack[i]));
         if (worst > kMostCondition) {
             core_.reset();
             of_span(dense_, u.name());
         }
     }
     Basis<T> basis(const Shape &batch, const BasisArgument &u) const {
-        if (span_) return Basis<T>(span_->over(batch));
-        if (u.packed() != nullptr) return Basis<T>(int4_);
-        return Basis<T>(u.dense()->stack<const T>(batch));
+        Basis<T> v = span_ ? Basis<T>(span_->over(batch)) : u.packed() != nullptr ? Basis<T>(int4_) : Basis<T>(u.dense()->stack<const T>(batch));
+        v.name = u.name();
+        return v;
     }
     // The core times a number.
     Core<T> core(const Shape &batch, double factor) {
@@ -654,9 +655,9 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
 
 // out of a product with x, which it must stay apart from, or a fresh array of x's dtype: before work begins that the product
 // is for.
-py::object product_output(py::handle context, py::handle x, const Shape &shape, const py::object &out) {
+py::object product_output(py::handle context, py::handle x, const Shape &shape, const py::object &out, const std::string &name) {
     const Call call(context);
-    const Array xx(call, x, "G or R");
+    const Array xx(call, x, name.c_str());
     const Array xo = call.output(out, shape, xx.dtype());
     check_no_overlap(xo, xx);
     if (xo.cols() > 1 && xo.stride(1) != 1) throw py::value_error("out must have contiguous rows");
@@ -751,7 +752,7 @@ void register_orth(py::module_ &m) {
     m.def("int4_product", &int4_product, py::arg("call"), py::arg("parts"), py::arg("X"), py::arg("side"), py::arg("transpose"), py::arg("alpha"),
           py::arg("out"), py::arg("check"), py::arg("name"));
     m.def("product", &product, py::arg("call"), py::arg("A"), py::arg("B"), py::arg("alpha"), py::arg("out"));
-    m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"));
+    m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"), py::arg("name"));
     m.def("projector", &projector, py::arg("call"), py::arg("U"), py::arg("check"));
     m.def(
         "all_finite",

@@ -20,8 +20,8 @@ inline TruncatedOptions truncated_options(py::handle rank, py::handle energy, py
     if (!energy.is_none()) o.energy = share(energy, "energy");
     if (!tol.is_none()) o.tol = share(tol, "tol");
     o.oversample = whole_number(oversample, "oversample", 0);
-    if (PyUnicode_Check(power_iterations.ptr())) {
-        if (PyUnicode_CompareWithASCIIString(power_iterations.ptr(), "auto") != 0)
+    if (PyUnicode_Check(power_iterations.ptr()) || power_iterations.is_none()) {
+        if (power_iterations.is_none() || PyUnicode_CompareWithASCIIString(power_iterations.ptr(), "auto") != 0)
             throw py::value_error("power_iterations must be an int or 'auto', got " + std::string(py::repr(power_iterations)));
         o.power_iterations = o.rank > 0 && double(o.rank) < 0.1 * double(std::min(m, n)) ? 7 : 4;
     } else {

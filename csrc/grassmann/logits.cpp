@@ -2,6 +2,7 @@
 
 #include "linalg/packed_gram.hpp"
 #include "linalg/microkernel.hpp"
+#include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
 #include "subspan/errors.hpp"
@@ -120,7 +121,7 @@ template <class T> class Head {
         for (int64_t b = 0; b < batch; ++b) {
             double top = 0, sum = 0;
             for (int64_t p = 0; p < n; ++p) top = std::max(top, std::abs(double(x(b, p))));
-            const double scale = top > 0 && std::isfinite(top) ? std::ldexp(1.0, -std::clamp(std::ilogb(top), -1000, 1000)) : 1.0;
+            const double scale = std::ldexp(1.0, -near_exponent(top));
             for (int64_t p = 0; p < n; ++p) sum += (scale * double(x(b, p))) * (scale * double(x(b, p)));
             const double r = sum > 0 ? 1.0 / std::sqrt(sum) : (sum == 0 ? 0.0 : sum);
             for (int64_t p = 0; p < n; ++p) unit(b, p) = T(scale * double(x(b, p)) * r);

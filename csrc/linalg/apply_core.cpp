@@ -716,9 +716,9 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     for (int64_t i = 0; i < items; ++i) {
         if (!all_finite<T>(c[i])) throw ValueError("C holds NaN or infinity");
         if (source != nullptr && !all_finite<T>(x[i])) throw ValueError("source holds NaN or infinity");
-        if (v.packed == nullptr && !all_finite<T>(one_basis ? v.dense.first : v.dense[i])) throw ValueError("V holds NaN or infinity");
+        if (v.packed == nullptr && !all_finite<T>(one_basis ? v.dense.first : v.dense[i])) throw ValueError(std::string(v.name) + " holds NaN or infinity");
     }
-    throw ValueError("the result overflows the dtype although the input is finite (products of V and C overflow); scale them");
+    throw ValueError("the result overflows the dtype although the input is finite (products of " + std::string(v.name) + " and C overflow); scale them");
 }
 
 template void apply_core<float>(const StackView<const float> &, const Basis<float> &, const Core<float> &, float, Side, const StackView<float> &, bool,

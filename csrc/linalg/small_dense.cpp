@@ -2,6 +2,7 @@
 #include "subspan/parallel.hpp"
 
 #include "linalg/microkernel.hpp"
+#include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
 
@@ -312,9 +313,7 @@ void svd(int64_t k, const double *a, double *s, double *xt, double *yt, double a
     int64_t *seat = frame.take<int64_t>(k + 1);
     transpose(k, a, g);
     const double top = largest(k, a);
-    int e = 0;
-    if (top > 0) std::frexp(top, &e);
-    const double down = std::ldexp(1.0, -std::clamp(e, -1000, 1000)), up = 1.0 / down;
+    const double down = std::ldexp(1.0, -near_exponent(top)), up = 1.0 / down;
     for (int64_t i = 0; i < area(k); ++i) g[i] *= down;
     if (v != nullptr) identity(k, v);
     const double tolerance = std::max(accuracy, std::numeric_limits<double>::epsilon() * std::max(2.0, std::sqrt(double(k))));

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 
 namespace subspan {
 
@@ -19,7 +20,7 @@ template <class T> double gram_core(const Basis<T> &v, std::int64_t item, Matrix
     Frame frame;
     if (v.packed == nullptr) {
         const double largest = double(max_abs<T>(v.dense[item]));
-        if (!std::isfinite(largest)) throw ValueError("V holds NaN or infinity");
+        if (!std::isfinite(largest)) throw ValueError(std::string(v.name) + " holds NaN or infinity");
         if (largest > 1e100) return std::numeric_limits<double>::infinity();
     }
     double *g = frame.zeros<double>(k * k), *part = frame.take<double>(k * k), *scale = frame.take<double>(k);
@@ -45,7 +46,7 @@ template <class T> double gram_core(const Basis<T> &v, std::int64_t item, Matrix
     }
     double top = 0;
     for (std::int64_t i = 0; i < k; ++i) top = std::max(top, g[i * k + i]);
-    if (!std::isfinite(top)) throw ValueError("V holds NaN or infinity, or squares of its entries overflow");
+    if (!std::isfinite(top)) throw ValueError(std::string(v.name) + " holds NaN or infinity, or squares of its entries overflow");
     // Lengths far from one would leave T in M, or their squares double: an orthonormal basis is the way then.
     for (std::int64_t i = 0; i < k; ++i)
         if (!(g[i * k + i] > 1e-12 && g[i * k + i] < 1e12)) return std::numeric_limits<double>::infinity();

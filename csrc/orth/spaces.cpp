@@ -1,5 +1,6 @@
 #include "subspan/spaces.hpp"
 
+#include "base/amax.hpp"
 #include "base/stacks.hpp"
 #include "subspan/apply_core.hpp"
 #include "subspan/errors.hpp"
@@ -128,10 +129,10 @@ template <class T> void column_space(const StackView<const T> &a, double tol, bo
             }
         // By a power of two, which is exact, or each column to unit length; in double, where neither overflows.
         const T top = *std::max_element(peak.begin(), peak.end());
-        std::vector<double> factor(std::size_t(n), top > 0 ? std::ldexp(1.0, -std::ilogb(top)) : 1.0);
+        std::vector<double> factor(std::size_t(n), std::ldexp(1.0, -near_exponent(top)));
         if (unit_columns) {
             std::vector<double> sum(std::size_t(n), 0.0);
-            for (int64_t c = 0; c < n; ++c) factor[std::size_t(c)] = peak[std::size_t(c)] > 0 ? std::ldexp(1.0, -std::ilogb(peak[std::size_t(c)])) : 1.0;
+            for (int64_t c = 0; c < n; ++c) factor[std::size_t(c)] = std::ldexp(1.0, -near_exponent(peak[std::size_t(c)]));
             for (int64_t r = 0; r < m; ++r)
                 for (int64_t c = 0; c < n; ++c) {
                     const double x = double(from(r, c)) * factor[std::size_t(c)];

@@ -10,6 +10,7 @@
 //   tall         More rows than columns: QR of A by pieces, and the SVD of its n x n factor. Nothing is squared either.
 //   householder  LAPACK's QR of all of Aᵀ. For first blocks and for blocks so much larger than the k-th singular
 //                value that the Gram matrix of R no longer resolves it.
+#include "base/amax.hpp"
 #include "linalg/sparse.hpp"
 #include "svd/streaming_impl.hpp"
 #include "subspan/eigh.hpp"
@@ -122,8 +123,7 @@ template <class T> void StreamingSvd<T>::Impl::rescale(Work &w, Rows<T> &dense, 
     T most = 0;
     for (std::int64_t i = 0; i < count; ++i) most = std::max(most, T(std::abs(fresh.data()[i])));
     if (!std::isfinite(most)) throw ValueError("rows: centring overflows the dtype's range; scale the data");
-    int e = 0;
-    std::frexp(most == T(0) ? T(1) : most, &e);
+    const int e = near_exponent(most);
     for (std::int64_t i = 0; i < count; ++i) fresh.data()[i] = std::ldexp(fresh.data()[i], -e);
     copy = std::move(fresh);
     double *weight_all = frame.take<double>(w.b);
@@ -136,9 +136,7 @@ template <class T> void StreamingSvd<T>::Impl::rescale(Work &w, Rows<T> &dense, 
 }
 
 template <class T> void StreamingSvd<T>::Impl::in_units(Work &w, double largest) {
-    int e = 0;
-    std::frexp(largest > 0 ? largest : 1.0, &e);
-    e = std::min(e, 1023); // 2^1024 is no number
+    const int e = near_exponent(largest);
     w.unit = std::ldexp(1.0, e);
     for (double &x : w.scale) x = std::ldexp(x, -e);
     w.dropped = w.dropped / w.unit / w.unit;
@@ -234,9 +232,9 @@ void StreamingSvd<T>::Impl::inner_svd(std::int64_t rows, std::int64_t cols, cons
     Frame frame;
     double largest = 0;
     for (std::int64_t i = 0; i < rows * cols; ++i) largest = std::max(largest, std::abs(inner[i]));
+    if (!std::isfinite(largest)) throw LinAlgError("the rows' decomposition overflows; scale the data");
     if (largest > 0 && (largest < 1e-120 || largest > 1e120)) { // squares must stay in range
-        int e = 0;
-        std::frexp(largest, &e);
+        const int e = near_exponent(largest);
         double *near = frame.take<double>(rows * cols);
         for (std::int64_t i = 0; i < rows * cols; ++i) near[i] = std::ldexp(inner[i], -e);
         inner_svd(rows, cols, near, k, sigma, y);

@@ -332,9 +332,7 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
     // In double, and near one: the basis is known to more than T, and squares must not leave the range.
     const std::int64_t bb = b + between;
     const double largest = std::max(r > 0 ? s[0] : 0.0, double(max_abs(rows)));
-    int e = 0;
-    std::frexp(largest > 0 ? largest : 1.0, &e);
-    e = std::min(e, 1023);
+    const int e = near_exponent(largest);
     const double unit = std::ldexp(1.0, e), down = std::ldexp(1.0, -e);
     double *wide = frame.take<double>(bb * n), *basis = frame.take<double>(r * n), *c = frame.take<double>(bb * r);
     double *extra = frame.zeros<double>(n); // the way of the mean, as it is

@@ -335,9 +335,9 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
     return xo.object();
 }
 
-py::object product_output(py::handle context, py::handle x, const Shape &shape, const py::object &out) {
+py::object product_output(py::handle context, py::handle x, const Shape &shape, const py::object &out, const std::string &name) {
     const Call call(context);
-    const Array xx(call, x, "G or R");
+    const Array xx(call, x, name.c_str());
     const Array xo = call.output(out, shape, xx.dtype());
     check_no_overlap(xo, xx);
     if (for_blas(call, xo.object(), "out").data() != xo.data())
@@ -390,7 +390,7 @@ void register_device_orth(py::module_ &m) {
     m.def("unpack_int4", &unpack_int4, arg("call"), arg("parts"));
     m.def("int4_product", &int4_product, arg("call"), arg("parts"), arg("X"), arg("side"), arg("transpose"), arg("alpha"), arg("out"), arg("check"),
           arg("name"));
-    m.def("product_output", &product_output, arg("call"), arg("x"), arg("shape"), arg("out"));
+    m.def("product_output", &product_output, arg("call"), arg("x"), arg("shape"), arg("out"), arg("name"));
     m.def("product", &product, arg("call"), arg("A"), arg("B"), arg("alpha"), arg("out"));
 }
 

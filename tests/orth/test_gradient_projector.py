@@ -225,6 +225,9 @@ def test_the_cosine_rule_lengthens_and_shortens(rng):
 def test_projector_objects(rng):
     p = orth.GradientProjector(3, bits=4, adapt=True, rng=0)
     assert "no basis yet" in repr(p)
+    askew = np.frombuffer(bytes(20 * 12 * 4 + 1), np.float32, offset=1).reshape(20, 12)
+    with pytest.raises(ValueError, match="G is not aligned"):
+        p.down(askew)
     with pytest.raises(ValueError, match="no basis"):
         p.up(np.ones((3, 3)))
     G = rng.standard_normal((20, 12)).astype(np.float32)

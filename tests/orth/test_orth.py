@@ -458,6 +458,15 @@ def test_jax_arrays(rng):
     got = orth.project_out(G, U)
     assert isinstance(got, jax.Array)
     np.testing.assert_allclose(got, G - U @ (U.T @ G), atol=1e-5)
+    for bits in (None, 4):
+        p = orth.GradientProjector(2, bits=bits, rng=0)
+        R = p.down(G)
+        assert isinstance(R, jax.Array)
+        update = p.up(R)
+        assert isinstance(update, jax.Array)
+        P = np.asarray(p.basis.to_array() if bits else p.basis)
+        np.testing.assert_allclose(R, G @ P, atol=1e-4)
+        np.testing.assert_allclose(update, R @ P.T, atol=1e-4)
 
 
 # -- subspace algebra --------------------------------------------------------------------------------------------------

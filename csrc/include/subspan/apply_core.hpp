@@ -24,6 +24,7 @@ template <class T> struct Core {
 template <class T> struct Basis {
     StackView<const T> dense;
     const Int4View<T> *packed = nullptr;
+    const char *name = "V"; // in errors
 
     Basis(StackView<const T> v) : dense(std::move(v)) {}
     Basis(MatrixView<const T> v) : dense(v) {}

@@ -40,9 +40,7 @@ def as_array(x: Array, name: str) -> Array:
         raise TypeError(f"{name} must be an array, got the class {x.__name__}")
     library = library_of(x)
     if library == "torch":
-        layout = getattr(x, "layout", None)
-        if layout is not None and layout is not sys.modules["torch"].strided:
-            raise TypeError(f"{name} is a tensor of layout {layout}; make it dense first, e.g. {name}.to_dense()")
+        _check_memory(x, name)
         if hasattr(x, "is_neg") and x.is_neg():
             return x.resolve_neg()  # a lazy minus sign that DLPack does not carry
         return x
@@ -54,7 +52,22 @@ def as_array(x: Array, name: str) -> Array:
         return _from_list(x, name)
     if hasattr(x, "__array__"):  # a pandas frame, say
         return np.asarray(x)
-    raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    raise _no_array(x, name)
+
+
+def _no_array(x: Any, name: str) -> TypeError:
+    if hasattr(x, "toarray"):
+        return TypeError(f"{name} is sparse, which is not taken here; make it dense first, e.g. {name}.toarray()")
+    return TypeError(f"{name} must be an array, got {type(x).__name__}")
+
+
+def _check_memory(x: Any, name: str) -> None:
+    """That a tensor is numbers in memory."""
+    layout = getattr(x, "layout", None)
+    if layout is not None and layout is not sys.modules["torch"].strided:
+        raise TypeError(f"{name} is a tensor of layout {layout}; make it dense first, e.g. {name}.to_dense()")
+    if getattr(x, "is_meta", False):
+        raise TypeError(f"{name} is a tensor on the meta device, which holds no numbers")
 
 
 def _from_list(x: Any, name: str) -> Any:
@@ -92,7 +105,11 @@ def _namespace(library: str, like: Array) -> Any:
 def check_library(x: Array, name: str) -> None:
     """Raises, before any work is done, where a result could not be handed to the library of ``x``."""
     library = library_of(x)
-    if library not in ("numpy", "torch", "jax", "cupy") and _namespace(library, x) is None:
+    if library in ("numpy", "torch", "jax", "cupy"):
+        return
+    if not hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+        raise _no_array(x, name)
+    if _namespace(library, x) is None:
         raise TypeError(f"{name} is an array of {library!r}, and results cannot be handed to it: it has no from_dlpack")
 
 
@@ -161,10 +178,13 @@ def as_float(x: Array, name: str, wanted: Any = None) -> Array:
     Of up to 16 bits to float32, of up to 32 to float64. Others, and all floats, pass through.
     """
     dtype = getattr(x, "dtype", None)
-    if dtype is None or (isinstance(dtype, np.dtype) and dtype.kind == "f"):
+    if dtype is None or (isinstance(dtype, np.dtype) and dtype.char in "fd"):
         return x
     given = str(dtype).rpartition(".")[2]
     target = "float64" if wanted is None else np.dtype(wanted).name
+    if wanted is not None and given in ("float16", "bfloat16"):
+        how = f"to(torch.{target})" if library_of(x) == "torch" else f"astype('{target}')"
+        raise TypeError(f"{name} must be {target}, got {given}; convert it first, e.g. {name}.{how}")
     if given not in (*_EXACT["float32"], *(_EXACT["float64"] if target == "float64" else ())):
         if given in ("int32", "uint32", "int64", "uint64"):
             raise TypeError(
@@ -203,14 +223,16 @@ def prepared(x: Any, name: str, access: int) -> Array:
     ``access``: 0 where it is read, 1 where results are written to it, 2 where it is changed in place.
     """
     if access == _READ:
-        return detached(as_array(x, name))
+        return detached(as_array(x, name), name)
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, and its mask would be ignored")
     if not isinstance(x, np.ndarray) and not hasattr(x, "__dlpack__"):
         if access == _IN_PLACE:
             raise TypeError(f"{name} must be an array that can be written to, got {type(x).__name__}")
-        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+        raise _no_array(x, name)
     library = library_of(x)
+    if library == "torch":
+        _check_memory(x, name)
     if library == "jax":
         why = ", and this changes it in place" if access == _IN_PLACE else ""
         raise TypeError(f"{name}: JAX arrays are immutable{why}")
@@ -218,22 +240,22 @@ def prepared(x: Any, name: str, access: int) -> Array:
         raise ValueError(f"{name} is a lazily negated view, which cannot be written to; pass {name}.resolve_neg()")
     if library == "torch" and access == _OUT and x.requires_grad and sys.modules["torch"].is_grad_enabled():
         raise ValueError(f"{name} requires grad; write to it under torch.no_grad()")
-    return np.asarray(x) if isinstance(x, np.ndarray) else detached(x)
+    return np.asarray(x) if isinstance(x, np.ndarray) else detached(x, name)
 
 
-def detached(x: Array) -> Array:
+def detached(x: Array, name: str = "a tensor") -> Array:
     """Tensors without their history. What autograd would have to record is an error instead of a wrong gradient."""
     if library_of(x) != "torch":
         return x
     torch = sys.modules["torch"]
     if x.requires_grad and torch.is_grad_enabled():
         raise TypeError(
-            "a tensor requires grad, and autograd does not see this function; call it under torch.no_grad(), pass "
-            "x.detach(), or wrap it and its *_backward in a torch.autograd.Function"
+            f"{name} requires grad, and autograd does not see this function; call it under torch.no_grad(), pass "
+            "a detach() of it, or wrap it and its *_backward in a torch.autograd.Function"
         )
     if torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
         raise TypeError(
-            "a tensor carries a tangent, and forward-mode autograd does not see this function; pass the primal"
+            f"{name} carries a tangent, and forward-mode autograd does not see this function; pass the primal"
         )
     return x.detach().resolve_neg()  # a lazy minus sign is not in the memory that is handed over
 

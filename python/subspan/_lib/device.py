@@ -253,9 +253,9 @@ def on_the_cpu(x: Any, name: str) -> None:
         )
 
 
-def numpy(x: Array) -> np.ndarray[Any, Any]:
+def numpy(x: Array, name: str = "an array") -> np.ndarray[Any, Any]:
     """A view in NumPy, without a copy. A tensor whose history would be lost is an error, as in :func:`detached`."""
     if isinstance(x, np.ndarray):
         return np.asarray(x)
-    on_the_cpu(x, "an array")
-    return np.from_dlpack(detached(x))
+    on_the_cpu(x, name)
+    return np.from_dlpack(detached(x, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib
+import inspect
 import os
 import re
 import socket
@@ -218,14 +219,26 @@ def known_library(name: Any) -> str:
 
 
 class Fixed:
-    """An object whose options (``_OPTIONS``) stay as it was made."""
+    """An object that stays as it was made: in its options (``_OPTIONS``), and in what its constructor takes under other
+    names, of which ``obj.name = value`` would make an attribute that nothing reads. ``_FREE`` may change.
+    """
 
     _OPTIONS: tuple[str, ...] = ()
+    _FREE: tuple[str, ...] = ()
+    _taken: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        cls._taken = frozenset(inspect.signature(cls).parameters).difference(cls._OPTIONS, cls._FREE)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._OPTIONS and name in self.__dict__:
+        if name in self._taken or (name in self._OPTIONS and name in self.__dict__):
             raise AttributeError(f"{name} is fixed when a {type(self).__name__} is made; make a new one")
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._taken or name in self._OPTIONS or name in self._FREE:
+            raise AttributeError(f"{name} is part of every {type(self).__name__}")
+        object.__delattr__(self, name)
 
 
 class Kept(Fixed):

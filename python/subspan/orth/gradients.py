@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from subspan import _core
 from subspan._lib.arrays import Array, as_array, check_float, check_library, detached, library_of
-from subspan._lib.call import call_of
+from subspan._lib.call import Call, call_of
 from subspan._lib.device import check_dtype, device_of, dtype_name, memory_of, on_device
 from subspan._lib.files import Fixed, checked_state, sealed_state
 from subspan._lib.numbers import choice, real_number, rng_key, truth, whole_number
@@ -76,6 +77,7 @@ class GradientProjector(Fixed):
     """
 
     _OPTIONS = ("rank", "side", "bits", "history", "group")  # what a basis is made with
+    _FREE = ("adapt", "threshold", "scale", "iterations")
     _dtype_there: str | None = None  # of gradients on a CUDA device
 
     def __init__(
@@ -112,9 +114,10 @@ class GradientProjector(Fixed):
         self._since = 0
         self._first: Any = None
         self._shape: tuple[int, ...] | None = None
+        self._turn = _core.Turn()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("basis", "similarity")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("basis", "similarity", "_turn")}
         basis = self.basis.__getstate__() if isinstance(self.basis, Int4Basis) else self.basis
         return sealed_state({"format": _FORMAT, **state, "basis": basis, "similarity": list(self.similarity)})
 
@@ -129,7 +132,7 @@ class GradientProjector(Fixed):
         similarity = deque(state.pop("similarity"), maxlen=state["history"])
         self.__dict__.clear()
         self.__dict__.update({k: v for k, v in state.items() if k not in ("format", "checksum")})
-        self.__dict__.update(basis=basis, similarity=similarity)
+        self.__dict__.update(basis=basis, similarity=similarity, _turn=_core.Turn())
 
     def _right(self, shape: Any) -> bool:
         m, n = shape
@@ -148,7 +151,7 @@ class GradientProjector(Fixed):
             raise ValueError(
                 f"rank must be at most {min(G.shape)} for a gradient of shape {tuple(G.shape)}, got {self.rank}"
             )
-        return detached(G)
+        return detached(G, name)
 
     def refresh(self, G: Array) -> GradientProjector:
         """Find the basis of the gradient ``G (m, n)``, from the last basis where there is one.
@@ -156,7 +159,8 @@ class GradientProjector(Fixed):
         Two products of ``2 m n r`` flops for each iteration, and ``O((m + n) r²)``. With ``adapt`` it also updates
         the interval.
         """
-        self._refresh([self], [G])
+        with self._turn:
+            self._refresh([self], [G])
         return self
 
     @staticmethod
@@ -221,7 +225,10 @@ class GradientProjector(Fixed):
             raise ValueError(f"there are {len(projectors)} projectors and {len(gradients)} gradients")
         if len({id(p) for p in projectors}) != len(projectors):
             raise ValueError("projectors holds one twice")
-        GradientProjector._refresh(projectors, gradients)
+        with ExitStack() as turns:
+            for p in sorted(projectors, key=id):  # in one order, as two threads may have lists of the same ones
+                turns.enter_context(p._turn)
+            GradientProjector._refresh(projectors, gradients)
 
     def _adapted(self, similarity: deque[float]) -> int:
         """The interval after these values, which are forgotten where it changes."""
@@ -245,28 +252,31 @@ class GradientProjector(Fixed):
         right = self._right(g.shape)
         m, n = g.shape
         shape = (m, self.rank) if right else (self.rank, n)
-        self._check_place(g, "G")
-        out = self._output(g, shape, out)  # no memory for it is no reason to have a new basis
-        if self.basis is None or (self.interval > 0 and self._since >= self.interval):
-            self.refresh(G)
-        result = self._multiply(g, "G", right, not right, 1.0, out)
-        self._since += 1
-        return result
+        with self._turn:
+            self._check_place(g, "G")
+            call, target = self._output(g, "G", shape, out)  # no memory for it is no reason to have a new basis
+            if self.basis is None or (self.interval > 0 and self._since >= self.interval):
+                self._refresh([self], [G])
+            self._multiply(call, g, "G", right, not right, 1.0, target)
+            self._since += 1
+        return call.give(target, out)
 
     def up(self, R: Array, *, out: Array | None = None) -> Array:
         """The update at full size: ``scale · R Pᵀ`` or ``scale · P R``, ``(m, n)``."""
-        if self.basis is None or self._shape is None:
-            raise ValueError("there is no basis yet: call down or refresh first")
         R = as_array(R, "R")
-        m, n = self._shape
-        right = self._right((m, n))
-        want = (m, self.rank) if right else (self.rank, n)
-        if tuple(R.shape) != want:
-            hint = _core.convolution_hint(tuple(R.shape), "R")
-            raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}{hint}")
-        self._check_place(R, "R")
-        out = self._output(R, (m, n), out)
-        return self._multiply(R, "R", right, right, self.scale, out)
+        with self._turn:
+            if self.basis is None or self._shape is None:
+                raise ValueError("there is no basis yet: call down or refresh first")
+            m, n = self._shape
+            right = self._right((m, n))
+            want = (m, self.rank) if right else (self.rank, n)
+            if tuple(R.shape) != want:
+                hint = _core.convolution_hint(tuple(R.shape), "R")
+                raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}{hint}")
+            self._check_place(R, "R")
+            call, target = self._output(R, "R", (m, n), out)
+            self._multiply(call, R, "R", right, right, self.scale, target)
+        return call.give(target, out)
 
     def _check_place(self, x: Array, name: str) -> None:
         """The library, the device and the dtype must be those of before."""
@@ -289,14 +299,12 @@ class GradientProjector(Fixed):
             raise TypeError(f"{name} must be {known} as before, got {dtype}")
 
     @staticmethod
-    def _output(x: Array, shape: tuple[int, ...], out: Array | None) -> Array:
-        """``out``, with all that a product would refuse of it, or a fresh array."""
-        call = call_of(x=x, out=out)
-        found = call.kernels.product_output(call.context, x, shape, out)
-        return call.give(found, out)
-
-    def _multiply(self, x: Array, name: str, right: bool, transpose: bool, scale: float, out: Array) -> Array:
+    def _output(x: Array, name: str, shape: tuple[int, ...], out: Array | None) -> tuple[Call, Array]:
+        """The call, and ``out``, with all that a product would refuse of it, or a fresh array of the kernels."""
         call = call_of(**{name: x}, out=out)
+        return call, call.kernels.product_output(call.context, x, shape, out, name)
+
+    def _multiply(self, call: Call, x: Array, name: str, right: bool, transpose: bool, scale: float, out: Array) -> None:
         if isinstance(self.basis, Int4Basis):
             side = "right" if right else "left"
             args = (self.basis._parts(), x, side, transpose, scale, out, False, name)
@@ -312,7 +320,6 @@ class GradientProjector(Fixed):
             if not _core.all_finite(x):
                 raise ValueError(f"{name} holds NaN or infinity")
             raise ValueError("the result overflows the dtype although the input is finite; scale it")
-        return out
 
     def __repr__(self) -> str:
         kind = "no basis yet" if self.basis is None else f"gradients {self._shape}, refreshed {self.refreshes} times"

@@ -220,5 +220,5 @@ def _own(x: Array | None, name: str) -> Any:
     if x is None:
         return None
     if on_device(x):
-        return memory_of(**{name: x}).copied(detached(x))
-    return np.array(numpy(detached(as_array(x, name))))
+        return memory_of(**{name: x}).copied(detached(x, name))
+    return np.array(numpy(as_array(x, name), name))

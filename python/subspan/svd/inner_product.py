@@ -89,9 +89,9 @@ class InnerProduct:
             check_float(data, "weight")
             self.given = sparse.csr_array((data.astype(np.float64), indices, indptr), shape=(m, n)).tocsc()
         else:
-            given = np.array(numpy(as_float(as_array(weight, "weight"), "weight")))
+            given = as_float(as_array(weight, "weight"), "weight")
             check_float(given, "weight")
-            self.given = given.astype(np.float64)
+            self.given = np.array(numpy(given, "weight"), np.float64)
         shape = tuple(self.given.shape)
         entries = self.given.data if is_sparse(self.given) else self.given
         if not np.isfinite(entries).all():

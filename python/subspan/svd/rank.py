@@ -51,7 +51,7 @@ def choose_rank(
     values = as_array(singular_values, "singular_values")
     if dtype_of(values).kind not in "fiu":
         raise TypeError(f"singular_values must be real numbers, got {values.dtype}")
-    values = detached(values)
+    values = detached(values, "singular_values")
     if library_of(values) == "torch":
         values = values.double()  # NumPy does not know all of its dtypes
     return _core.choose_rank(np.asarray(values, dtype=np.float64), energy, threshold, rule, shape, noise)

@@ -49,7 +49,7 @@ class Rotation(NamedTuple):
         U = as_array(U, "U")
         check_library(U, "U")
         on_the_cpu(U, "U")
-        u, dtype = numpy(detached(U)), check_float(U, "U")
+        dtype, u = check_float(U, "U"), numpy(U, "U")
         if u.ndim != 2 or u.shape[1] != self.past.shape[0]:
             raise ValueError(f"U must have shape (m, {self.past.shape[0]}), got {u.shape}")
         after = np.vstack([u @ self.past + self.shift, self.new]).astype(dtype)
@@ -204,7 +204,7 @@ class StreamingSVD(Kept):
         """
         if truth(rotation, "rotation"):
             return self._update_with_rotation(rows)
-        if self._settled and type(rows) is np.ndarray and rows.dtype.kind == "f":
+        if self._settled and type(rows) is np.ndarray and rows.dtype.char in "fd":
             self._state.update(rows)
         else:
             with self._turn:
@@ -242,7 +242,7 @@ class StreamingSVD(Kept):
             x = float_array(x, name, self.dtype)
             check_library(x, name)
             library = library_of(x)
-            parts = (detached(x),)
+            parts = (detached(x, name),)
         self._check_side(x, name)
         if name == "rows" and self._library != library and self._state.dtype() is not None:
             raise TypeError(
@@ -282,7 +282,7 @@ class StreamingSVD(Kept):
 
     def _rotation(self, before: Any, after: Any, block: Any) -> Rotation:
         v, s = self._vectors(after), after["singular_values"]
-        x = np.atleast_2d(numpy(block) if self._inner is None else self._inner.forward(block, "rows")).astype(
+        x = np.atleast_2d(numpy(block, "rows") if self._inner is None else self._inner.forward(block, "rows")).astype(
             np.float64
         )
         mean = after["mean"] if self.center else 0.0

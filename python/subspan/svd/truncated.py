@@ -110,7 +110,7 @@ def truncated_svd(
     if weight is not None:
         return _weighted(A, options, initial, rng, signs, weight)
     if initial is not None and not on_device(initial):
-        initial = detached(float_array(initial, "initial", float_beside(A)))
+        initial = detached(float_array(initial, "initial", float_beside(A)), "initial")
     more: Any = (initial, rng_key(rng), signs)
     if is_sparse(A):
         return TruncatedSVD(*_core.truncated_svd_csr(*csr_parts(A, "A"), *options, *more))
@@ -144,10 +144,10 @@ def _weighted(A: Array, options: Any, initial: Any, rng: Any, signs: str, weight
         A = as_array(A, "A")
         check_library(A, "A")
         library, like = library_of(A), A
-        x = detached(as_float(A, "A"))
+        x = detached(as_float(A, "A"), "A")
         dtype = check_float(x, "A")
         x = inner.forward(x, "A")
-    start = None if initial is None else inner.forward(detached(as_array(initial, "initial")), "initial")
+    start = None if initial is None else inner.forward(detached(as_array(initial, "initial"), "initial"), "initial")
     names = ("rank", "energy", "tol", "oversample", "power_iterations")
     found = truncated_svd(x, **dict(zip(names, options, strict=True)), initial=start, rng=rng, signs=signs)
     vh = inner.backward(found.Vh)
