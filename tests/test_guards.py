@@ -659,7 +659,7 @@ def test_numbers_at_the_ends_of_the_range(size, shape, rng):
         lambda: StreamingSVD(8).update(A[:half]).update(A[half:]).singular_values[:3],
         lambda: StreamingSVD(8).update(A[:half]).merge(StreamingSVD(8).update(A[half:])).singular_values[:3],
     ):
-        if values[0] > np.finfo(float).max / size:
+        if size > 1 and values[0] > np.finfo(float).max / size:
             with pytest.raises((ValueError, np.linalg.LinAlgError), match=r"overflow|scale|too large"):
                 make()
         else:
@@ -1363,7 +1363,7 @@ def test_first_merges_from_many_threads(rng):
 
 
 def test_a_projector_that_threads_share(rng):
-    """Refreshes and products of two threads do not mix: the counts of both are there, and each update is of one basis."""
+    """Refreshes and products of threads do not mix: the counts of all are there, and each update is of one basis."""
     G = np.array(rng.standard_normal((60, 3)) @ rng.standard_normal((3, 40)), np.float32)
     p = orth.GradientProjector(3, refresh=2, rng=0)
     wrong = []

@@ -110,6 +110,13 @@ template <class T> void require_no_overflow(const StackView<T> &out, const char 
     throw ValueError(std::string(what) + " overflows the dtype although the input is finite; scale what goes in");
 }
 
+/// The same where NaN and infinity of `x`, which `name` names, are refused: both show in a product.
+template <class T> void require_finite_product(const StackView<T> &out, const StackView<const T> &x, const char *name) {
+    if (subspan::all_finite<T>(StackView<const T>(out))) return;
+    if (!subspan::all_finite<T>(x)) throw ValueError(std::string(name) + " holds NaN or infinity");
+    throw ValueError("the result overflows the dtype although the input is finite; scale it");
+}
+
 /// What is wrong with the arrays of a compressed sparse matrix of `major` rows (columns) and `minor` columns (rows), of
 /// which `stored` entries are there: no loop may leave them. Whether each row is sorted without duplicates.
 template <class I>

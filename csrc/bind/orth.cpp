@@ -638,9 +638,9 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
     dispatch(p.u.dtype(), [&](auto t) {
         using T = decltype(t);
         const auto view = p.u.view<T>();
-        auto vx = p.x.c.stack<const T>(batch);
+        const auto given = p.x.c.stack<const T>(batch);
+        auto vx = given;
         const auto vo = xo.stack<T>(batch);
-        if (checks && !subspan::all_finite<T>(vx)) throw py::value_error(std::string(name) + " holds NaN or infinity");
         const py::gil_scoped_release release;
         std::optional<Scaled<T>> scaled;
         if (alpha != 1.0) {
@@ -648,6 +648,7 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
             vx = scaled->copy.stack;
         }
         subspan::int4_product<T>(view, vx, p.x.left, p.transpose, vo);
+        if (checks) require_finite_product<T>(vo, given, name);
     });
     xo.written();
     return xo.object();
@@ -664,8 +665,10 @@ py::object product_output(py::handle context, py::handle x, const Shape &shape, 
     return xo.object();
 }
 
-// alpha A B for stacks.
-py::object product(py::handle context, py::handle a, py::handle b, double alpha, const py::object &out) {
+// alpha X P, or alpha P X, for stacks; ValueError where X, which `name` names, is not finite.
+py::object product(py::handle context, py::handle x, py::handle p, py::handle right, double alpha, const py::object &out, const char *name) {
+    const bool after = truth(right, "right");
+    const py::handle a = after ? x : p, b = after ? p : x;
     const Call call(context);
     const Array xa = matrices(call, a, "A", false), xb = matrices(call, b, "B", false);
     xb.require_dtype_of(xa);
@@ -679,6 +682,7 @@ py::object product(py::handle context, py::handle a, py::handle b, double alpha,
     dispatch(xa.dtype(), [&](auto t) {
         using T = decltype(t);
         auto va = xa.stack<const T>(batch), vb = xb.stack<const T>(batch);
+        const auto given = after ? va : vb;
         const auto vo = xo.stack<T>(batch);
         const py::gil_scoped_release release;
         std::optional<Scaled<T>> scaled;
@@ -688,6 +692,7 @@ py::object product(py::handle context, py::handle a, py::handle b, double alpha,
             small = scaled->copy.stack;
         }
         subspan::product<T>(va, vb, vo);
+        require_finite_product<T>(vo, given, name);
     });
     xo.written();
     return xo.object();
@@ -751,7 +756,7 @@ void register_orth(py::module_ &m) {
     m.def("unpack_int4", &unpack_int4, py::arg("call"), py::arg("parts"));
     m.def("int4_product", &int4_product, py::arg("call"), py::arg("parts"), py::arg("X"), py::arg("side"), py::arg("transpose"), py::arg("alpha"),
           py::arg("out"), py::arg("check"), py::arg("name"));
-    m.def("product", &product, py::arg("call"), py::arg("A"), py::arg("B"), py::arg("alpha"), py::arg("out"));
+    m.def("product", &product, py::arg("call"), py::arg("X"), py::arg("P"), py::arg("right"), py::arg("alpha"), py::arg("out"), py::arg("name"));
     m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"), py::arg("name"));
     m.def("projector", &projector, py::arg("call"), py::arg("U"), py::arg("check"));
     m.def(

@@ -345,10 +345,11 @@ py::object product_output(py::handle context, py::handle x, const Shape &shape, 
     return xo.object();
 }
 
-// alpha A B of matrices.
-py::object product(py::handle context, py::handle a, py::handle b, double alpha, const py::object &out) {
+// alpha X P, or alpha P X, of matrices.
+py::object product(py::handle context, py::handle x, py::handle p, py::handle right, double alpha, const py::object &out, const char *) {
     const Call call(context);
-    const Array xa = for_blas(call, a, "A"), xb = for_blas(call, b, "B");
+    const bool after = truth(right, "right");
+    const Array xa = for_blas(call, after ? x : p, "A"), xb = for_blas(call, after ? p : x, "B");
     for (const Array *x : {&xa, &xb}) x->require_ndim(2);
     xb.require_dtype_of(xa);
     if (xa.cols() != xb.rows()) throw py::value_error("A " + xa.shape_text() + " and B " + xb.shape_text() + " do not fit each other");
@@ -391,7 +392,7 @@ void register_device_orth(py::module_ &m) {
     m.def("int4_product", &int4_product, arg("call"), arg("parts"), arg("X"), arg("side"), arg("transpose"), arg("alpha"), arg("out"), arg("check"),
           arg("name"));
     m.def("product_output", &product_output, arg("call"), arg("x"), arg("shape"), arg("out"), arg("name"));
-    m.def("product", &product, arg("call"), arg("A"), arg("B"), arg("alpha"), arg("out"));
+    m.def("product", &product, arg("call"), arg("X"), arg("P"), arg("right"), arg("alpha"), arg("out"), arg("name"));
 }
 
 } // namespace subspan::bind

@@ -503,7 +503,7 @@ def test_the_short_way_says_what_the_long_one_says(gpu, rng):
         assert out is c
     with pytest.raises(ValueError, match="U must have 6 rows"):
         orth.project_out(c, u, side="right", out=c)
-    with pytest.raises(ValueError, match="side must be 'left' or 'right'"):
+    with pytest.raises(ValueError, match="side must be 'left', 'right' or 'both'"):
         orth.project_out(c, u, side="up", out=c)
     with pytest.raises(TypeError, match="U must be float32 as C is, got float64"):
         orth.project_out(c, gpu.put(wide(U)), out=c)

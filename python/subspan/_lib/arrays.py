@@ -254,9 +254,7 @@ def detached(x: Array, name: str = "a tensor") -> Array:
             "a detach() of it, or wrap it and its *_backward in a torch.autograd.Function"
         )
     if torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
-        raise TypeError(
-            f"{name} carries a tangent, and forward-mode autograd does not see this function; pass the primal"
-        )
+        raise TypeError(f"{name} carries a tangent, which forward-mode autograd would lose here; pass the primal")
     return x.detach().resolve_neg()  # a lazy minus sign is not in the memory that is handed over
 
 

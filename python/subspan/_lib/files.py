@@ -46,12 +46,8 @@ def _digest(value: Any, into: Any) -> None:
             _digest(item, into)
         into.update(b"]")
     elif value is None or isinstance(value, (bool, int, float, str, bytes)):
-        kinds: tuple[Any, ...] = (bool, int, float, str, bytes)
-        for kind in kinds:  # np.float64 is a float, and its repr another one
-            if isinstance(value, kind):
-                value = kind(value)
-                break
-        into.update(repr(value).encode())
+        kinds: tuple[Any, ...] = (bool, int, float, str, bytes)  # np.float64 is a float, and its repr another one
+        into.update(repr(next((kind(value) for kind in kinds if isinstance(value, kind)), None)).encode())
     elif isinstance(value, np.generic):
         _digest(value.item(), into)
     else:
@@ -61,9 +57,7 @@ def _digest(value: Any, into: Any) -> None:
 
             value = memory_of(x=value).host(detached(value)) if on_device(value) else numpy(detached(value))
         x = np.asarray(value)
-        if (
-            x.dtype.hasobject or x.ndim == 0
-        ):  # names, of which only the values count; numbers, as an archive gives them back
+        if x.dtype.hasobject or x.ndim == 0:  # names, whose values count; numbers, as an archive gives them back
             _digest(x.tolist(), into)
             return
         into.update(f"{x.dtype.str}{x.shape}".encode())
@@ -108,10 +102,8 @@ def _alive(pid: int) -> bool:
         return True  # os.kill would end it there
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:
+        return not isinstance(e, ProcessLookupError)  # another user's may not be asked
     return True
 
 

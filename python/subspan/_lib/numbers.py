@@ -37,7 +37,7 @@ def float_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         d = np.dtype(name)
     except TypeError:
-        raise TypeError(f"dtype must be float32 or float64, got {dtype!r}") from None
+        d = np.dtype(object)
     if dtype is None or d not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"dtype must be float32 or float64, got {dtype!r}")
     return d

@@ -243,7 +243,8 @@ def mean(
     call = call_of(U=U, initial=initial, out=out)
     w = weights
     if w is not None:  # so few numbers may cross
-        w = memory_of(weights=w).host(detached(w, "weights")) if on_device(w) else numpy(as_array(w, "weights"), "weights")
+        w = detached(as_array(w, "weights"), "weights")
+        w = memory_of(weights=w).host(w) if on_device(w) else numpy(w)
     args = (U, w, initial, tol, max_iterations, progress, out, check)
     found, *figures, warning = call.kernels.mean(call.context, *args)
     if full_output:

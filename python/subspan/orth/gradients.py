@@ -250,8 +250,7 @@ class GradientProjector(Fixed):
         """
         g = self._gradient(G)
         right = self._right(g.shape)
-        m, n = g.shape
-        shape = (m, self.rank) if right else (self.rank, n)
+        shape = (g.shape[0], self.rank) if right else (self.rank, g.shape[1])
         with self._turn:
             self._check_place(g, "G")
             call, target = self._output(g, "G", shape, out)  # no memory for it is no reason to have a new basis
@@ -304,22 +303,15 @@ class GradientProjector(Fixed):
         call = call_of(**{name: x}, out=out)
         return call, call.kernels.product_output(call.context, x, shape, out, name)
 
-    def _multiply(self, call: Call, x: Array, name: str, right: bool, transpose: bool, scale: float, out: Array) -> None:
+    def _multiply(self, call: Call, x: Any, name: str, right: bool, transpose: bool, scale: float, out: Any) -> None:
         if isinstance(self.basis, Int4Basis):
             side = "right" if right else "left"
-            args = (self.basis._parts(), x, side, transpose, scale, out, False, name)
-            call.kernels.int4_product(call.context, *args)
+            call.kernels.int4_product(call.context, self.basis._parts(), x, side, transpose, scale, out, True, name)
         else:
             p = self.basis
             if transpose:
                 p = p.mT if library_of(p) == "torch" else p.swapaxes(-1, -2)
-            a, b = (x, p) if right else (p, x)
-            call.kernels.product(call.context, a, b, scale, out)
-        if call.context is None and not _core.all_finite(out):
-            # A NaN anywhere in the input shows in its product.
-            if not _core.all_finite(x):
-                raise ValueError(f"{name} holds NaN or infinity")
-            raise ValueError("the result overflows the dtype although the input is finite; scale it")
+            call.kernels.product(call.context, x, p, right, scale, out, name)
 
     def __repr__(self) -> str:
         kind = "no basis yet" if self.basis is None else f"gradients {self._shape}, refreshed {self.refreshes} times"

@@ -9,7 +9,7 @@ import numpy as np
 from subspan._lib.arrays import Array, to_library
 from subspan._lib.call import call_of
 from subspan._lib.device import dtype_name, numpy
-from subspan._lib.files import Fixed, checked_state, sealed_state
+from subspan._lib.files import Fixed, checked_state, known_library, sealed_state
 from subspan._lib.numbers import whole_number
 
 __all__ = ["Int4Basis", "quantize_int4"]
@@ -60,12 +60,9 @@ class Int4Basis(Fixed):
         if isinstance(state, dict):  # the first version kept it under another name
             state = {"library": state.get("_library"), **state}
         state = checked_state(state, "Int4Basis", _FORMAT, {*self._OPTIONS, "library"}, sealed=False)
-        if state["library"] not in ("numpy", "torch", "jax", "cupy"):
-            raise ValueError(f"library is {state['library']!r}, wanted numpy, torch, jax or cupy")
+        parts = (state["codes"], state["scale"], state["zero"], tuple(state["shape"]), state["group"])
         self.__dict__.clear()
-        self.__init__(  # type: ignore[misc]
-            state["codes"], state["scale"], state["zero"], tuple(state["shape"]), state["group"], state["library"]
-        )
+        self.__init__(*parts, known_library(state["library"]))  # type: ignore[misc]
 
     @property
     def dtype(self) -> np.dtype[Any]:

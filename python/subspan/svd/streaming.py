@@ -455,9 +455,7 @@ class StreamingSVD(Kept):
     def _read(self, what: str, x: Array, name: str, out: Array | None) -> Array:
         if self._state.dtype() is None:
             raise ValueError("the stream has seen no rows")
-        x = float_array(x, name, self.dtype) if name == "Z" and not is_sparse(x) else x
-        if name == "Z" and is_sparse(x):
-            raise TypeError(f"Z must be an array, got {type(x).__name__}")
+        x = float_array(x, name, self.dtype) if name == "Z" else x  # no sparse one
         parts, library = self._rows(x, name)
         if len(parts) == 1 and len(parts[0].shape) not in (1, 2):
             raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {tuple(parts[0].shape)}")
