@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
     subspan::bind::register_decompositions(m);
     subspan::bind::register_frequent_directions(m);
     subspan::bind::register_orth(m);
+    subspan::bind::register_spaces(m);
     subspan::bind::register_householder(m);
     subspan::bind::register_grassmann(m);
     subspan::bind::register_plucker(m);

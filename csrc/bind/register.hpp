@@ -9,6 +9,7 @@ void register_streaming(pybind11::module_ &m);
 void register_decompositions(pybind11::module_ &m);
 void register_frequent_directions(pybind11::module_ &m);
 void register_orth(pybind11::module_ &m);
+void register_spaces(pybind11::module_ &m);
 void register_householder(pybind11::module_ &m);
 void register_grassmann(pybind11::module_ &m);
 void register_plucker(pybind11::module_ &m);

@@ -58,9 +58,9 @@ struct CoreStack {
 void apply_core(const Call &call, const Array &c, const Array *v, const Packed *packed, const CoreStack &core, double alpha, bool left, const Array &out,
                 const Shape &batch, const Array *source = nullptr);
 
-/// Bindings that others are made of: (V, tau, T, R); Q, or its first columns; the columns of Q behind those of U.
+/// Bindings that others are made of: (V, tau, T, R); Q, or its first columns; `count` columns of Q from `first`.
 py::tuple householder_qr(py::handle call, py::handle a, py::handle pivoting);
 py::object factored_array(py::handle call, py::handle v, py::handle t, py::handle full);
-py::object complement(py::handle call, py::handle u, py::handle check);
+py::object factored_columns(const Call &call, const Array &v, const Array &t, std::int64_t first, std::int64_t count);
 
 } // namespace subspan::bind

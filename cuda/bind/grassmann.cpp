@@ -1,6 +1,7 @@
 #include "device.hpp"
 #include "points.hpp"
 #include "register.hpp"
+#include "subspan/cuda/grassmann.hpp"
 #include "subspan/cuda/grassmann_logits.hpp"
 #include "subspan/cuda/grassmann_mean.hpp"
 #include "subspan/cuda/grassmann_steps.hpp"
@@ -63,7 +64,7 @@ py::object transport(py::handle context, py::handle u, py::handle h, py::handle 
     const Memory memory(call, 0);
     {
         const py::gil_scoped_release release;
-        cuda::transport(memory.context(), su, sh, sv, time, so);
+        cuda::parallel_transport(memory.context(), su, sh, sv, time, so);
     }
     xo.written();
     return xo.object();

@@ -318,41 +318,25 @@ py::tuple householder_qr(py::handle context, py::handle a, py::handle pivoting) 
     return py::make_tuple(v.object(), tau.object(), t.object(), r.object());
 }
 
-py::object factored_array(py::handle context, py::handle v, py::handle t, py::handle full) {
-    const Call call(context);
-    const Array xv(call, v, "V"), core = copied(call, Array(call, t, "T"), -1.0);
-    const Shape batch = xv.leading();
+py::object factored_columns(const Call &call, const Array &v, const Array &t, std::int64_t first, std::int64_t count) {
+    const Array core = copied(call, t, -1.0);
+    const Shape batch = v.leading();
     Shape shape = batch;
-    shape.insert(shape.end(), {xv.rows(), truth(full, "full") ? xv.rows() : xv.cols()});
-    const Array q = identity(call, shape, xv.dtype());
-    act(call, q, xv, core, true, false, q, batch);
+    shape.insert(shape.end(), {v.rows(), count});
+    const Array q = identity(call, shape, v.dtype(), first);
+    if (count_of(shape) > 0) act(call, q, v, core, true, false, q, batch);
     return q.object();
 }
 
-// The last columns of the Householder Q of U.
-py::object complement(py::handle context, py::handle u, py::handle check) {
+py::object factored_array(py::handle context, py::handle v, py::handle t, py::handle full) {
     const Call call(context);
-    truth(check, "check");
-    Array xu(call, u, "U");
-    xu.as_matrix(true);
-    xu.require_matrices();
-    require_tall(xu);
-    const auto factors = householder_qr(
-        context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)),
-        py::bool_(false));
-    const Array v(call, factors[0], "V"), core = copied(call, Array(call, factors[2], "T"), -1.0);
-    const Shape batch = v.leading();
-    Shape shape = batch;
-    shape.insert(shape.end(), {xu.rows(), xu.rows() - xu.cols()});
-    const Array q = identity(call, shape, xu.dtype(), xu.cols());
-    if (count_of(shape) > 0) act(call, q, v, core, true, false, q, batch);
-    return q.object();
+    const Array xv(call, v, "V");
+    return factored_columns(call, xv, Array(call, t, "T"), 0, truth(full, "full") ? xv.rows() : xv.cols());
 }
 
 void register_device_householder(py::module_ &m) {
     using py::arg;
     m.def("householder_qr", &householder_qr, arg("call"), arg("A"), arg("pivoting"));
-    m.def("complement", &complement, arg("call"), arg("U"), arg("check"));
     m.def("factored_apply", &factored_apply, arg("call"), arg("V"), arg("T"), arg("C"), arg("side"), arg("transpose"), arg("out"), arg("check"));
     m.def("factored_array", &factored_array, arg("call"), arg("V"), arg("T"), arg("full"));
     m.def("householder_apply", &householder_apply, arg("call"), arg("V"), arg("C"), arg("tau"), arg("side"), arg("transpose"), arg("packed"), arg("out"),

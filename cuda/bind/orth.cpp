@@ -4,6 +4,7 @@
 #include "subspan/cuda/apply_core.hpp"
 #include "subspan/cuda/blas.hpp"
 #include "subspan/cuda/gram_core.hpp"
+#include "subspan/cuda/spaces.hpp"
 #include "subspan/cuda/householder_qr.hpp"
 #include "subspan/cuda/int4.hpp"
 
@@ -366,6 +367,35 @@ py::object product(py::handle context, py::handle x, py::handle p, py::handle ri
     return xo.object();
 }
 
+py::object rotate(py::handle context, py::handle c, py::handle source, py::handle target, py::handle side, const py::object &out, py::handle check) {
+    const Call call(context);
+    const Operand x(call, c, "C", side);
+    truth(check, "check");
+    const DType wider = wide(x.c.dtype());
+    const std::int64_t n = x.left ? x.c.rows() : x.c.cols();
+    const auto direction = [&](py::handle given, const char *name) {
+        Array v = copied(call, Array(call, given, name), wider);
+        require_direction(v, x.c, x.left);
+        return v;
+    };
+    const Array s = direction(source, "source"), t = direction(target, "target");
+    const Array v = call.empty({n, 2}, x.c.dtype()), m = call.empty({2, 2}, wider);
+    {
+        const Stack ss = stack(s, {}, 1), st = stack(t, {}, 1), sv = stack(v, {}), sm = stack(m, {});
+        const Memory memory(call, cuda::rotation_workspace(ss));
+        const py::gil_scoped_release release;
+        cuda::rotation(memory.context(), ss, st, sv, sm);
+    }
+    const Shape batch = x.c.leading();
+    const Array result = x.output(call, out, batch);
+    check_no_overlap(result, x.c, true);
+    Stack core = stack(m, batch);
+    if (!x.left) core = core.transposed(); // C ↦ C Rᵀ
+    apply_core(call, x.c, &v, nullptr, {&core, false, 1.0}, 1.0, x.left, result, batch);
+    result.written();
+    return result.object();
+}
+
 } // namespace
 
 void register_device_orth(py::module_ &m) {
@@ -389,6 +419,7 @@ void register_device_orth(py::module_ &m) {
     m.def("quantize_int4", &quantize_int4, arg("call"), arg("U"), arg("group"));
     m.def("check_int4", [](py::handle context, const py::tuple &parts) { Packed(Call(context), parts, "an Int4Basis"); }, arg("call"), arg("parts"));
     m.def("unpack_int4", &unpack_int4, arg("call"), arg("parts"));
+    m.def("rotate", &rotate, arg("call"), arg("C"), arg("source"), arg("target"), arg("side"), arg("out"), arg("check"));
     m.def("int4_product", &int4_product, arg("call"), arg("parts"), arg("X"), arg("side"), arg("transpose"), arg("alpha"), arg("out"), arg("check"),
           arg("name"));
     m.def("product_output", &product_output, arg("call"), arg("x"), arg("shape"), arg("out"), arg("name"));

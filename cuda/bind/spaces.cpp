@@ -192,6 +192,20 @@ void multiply(const Call &call, const Array &a, const Array &b, const Array &out
     cuda::matrix_product(memory.context(), sx, sy, 1.0, so);
 }
 
+// The last columns of the Householder Q of U.
+py::object complement(py::handle context, py::handle u, py::handle check) {
+    const Call call(context);
+    truth(check, "check");
+    Array xu(call, u, "U");
+    xu.as_matrix(true);
+    xu.require_matrices();
+    require_tall(xu);
+    const auto factors = householder_qr(
+        context, xu.ndim() == py::cast<int>(py::int_(py::len(xu.object().attr("shape")))) ? xu.object() : py::object(xu.object().attr("reshape")(-1, 1)),
+        py::bool_(false));
+    return factored_columns(call, Array(call, factors[0], "V"), Array(call, factors[2], "T"), xu.cols(), xu.rows() - xu.cols());
+}
+
 py::object span_sum(py::handle context, py::handle u, py::handle w, py::handle tol, py::handle check) {
     const Call call(context);
     const TwoBases x(call, u, w, tol, check);
@@ -298,46 +312,17 @@ py::object compose(py::handle context, py::handle given_u, py::handle given_w, p
     return copied(call, Array(call, basis_of(call, ends, Of::columns, cut, false), "the composition")).object();
 }
 
-py::object rotate(py::handle context, py::handle c, py::handle source, py::handle target, py::handle side, const py::object &out, py::handle check) {
-    const Call call(context);
-    const Operand x(call, c, "C", side);
-    truth(check, "check");
-    const DType wider = wide(x.c.dtype());
-    const std::int64_t n = x.left ? x.c.rows() : x.c.cols();
-    const auto direction = [&](py::handle given, const char *name) {
-        Array v = copied(call, Array(call, given, name), wider);
-        require_direction(v, x.c, x.left);
-        return v;
-    };
-    const Array s = direction(source, "source"), t = direction(target, "target");
-    const Array v = call.empty({n, 2}, x.c.dtype()), m = call.empty({2, 2}, wider);
-    {
-        const Stack ss = stack(s, {}, 1), st = stack(t, {}, 1), sv = stack(v, {}), sm = stack(m, {});
-        const Memory memory(call, cuda::rotation_workspace(ss));
-        const py::gil_scoped_release release;
-        cuda::rotation(memory.context(), ss, st, sv, sm);
-    }
-    const Shape batch = x.c.leading();
-    const Array result = x.output(call, out, batch);
-    check_no_overlap(result, x.c, true);
-    Stack core = stack(m, batch);
-    if (!x.left) core = core.transposed(); // C ↦ C Rᵀ
-    apply_core(call, x.c, &v, nullptr, {&core, false, 1.0}, 1.0, x.left, result, batch);
-    result.written();
-    return result.object();
-}
-
 } // namespace
 
 void register_device_spaces(py::module_ &m) {
     using py::arg;
     m.def("orthonormalize", &orthonormalize, arg("call"), arg("A"), arg("method"), arg("out"), arg("rank_deficient"), arg("return_rank"));
+    m.def("complement", &complement, arg("call"), arg("U"), arg("check"));
     m.def("span_sum", &span_sum, arg("call"), arg("U"), arg("W"), arg("tol"), arg("check"));
     m.def("span_intersection", &span_intersection, arg("call"), arg("U"), arg("W"), arg("tol"), arg("check"));
     m.def("range_basis", &range_basis, arg("call"), arg("A"), arg("rcond"));
     m.def("null_space", &null_space, arg("call"), arg("A"), arg("rcond"));
     m.def("compose", &compose, arg("call"), arg("U"), arg("W"), arg("shared"), arg("tol"));
-    m.def("rotate", &rotate, arg("call"), arg("C"), arg("source"), arg("target"), arg("side"), arg("out"), arg("check"));
 }
 
 } // namespace subspan::bind

@@ -1,6 +1,7 @@
-#include "subspan/cuda/grassmann_steps.hpp"
+#include "subspan/cuda/grassmann.hpp"
 
-#include "grassmann/points.cuh"
+#include "grassmann/pair_angles.cuh"
+#include "grassmann/point_step.cuh"
 #include "linalg/small_dense.cuh"
 
 #include <cmath>
@@ -102,7 +103,24 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) transpo
 
 } // namespace
 
-void transport(const Context &context, const Stack &u, const Stack &h, const Stack &v, double t, const Stack &out) {
+void tangent(const Context &context, const Stack &u, const Stack &g, const Stack &out) {
+    check_points(u);
+    check_pair(u, g, "G");
+    check_pair(u, out, "out");
+    const Session s(context);
+    if (u.size() > 0 && u.rows > 0 && u.cols > 0) tangent_points(s, u, g, out);
+}
+
+void retract(const Context &context, const Stack &u, const Stack &h, double t, Retraction method, const Stack &out) {
+    check_points(u);
+    check_pair(u, h, "H");
+    check_pair(u, out, "out");
+    if (!std::isfinite(t)) throw ValueError("t must be finite");
+    const Session s(context);
+    if (u.size() > 0 && u.rows > 0 && u.cols > 0) retract_points(s, u, h, t, method, out);
+}
+
+void parallel_transport(const Context &context, const Stack &u, const Stack &h, const Stack &v, double t, const Stack &out) {
     check_points(u);
     check_pair(u, h, "H");
     check_pair(u, v, "V");
@@ -118,6 +136,14 @@ void transport(const Context &context, const Stack &u, const Stack &h, const Sta
             launch<transport_kernel<T, K>>(s, "transport", Shape{dim3(unsigned(u.size())), dim3(kThreads), int64_t(sizeof(Shared<K>))}, a);
         });
     });
+}
+
+void grassmann_log(const Context &context, const Stack &u, const Stack &w, const Stack &out) {
+    check_points(u);
+    check_pair(u, w, "W");
+    check_pair(u, out, "out");
+    const Session s(context);
+    if (u.size() > 0) log_points(s, u, w, out);
 }
 
 } // namespace subspan::cuda

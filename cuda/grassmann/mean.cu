@@ -1,7 +1,7 @@
 #include "subspan/cuda/grassmann_mean.hpp"
 
-#include "grassmann/points.cuh"
-#include "subspan/cuda/principal_angles.hpp"
+#include "grassmann/point_step.cuh"
+#include "subspan/cuda/grassmann.hpp"
 #include "subspan/cuda/launch.cuh"
 
 #include <limits>

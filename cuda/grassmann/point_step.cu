@@ -1,4 +1,4 @@
-#include "subspan/cuda/grassmann_steps.hpp"
+#include "grassmann/point_step.cuh"
 
 #include "grassmann/point_sweeps.cuh"
 
@@ -188,14 +188,7 @@ template <class T> Arguments<T> arguments(const Stack &u, const Stack &h, double
 
 } // namespace
 
-void sgd_step(const Context &context, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o) {
-    check_points(u);
-    check_pair(u, grad, "grad");
-    if (buffer != nullptr) check_pair(u, *buffer, "buffer");
-    if (o.parallel && o.retraction != Retraction::exp) throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
-    if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
-    const Session s(context);
-    if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
+void momentum_step(const Session &s, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o) {
     dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
         Arguments<T> a = arguments<T>(u, grad, -o.lr, step_in_place, o.retraction);
@@ -250,13 +243,7 @@ void timed_exp(const Session &s, const Stack &u, const Stack &h, const double *t
 
 namespace {
 
-void pure(const Context &context, const Stack &u, const Stack &h, double t, Job job, Retraction method, const Stack &out, const char *name) {
-    check_points(u);
-    check_pair(u, h, name);
-    check_pair(u, out, "out");
-    if (!std::isfinite(t)) throw ValueError("t must be finite");
-    const Session s(context);
-    if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
+void pure(const Session &s, const Stack &u, const Stack &h, double t, Job job, Retraction method, const Stack &out) {
     dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
         Arguments<T> a = arguments<T>(u, h, t, job, method);
@@ -268,10 +255,10 @@ void pure(const Context &context, const Stack &u, const Stack &h, double t, Job 
 
 } // namespace
 
-void retract(const Context &context, const Stack &u, const Stack &h, double t, Retraction method, const Stack &out) {
-    pure(context, u, h, t, retraction, method, out, "H");
+void retract_points(const Session &s, const Stack &u, const Stack &h, double t, Retraction method, const Stack &out) {
+    pure(s, u, h, t, retraction, method, out);
 }
 
-void tangent(const Context &context, const Stack &u, const Stack &g, const Stack &out) { pure(context, u, g, 1.0, tangent_part, Retraction::exp, out, "G"); }
+void tangent_points(const Session &s, const Stack &u, const Stack &g, const Stack &out) { pure(s, u, g, 1.0, tangent_part, Retraction::exp, out); }
 
 } // namespace subspan::cuda

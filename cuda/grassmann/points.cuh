@@ -1,7 +1,7 @@
 // What launchers ask of stacks of points.
 #pragma once
 
-#include "subspan/cuda/grassmann_steps.hpp"
+#include "subspan/cuda/grassmann.hpp"
 #include "subspan/cuda/launch.cuh"
 
 #include <limits>
@@ -32,13 +32,5 @@ template <class F> decltype(auto) with_width(int64_t cols, F &&f) {
     if (cols <= 16) return f(std::integral_constant<int, 16>{});
     return f(std::integral_constant<int, 32>{});
 }
-
-/// Each point of u moves by scales[i] times the tangent part of its moment, which moves along if `parallel`; where that is NaN all stays.
-void scaled_step(const Session &s, const Stack &u, const Stack &moment, const double *scales, Retraction method, bool parallel);
-/// ValueError where a step needs more shared memory than a block may have.
-void require_step_fits(const Session &s, const Stack &u, bool parallel);
-
-/// out = the geodesic from u along h, at the time times[i] for each point.
-void timed_exp(const Session &s, const Stack &u, const Stack &h, const double *times, const Stack &out);
 
 } // namespace subspan::cuda

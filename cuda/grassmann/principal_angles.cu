@@ -1,7 +1,7 @@
 #include "subspan/cuda/principal_angles.hpp"
 
 #include "linalg/jacobi.cuh"
-#include "grassmann/points.cuh"
+#include "grassmann/pair_angles.cuh"
 #include "linalg/small_dense.cuh"
 #include "subspan/cuda/launch.cuh"
 
@@ -296,11 +296,7 @@ template <class T, int K> __global__ void __launch_bounds__(kThreads, 1) angles_
     Pair<T, K>(a, *reinterpret_cast<Shared<K> *>(memory)).run();
 }
 
-void run(const Context &context, const Stack &u, const Stack &w, const Stack &out, Job job, Distance kind, const Stack *p, const Stack *q) {
-    check_points(u);
-    check_pair(u, w, "W");
-    const Session s(context);
-    if (u.size() == 0) return;
+void run(const Session &s, const Stack &u, const Stack &w, const Stack &out, Job job, Distance kind, const Stack *p, const Stack *q) {
     dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
         Arguments<T> a{};
@@ -318,6 +314,13 @@ void run(const Context &context, const Stack &u, const Stack &w, const Stack &ou
     });
 }
 
+void run_checked(const Context &context, const Stack &u, const Stack &w, const Stack &out, Job job, Distance kind, const Stack *p, const Stack *q) {
+    check_points(u);
+    check_pair(u, w, "W");
+    const Session s(context);
+    if (u.size() > 0) run(s, u, w, out, job, kind, p, q);
+}
+
 void check_result(const Stack &u, const Stack &x, const char *name, int64_t rows, int64_t cols) {
     if (x.rows != rows || x.cols != cols || x.size() != u.size() || x.dtype != u.dtype) throw ValueError(std::string(name) + " does not fit U");
 }
@@ -329,17 +332,14 @@ void principal_angles(const Context &context, const Stack &u, const Stack &w, co
     if ((p == nullptr) != (q == nullptr)) throw ValueError("principal vectors go in pairs");
     for (const Stack *x : {p, q})
         if (x != nullptr) check_result(u, *x, "principal vectors", u.rows, u.cols);
-    run(context, u, w, angles, p != nullptr ? with_vectors : angles_only, Distance::geodesic, p, q);
+    run_checked(context, u, w, angles, p != nullptr ? with_vectors : angles_only, Distance::geodesic, p, q);
 }
 
 void subspace_distance(const Context &context, const Stack &u, const Stack &w, Distance kind, const Stack &out) {
     check_result(u, out, "out", 1, 1);
-    run(context, u, w, out, one_distance, kind, nullptr, nullptr);
+    run_checked(context, u, w, out, one_distance, kind, nullptr, nullptr);
 }
 
-void grassmann_log(const Context &context, const Stack &u, const Stack &w, const Stack &out) {
-    check_pair(u, out, "out");
-    run(context, u, w, out, logarithm, Distance::geodesic, nullptr, nullptr);
-}
+void log_points(const Session &s, const Stack &u, const Stack &w, const Stack &out) { run(s, u, w, out, logarithm, Distance::geodesic, nullptr, nullptr); }
 
 } // namespace subspan::cuda

@@ -1,5 +1,6 @@
 #include "subspan/cuda/grassmann_steps.hpp"
 
+#include "grassmann/point_step.cuh"
 #include "grassmann/point_sweeps.cuh"
 
 #include <cmath>
@@ -89,6 +90,17 @@ __global__ void __launch_bounds__(kThreads, 1) moments_kernel(SUBSPAN_PARAMETER 
 }
 
 } // namespace
+
+void sgd_step(const Context &context, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o) {
+    check_points(u);
+    check_pair(u, grad, "grad");
+    if (buffer != nullptr) check_pair(u, *buffer, "buffer");
+    if (o.parallel && o.retraction != Retraction::exp) throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
+    if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
+    const Session s(context);
+    if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
+    momentum_step(s, u, grad, buffer, o);
+}
 
 std::int64_t adam_step_workspace(const Stack &u) { return room<double>(u.size()); }
 

@@ -1,12 +1,9 @@
 // Steps on stacks of points of the Grassmann manifold on a device: one block a point, k up to 32.
 #pragma once
 
-#include "subspan/cuda/types.hpp"
+#include "subspan/cuda/grassmann.hpp"
 
 namespace subspan::cuda {
-
-using subspan::Retraction;
-inline constexpr std::int64_t kGrassmannWidth = 32;
 
 /// buffer = momentum · buffer + weight · grad (no buffer: grad takes its place); u moves by -lr times its part tangent at u, and with
 /// `parallel` the buffer moves along. In place; float32 or float64. A point that is not orthonormal, or whose step is not finite, stays
@@ -30,16 +27,5 @@ struct AdamOptions {
 };
 void adam_step(const Context &context, const Stack &u, const Stack &grad, const Stack &first, const Stack &second, const AdamOptions &o);
 std::int64_t adam_step_workspace(const Stack &u);
-
-/// out = v, tangent at u, moved in parallel along the geodesic that leaves u with velocity h, to time t. Parts of h and v along u are taken off.
-/// out may be v.
-void transport(const Context &context, const Stack &u, const Stack &h, const Stack &v, double t, const Stack &out);
-
-/// out = the retraction of t·h at u (a part of h along u is taken off); NaN where u is not orthonormal or h is not finite. out may be u
-/// or h. An arc of θ radians loses θ² eps.
-void retract(const Context &context, const Stack &u, const Stack &h, double t, Retraction method, const Stack &out);
-
-/// out = (I - u uᵀ) g; out may be g.
-void tangent(const Context &context, const Stack &u, const Stack &g, const Stack &out);
 
 } // namespace subspan::cuda

@@ -1,8 +1,8 @@
-// Angles between subspaces on a device, what is made of them, and the logarithm: one block a pair, k up to 32. Bases are taken to be
-// orthonormal; NaN passes. float32 or float64 on both sides, sums in float64. Bit-identical from run to run.
+// Angles between subspaces on a device, and distances made of them: one block a pair, k up to 32. Bases are taken to be orthonormal; NaN
+// passes. float32 or float64 on both sides, sums in float64. Bit-identical from run to run.
 #pragma once
 
-#include "subspan/cuda/grassmann_steps.hpp"
+#include "subspan/cuda/grassmann.hpp"
 
 namespace subspan::cuda {
 
@@ -16,9 +16,5 @@ void principal_angles(const Context &context, const Stack &u, const Stack &w, co
 
 /// out (1 x 1) = one distance for each pair.
 void subspace_distance(const Context &context, const Stack &u, const Stack &w, Distance kind, const Stack &out);
-
-/// out = (W - U UᵀW) Y (Θ / sin Θ) Xᵀ, the shortest tangent at u whose geodesic reaches the span of w (Bendokat, Zimmermann and Absil, Adv.
-/// Comput. Math. 50, 2024, algorithm 5.3); out may be w. Two reads, one write, 6 n k² flops.
-void grassmann_log(const Context &context, const Stack &u, const Stack &w, const Stack &out);
 
 } // namespace subspan::cuda
