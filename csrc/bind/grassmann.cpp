@@ -449,21 +449,11 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
     return x.result(figures);
 }
 
-StepOptions step_options(double rate, Retraction retraction, bool parallel, bool check) {
-    StepOptions o;
-    o.lr = rate;
-    o.retraction = retraction;
-    o.transport = parallel ? MomentumTransport::parallel : MomentumTransport::project;
-    o.check = check;
-    return o;
-}
-
 void sgd_step(py::handle context, py::handle u, py::handle grad, py::handle buffer, py::handle lr, py::handle momentum, py::handle dampening,
               py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
     const Call call(context);
     load_lapack();
-    const SgdSettings o(lr, momentum, dampening, retraction, transport, maximize, !buffer.is_none());
-    const bool looks = truth(check, "check");
+    const SgdSettings o(lr, momentum, dampening, retraction, transport, maximize, check, !buffer.is_none());
     const StepArguments x(call, u, grad, "buffer", buffer);
     const Shape batch = x.u.leading();
     dispatch(x.u.dtype(), [&](auto s) {
@@ -474,7 +464,7 @@ void sgd_step(py::handle context, py::handle u, py::handle grad, py::handle buff
         if (x.moment) changed.push_back(x.moment->stack<T>(batch));
         const py::gil_scoped_release release;
         whole_step<T>(changed, 8.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()), [&](const std::vector<StackView<T>> &to) {
-            subspan::sgd_step<T>(to[0], vg, x.moment ? &to[1] : nullptr, o.momentum, o.dampening, step_options(o.rate, o.retraction, o.parallel, looks));
+            subspan::sgd_step<T>(to[0], vg, x.moment ? &to[1] : nullptr, o.momentum, o.dampening, o.options);
         });
     });
     if (x.moment) x.moment->written();
@@ -485,8 +475,7 @@ void adam_step(py::handle context, py::handle u, py::handle grad, py::handle fir
                py::handle eps, py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
     const Call call(context);
     load_lapack();
-    const AdamSettings o(step, lr, betas, eps, retraction, transport, maximize);
-    const bool looks = truth(check, "check");
+    const AdamSettings o(step, lr, betas, eps, retraction, transport, maximize, check);
     const StepArguments x(call, u, grad, "first_moment", first);
     Array xv(call, second, "second_moment", Access::in_place);
     x.check_second(xv);
@@ -498,10 +487,8 @@ void adam_step(py::handle context, py::handle u, py::handle grad, py::handle fir
         const auto vu = x.u.stack<T>(batch), vm = x.moment->stack<T>(batch), vv = xv.stack<T>(batch);
         const auto vg = x.grad.stack<const T>(batch);
         const py::gil_scoped_release release;
-        whole_step<T>(
-            {vu, vm, vv}, 17.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()), [&](const std::vector<StackView<T>> &to) {
-                subspan::adam_step<T>(to[0], vg, to[1], to[2], o.step, o.beta1, o.beta2, o.eps, step_options(o.rate, o.retraction, o.parallel, looks));
-            });
+        whole_step<T>({vu, vm, vv}, 17.0 * double(vu.size()) * double(vu.rows()) * double(vu.cols()) * double(vu.cols()),
+                      [&](const std::vector<StackView<T>> &to) { subspan::adam_step<T>(to[0], vg, to[1], to[2], o.step, o.beta1, o.beta2, o.eps, o.options); });
     });
     x.moment->written();
     xv.written();

@@ -112,13 +112,20 @@ inline double rate(py::handle lr, py::handle maximize) {
 }
 inline bool is_parallel(py::handle transport) { return choice(transport, "transport", {"project", "parallel"}) == 1; }
 
+inline StepOptions step_options(py::handle lr, py::handle maximize, py::handle retraction, py::handle transport, py::handle check) {
+    StepOptions o;
+    o.lr = rate(lr, maximize);
+    o.retraction = retraction_of(retraction, "retraction");
+    o.transport = is_parallel(transport) ? MomentumTransport::parallel : MomentumTransport::project;
+    o.check = truth(check, "check");
+    return o;
+}
+
 struct SgdSettings {
-    double rate, momentum, dampening;
-    Retraction retraction;
-    bool parallel;
-    SgdSettings(py::handle lr, py::handle m, py::handle d, py::handle r, py::handle transport, py::handle maximize, bool buffer)
-        : rate(bind::rate(lr, maximize)), momentum(real(m, "momentum", 0.0)), dampening(real(d, "dampening")), retraction(retraction_of(r, "retraction")),
-          parallel(is_parallel(transport)) {
+    StepOptions options;
+    double momentum, dampening;
+    SgdSettings(py::handle lr, py::handle m, py::handle d, py::handle r, py::handle transport, py::handle maximize, py::handle check, bool buffer)
+        : options(step_options(lr, maximize, r, transport, check)), momentum(real(m, "momentum", 0.0)), dampening(real(d, "dampening")) {
         if (buffer) return;
         if (momentum != 0) throw py::value_error("momentum is " + std::string(py::str(m)) + " and there is no buffer: pass an array of zeros like U");
         if (dampening != 0) throw py::value_error("dampening is " + std::string(py::str(d)) + " and there is no buffer: it damps what goes into one");
@@ -126,13 +133,11 @@ struct SgdSettings {
 };
 
 struct AdamSettings {
-    double rate, beta1, beta2, eps;
+    StepOptions options;
+    double beta1, beta2, eps;
     std::int64_t step;
-    Retraction retraction;
-    bool parallel;
-    AdamSettings(py::handle count, py::handle lr, py::handle betas, py::handle e, py::handle r, py::handle transport, py::handle maximize)
-        : rate(bind::rate(lr, maximize)), eps(real(e, "eps", 0.0)), step(whole_number(count, "step", 1)), retraction(retraction_of(r, "retraction")),
-          parallel(is_parallel(transport)) {
+    AdamSettings(py::handle count, py::handle lr, py::handle betas, py::handle e, py::handle r, py::handle transport, py::handle maximize, py::handle check)
+        : options(step_options(lr, maximize, r, transport, check)), eps(real(e, "eps", 0.0)), step(whole_number(count, "step", 1)) {
         if (!(PyTuple_Check(betas.ptr()) || PyList_Check(betas.ptr())) || py::len(betas) != 2)
             throw py::type_error("betas must be a pair of numbers, got " + std::string(py::repr(betas)));
         const auto pair = py::tuple(py::reinterpret_borrow<py::object>(betas));

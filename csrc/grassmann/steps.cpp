@@ -61,9 +61,7 @@ template <class T> bool bounded(double factor, double a, double weight, double b
 
 void check_options(int64_t n, int64_t k, const StepOptions &o) {
     grassmann::check_shape(n, k);
-    if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
-    if (o.transport == MomentumTransport::parallel && o.retraction != Retraction::exp)
-        throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
+    o.require_valid();
 }
 
 // first = beta first + (1 - beta) times the part of g that is tangent at u; returns the squared norm of that part.

@@ -180,23 +180,16 @@ py::tuple mean(py::handle context, py::handle u, const py::object &weights, cons
 void sgd_step(py::handle context, py::handle u, py::handle grad, py::handle buffer, py::handle lr, py::handle momentum, py::handle dampening,
               py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
     const Call call(context);
-    const SgdSettings given(lr, momentum, dampening, retraction, transport, maximize, !buffer.is_none());
-    truth(check, "check");
+    const SgdSettings o(lr, momentum, dampening, retraction, transport, maximize, check, !buffer.is_none());
     const StepArguments x(call, u, grad, "buffer", buffer);
     const Shape batch = x.u.leading();
     const Stack su = stack(x.u, batch), sg = stack(x.grad, batch);
     Stack sb;
     if (x.moment) sb = stack(*x.moment, batch);
-    cuda::SgdOptions o;
-    o.lr = given.rate;
-    o.momentum = given.momentum;
-    o.weight = x.moment ? 1.0 - given.dampening : 1.0;
-    o.retraction = given.retraction;
-    o.parallel = given.parallel;
     const Memory memory(call, 0);
     {
         const py::gil_scoped_release release;
-        cuda::sgd_step(memory.context(), su, sg, x.moment ? &sb : nullptr, o);
+        cuda::sgd_step(memory.context(), su, sg, x.moment ? &sb : nullptr, o.momentum, o.dampening, o.options);
     }
     if (x.moment) x.moment->written();
     x.u.written();
@@ -205,8 +198,7 @@ void sgd_step(py::handle context, py::handle u, py::handle grad, py::handle buff
 void adam_step(py::handle context, py::handle u, py::handle grad, py::handle first, py::handle second, py::handle step, py::handle lr, py::handle betas,
                py::handle eps, py::handle retraction, py::handle transport, py::handle maximize, py::handle check) {
     const Call call(context);
-    const AdamSettings given(step, lr, betas, eps, retraction, transport, maximize);
-    truth(check, "check");
+    const AdamSettings o(step, lr, betas, eps, retraction, transport, maximize, check);
     const StepArguments x(call, u, grad, "first_moment", first);
     Array xv(call, second, "second_moment", Access::in_place);
     x.check_second(xv);
@@ -214,18 +206,10 @@ void adam_step(py::handle context, py::handle u, py::handle grad, py::handle fir
     xv.add_axis(true);
     const Shape batch = x.u.leading();
     const Stack su = stack(x.u, batch), sg = stack(x.grad, batch), sm = stack(*x.moment, batch), sv = stack(xv, batch);
-    cuda::AdamOptions o;
-    o.lr = given.rate;
-    o.beta1 = given.beta1;
-    o.beta2 = given.beta2;
-    o.eps = given.eps;
-    o.step = given.step;
-    o.retraction = given.retraction;
-    o.parallel = given.parallel;
     const Memory memory(call, cuda::adam_step_workspace(su));
     {
         const py::gil_scoped_release release;
-        cuda::adam_step(memory.context(), su, sg, sm, sv, o);
+        cuda::adam_step(memory.context(), su, sg, sm, sv, o.step, o.beta1, o.beta2, o.eps, o.options);
     }
     x.moment->written();
     xv.written();

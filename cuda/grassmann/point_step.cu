@@ -188,18 +188,18 @@ template <class T> Arguments<T> arguments(const Stack &u, const Stack &h, double
 
 } // namespace
 
-void momentum_step(const Session &s, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o) {
+void momentum_step(const Session &s, const Stack &u, const Stack &grad, const Stack *buffer, double momentum, double dampening, const StepOptions &options) {
     dispatch_wide(u.dtype, [&](auto tag) {
         using T = decltype(tag);
-        Arguments<T> a = arguments<T>(u, grad, -o.lr, step_in_place, o.retraction);
+        Arguments<T> a = arguments<T>(u, grad, -options.lr, step_in_place, options.retraction);
         a.has_buffer = buffer != nullptr;
         if (a.has_buffer) {
             a.buffer = Matrices<T>(*buffer);
             a.vectors = a.vectors && in_vectors(*buffer);
         }
-        a.parallel = o.parallel && a.has_buffer;
-        a.momentum = T(o.momentum);
-        a.weight = T(o.weight);
+        a.parallel = options.parallel() && a.has_buffer;
+        a.momentum = T(momentum);
+        a.weight = a.has_buffer ? T(1.0 - dampening) : T(1);
         run(s, a, u.size());
     });
 }

@@ -7,7 +7,7 @@
 namespace subspan::cuda {
 
 /// A step with momentum, in place.
-void momentum_step(const Session &s, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o);
+void momentum_step(const Session &s, const Stack &u, const Stack &grad, const Stack *buffer, double momentum, double dampening, const StepOptions &options);
 
 /// out = the retraction of t·h at u.
 void retract_points(const Session &s, const Stack &u, const Stack &h, double t, Retraction method, const Stack &out);

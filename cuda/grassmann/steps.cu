@@ -91,31 +91,30 @@ __global__ void __launch_bounds__(kThreads, 1) moments_kernel(SUBSPAN_PARAMETER 
 
 } // namespace
 
-void sgd_step(const Context &context, const Stack &u, const Stack &grad, const Stack *buffer, const SgdOptions &o) {
+void sgd_step(const Context &context, const Stack &u, const Stack &grad, const Stack *buffer, double momentum, double dampening, const StepOptions &options) {
     check_points(u);
     check_pair(u, grad, "grad");
     if (buffer != nullptr) check_pair(u, *buffer, "buffer");
-    if (o.parallel && o.retraction != Retraction::exp) throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
-    if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
+    options.require_valid();
     const Session s(context);
     if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
-    momentum_step(s, u, grad, buffer, o);
+    momentum_step(s, u, grad, buffer, momentum, dampening, options);
 }
 
 std::int64_t adam_step_workspace(const Stack &u) { return room<double>(u.size()); }
 
-void adam_step(const Context &context, const Stack &u, const Stack &grad, const Stack &first, const Stack &second, const AdamOptions &o) {
+void adam_step(const Context &context, const Stack &u, const Stack &grad, const Stack &first, const Stack &second, std::int64_t step, double beta1,
+               double beta2, double eps, const StepOptions &options) {
     check_points(u);
     check_pair(u, grad, "grad");
     check_pair(u, first, "first_moment");
     if (second.size() != u.size() || second.rows != 1 || second.cols != 1) throw ValueError("second_moment must have one entry for each point");
     if (second.dtype != u.dtype) throw ValueError(std::string("second_moment must be ") + name_of(u.dtype) + " as U is, got " + name_of(second.dtype));
-    if (o.parallel && o.retraction != Retraction::exp) throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
-    if (!std::isfinite(o.lr)) throw ValueError("lr must be finite");
-    check_adam(o.step, o.beta1, o.beta2, o.eps);
+    options.require_valid();
+    check_adam(step, beta1, beta2, eps);
     const Session s(context);
     if (u.size() == 0 || u.rows == 0 || u.cols == 0) return;
-    require_step_fits(s, u, o.parallel); // before the moments change
+    require_step_fits(s, u, options.parallel()); // before the moments change
     Workspace work(context);
     double *scales = work.take<double>(u.size());
     dispatch_wide(u.dtype, [&](auto tag) {
@@ -127,11 +126,11 @@ void adam_step(const Context &context, const Stack &u, const Stack &grad, const 
         a.job = step_in_place;
         const Moments<T> moments{Matrices<T>(first),
                                  Matrices<T>(second),
-                                 o.beta1,
-                                 o.beta2,
-                                 o.eps,
-                                 -o.lr / (1.0 - std::pow(o.beta1, double(o.step))),
-                                 1.0 - std::pow(o.beta2, double(o.step)),
+                                 beta1,
+                                 beta2,
+                                 eps,
+                                 -options.lr / (1.0 - std::pow(beta1, double(step))),
+                                 1.0 - std::pow(beta2, double(step)),
                                  scales};
         with_width(u.cols, [&](auto width) {
             constexpr int K = decltype(width)::value;
@@ -139,7 +138,7 @@ void adam_step(const Context &context, const Stack &u, const Stack &grad, const 
             launch<moments_kernel<T, K>>(s, "moments", Shape{dim3(unsigned(u.size())), dim3(kThreads), shared}, a, moments);
         });
     });
-    scaled_step(s, u, first, scales, o.retraction, o.parallel);
+    scaled_step(s, u, first, scales, options.retraction, options.parallel());
 }
 
 } // namespace subspan::cuda

@@ -10,13 +10,6 @@
 
 namespace subspan {
 
-struct StepOptions {
-    double lr = 0;
-    Retraction retraction = Retraction::exp;
-    MomentumTransport transport = MomentumTransport::project;
-    bool check = true; ///< NaN, infinity and points that are not orthonormal throw before anything is changed
-};
-
 /// buffer = momentum · buffer + (1 - dampening) · grad; u moves by -lr times its part tangent at u. Without a buffer the
 /// gradient takes its place. Cost 8 n k² flops, in two sweeps over each class, which stays in cache between them; the check
 /// reads all three arrays once more.

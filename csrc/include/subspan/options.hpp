@@ -42,6 +42,21 @@ inline std::int64_t kept_directions(std::int64_t columns, std::int64_t rank, std
     return std::min(columns, std::max(rank, std::min<std::int64_t>(64, 2 * rank + 32)));
 }
 
+/// What the steps of all optimisers share.
+struct StepOptions {
+    double lr = 0;
+    Retraction retraction = Retraction::exp;
+    MomentumTransport transport = MomentumTransport::project;
+    bool check = true; ///< on the host: NaN, infinity and points that are not orthonormal throw before anything is changed
+
+    bool parallel() const { return transport == MomentumTransport::parallel; }
+    /// ValueError where they do not fit each other.
+    void require_valid() const {
+        if (!std::isfinite(lr)) throw ValueError("lr must be finite");
+        if (parallel() && retraction != Retraction::exp) throw ValueError("transport 'parallel' goes along geodesics: it needs retraction 'exp'");
+    }
+};
+
 /// ValueError unless step `step` of Adam can be made with these.
 inline void check_adam(std::int64_t step, double beta1, double beta2, double eps) {
     if (step < 1) throw ValueError("step must be at least 1: it counts the steps, this one included");
