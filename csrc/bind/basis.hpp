@@ -187,6 +187,28 @@ inline int promised(py::handle orthonormal) {
 }
 inline int promised(int orthonormal, const BasisArgument &u) { return orthonormal < 0 ? (u.packed() != nullptr ? 0 : 1) : orthonormal; }
 
+/// Reflections: V, and tau where it is given, of the same leading axes. `packed`: V is LAPACK's form, with ones implied on the diagonal and
+/// zeros above it; of a wide matrix the columns beyond are R's.
+struct ReflectionsArgument {
+    ReflectionsArgument(const Call &call, py::handle given, py::handle scales, bool packed = false) : v(call, given, "V"), vector(v.ndim() == 1) {
+        v.as_matrix(true);
+        v.require_matrices();
+        if (packed && scales.is_none()) throw py::value_error("packed=True needs tau: LAPACK's reflections are not all of unit length");
+        cols = packed ? std::min(v.rows(), v.cols()) : v.cols();
+        if (scales.is_none()) return;
+        tau.emplace(call, scales, "tau");
+        tau->require_dtype_of(v);
+        Shape want = v.leading();
+        want.push_back(cols);
+        if (tau->shape() != want)
+            throw py::value_error("tau must have one entry for each column of V, shape " + v.shape_text() + ", got shape " + tau->shape_text());
+    }
+    Array v;
+    bool vector;
+    std::optional<Array> tau;
+    std::int64_t cols = 0;
+};
+
 /// C as matrices, and what becomes of the result's axes: a vector is a column where matrices act from the left, else a row.
 struct Operand {
     Array c;

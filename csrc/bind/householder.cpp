@@ -6,44 +6,24 @@
 namespace subspan::bind {
 namespace {
 
-// V and, when given, tau: two arrays with the same leading axes. `packed`: V is LAPACK's form, with ones implied on the diagonal
-// and zeros above it; it is copied.
-class ReflectionsArgument {
+// What kernels take of them; packed ones are copied.
+class HostReflections : public ReflectionsArgument {
   public:
-    ReflectionsArgument(const Call &call, py::handle v, py::handle tau, bool packed = false) : v_(call, v, "V"), vector_(v_.ndim() == 1) {
-        v_.as_matrix(true);
-        v_.require_matrices();
-        if (packed && tau.is_none()) throw py::value_error("packed=True needs tau: LAPACK's reflections are not all of unit length");
-        if (!tau.is_none()) {
-            tau_.emplace(call, tau, "tau");
-            tau_->require_dtype_of(v_);
-        }
-        // Of a wide matrix the columns beyond are R's.
-        cols_ = packed ? std::min(v_.rows(), v_.cols()) : v_.cols();
-        if (tau_) {
-            Shape want = v_.leading();
-            want.push_back(cols_);
-            if (tau_->shape() != want)
-                throw py::value_error("tau must have one entry for each column of V, shape " + v_.shape_text() + ", got shape " + tau_->shape_text());
-        }
+    HostReflections(const Call &call, py::handle given, py::handle scales, bool packed = false) : ReflectionsArgument(call, given, scales, packed) {
         if (packed)
-            dispatch(v_.dtype(), [&](auto t) {
+            dispatch(v.dtype(), [&](auto t) {
                 using T = decltype(t);
                 auto &unit = std::get<std::optional<Temporary<T>>>(unpacked_);
-                unit.emplace(v_.leading(), v_.rows(), cols_);
-                const auto from = v_.stack<const T>(v_.leading());
+                unit.emplace(v.leading(), v.rows(), cols);
+                const auto from = v.stack<const T>(v.leading());
                 for (std::int64_t i = 0; i < from.size(); ++i) {
                     const auto x = from[i];
                     const auto to = unit->stack[i];
                     for (std::int64_t r = 0; r < x.rows; ++r)
-                        for (std::int64_t c = 0; c < cols_; ++c) to(r, c) = r > c ? x(r, c) : T(r == c ? 1 : 0);
+                        for (std::int64_t c = 0; c < cols; ++c) to(r, c) = r > c ? x(r, c) : T(r == c ? 1 : 0);
                 }
             });
     }
-    const Array &v() const { return v_; }
-    const Array *tau() const { return tau_ ? &*tau_ : nullptr; }
-    std::int64_t cols() const { return cols_; }
-    bool vector() const { return vector_; }
 
     template <class T> struct View {
         StackView<const T> tau;
@@ -51,17 +31,13 @@ class ReflectionsArgument {
     };
     template <class T> void view(const Shape &batch, View<T> &out) const {
         const auto &unit = std::get<std::optional<Temporary<T>>>(unpacked_);
-        out.h.v = unit ? unit->over(batch) : v_.stack<const T>(batch);
-        if (!tau_) return;
-        out.tau = tau_->row_stack<const T>(batch);
+        out.h.v = unit ? unit->over(batch) : v.stack<const T>(batch);
+        if (!tau) return;
+        out.tau = tau->row_stack<const T>(batch);
         out.h.tau = &out.tau;
     }
 
   private:
-    Array v_;
-    bool vector_;
-    std::int64_t cols_ = 0;
-    std::optional<Array> tau_;
     std::tuple<std::optional<Temporary<float>>, std::optional<Temporary<double>>> unpacked_;
 };
 
@@ -158,17 +134,17 @@ py::object householder_apply(py::handle context, py::handle v, py::handle c, py:
     const Array &xc = x.c;
     const bool left = x.left;
     const bool transposed = truth(transpose, "transpose"), checks = truth(check, "check");
-    const ReflectionsArgument h(call, v, tau, truth(packed, "packed"));
-    h.v().require_dtype_of(xc);
-    require_rows(h.v(), xc, left);
-    const Shape batch = broadcast_leading({{&xc, 2}, {&h.v(), 2}});
+    const HostReflections h(call, v, tau, truth(packed, "packed"));
+    h.v.require_dtype_of(xc);
+    require_rows(h.v, xc, left);
+    const Shape batch = broadcast_leading({{&xc, 2}, {&h.v, 2}});
     const Array xo = x.output(call, out, batch);
     check_no_overlap(xo, xc, true);
-    check_no_overlap(xo, h.v());
-    if (h.tau() != nullptr) check_no_overlap(xo, *h.tau());
+    check_no_overlap(xo, h.v);
+    if (h.tau) check_no_overlap(xo, *h.tau);
     dispatch(xc.dtype(), [&](auto s) {
         using T = decltype(s);
-        ReflectionsArgument::View<T> r;
+        HostReflections::View<T> r;
         h.view(batch, r);
         const auto vc = xc.stack<const T>(batch);
         const auto vo = xo.stack<T>(batch);
@@ -200,22 +176,22 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
     const bool left = is_left(side), transposed = truth(transpose, "transpose"), checks = truth(check, "check"), vector = xc.ndim() == 1;
     xc.as_matrix(left);
     xc.require_matrices();
-    const ReflectionsArgument h(call, v, tau);
-    h.v().require_dtype_of(xc);
+    const HostReflections h(call, v, tau);
+    h.v.require_dtype_of(xc);
     Array xg(call, grad, "grad");
     xg.as_matrix(left);
     xg.require_dtype_of(xc);
-    require_rows(h.v(), xc, left);
+    require_rows(h.v, xc, left);
     const Shape batch = xc.leading();
-    if (broadcast_leading({{&xc, 2}, {&h.v(), 2}}) != batch)
-        throw py::value_error("C must have all leading axes of V for gradients, got shapes " + xc.shape_text() + " and " + h.v().shape_text());
+    if (broadcast_leading({{&xc, 2}, {&h.v, 2}}) != batch)
+        throw py::value_error("C must have all leading axes of V for gradients, got shapes " + xc.shape_text() + " and " + h.v.shape_text());
     if (xg.shape() != xc.shape()) throw py::value_error("grad must have the shape of C, " + xc.shape_text() + ", got " + xg.shape_text());
-    const Array dv = zeros_like(call, h.v(), "dV"), dc = call.empty(xc.shape(), xc.dtype(), "dC");
+    const Array dv = zeros_like(call, h.v, "dV"), dc = call.empty(xc.shape(), xc.dtype(), "dC");
     std::optional<Array> dtau;
-    if (h.tau() != nullptr) dtau.emplace(zeros_like(call, *h.tau(), "dtau"));
+    if (h.tau) dtau.emplace(zeros_like(call, *h.tau, "dtau"));
     dispatch(xc.dtype(), [&](auto s) {
         using T = decltype(s);
-        ReflectionsArgument::View<T> r;
+        HostReflections::View<T> r;
         h.view(batch, r);
         const auto vc = xc.stack<const T>(batch), vg = xg.stack<const T>(batch);
         const auto vdv = dv.stack<T>(batch), vdc = dc.stack<T>(batch);
@@ -228,22 +204,22 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
         require_no_overflow<T>(vdc, "the gradient of C", {});
         if (dtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
     });
-    const py::object to_v = shaped(dv, h.vector()), to_c = shaped(dc, vector);
+    const py::object to_v = shaped(dv, h.vector), to_c = shaped(dc, vector);
     if (dtau) return py::make_tuple(to_v, to_c, dtau->object());
     return py::make_tuple(to_v, to_c);
 }
 
 py::object householder_product(py::handle context, py::handle v, py::handle tau, py::handle packed, py::handle check) {
     const Call call(context);
-    const ReflectionsArgument h(call, v, tau, truth(packed, "packed"));
+    const HostReflections h(call, v, tau, truth(packed, "packed"));
     const bool checks = truth(check, "check");
-    const Shape batch = h.v().leading();
+    const Shape batch = h.v.leading();
     Shape shape = batch;
-    shape.insert(shape.end(), {h.v().rows(), std::min(h.v().rows(), h.cols())});
-    const Array xq = call.empty(shape, h.v().dtype());
-    dispatch(h.v().dtype(), [&](auto s) {
+    shape.insert(shape.end(), {h.v.rows(), std::min(h.v.rows(), h.cols)});
+    const Array xq = call.empty(shape, h.v.dtype());
+    dispatch(h.v.dtype(), [&](auto s) {
         using T = decltype(s);
-        ReflectionsArgument::View<T> r;
+        HostReflections::View<T> r;
         h.view(batch, r);
         const auto vq = xq.stack<T>(batch);
         const py::gil_scoped_release release;
@@ -255,21 +231,21 @@ py::object householder_product(py::handle context, py::handle v, py::handle tau,
 
 py::object householder_product_backward(py::handle context, py::handle grad, py::handle v, py::handle tau, py::handle check) {
     const Call call(context);
-    const ReflectionsArgument h(call, v, tau);
+    const HostReflections h(call, v, tau);
     const bool checks = truth(check, "check");
     Array xg(call, grad, "grad");
     xg.as_matrix(true);
-    xg.require_dtype_of(h.v());
-    const Shape batch = h.v().leading();
+    xg.require_dtype_of(h.v);
+    const Shape batch = h.v.leading();
     Shape want = batch;
-    want.insert(want.end(), {h.v().rows(), std::min(h.v().rows(), h.v().cols())});
+    want.insert(want.end(), {h.v.rows(), std::min(h.v.rows(), h.v.cols())});
     xg.require_shape(want);
-    const Array dv = zeros_like(call, h.v(), "dV");
+    const Array dv = zeros_like(call, h.v, "dV");
     std::optional<Array> dtau;
-    if (h.tau() != nullptr) dtau.emplace(zeros_like(call, *h.tau(), "dtau"));
-    dispatch(h.v().dtype(), [&](auto s) {
+    if (h.tau) dtau.emplace(zeros_like(call, *h.tau, "dtau"));
+    dispatch(h.v.dtype(), [&](auto s) {
         using T = decltype(s);
-        ReflectionsArgument::View<T> r;
+        HostReflections::View<T> r;
         h.view(batch, r);
         const auto vg = xg.stack<const T>(batch);
         const auto vdv = dv.stack<T>(batch);
@@ -281,7 +257,7 @@ py::object householder_product_backward(py::handle context, py::handle grad, py:
         require_no_overflow<T>(vdv, "the gradient of V", {});
         if (dtau) require_no_overflow<T>(vdtau, "the gradient of tau", {});
     });
-    const py::object to_v = shaped(dv, h.vector());
+    const py::object to_v = shaped(dv, h.vector);
     return dtau ? py::object(py::make_tuple(to_v, dtau->object())) : to_v;
 }
 

@@ -17,39 +17,26 @@ std::int64_t count_of(const Shape &shape) {
     return n;
 }
 
-// V and, when given, tau, float32 or float64; their leading axes broadcast. `packed`: LAPACK's form, unpacked by the library.
-class Reflections {
+// What kernels take of them; packed ones are unpacked by the library.
+class Reflections : public ReflectionsArgument {
   public:
-    Reflections(const Call &call, py::handle given, py::handle scales, bool packed = false) : v(call, given, "V"), vector(v.ndim() == 1) {
+    Reflections(const Call &call, py::handle given, py::handle scales, bool packed = false)
+        : ReflectionsArgument(call, given, scales, packed), batch(v.leading()) {
         require_float32_or_64(v);
-        if (packed) {
-            if (scales.is_none()) throw py::value_error("packed=True needs tau: LAPACK's reflections are not all of unit length");
-            Array given_matrix = std::move(v);
-            given_matrix.as_matrix(true);
-            given_matrix.require_matrices();
-            Shape shape = given_matrix.shape();
-            shape.back() = std::min(given_matrix.rows(), given_matrix.cols()); // of a wide matrix the rest is R's
-            v = call.empty(shape, given_matrix.dtype(), "V");
-            Stack from = whole(given_matrix);
-            from.cols = shape.back();
-            const Stack to = whole(v);
+        if (!packed) return;
+        Stack from = stack(v, batch);
+        from.cols = cols;
+        Shape shape = batch;
+        shape.insert(shape.end(), {v.rows(), cols});
+        Array unit = call.empty(shape, v.dtype(), "V");
+        {
+            const Stack to = stack(unit, batch);
             const Memory memory(call, 0);
             const py::gil_scoped_release release;
             cuda::unit_lower(memory.context(), &from, to, 0);
         }
-        v.as_matrix(true);
-        v.require_matrices();
-        if (!scales.is_none()) {
-            tau.emplace(call, scales, "tau");
-            tau->require_dtype_of(v);
-            if (tau->ndim() < 1 || tau->shape().back() != v.cols())
-                throw py::value_error("tau must have " + std::to_string(v.cols()) + " entries, one for each column of V, got shape " + tau->shape_text());
-        }
-        batch = tau ? broadcast_leading({{&v, 2}, {&*tau, 1}}) : v.leading();
+        v = std::move(unit);
     }
-    Array v;
-    bool vector;
-    std::optional<Array> tau;
     Shape batch;
 
     /// Whether cuBLAS takes the reflections; else there is one block for each matrix.
@@ -226,9 +213,9 @@ py::tuple householder_apply_backward(py::handle context, py::handle grad, py::ha
         g.require_dtype_of(given);
         if (g.shape() != shape) throw py::value_error("grad must have the shape of C, " + shape_text(shape) + ", got " + g.shape_text());
     }
-    Shape whole = h.tau ? broadcast_leading({{&given, 2}, {&h.v, 2}, {&*h.tau, 1}}) : broadcast_leading({{&given, 2}, {&h.v, 2}});
+    const Shape whole = broadcast_leading({{&given, 2}, {&h.v, 2}});
     if (whole != given.leading())
-        throw py::value_error("C must have all leading axes of V and tau for gradients, got shapes " + shape_text(shape) + " and " + h.v.shape_text());
+        throw py::value_error("C must have all leading axes of V for gradients, got shapes " + shape_text(shape) + " and " + h.v.shape_text());
     if (h.v.rows() != shape[shape.size() - (left ? 2 : 1)])
         throw py::value_error("V must have " + std::to_string(shape[shape.size() - (left ? 2 : 1)]) + " rows to act on C " + shape_text(shape) + " from the " +
                               (left ? "left" : "right") + ", got " + std::to_string(h.v.rows()));
