@@ -200,8 +200,7 @@ template <class T> void streaming() {
         std::vector<T> bad(static_cast<std::size_t>(n), std::numeric_limits<T>::quiet_NaN());
         svd.update(MatrixView<const T>(bad.data(), 1, n));
         check(false, "NaN must throw", 0);
-    } catch (const ValueError &) {
-    }
+    } catch (const ValueError &) {}
     check(svd.rows_seen() == 200, "a failed update must leave the stream alone", double(svd.rows_seen()));
 }
 
@@ -252,8 +251,7 @@ template <class T> void projections() {
         d[5] = std::numeric_limits<T>::infinity();
         apply_core<T>(StackView<const T>(ds), basis, Core<T>(T(1)), T(1), Side::left, ds);
         check(false, "infinity must throw", 0);
-    } catch (const ValueError &) {
-    }
+    } catch (const ValueError &) {}
     check(d[6] == before[6] || std::abs(double(d[6]) - double(before[6])) <= 100 * eps, "C must be left alone", double(d[6]));
 }
 
@@ -284,8 +282,7 @@ template <class T> void subspaces() {
     try {
         sgd_step<T>(u, StackView<const T>(w), &buffer, 0.9, 0.0, options);
         check(false, "NaN must throw", 0);
-    } catch (const ValueError &) {
-    }
+    } catch (const ValueError &) {}
     check(a == kept, "U must be left alone", 0);
 }
 
@@ -319,8 +316,7 @@ template <class T> void mixing() {
                 }
             for (std::size_t c = 0; c < wedge.size(); ++c) want[c] += wedge[c] / std::sqrt(n);
         }
-        for (std::int64_t c = 0; c < pairs; ++c)
-            worst = std::max(worst, std::abs(double(mixed.first(t, c)) - want[std::size_t(c)] / std::max(applying, 1)));
+        for (std::int64_t c = 0; c < pairs; ++c) worst = std::max(worst, std::abs(double(mixed.first(t, c)) - want[std::size_t(c)] / std::max(applying, 1)));
     }
     check(worst <= 20 * double(std::numeric_limits<T>::epsilon()), "plucker_mix against the sum over offsets", worst);
     PluckerMixState<T> state(o, r, 1, matrix, b.data());
@@ -333,16 +329,15 @@ template <class T> void mixing() {
     const auto grad = gaussian<T>(tokens * d);
     std::vector<T> dz(z.size()), dw(w.size()), db(b.size());
     check(plucker_mix_project_backward<T>(StackView<const T>(MatrixView<const T>(grad.data(), tokens, d)), in, matrix, b.data(), o,
-                                          StackView<T>(MatrixView<T>(dz.data(), tokens, r)), MatrixView<T>(dw.data(), d, pairs), db.data(),
-                                          nullptr),
+                                          StackView<T>(MatrixView<T>(dz.data(), tokens, r)), MatrixView<T>(dw.data(), d, pairs), db.data(), nullptr),
           "plucker_mix_project_backward is finite", 0);
     // g is linear in W and b: <grad, g> = <dW, W> + <db, b>
     double left = 0, right = 0;
     for (std::size_t i = 0; i < grad.size(); ++i) left += double(grad[i]) * double(g[i]);
     for (std::size_t i = 0; i < w.size(); ++i) right += double(dw[i]) * double(w[i]);
     for (std::size_t i = 0; i < b.size(); ++i) right += double(db[i]) * double(b[i]);
-    check(std::abs(left - right) <= 1e4 * double(std::numeric_limits<T>::epsilon()) * std::max(1.0, std::abs(left)),
-          "gradients of the projection", left - right);
+    check(std::abs(left - right) <= 1e4 * double(std::numeric_limits<T>::epsilon()) * std::max(1.0, std::abs(left)), "gradients of the projection",
+          left - right);
     const auto a = gaussian<T>(5 * 2);
     std::vector<T> coordinates(10), basis(10), again(10);
     const StackView<T> c(MatrixView<T>(coordinates.data(), 1, 10)), u(MatrixView<T>(basis.data(), 5, 2)), back(MatrixView<T>(again.data(), 1, 10));
@@ -361,8 +356,7 @@ int main() {
     try {
         lapack<float>();
         check(false, "lapack() must throw before a table is installed", 0);
-    } catch (const BackendError &) {
-    }
+    } catch (const BackendError &) {}
     link_lapack();
     for (const std::int64_t m : {1, 3, 8, 17, 49})
         for (const std::int64_t n : {1, 15, 48, 49, 130, 1100})

@@ -36,8 +36,8 @@ int create(void **handle) {
 }
 int set_stream(void *, void *) { return 0; }
 int set_workspace(void *, void *p, std::size_t) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0 ? 0 : 7; }
-int gemm(void *, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, long long stride_a, const void *b,
-         int type_b, int ldb, long long stride_b, const void *beta, void *c, int type_c, int ldc, long long stride_c, int batch, int compute, int) {
+int gemm(void *, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a, int lda, long long stride_a, const void *b, int type_b,
+         int ldb, long long stride_b, const void *beta, void *c, int type_c, int ldc, long long stride_c, int batch, int compute, int) {
     const bool wide = compute == 70;
     if (!wide && compute != 68) return 7;
     if (lda < (op_a == 0 ? m : k) || ldb < (op_b == 0 ? k : n) || ldc < m) return 7;

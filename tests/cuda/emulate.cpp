@@ -114,8 +114,10 @@ template <class Same> bool release(std::vector<Fiber> &fibers, Fiber::State at, 
         std::size_t last = first;
         bool all = true, some = false;
         while (last < fibers.size() && last - first < width && group(fibers[last]) == group(fibers[first])) {
-            if (fibers[last].state == at) some = true;
-            else if (fibers[last].state != Fiber::done) all = false;
+            if (fibers[last].state == at)
+                some = true;
+            else if (fibers[last].state != Fiber::done)
+                all = false;
             ++last;
         }
         if (all && some) {
@@ -187,8 +189,7 @@ void run(dim3 grid, dim3 block, std::size_t shared, int cluster, const std::func
     if (block.x * block.y * block.z > 1024 || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
         throw std::logic_error("emulated device: a launch of an impossible size");
     if (shared > std::size_t(settings.shared_limit)) throw std::logic_error("emulated device: more shared memory than there is");
-    if (cluster > 1 && (settings.major < 9 || cluster > 8 || grid.x % unsigned(cluster) != 0))
-        throw std::logic_error("emulated device: an impossible cluster");
+    if (cluster > 1 && (settings.major < 9 || cluster > 8 || grid.x % unsigned(cluster) != 0)) throw std::logic_error("emulated device: an impossible cluster");
     grid_size = grid;
     block_size = block;
     entry = &kernel;
@@ -238,9 +239,7 @@ cudaError_t cudaSetDevice(int d) {
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr what, int) {
-    *value = what == cudaDevAttrComputeCapabilityMajor ? settings.major
-             : what == cudaDevAttrMultiProcessorCount  ? settings.processors
-                                                       : settings.shared_limit;
+    *value = what == cudaDevAttrComputeCapabilityMajor ? settings.major : what == cudaDevAttrMultiProcessorCount ? settings.processors : settings.shared_limit;
     return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

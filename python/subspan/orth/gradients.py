@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arrays import Array, as_array, check_float, check_library, detached, library_of
+from subspan._lib.arrays import Array, as_array, detached, library_of
 from subspan._lib.call import Call, call_of
-from subspan._lib.device import check_dtype, device_of, dtype_name, memory_of, on_device
+from subspan._lib.device import dtype_name
 from subspan._lib.files import Fixed, checked_state, sealed_state
 from subspan._lib.numbers import choice, real_number, rng_key, truth, whole_number
 from subspan.orth.int4 import Int4Basis, quantize_int4
@@ -78,7 +78,7 @@ class GradientProjector(Fixed):
 
     _OPTIONS = ("rank", "side", "bits", "history", "group")  # what a basis is made with
     _FREE = ("adapt", "threshold", "scale", "iterations")
-    _dtype_there: str | None = None  # of gradients on a CUDA device
+    _dtype_there: str | None = None  # of gradients; None in earlier pickles of the CPU
 
     def __init__(
         self,
@@ -138,20 +138,23 @@ class GradientProjector(Fixed):
         m, n = shape
         return m >= n if self.side == "auto" else self.side == "right"
 
-    def _gradient(self, G: Array, name: str = "G") -> Array:
-        G = as_array(G, name)
-        if len(G.shape) != 2:
-            hint = _core.convolution_hint(tuple(G.shape), name)
-            raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(G.shape)}{hint}")
-        if type(G) is not np.ndarray and not on_device(G):
-            check_library(G, name)
-        if self._shape is not None and tuple(G.shape) != self._shape:
-            raise ValueError(f"{name} must have shape {self._shape} as before, got {tuple(G.shape)}")
-        if self.rank > min(G.shape):
-            raise ValueError(
-                f"rank must be at most {min(G.shape)} for a gradient of shape {tuple(G.shape)}, got {self.rank}"
-            )
-        return detached(G, name)
+    def _call(self, x: Array, name: str, out: Array | None = None) -> tuple[Call, Array]:
+        """The call of a gradient or an update, which must be where the basis is and of its dtype, and that array."""
+        x = detached(as_array(x, name), name)
+        call = call_of(**{name: x}, basis=self.basis, out=out)
+        if self.basis is not None:
+            known = self._dtype_there or dtype_name(self._first)
+            if dtype_name(x) != known:
+                raise TypeError(f"{name} must be {known} as before, got {dtype_name(x)}")
+        return call, x
+
+    def _check_gradient(self, shape: tuple[int, ...], name: str) -> None:
+        if len(shape) != 2:
+            raise ValueError(f"{name} must have 2 dimensions, got shape {shape}{_core.convolution_hint(shape, name)}")
+        if self._shape is not None and shape != self._shape:
+            raise ValueError(f"{name} must have shape {self._shape} as before, got {shape}")
+        if self.rank > min(shape):
+            raise ValueError(f"rank must be at most {min(shape)} for a gradient of shape {shape}, got {self.rank}")
 
     def refresh(self, G: Array) -> GradientProjector:
         """Find the basis of the gradient ``G (m, n)``, from the last basis where there is one.
@@ -160,18 +163,18 @@ class GradientProjector(Fixed):
         the interval.
         """
         with self._turn:
-            self._refresh([self], [G])
+            self._refresh([self], [self._call(G, "G")], ["G"])
         return self
 
     @staticmethod
-    def _refresh(projectors: Sequence[GradientProjector], gradients: Sequence[Array]) -> None:
+    def _refresh(
+        projectors: Sequence[GradientProjector], calls: Sequence[tuple[Call, Array]], names: list[str]
+    ) -> None:
         """New bases for all, in one call for each library and device; nothing changes where one of them fails."""
         places: dict[Any, list[int]] = {}
         jobs: list[Any] = []
-        for i, (p, G) in enumerate(zip(projectors, gradients, strict=True)):
-            name = "G" if len(projectors) == 1 else f"gradients[{i}]"
-            g = p._gradient(G, name)
-            p._check_place(g, name)
+        for i, (p, (call, g), name) in enumerate(zip(projectors, calls, names, strict=True)):
+            p._check_gradient(tuple(g.shape), name)
             start, more, power, key = None, 10, 2, p._key
             if p.basis is not None:
                 # A few random directions beside the last basis find what has turned up since.
@@ -179,10 +182,10 @@ class GradientProjector(Fixed):
                 more, power, key = max(8, p.rank // 8), p.iterations - 1, p._key + p.refreshes
             key = rng_key(np.random.default_rng(key))
             jobs.append((g, p._right(g.shape), start, p._first, key, p.rank, more, power, name))
-            places.setdefault((library_of(g), device_of(g)), []).append(i)
+            places.setdefault((call.library, call.context and call.context[1]), []).append(i)
         found: dict[int, Any] = {}
         for some in places.values():
-            call = call_of(G=jobs[some[0]][0])
+            call = calls[some[0]][0]
             for i, (basis, first, cosine) in zip(
                 some, call.kernels.refresh_bases(call.context, [jobs[i] for i in some]), strict=True
             ):
@@ -205,7 +208,7 @@ class GradientProjector(Fixed):
             basis=basis,
             _first=first,
             _shape=tuple(int(x) for x in G.shape),
-            _dtype_there=dtype_name(G) if on_device(G) else None,
+            _dtype_there=dtype_name(G),
             _since=0,
             refreshes=self.refreshes + 1,
         )
@@ -228,7 +231,9 @@ class GradientProjector(Fixed):
         with ExitStack() as turns:
             for p in sorted(projectors, key=id):  # in one order, as two threads may have lists of the same ones
                 turns.enter_context(p._turn)
-            GradientProjector._refresh(projectors, gradients)
+            names = [f"gradients[{i}]" for i in range(len(gradients))]
+            calls = [p._call(G, name) for p, G, name in zip(projectors, gradients, names, strict=True)]
+            GradientProjector._refresh(projectors, calls, names if len(names) > 1 else ["G"])
 
     def _adapted(self, similarity: deque[float]) -> int:
         """The interval after these values, which are forgotten where it changes."""
@@ -248,60 +253,34 @@ class GradientProjector(Fixed):
 
         On a CUDA device only a refresh waits, and finds NaN; other calls pass it on.
         """
-        g = self._gradient(G)
-        right = self._right(g.shape)
-        shape = (g.shape[0], self.rank) if right else (self.rank, g.shape[1])
         with self._turn:
-            self._check_place(g, "G")
-            call, target = self._output(g, "G", shape, out)  # no memory for it is no reason to have a new basis
+            call, g = self._call(G, "G", out)
+            self._check_gradient(tuple(g.shape), "G")
+            right = self._right(g.shape)
+            shape = (g.shape[0], self.rank) if right else (self.rank, g.shape[1])
+            # No memory for the result is no reason to have a new basis.
+            target = call.kernels.product_output(call.context, g, shape, out, "G")
             if self.basis is None or (self.interval > 0 and self._since >= self.interval):
-                self._refresh([self], [G])
+                self._refresh([self], [(call, g)], ["G"])
             self._multiply(call, g, "G", right, not right, 1.0, target)
             self._since += 1
         return call.give(target, out)
 
     def up(self, R: Array, *, out: Array | None = None) -> Array:
         """The update at full size: ``scale · R Pᵀ`` or ``scale · P R``, ``(m, n)``."""
-        R = as_array(R, "R")
         with self._turn:
             if self.basis is None or self._shape is None:
                 raise ValueError("there is no basis yet: call down or refresh first")
+            call, x = self._call(R, "R", out)
             m, n = self._shape
             right = self._right((m, n))
             want = (m, self.rank) if right else (self.rank, n)
-            if tuple(R.shape) != want:
-                hint = _core.convolution_hint(tuple(R.shape), "R")
-                raise ValueError(f"R must have shape {want}, got {tuple(R.shape)}{hint}")
-            self._check_place(R, "R")
-            call, target = self._output(R, "R", (m, n), out)
-            self._multiply(call, R, "R", right, right, self.scale, target)
+            if tuple(x.shape) != want:
+                hint = _core.convolution_hint(tuple(x.shape), "R")
+                raise ValueError(f"R must have shape {want}, got {tuple(x.shape)}{hint}")
+            target = call.kernels.product_output(call.context, x, (m, n), out, "R")
+            self._multiply(call, x, "R", right, right, self.scale, target)
         return call.give(target, out)
-
-    def _check_place(self, x: Array, name: str) -> None:
-        """The library, the device and the dtype must be those of before."""
-        if type(x) is np.ndarray and type(self._first) is np.ndarray and x.dtype == self._first.dtype:
-            return
-        there = device_of(x)
-        dtype = check_float(x, name).name if there is None else check_dtype(x, name)
-        if self.basis is None:
-            return
-        basis = self.basis.codes if isinstance(self.basis, Int4Basis) else self.basis
-        if (there is None) != (device_of(basis) is None):
-            where = ("on a CUDA device", "on the CPU") if there is not None else ("on the CPU", "on a CUDA device")
-            raise TypeError(f"{name} is {where[0]} and the basis {where[1]}; make a new projector")
-        if there is not None:
-            memory_of(**{name: x}, basis=basis)
-            if library_of(x) != library_of(basis):
-                raise TypeError(f"{name} must be of {library_of(basis)} as before, got {library_of(x)}")
-        known = self._first.dtype.name if there is None else self._dtype_there
-        if dtype != known:
-            raise TypeError(f"{name} must be {known} as before, got {dtype}")
-
-    @staticmethod
-    def _output(x: Array, name: str, shape: tuple[int, ...], out: Array | None) -> tuple[Call, Array]:
-        """The call, and ``out``, with all that a product would refuse of it, or a fresh array of the kernels."""
-        call = call_of(**{name: x}, out=out)
-        return call, call.kernels.product_output(call.context, x, shape, out, name)
 
     def _multiply(self, call: Call, x: Any, name: str, right: bool, transpose: bool, scale: float, out: Any) -> None:
         if isinstance(self.basis, Int4Basis):

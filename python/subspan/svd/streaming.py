@@ -213,8 +213,8 @@ class StreamingSVD(Kept):
 
     def _add(self, rows: Array) -> None:
         state, place = self._state, self._place
-        parts, library = self._rows(rows, "rows")
-        if state.dtype() is None and device_of(rows) is not None:
+        parts, library, there = self._rows(rows, "rows")
+        if state.dtype() is None and there is not None:
             place = memory_of(rows=rows)
             state = self._made(place)
         before, self._library = self._library, library
@@ -231,9 +231,9 @@ class StreamingSVD(Kept):
         plain = place is None and self._library == "numpy" and self._inner is None
         self._settled = plain and not self.exact_blocks  # whose state is replaced together with a rotation
 
-    def _rows(self, x: Array, name: str) -> tuple[tuple[Any, ...], str]:
-        """Rows as the kernels take them, an array or the parts of a sparse matrix, and their library; TypeError where
-        they are not of the stream's library and device.
+    def _rows(self, x: Array, name: str) -> tuple[tuple[Any, ...], str, int | None]:
+        """Rows as the kernels take them, an array or the parts of a sparse matrix, their library and device (None: the
+        CPU); TypeError where these are not the stream's.
         """
         parts: tuple[Any, ...]
         if is_sparse(x):
@@ -243,20 +243,17 @@ class StreamingSVD(Kept):
             check_library(x, name)
             library = library_of(x)
             parts = (detached(x, name),)
-        self._check_side(x, name)
+        there = device_of(x)
+        if there is not None and self._place is None and self._state.dtype() is not None:
+            raise TypeError(f"{name} must be {self._library} arrays on the CPU as the stream's first rows were")
+        if there is None and self._place is not None:
+            raise TypeError(f"{name} is on the CPU and the stream on a CUDA device; move it first")
         if name == "rows" and self._library != library and self._state.dtype() is not None:
             raise TypeError(
                 f"rows must be {self._library} arrays as the stream's first rows were, got {library}; "
                 "results would change their library half-way"
             )
-        return parts, library
-
-    def _check_side(self, x: Array, name: str) -> None:
-        there = device_of(x) is not None
-        if there and self._place is None and self._state.dtype() is not None:
-            raise TypeError(f"{name} must be {self._library} arrays on the CPU as the stream's first rows were")
-        if not there and self._place is not None:
-            raise TypeError(f"{name} is on the CPU and the stream on a CUDA device; move it first")
+        return parts, library, there
 
     def _update_with_rotation(self, rows: Array) -> Rotation:
         if not self.exact_blocks:
@@ -270,9 +267,10 @@ class StreamingSVD(Kept):
             raise ValueError(
                 "rotation=True with center needs forget=1: past rows of different weight would need different shifts"
             )
-        if device_of(rows) is not None:
+        dense = dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows
+        (block,), library, there = self._rows(dense, "rows")
+        if there is not None:
             raise TypeError("rotation=True is not implemented on CUDA devices")
-        (block,), library = self._rows(dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows, "rows")
         with self._turn:
             before, twin = self._state.state(), self._state.copy()
             twin.update(block)
@@ -306,7 +304,7 @@ class StreamingSVD(Kept):
         """
         downdate = self._state.downdate
         dense = dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows
-        (block,), _ = self._rows(dense, "rows")
+        (block,), _, _ = self._rows(dense, "rows")
         with self._turn:
             downdate(block)
         return self
@@ -456,7 +454,7 @@ class StreamingSVD(Kept):
         if self._state.dtype() is None:
             raise ValueError("the stream has seen no rows")
         x = float_array(x, name, self.dtype) if name == "Z" else x  # no sparse one
-        parts, library = self._rows(x, name)
+        parts, library, _ = self._rows(x, name)
         if len(parts) == 1 and len(parts[0].shape) not in (1, 2):
             raise ValueError(f"{name} must have 1 or 2 dimensions, got shape {tuple(parts[0].shape)}")
         result = getattr(self._state, what if len(parts) == 1 else what + "_csr")(*parts, out)

@@ -109,14 +109,17 @@ def truncated_svd(
     options: Any = (rank, energy, tol, oversample, power_iterations)
     if weight is not None:
         return _weighted(A, options, initial, rng, signs, weight)
-    if initial is not None and not on_device(initial):
+    sparse = is_sparse(A)
+    operator = not sparse and hasattr(A, "matmat") and hasattr(A, "rmatmat")
+    call = call_of(A=None if sparse or operator else A, initial=initial)
+    if initial is not None and call.context is None:
         initial = detached(float_array(initial, "initial", float_beside(A)), "initial")
     more: Any = (initial, rng_key(rng), signs)
-    if is_sparse(A):
+    if sparse:
         return TruncatedSVD(*_core.truncated_svd_csr(*csr_parts(A, "A"), *options, *more))
-    if hasattr(A, "matmat") and hasattr(A, "rmatmat"):
+    if operator:
         return TruncatedSVD(*_core.truncated_svd_operator(A, *options, *more))
-    call, A = call_of(A=A, initial=initial), as_float(as_array(A, "A"), "A")
+    A = as_float(as_array(A, "A"), "A")
     return TruncatedSVD(*call.give(call.kernels.truncated_svd(call.context, A, *options, *more)))
 
 
