@@ -47,8 +47,11 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
             for (; i >= l; --i) {
                 const double f = s * e[i], b = c * e[i];
                 r = f * f + g * g; // entries are at most a few units: no overflow
-                r = r > 1e-280 ? std::sqrt(r) : std::hypot(f, g); // squares that underflow would leave no rotation
-                if (r < 1e-290) r = 0.0;                          // nor would quotients of numbers that have lost their digits
+                // Squares that underflow would leave no rotation, nor would quotients of numbers that have lost their digits. No
+                // std::hypot: its symbol is newer than the glibc that a wheel promises.
+                constexpr double up = 0x1p500;
+                r = r > 1e-280 ? std::sqrt(r) : std::sqrt(f * up * (f * up) + g * up * (g * up)) / up;
+                if (r < 1e-290) r = 0.0;
                 e[i + 1] = r;
                 if (r == 0.0) { // a split: recover and start again; row i + 1 may have been flipped
                     d[i + 1] -= p;
