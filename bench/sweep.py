@@ -587,6 +587,21 @@ def logits(d: Draw) -> Any:
 # -- plucker -----------------------------------------------------------------------------------------------------------
 
 
+def published_mixing(z: torch.Tensor, offsets: list[int]) -> torch.Tensor:
+    """Mean of the normalised planes of tokens and their past, as published layers write it in PyTorch."""
+    *batch, T, r = z.shape
+    i, j = torch.triu_indices(r, r, 1)
+    mixed, count = torch.zeros(*batch, T, len(i), dtype=z.dtype), torch.zeros(T, 1, dtype=z.dtype)
+    for o in offsets:
+        if o >= T:
+            continue
+        a, b = z[..., o:, :], z[..., :-o, :]
+        p = a[..., i] * b[..., j] - a[..., j] * b[..., i]
+        mixed[..., o:, :] += p / p.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+        count[o:] += 1
+    return mixed / count.clamp_min(1)
+
+
 @operation("plucker")
 def mix_project(d: Draw) -> Any:
     T, r, width = d.size(8, 2000), d.size(2, 32), d.size(4, 512)
@@ -594,24 +609,11 @@ def mix_project(d: Draw) -> Any:
     d.flops(2.0 * math.prod(batch) * T * width * r * r / 2)
     z, W = d.array(*batch, T, r), d.array(width, math.comb(r, 2))
     offsets = [2**i for i in range(m)]
-    i, j = np.triu_indices(r, 1)
-    ti, tj, tz, tw = torch.from_numpy(i), torch.from_numpy(j), t(z), t(W)
-
-    def pytorch() -> Any:
-        mixed, count = torch.zeros(*batch, T, len(i), dtype=tz.dtype), torch.zeros(T, 1, dtype=tz.dtype)
-        for o in offsets:
-            if o >= T:
-                continue
-            a, b = tz[..., o:, :], tz[..., :-o, :]
-            p = a[..., ti] * b[..., tj] - a[..., tj] * b[..., ti]
-            mixed[..., o:, :] += p / p.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-            count[o:] += 1
-        return (mixed / count.clamp_min(1)) @ tw.mT
-
+    tz, tw = t(z), t(W)
     return (
         f"{batch} {T} x {r}, {m} offsets, d={width}",
         lambda: plucker.mix_project(z, W, None, offsets),
-        {"PyTorch": pytorch},
+        {"PyTorch": lambda: published_mixing(tz, offsets) @ tw.mT},
     )
 
 
@@ -622,21 +624,9 @@ def mix(d: Draw) -> Any:
     if math.prod(batch) * T * r * r * d.dtype.itemsize > 4 * MOST_BYTES:
         raise TooLargeError
     z, offsets = d.array(*batch, T, r), [2**i for i in range(m)]
-    i, j = np.triu_indices(r, 1)
-    ti, tj, tz = torch.from_numpy(i), torch.from_numpy(j), t(z)
-
-    def pytorch() -> Any:
-        mixed, count = torch.zeros(*batch, T, len(i), dtype=tz.dtype), torch.zeros(T, 1, dtype=tz.dtype)
-        for o in offsets:
-            if o >= T:
-                continue
-            a, b = tz[..., o:, :], tz[..., :-o, :]
-            p = a[..., ti] * b[..., tj] - a[..., tj] * b[..., ti]
-            mixed[..., o:, :] += p / p.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-            count[o:] += 1
-        return mixed / count.clamp_min(1)
-
-    return f"{batch} {T} x {r}, {m} offsets", lambda: plucker.mix(z, offsets), {"PyTorch": pytorch}
+    tz = t(z)
+    peers = {"PyTorch": lambda: published_mixing(tz, offsets)}
+    return f"{batch} {T} x {r}, {m} offsets", lambda: plucker.mix(z, offsets), peers
 
 
 @operation("plucker")

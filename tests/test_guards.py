@@ -754,6 +754,20 @@ def test_what_an_object_was_made_with_is_fixed(make, free):
     assert repr(twin) == repr(thing)
 
 
+def test_a_subclass_may_have_options_of_its_own():
+    class Tracked(StreamingSVD):
+        def __init__(self, rank, alpha):
+            super().__init__(rank)
+            self.alpha = alpha
+
+    tracked = Tracked(3, 0.5)
+    tracked.alpha = 0.25
+    assert tracked.alpha == 0.25
+    for name in ("rank", "weight", "dtype"):
+        with pytest.raises(AttributeError, match=f"{name} is fixed"):
+            setattr(tracked, name, 4)
+
+
 def test_a_merge_that_fails_leaves_a_fresh_sketch_fresh(rng):
     one, two = _core.Sketch(4, 6), _core.Sketch(4, 5)
     two.update(rng.standard_normal((9, 5)).astype(np.float32))

@@ -73,44 +73,38 @@ template <class T> py::object columns(const Call &call, const StackView<T> &x, s
     return out.object();
 }
 
-py::object range_basis(py::handle context, py::handle a, py::handle rcond) {
-    const Call call(context);
+// f(q, rank), of the column space of A, or of Aᵀ where `transposed`: the first `rank` columns of q are its basis.
+template <class F> py::object of_columns(const Call &call, py::handle a, py::handle rcond, bool transposed, const F &f) {
     load_lapack();
     const Array x = matrices(call, a, "A");
     const double tol = cutoff(rcond, x);
     return dispatch(x.dtype(), [&](auto t) {
         using T = decltype(t);
-        const auto va = x.stack<const T>(x.leading());
-        const Temporary<T> q(x.leading(), x.rows(), std::min(x.rows(), x.cols()));
-        std::vector<std::int64_t> ranks(std::size_t(va.size()));
-        {
-            const py::gil_scoped_release release;
-            subspan::column_space<T>(va, tol, false, q.stack, ranks.data(), "A");
-        }
-        return columns<T>(call, q.stack, one_rank(ranks));
-    });
-}
-
-py::object null_space(py::handle context, py::handle a, py::handle rcond) {
-    const Call call(context);
-    load_lapack();
-    const Array x = matrices(call, a, "A");
-    const double tol = cutoff(rcond, x);
-    return dispatch(x.dtype(), [&](auto t) {
-        using T = decltype(t);
-        const auto va = x.stack<const T>(x.leading()).transposed();
+        const auto given = x.stack<const T>(x.leading());
+        const auto va = transposed ? given.transposed() : given;
         const Temporary<T> q(x.leading(), va.rows(), std::min(va.rows(), va.cols()));
         std::vector<std::int64_t> ranks(std::size_t(va.size()));
         {
             const py::gil_scoped_release release;
             subspan::column_space<T>(va, tol, false, q.stack, ranks.data(), "A");
         }
-        const std::int64_t rank = one_rank(ranks);
-        Shape shape = x.leading();
-        shape.insert(shape.end(), {va.rows(), va.rows() - rank});
-        const Array out = call.empty(shape, x.dtype());
-        const auto vo = out.stack<T>(x.leading());
-        StackView<const T> rows = q.stack;
+        return f(q.stack, one_rank(ranks));
+    });
+}
+
+py::object range_basis(py::handle context, py::handle a, py::handle rcond) {
+    const Call call(context);
+    return of_columns(call, a, rcond, false, [&](const auto &q, std::int64_t rank) { return columns(call, q, rank); });
+}
+
+py::object null_space(py::handle context, py::handle a, py::handle rcond) {
+    const Call call(context);
+    return of_columns(call, a, rcond, true, [&]<class T>(const StackView<T> &q, std::int64_t rank) {
+        Shape shape = q.shape;
+        shape.insert(shape.end(), {q.rows(), q.rows() - rank});
+        const Array out = call.empty(shape, std::is_same_v<T, float> ? DType::f32 : DType::f64);
+        const auto vo = out.stack<T>(q.shape);
+        StackView<const T> rows = q;
         rows.first.cols = rank;
         const py::gil_scoped_release release;
         subspan::complement<T>(rows, vo);

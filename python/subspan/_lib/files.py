@@ -220,6 +220,8 @@ class Fixed:
     _taken: frozenset[str] = frozenset()
 
     def __init_subclass__(cls) -> None:
+        if "_OPTIONS" not in cls.__dict__:
+            return  # a user's class, whose constructor may take what it likes and set it
         cls._taken = frozenset(inspect.signature(cls).parameters).difference(cls._OPTIONS, cls._FREE)
 
     def __setattr__(self, name: str, value: Any) -> None:

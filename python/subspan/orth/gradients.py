@@ -117,9 +117,11 @@ class GradientProjector(Fixed):
         self._turn = _core.Turn()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("basis", "similarity", "_turn")}
-        basis = self.basis.__getstate__() if isinstance(self.basis, Int4Basis) else self.basis
-        return sealed_state({"format": _FORMAT, **state, "basis": basis, "similarity": list(self.similarity)})
+        with self._turn:
+            state = {k: v for k, v in self.__dict__.items() if k != "_turn"}
+            basis = self.basis.__getstate__() if isinstance(self.basis, Int4Basis) else self.basis
+            state.update(basis=basis, similarity=list(self.similarity))
+        return sealed_state({"format": _FORMAT, **state})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         needed = {"rank", "history", "basis", "similarity"}
@@ -233,7 +235,7 @@ class GradientProjector(Fixed):
                 turns.enter_context(p._turn)
             names = [f"gradients[{i}]" for i in range(len(gradients))]
             calls = [p._call(G, name) for p, G, name in zip(projectors, gradients, names, strict=True)]
-            GradientProjector._refresh(projectors, calls, names if len(names) > 1 else ["G"])
+            GradientProjector._refresh(projectors, calls, names)
 
     def _adapted(self, similarity: deque[float]) -> int:
         """The interval after these values, which are forgotten where it changes."""
