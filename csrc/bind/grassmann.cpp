@@ -199,6 +199,28 @@ py::object transport_to(py::handle context, py::handle u, py::handle w, py::hand
     return xo.object();
 }
 
+py::object from_projector(py::handle context, py::handle p, py::handle k, py::handle check) {
+    const Call call(context);
+    load_lapack();
+    const Array x(call, p, "P");
+    x.require_matrices();
+    require_float32_or_64(x, ": points do not stay orthonormal in 16 bits");
+    if (x.rows() != x.cols()) throw py::value_error("P must hold square matrices, got shape " + x.shape_text() + convolution_hint(x.shape(), "P"));
+    const std::int64_t rank = whole_number(k, "k", 0, x.rows());
+    const bool looks = truth(check, "check");
+    Shape shape = x.leading();
+    shape.insert(shape.end(), {x.rows(), rank});
+    const Array xo = call.empty(shape, x.dtype());
+    dispatch(x.dtype(), [&](auto s) {
+        using T = decltype(s);
+        const auto vp = x.stack<const T>(x.leading());
+        const auto vo = xo.stack<T>(x.leading());
+        const py::gil_scoped_release release;
+        subspan::projector_range<T>(vp, vo, looks);
+    });
+    return xo.object();
+}
+
 py::object metric(py::handle context, py::handle u, py::handle h, py::handle v, const char *what) {
     const Call call(context);
     const Points x = v.is_none() ? Points(call, {{"U", u}, {"H", h}}) : Points(call, {{"U", u}, {"H", h}, {"V", v}});
@@ -539,6 +561,7 @@ void register_grassmann(py::module_ &m) {
     m.def("random_tangent", &random_tangent, arg("call"), arg("U"), arg("noise"));
     m.def("euclidean_to_riemannian_hessian", &hessian, arg("call"), arg("U"), arg("egrad"), arg("ehess"), arg("H"), arg("out"), arg("check"));
     m.def("retract", &retract, arg("call"), arg("U"), arg("H"), arg("t"), arg("method"), arg("project"), arg("out"), arg("check"));
+    m.def("from_projector", &from_projector, arg("call"), arg("P"), arg("k"), arg("check"));
     m.def("log", &log, arg("call"), arg("U"), arg("W"), arg("out"), arg("check"));
     m.def("transport", &transport, arg("call"), arg("U"), arg("H"), arg("V"), arg("t"), arg("out"), arg("check"));
     m.def("transport_to", &transport_to, arg("call"), arg("U"), arg("W"), arg("V"), arg("out"), arg("check"));

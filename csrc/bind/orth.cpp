@@ -1,3 +1,4 @@
+#include "gradient.hpp"
 #include "host.hpp"
 #include "register.hpp"
 #include "subspan/apply_core.hpp"
@@ -427,15 +428,18 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
     return xo.object();
 }
 
-// out of a product with x, which it must stay apart from, or a fresh array of x's dtype: before work begins that the product
-// is for.
-py::object product_output(py::handle context, py::handle x, const Shape &shape, const py::object &out, const std::string &name) {
+// Where a gradient goes down, or a small one up, and whether the basis is of right singular vectors: looked at before the basis
+// is found that the product is with.
+py::tuple gradient_output(py::handle context, py::handle x, const std::string &name, const py::object &known, std::int64_t rank, py::handle side, bool up,
+                          const py::object &out) {
     const Call call(context);
+    const GradientPlan plan(known, rank, side);
     const Array xx(call, x, name.c_str());
-    const Array xo = call.output(out, shape, xx.dtype());
+    const Array xo = call.output(out, plan.result(xx, up), xx.dtype());
     check_no_overlap(xo, xx);
     if (xo.cols() > 1 && xo.stride(1) != 1) throw py::value_error("out must have contiguous rows");
-    return xo.object();
+    const Shape &full = up ? plan.shape : xx.shape();
+    return py::make_tuple(plan.right(full[0], full[1]), xo.object());
 }
 
 // alpha X P, or alpha P X, for stacks; ValueError where X, which `name` names, is not finite.
@@ -521,7 +525,8 @@ void register_orth(py::module_ &m) {
     m.def("int4_product", &int4_product, py::arg("call"), py::arg("parts"), py::arg("X"), py::arg("side"), py::arg("transpose"), py::arg("alpha"),
           py::arg("out"), py::arg("check"), py::arg("name"));
     m.def("product", &product, py::arg("call"), py::arg("X"), py::arg("P"), py::arg("right"), py::arg("alpha"), py::arg("out"), py::arg("name"));
-    m.def("product_output", &product_output, py::arg("call"), py::arg("x"), py::arg("shape"), py::arg("out"), py::arg("name"));
+    m.def("gradient_output", &gradient_output, py::arg("call"), py::arg("x"), py::arg("name"), py::arg("known"), py::arg("rank"), py::arg("side"),
+          py::arg("up"), py::arg("out"));
     m.def("projector", &projector, py::arg("call"), py::arg("U"), py::arg("check"));
     m.def(
         "all_finite",

@@ -42,6 +42,15 @@ class SvdState {
             s.update(view);
         });
     }
+    // (past, fresh, shift) of the left singular vectors.
+    py::tuple update_with_rotation(const py::object &rows) {
+        const Array a(rows, "rows");
+        LeftRotation r{};
+        with(a.dtype(), "rows", [&](auto &s, auto t) { r = subspan::update_with_rotation(s, a.as_rows<const decltype(t)>()); });
+        const py::ssize_t before = r.before, after = r.after, fresh = r.rows;
+        return py::make_tuple(hand_over(std::move(r.past), {before, after}), hand_over(std::move(r.fresh), {fresh, after}),
+                              hand_over(std::move(r.shift), {after}));
+    }
     void downdate(const py::object &rows) {
         const Array a(rows, "rows");
         with(a.dtype(), "rows", [&](auto &s, auto t) { s.downdate(a.as_rows<const decltype(t)>()); });
@@ -432,6 +441,7 @@ void register_streaming(py::module_ &m) {
              py::arg("exact_blocks"), py::arg("canonical_signs"), py::arg("dtype"))
         .def("update", &SvdState::update, py::arg("rows"))
         .def("update_csr", &SvdState::update_csr, py::arg("data"), py::arg("indices"), py::arg("indptr"), py::arg("rows"), py::arg("cols"))
+        .def("update_with_rotation", &SvdState::update_with_rotation, py::arg("rows"))
         .def("downdate", &SvdState::downdate, py::arg("rows"))
         .def("merge", &SvdState::merge, py::arg("other"))
         .def("dtype", &SvdState::dtype_name)

@@ -1,4 +1,5 @@
 #include "convert.hpp"
+#include "gradient.hpp"
 #include "lapack_capsules.hpp"
 #include "register.hpp"
 #include "scalars.hpp"
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <limits>
 
 namespace subspan::bind {
@@ -344,27 +346,26 @@ void register_decompositions(py::module_ &m) {
             });
         },
         py::arg("call"), py::arg("a"), py::arg("b"), py::arg("rank"), py::arg("forget"), py::arg("signs"));
-    // New bases of low-rank projections of gradients: for each (G, right, last basis or None, last first vector or None, key, rank,
-    // more, power iterations, name) what it is now: (basis (n, r), first vector, |cos| of the two first ones or None).
+    // New bases of low-rank projections of gradients: for each what it is now: (basis (n, r), first vector, |cos| of the two first
+    // ones or None).
     m.def(
         "refresh_bases",
-        [](const py::object & /* call */, const py::list &jobs) {
+        [](py::handle context, const py::list &given) {
+            const Call call(context);
             load_lapack();
+            std::deque<RefreshArguments> jobs; // all of them looked at before the first one is worked on
+            for (const auto x : given) jobs.emplace_back(call, py::cast<py::tuple>(x));
             py::list found;
-            for (const auto item : jobs) {
-                const auto job = py::cast<py::tuple>(item);
-                const auto name = job[8].cast<std::string>();
-                const Array g(job[0], name.c_str());
-                found.append(dispatch(g.dtype(), [&](auto t) -> py::tuple {
+            for (const RefreshArguments &job : jobs) {
+                found.append(dispatch(job.g.dtype(), [&](auto t) -> py::tuple {
                     using T = decltype(t);
-                    auto a = g.matrix<const T>();
-                    if (!truth(job[1], "right")) a = a.transposed();
+                    auto a = job.g.matrix<const T>();
+                    if (!job.right) a = a.transposed();
                     std::optional<Array> last, first;
                     MatrixView<const T> start;
-                    if (!job[2].is_none()) start = last.emplace(job[2], "basis").template matrix<const T>().transposed();
-                    if (!job[3].is_none()) first.emplace(job[3], "first");
-                    const TruncatedOptions o{job[5].cast<std::int64_t>(), 0.0, 0.0, job[6].cast<std::int64_t>(), job[7].cast<std::int64_t>(),
-                                             job[4].cast<std::uint64_t>()};
+                    if (!job.last_basis.is_none()) start = last.emplace(job.last_basis, "basis").template matrix<const T>().transposed();
+                    if (!job.last_first.is_none()) first.emplace(job.last_first, "first");
+                    const TruncatedOptions o{job.rank, 0.0, 0.0, job.more, job.power, job.key};
                     TruncatedSvd<T> d;
                     {
                         const py::gil_scoped_release release;
@@ -372,7 +373,7 @@ void register_decompositions(py::module_ &m) {
                         try {
                             op.emplace(a);
                         } catch (const ValueError &) { // who calls knows it by another name
-                            throw ValueError(name + " holds NaN or infinity");
+                            throw ValueError(job.name + " holds NaN or infinity");
                         }
                         d = truncated_svd<T>(*op, o, start);
                     }

@@ -5,11 +5,14 @@
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "linalg/small_dense.hpp"
+#include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/orthonormalize.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <initializer_list>
 #include <limits>
 #include <string>
@@ -283,6 +286,40 @@ void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &e
     grassmann::for_each(u.size(), [&](int64_t i, int64_t) { hessian_one<T>(u[i], egrad[i], ehess[i], h[i], out[i], checks, i); });
 }
 
+template <class T> void projector_range(const StackView<const T> &p, const StackView<T> &out, bool check) {
+    const int64_t n = out.rows(), k = out.cols();
+    if (p.rows() != n || p.cols() != n || p.size() != out.size() || k > n)
+        throw ValueError("p must hold as many " + std::to_string(n) + " x " + std::to_string(n) + " matrices as out holds bases");
+    if (n == 0) return;
+    parallel_for(p.size(), [&](int64_t item) {
+        const auto from = p[item];
+        const auto to = out[item];
+        Frame frame;
+        double *g = frame.take<double>(n * n), *values = frame.take<double>(n), *all = frame.take<double>(n), *vectors = frame.take<double>(k * n);
+        double poison = 0; // x - x is zero or NaN
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j <= i; ++j) {
+                const double x = 0.5 * double(from(i, j)) + 0.5 * double(from(j, i)); // whose sum may overflow
+                g[i * n + j] = x;
+                poison += x - x;
+            }
+        if (poison != 0.0) throw ValueError("P holds NaN or infinity");
+        eigh_top<double>(n, k, g, values, vectors, all);
+        if (check) {
+            double off = 0;
+            for (int64_t i = 0; i < n; ++i) off = std::max(off, std::abs(all[i] - (i < n - k ? 0.0 : 1.0)));
+            if (off > std::sqrt(double(std::numeric_limits<T>::epsilon()))) {
+                char text[32];
+                std::snprintf(text, sizeof text, "%.1e", off);
+                throw ValueError("P is no orthogonal projector of rank " + std::to_string(k) + ": an eigenvalue is off by " + text + "; or pass check=False");
+            }
+        }
+        for (int64_t i = 0; i < n; ++i)
+            for (int64_t j = 0; j < k; ++j) to(i, j) = T(vectors[(k - 1 - j) * n + i]);
+    });
+    orthonormalize<T>(out, out, Orthonormalization::automatic, true);
+}
+
 #define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
     template void tangent<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks);                                            \
     template void retract<T>(const StackView<const T> &, const StackView<const T> &, double, Retraction, const StackView<T> &, Checks);                        \
@@ -290,7 +327,8 @@ void riemannian_hessian(const StackView<const T> &u, const StackView<const T> &e
                                         Checks);                                                                                                               \
     template void grassmann_log<T>(const StackView<const T> &, const StackView<const T> &, const StackView<T> &, Checks);                                      \
     template void riemannian_hessian<T>(const StackView<const T> &, const StackView<const T> &, const StackView<const T> &, const StackView<const T> &,        \
-                                        const StackView<T> &, Checks);
+                                        const StackView<T> &, Checks);                                                                                         \
+    template void projector_range<T>(const StackView<const T> &, const StackView<T> &, bool);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

@@ -223,8 +223,8 @@ template <class T> struct ScaleKernel {
 
 } // namespace
 
-template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g, double *values, T *vectors) {
-    if (n == 0 || k == 0) return;
+template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g, double *values, T *vectors, double *all) {
+    if (n == 0 || (k == 0 && all == nullptr)) return;
     double scale = 0;
     simd::dispatch<LargestKernel>(n, g, &scale);
     if (scale < 0.0) throw LinAlgError("symmetric eigenproblem: the matrix holds NaN or infinity");
@@ -232,6 +232,7 @@ template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g
         std::fill_n(values, k, 0.0);
         std::fill_n(vectors, k * n, T(0));
         for (std::int64_t i = 0; i < k; ++i) vectors[i * n + i] = T(1);
+        if (all != nullptr) std::fill_n(all, n, 0.0);
         return;
     }
     // Scaled to 1, so that float neither overflows nor loses the small entries to underflow.
@@ -243,13 +244,15 @@ template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g
     simd::dispatch<ScaleKernel<T>>(n, ld, g, scale, a);
     tridiagonalise(n, ld, a, d, e, tau, reflectors);
 
-    double *dd = frame.take<double>(n), *ee = frame.take<double>(n), *all = frame.take<double>(n);
+    double *dd = frame.take<double>(n), *ee = frame.take<double>(n), *found = frame.take<double>(n);
     double *z = frame.take<double>(k * n);
     std::copy_n(d, n, dd);
     std::copy_n(e, n - 1, ee);
-    tridiagonal_top(n, k, dd, ee, all, z);
+    tridiagonal_top(n, k, dd, ee, found, z);
+    if (all != nullptr)
+        for (std::int64_t i = 0; i < n; ++i) all[i] = found[i] * scale;
     for (std::int64_t i = 0; i < k; ++i) {
-        values[i] = all[n - 1 - i] * scale;
+        values[i] = found[n - 1 - i] * scale;
         const double *from = z + (k - 1 - i) * n;
         for (std::int64_t j = 0; j < n; ++j) vectors[i * n + j] = T(from[j]);
     }
@@ -261,7 +264,7 @@ template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g
     });
 }
 
-template void eigh_top<float>(std::int64_t, std::int64_t, const double *, double *, float *);
-template void eigh_top<double>(std::int64_t, std::int64_t, const double *, double *, double *);
+template void eigh_top<float>(std::int64_t, std::int64_t, const double *, double *, float *, double *);
+template void eigh_top<double>(std::int64_t, std::int64_t, const double *, double *, double *, double *);
 
 } // namespace subspan

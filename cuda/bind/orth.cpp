@@ -1,5 +1,6 @@
 #include "basis.hpp"
 #include "device.hpp"
+#include "gradient.hpp"
 #include "register.hpp"
 #include "subspan/cuda/apply_core.hpp"
 #include "subspan/cuda/blas.hpp"
@@ -336,14 +337,17 @@ py::object int4_product(py::handle context, const py::tuple &parts, py::handle x
     return xo.object();
 }
 
-py::object product_output(py::handle context, py::handle x, const Shape &shape, const py::object &out, const std::string &name) {
+py::tuple gradient_output(py::handle context, py::handle x, const std::string &name, const py::object &known, std::int64_t rank, py::handle side, bool up,
+                          const py::object &out) {
     const Call call(context);
+    const GradientPlan plan(known, rank, side);
     const Array xx(call, x, name.c_str());
-    const Array xo = call.output(out, shape, xx.dtype());
+    const Array xo = call.output(out, plan.result(xx, up), xx.dtype());
     check_no_overlap(xo, xx);
     if (for_blas(call, xo.object(), "out").data() != xo.data())
         throw py::value_error("out must have rows or columns that are contiguous and lie one after the other");
-    return xo.object();
+    const Shape &full = up ? plan.shape : xx.shape();
+    return py::make_tuple(plan.right(full[0], full[1]), xo.object());
 }
 
 // alpha X P, or alpha P X, of matrices.
@@ -422,7 +426,7 @@ void register_device_orth(py::module_ &m) {
     m.def("rotate", &rotate, arg("call"), arg("C"), arg("source"), arg("target"), arg("side"), arg("out"), arg("check"));
     m.def("int4_product", &int4_product, arg("call"), arg("parts"), arg("X"), arg("side"), arg("transpose"), arg("alpha"), arg("out"), arg("check"),
           arg("name"));
-    m.def("product_output", &product_output, arg("call"), arg("x"), arg("shape"), arg("out"), arg("name"));
+    m.def("gradient_output", &gradient_output, arg("call"), arg("x"), arg("name"), arg("known"), arg("rank"), arg("side"), arg("up"), arg("out"));
     m.def("product", &product, arg("call"), arg("X"), arg("P"), arg("right"), arg("alpha"), arg("out"), arg("name"));
 }
 

@@ -1,4 +1,5 @@
 #include "device.hpp"
+#include "gradient.hpp"
 #include "register.hpp"
 #include "truncated.hpp"
 #include "subspan/cuda/assign.hpp"
@@ -107,23 +108,19 @@ py::tuple truncated_svd(py::handle context, py::handle given, py::handle rank, p
 }
 
 // One gradient of a call, and what becomes of its basis.
-struct Job {
-    Job(const Call &call, const py::tuple &t)
-        : name(t[8].cast<std::string>()), g(call, t[0], name.c_str()), right(truth(t[1], "right")), key(t[4].cast<std::uint64_t>()),
-          rank(t[5].cast<std::int64_t>()), power(t[7].cast<std::int64_t>()) {
-        g.require_ndim(2);
+struct Job : RefreshArguments {
+    Job(const Call &call, const py::tuple &t) : RefreshArguments(call, t) {
         a = right ? stack(g, {}) : stack(g, {}).transposed();
-        vectors = std::min(std::min(a.rows, a.cols), rank + t[6].cast<std::int64_t>());
+        vectors = std::min(std::min(a.rows, a.cols), rank + more);
+    }
+    /// Once all gradients have been looked at.
+    void make(const Call &call) {
         const DType wider = wide(g.dtype());
-        if (const py::object x = t[2]; !x.is_none()) start = stack(last.emplace(copied(call, Array(call, x, "basis"), wider)), {}).transposed();
-        if (const py::object x = t[3]; !x.is_none()) first.emplace(copied(call, Array(call, x, "first"), wider));
+        if (!last_basis.is_none()) start = stack(last.emplace(copied(call, Array(call, last_basis, "basis"), wider)), {}).transposed();
+        if (!last_first.is_none()) first.emplace(copied(call, Array(call, last_first, "first"), wider));
         vh.emplace(call.empty({rank, a.cols}, g.dtype(), "Vh"));
     }
-    std::string name;
-    Array g;
-    bool right;
-    std::uint64_t key;
-    std::int64_t rank, power, vectors = 0;
+    std::int64_t vectors = 0;
     Stack a, start;
     std::optional<Array> last, first, vh;
 };
@@ -141,6 +138,7 @@ py::list refresh_bases(py::handle context, const py::list &given) {
         auto &most = ranks[wide(j.g.dtype())];
         most = std::max(most, j.rank);
     }
+    for (Job &j : jobs) j.make(call);
     // A row for each job: its singular values, then the cosine of the new first vector and the last one.
     std::map<DType, Array> numbers;
     for (const auto &[dtype, rank] : ranks) numbers.emplace(dtype, call.empty({std::int64_t(jobs.size()), rank + 1}, dtype));

@@ -202,6 +202,48 @@ template <class T> void streaming() {
         check(false, "NaN must throw", 0);
     } catch (const ValueError &) {}
     check(svd.rows_seen() == 200, "a failed update must leave the stream alone", double(svd.rows_seen()));
+
+    // Left vectors follow two updates: [U past + shift; fresh] S V + mean is what went in.
+    const std::int64_t m = 24;
+    options.exact_blocks = options.center = true;
+    options.rank = m;
+    StreamingSvd<T> exact(options);
+    const auto a = gaussian<T>(2 * m * n);
+    std::vector<double> u;
+    for (const std::int64_t first : {std::int64_t(0), m}) {
+        const LeftRotation r = update_with_rotation<T>(exact, MatrixView<const T>(a.data() + first * n, m, n));
+        std::vector<double> now(std::size_t((first + m) * r.after));
+        for (std::int64_t i = 0; i < first + m; ++i)
+            for (std::int64_t j = 0; j < r.after; ++j) {
+                double s = i < first ? r.shift[std::size_t(j)] : r.fresh[std::size_t((i - first) * r.after + j)];
+                for (std::int64_t l = 0; i < first && l < r.before; ++l) s += u[std::size_t(i * r.before + l)] * r.past[std::size_t(l * r.after + j)];
+                now[std::size_t(i * r.after + j)] = s;
+            }
+        u = now;
+    }
+    const std::int64_t kept = exact.rank();
+    double off = 0;
+    for (std::int64_t i = 0; i < m; ++i) // of the first block less was left out than its last values: both blocks have rank m
+        for (std::int64_t j = 0; j < kept; ++j) {
+            double s = 0;
+            for (std::int64_t c = 0; c < n; ++c) s += (double(a[std::size_t((m + i) * n + c)]) - exact.mean()[c]) * double(exact.components()[j * n + c]);
+            off = std::max(off, std::abs(s - u[std::size_t((m + i) * kept + j)] * exact.singular_values()[j]));
+        }
+    check(off <= 100 * eps * exact.singular_values()[0], "update_with_rotation, rows of the block", off);
+    off = 0;
+    for (std::int64_t j = 0; j + 1 < kept; ++j)
+        for (std::int64_t l = 0; l <= j; ++l) {
+            double s = 0;
+            for (std::int64_t i = 0; i < 2 * m; ++i) s += u[std::size_t(i * kept + j)] * u[std::size_t(i * kept + l)];
+            off = std::max(off, std::abs(s - (j == l)));
+        }
+    check(off <= 1e3 * eps, "update_with_rotation, left vectors", off);
+    options.exact_blocks = false;
+    StreamingSvd<T> other(options);
+    try {
+        update_with_rotation<T>(other, MatrixView<const T>(a.data(), m, n));
+        check(false, "a rotation needs exact_blocks", 0);
+    } catch (const ValueError &) {}
 }
 
 // The projection family on small stacks, against sums in double.

@@ -1053,6 +1053,33 @@ def test_inner_norm_and_projectors(rng):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "k"), [(1, 0), (1, 1), (7, 0), (7, 7), (12, 5), (40, 1), (130, 65), (300, 290)])
+def test_bases_of_projectors(rng, dtype, n, k):
+    """Any rank, order of memory and stack; what is near a projector by its eigenvalues, and what is not."""
+    eps = float(np.finfo(dtype).eps)
+    u = grassmann.random(n, k, batch=(2, 3), rng=1, dtype=dtype)
+    p = u @ np.swapaxes(u, -1, -2)
+    # Symmetric in the mean, to less than what is let through.
+    skew = 0.5 * np.sqrt(eps) * rng.uniform(-1, 1, p.shape) / n
+    wide = np.repeat(p, 2, -1)[..., ::2]
+    for x in (p, np.asfortranarray(p), np.swapaxes(p, -1, -2), (p + skew).astype(dtype), wide):
+        got = grassmann.from_projector(x, k)
+        assert got.shape == (2, 3, n, k)
+        assert got.dtype == dtype
+        near = 20 * eps * n if np.abs(x - p).max(initial=0) == 0 else np.sqrt(eps)
+        assert np.abs(np.swapaxes(got, -1, -2) @ got - np.eye(k)).max(initial=0.0) < 20 * eps * n
+        assert np.abs(got @ np.swapaxes(got, -1, -2) - p).max(initial=0.0) < near
+    with pytest.raises(ValueError, match=f"no orthogonal projector of rank {k}: an eigenvalue is off by"):
+        grassmann.from_projector(2 * p if k else p + np.eye(n, dtype=dtype), k)
+    assert grassmann.from_projector(2 * p, k, check=False).shape == (2, 3, n, k)
+    p[1, 2, n // 2, 0] = np.nan
+    with pytest.raises(ValueError, match="P holds NaN or infinity"):
+        grassmann.from_projector(p, k, check=False)
+    huge = np.full((n, n), np.finfo(dtype).max)
+    assert np.isfinite(grassmann.from_projector(huge, k, check=False)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(4, 40, 6), (3, 1, 33, 1), (2, 17, 16), (5, 300, 7), (0, 6, 2), (64, 3)])
 def test_the_metric_of_any_layout(rng, dtype, shape):
     """Rows, columns, reversed, strided and broadcast stacks; sums in double; lengths whose squares leave the range."""

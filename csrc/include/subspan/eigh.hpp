@@ -6,12 +6,13 @@
 namespace subspan {
 
 /// The k largest eigenvalues (descending) of the symmetric n x n matrix whose lower triangle is in the row-major `g`,
-/// and their orthonormal eigenvectors as the rows of `vectors` (k x n). `g` is not changed.
+/// and their orthonormal eigenvectors as the rows of `vectors` (k x n). `g` is not changed. `all`, where it is not null,
+/// gets all n eigenvalues, ascending.
 ///
 /// T is the precision of the reduction to tridiagonal form and of the vectors; the tridiagonal problem is solved in
 /// double. Eigenvalues carry an absolute error of a few eps(T)·‖g‖. Cost 4/3 n³ + 2 n² k flops and a little.
 /// Throws LinAlgError when g holds NaN or infinity.
-template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g, double *values, T *vectors);
+template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g, double *values, T *vectors, double *all = nullptr);
 
 /// All eigenvalues (ascending) of the symmetric tridiagonal matrix with diagonal d and off-diagonal e, and the
 /// eigenvectors of the k largest as rows of `vectors` (k x n), the largest last. d and e hold n items each (the last of

@@ -96,4 +96,14 @@ template <class T> class StreamingSvd {
     std::unique_ptr<Impl> impl_;
 };
 
+/// The left singular vectors U (m x before) of a stream become [U past + shift; fresh] with an update of `rows` rows.
+struct LeftRotation {
+    std::int64_t before, after, rows;
+    std::vector<double> past, shift, fresh; // before x after, after, rows x after
+};
+
+/// Adds a block and says how U changes: one more product with the block in double. ValueError unless the stream has
+/// exact_blocks, no energy, and with center forget = 1; nothing changes where it throws.
+template <class T> LeftRotation update_with_rotation(StreamingSvd<T> &stream, MatrixView<const T> rows);
+
 } // namespace subspan

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from subspan import _core
-from subspan._lib.arrays import Array, as_array, check_float
+from subspan._lib.arrays import Array
 from subspan._lib.call import call_of
-from subspan._lib.device import numpy
-from subspan._lib.numbers import float_dtype, generator_of, rng_key, stack_shape, truth, whole_number
-from subspan._lib.threads import stoppable
+from subspan._lib.numbers import float_dtype, generator_of, rng_key, stack_shape
 
 __all__ = [
     "euclidean_to_riemannian_gradient",
@@ -478,6 +475,7 @@ def from_projector(P: Array, k: int, *, check: bool = True) -> Array:
     """An orthonormal basis ``(..., n, k)`` of the range of an orthogonal projector ``P (..., n, n)`` of rank ``k``.
 
     The leading eigenvectors of ``(P + Pᵀ) / 2``; ``check`` makes sure that the eigenvalues are ones and zeros to √eps.
+    ``4/3 n³ + 2 n² k`` flops.
 
     Examples
     --------
@@ -488,24 +486,4 @@ def from_projector(P: Array, k: int, *, check: bool = True) -> Array:
     True
     """
     call = call_of(P=P)
-    if call.context is not None:
-        return call.kernels.from_projector  # which is missing there, and says so
-    P = as_array(P, "P")
-    dtype = check_float(P, "P")
-    if len(P.shape) < 2 or P.shape[-2] != P.shape[-1]:
-        raise ValueError(f"P must hold square matrices, got shape {tuple(P.shape)}")
-    n = int(P.shape[-1])
-    k = whole_number(k, "k", 0, n)
-    p = numpy(P).astype(np.float64)
-    if not np.isfinite(p).all():
-        raise ValueError("P holds NaN or infinity")
-    values, vectors = stoppable(np.linalg.eigh, (p + np.swapaxes(p, -1, -2)) / 2)
-    if truth(check, "check"):
-        wanted = np.concatenate([np.zeros(n - k), np.ones(k)])
-        off = np.abs(values - wanted).max(initial=0.0)
-        if off > math.sqrt(float(np.finfo(dtype).eps)):
-            raise ValueError(
-                f"P is no orthogonal projector of rank {k}: an eigenvalue is off by {off:.1e}; or pass check=False"
-            )
-    basis = np.ascontiguousarray(vectors[..., n - k :]).astype(dtype)
-    return call.give(_core.orthonormalize(None, basis, "auto", basis, "complete", False))
+    return call.give(call.kernels.from_projector(call.context, P, k, check))

@@ -136,27 +136,14 @@ class GradientProjector(Fixed):
         self.__dict__.update({k: v for k, v in state.items() if k not in ("format", "checksum")})
         self.__dict__.update(basis=basis, similarity=similarity, _turn=_core.Turn())
 
-    def _right(self, shape: Any) -> bool:
-        m, n = shape
-        return m >= n if self.side == "auto" else self.side == "right"
-
     def _call(self, x: Array, name: str, out: Array | None = None) -> tuple[Call, Array]:
-        """The call of a gradient or an update, which must be where the basis is and of its dtype, and that array."""
+        """The call of a gradient or an update, which must be where the basis is, and that array."""
         x = detached(as_array(x, name), name)
-        call = call_of(**{name: x}, basis=self.basis, out=out)
-        if self.basis is not None:
-            known = self._dtype_there or dtype_name(self._first)
-            if dtype_name(x) != known:
-                raise TypeError(f"{name} must be {known} as before, got {dtype_name(x)}")
-        return call, x
+        return call_of(**{name: x}, basis=self.basis, out=out), x
 
-    def _check_gradient(self, shape: tuple[int, ...], name: str) -> None:
-        if len(shape) != 2:
-            raise ValueError(f"{name} must have 2 dimensions, got shape {shape}{_core.convolution_hint(shape, name)}")
-        if self._shape is not None and shape != self._shape:
-            raise ValueError(f"{name} must have shape {self._shape} as before, got {shape}")
-        if self.rank > min(shape):
-            raise ValueError(f"rank must be at most {min(shape)} for a gradient of shape {shape}, got {self.rank}")
+    def _known(self) -> tuple[Any, str] | None:
+        """Shape and dtype of the gradients before."""
+        return None if self.basis is None else (self._shape, self._dtype_there or dtype_name(self._first))
 
     def refresh(self, G: Array) -> GradientProjector:
         """Find the basis of the gradient ``G (m, n)``, from the last basis where there is one.
@@ -176,14 +163,13 @@ class GradientProjector(Fixed):
         places: dict[Any, list[int]] = {}
         jobs: list[Any] = []
         for i, (p, (call, g), name) in enumerate(zip(projectors, calls, names, strict=True)):
-            p._check_gradient(tuple(g.shape), name)
             start, more, power, key = None, 10, 2, p._key
             if p.basis is not None:
                 # A few random directions beside the last basis find what has turned up since.
                 start = p.basis.to_array() if isinstance(p.basis, Int4Basis) else p.basis
                 more, power, key = max(8, p.rank // 8), p.iterations - 1, p._key + p.refreshes
             key = rng_key(np.random.default_rng(key))
-            jobs.append((g, p._right(g.shape), start, p._first, key, p.rank, more, power, name))
+            jobs.append((g, name, p._known(), p.rank, p.side, start, p._first, key, more, power))
             places.setdefault((call.library, call.context and call.context[1]), []).append(i)
         found: dict[int, Any] = {}
         for some in places.values():
@@ -257,11 +243,8 @@ class GradientProjector(Fixed):
         """
         with self._turn:
             call, g = self._call(G, "G", out)
-            self._check_gradient(tuple(g.shape), "G")
-            right = self._right(g.shape)
-            shape = (g.shape[0], self.rank) if right else (self.rank, g.shape[1])
             # No memory for the result is no reason to have a new basis.
-            target = call.kernels.product_output(call.context, g, shape, out, "G")
+            right, target = self._output(call, g, "G", False, out)
             if self.basis is None or (self.interval > 0 and self._since >= self.interval):
                 self._refresh([self], [(call, g)], ["G"])
             self._multiply(call, g, "G", right, not right, 1.0, target)
@@ -274,15 +257,15 @@ class GradientProjector(Fixed):
             if self.basis is None or self._shape is None:
                 raise ValueError("there is no basis yet: call down or refresh first")
             call, x = self._call(R, "R", out)
-            m, n = self._shape
-            right = self._right((m, n))
-            want = (m, self.rank) if right else (self.rank, n)
-            if tuple(x.shape) != want:
-                hint = _core.convolution_hint(tuple(x.shape), "R")
-                raise ValueError(f"R must have shape {want}, got {tuple(x.shape)}{hint}")
-            target = call.kernels.product_output(call.context, x, (m, n), out, "R")
+            right, target = self._output(call, x, "R", True, out)
             self._multiply(call, x, "R", right, right, self.scale, target)
         return call.give(target, out)
+
+    def _output(self, call: Call, x: Array, name: str, up: bool, out: Array | None) -> tuple[bool, Any]:
+        """Whether the basis is of right singular vectors, and where the product goes; ``x`` is looked at."""
+        known = self._known()
+        right, target = call.kernels.gradient_output(call.context, x, name, known, self.rank, self.side, up, out)
+        return right, target
 
     def _multiply(self, call: Call, x: Any, name: str, right: bool, transpose: bool, scale: float, out: Any) -> None:
         if isinstance(self.basis, Int4Basis):

@@ -256,6 +256,19 @@ class WeightedState:
 
     update_csr = update
 
+    def update_with_rotation(self, rows: Any) -> tuple[Any, Any, Any]:
+        dtype = self._check_dtype(rows, "rows")
+        (made,) = self._forward((rows,), "rows")
+        twin, signs = self._state.copy(), self._signs(self._state)
+        past, new, shift = twin.update_with_rotation(made)
+        after = self._signs(twin)
+        self._state, self._shown = twin, dtype
+        return past * after if signs is None else past * signs[:, None] * after, new * after, shift * after
+
+    def _signs(self, state: Any) -> Any:
+        """What the components that are shown are of the state's, before rounding; None before the first rows."""
+        return None if state.dtype() is None else signs_of_rows(self._inner.backward(state.components()))
+
     def downdate(self, rows: Any) -> None:
         self._check_dtype(rows, "rows")
         self._state.downdate(*self._forward((rows,), "rows"))

@@ -23,7 +23,7 @@ from subspan._lib.device import DeviceMemory, device_of, memory_of, numpy, on_th
 from subspan._lib.files import Kept, checked_state, known_library, sealed_state
 from subspan._lib.numbers import choice, float_dtype, real_number, share, truth, whole_number
 from subspan._lib.sparse import csr_parts, dense_rows, is_sparse
-from subspan.svd.inner_product import InnerProduct, WeightedState, no_overflow, signs_of_rows
+from subspan.svd.inner_product import InnerProduct, WeightedState, no_overflow
 
 __all__ = ["StreamingSVD"]
 
@@ -228,8 +228,7 @@ class StreamingSVD(Kept):
     def _settle(self, state: Any, place: DeviceMemory | None) -> None:
         """Rows are there: where they are, and of which library, does not change any more."""
         self._state, self._place = state, place
-        plain = place is None and self._library == "numpy" and self._inner is None
-        self._settled = plain and not self.exact_blocks  # whose state is replaced together with a rotation
+        self._settled = place is None and self._library == "numpy" and self._inner is None
 
     def _rows(self, x: Array, name: str) -> tuple[tuple[Any, ...], str, int | None]:
         """Rows as the kernels take them, an array or the parts of a sparse matrix, their library and device (None: the
@@ -256,45 +255,15 @@ class StreamingSVD(Kept):
         return parts, library, there
 
     def _update_with_rotation(self, rows: Array) -> Rotation:
-        if not self.exact_blocks:
-            raise ValueError(
-                "rotation=True needs a stream with exact_blocks=True: others keep directions beyond rank, and "
-                "collect thin blocks"
-            )
-        if self.energy is not None:
-            raise ValueError("rotation=True takes no energy: it turns all rank vectors, and energy shows fewer")
-        if self.center and self.forget != 1.0:
-            raise ValueError(
-                "rotation=True with center needs forget=1: past rows of different weight would need different shifts"
-            )
         dense = dense_rows(rows, "rows", self.dtype) if is_sparse(rows) else rows
-        (block,), library, there = self._rows(dense, "rows")
-        if there is not None:
-            raise TypeError("rotation=True is not implemented on CUDA devices")
         with self._turn:
-            before, twin = self._state.state(), self._state.copy()
-            twin.update(block)
-            change = self._rotation(before, twin.state(), block)
-            self._state, self._library = twin, library  # with the rotation, or not at all
+            (block,), library, there = self._rows(dense, "rows")
+            if there is not None:
+                raise TypeError("rotation=True is not implemented on CUDA devices")
+            change = Rotation(*self._state.update_with_rotation(block))
+            self._library = library
+            self._settle(self._state, None)
         return change
-
-    def _rotation(self, before: Any, after: Any, block: Any) -> Rotation:
-        v, s = self._vectors(after), after["singular_values"]
-        x = np.atleast_2d(numpy(block, "rows") if self._inner is None else self._inner.forward(block, "rows")).astype(
-            np.float64
-        )
-        mean = after["mean"] if self.center else 0.0
-        new = (x - mean) @ v.T / s
-        if before["dtype"] is None:
-            return Rotation(np.zeros((0, s.size)), new, np.zeros(s.size))
-        past = self.forget * before["singular_values"][:, None] * (self._vectors(before) @ v.T) / s
-        shift = self.forget * (before["mean"] - mean) @ v.T / s if self.center else np.zeros(s.size)
-        return Rotation(past, new, shift)
-
-    def _vectors(self, state: Any) -> Any:
-        """Components of a saved state with the signs that they are shown with, in double."""
-        v = state["components"].astype(np.float64)
-        return v if self._inner is None else v * signs_of_rows(self._inner.backward(v))[:, None]
 
     def downdate(self, rows: Array) -> StreamingSVD:
         """Remove rows ``(b, n)`` that were added with weight one (``forget=1``).
