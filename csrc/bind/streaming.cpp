@@ -198,7 +198,8 @@ class SvdState {
         return dispatch(a.dtype(), [&](auto t) {
             using T = decltype(t);
             const auto rows = a.as_rows<const T>();
-            return result<T>(a, out, rows.rows, a.ndim() > 1, [](auto &s) { return s.rank(); }, [&](auto &s, MatrixView<T> z) { s.project(rows, z); });
+            return result<T>(
+                a, out, rows.rows, a.ndim() > 1, [&](auto &s) { return s.coordinates(rows.rows); }, [&](auto &s, MatrixView<T> z) { s.project(rows, z); });
         });
     }
     py::object project_csr(const py::object &data, const py::object &indices, const py::object &indptr, std::int64_t rows, std::int64_t cols,
@@ -262,6 +263,8 @@ class SvdState {
             d["rows_seen"] = st.rows_seen;
             d["weight"] = st.weight;
             d["skip_gram"] = st.skip_gram;
+            d["skip_moments"] = st.skip_moments;
+            d["skip_again"] = st.skip_again;
             d["dropped"] = st.dropped;
             d["components"] = hand_over(std::move(st.components), {k, py::ssize_t(st.features)});
             d["low"] = hand_over(std::move(st.low), {k, py::ssize_t(st.features)});
@@ -272,6 +275,15 @@ class SvdState {
             }
             const auto columns = py::ssize_t(st.scatter.size());
             if (columns > 0) d["scatter"] = hand_over(std::move(st.scatter), {columns});
+            const auto give = [&](const char *name, std::vector<double> &x) {
+                const auto size = py::ssize_t(x.size());
+                if (size > 0) d[name] = hand_over(std::move(x), {size});
+            };
+            give("moments", st.moments);
+            give("moment_sum", st.moment_sum);
+            give("moment_shift", st.moment_shift);
+            give("moment_reference", st.moment_reference);
+            give("moment_figures", st.moment_figures);
         };
         if (auto *st = std::get_if<StreamingState<float>>(&saved)) fill(*st, "float32");
         if (auto *st = std::get_if<StreamingState<double>>(&saved)) fill(*st, "float64");
@@ -287,6 +299,8 @@ class SvdState {
             st.features = d["features"].template cast<std::int64_t>();
             st.rows_seen = d["rows_seen"].template cast<std::int64_t>();
             st.skip_gram = d["skip_gram"].template cast<std::int64_t>();
+            for (const auto &[name, to] : {std::pair{"skip_moments", &st.skip_moments}, {"skip_again", &st.skip_again}})
+                if (d.contains(name) && !d[name].is_none()) *to = d[name].template cast<std::int64_t>();
             st.weight = d["weight"].template cast<double>();
             st.dropped = d["dropped"].template cast<double>();
             const auto vector = [](const py::object &o, const char *name) {
@@ -299,6 +313,12 @@ class SvdState {
             st.singular_values = vector(d["singular_values"], "singular_values");
             if (d.contains("mean") && !d["mean"].is_none()) st.mean = vector(d["mean"], "mean");
             if (d.contains("scatter") && !d["scatter"].is_none()) st.scatter = vector(d["scatter"], "scatter");
+            for (const auto &[name, to] : {std::pair{"moments", &st.moments},
+                                           {"moment_sum", &st.moment_sum},
+                                           {"moment_shift", &st.moment_shift},
+                                           {"moment_reference", &st.moment_reference},
+                                           {"moment_figures", &st.moment_figures}})
+                if (d.contains(name) && !d[name].is_none()) *to = vector(d[name], name);
             const auto copy = [&](const Array &from, std::vector<T> &to) {
                 const auto c = from.matrix<const T>();
                 if (c.rows != std::int64_t(st.singular_values.size()) || c.cols != st.features)

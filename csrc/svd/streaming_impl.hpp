@@ -9,6 +9,8 @@
 #include "subspan/options.hpp"
 #include "subspan/streaming_svd.hpp"
 
+#include "linalg/syrk.hpp"
+
 #include <cmath>
 #include <limits>
 #include <string>
@@ -46,6 +48,61 @@ template <class T> struct StreamingSvd<T>::Impl {
     std::vector<std::int64_t> csr_indices, csr_indptr;
     std::vector<double> waiting_weight;
 
+    // Second moments about a shift, over a factor: streaming_moments.cpp. While they are on, (S, V) are what was solved last.
+    struct Moments {
+        bool on = false;
+        Buffer<double> c;                // lower triangle, of moments_stride(n) rows
+        std::vector<double> sum, shift;  // of rows minus the shift; the shift
+        std::vector<double> reference;   // directions near the components, as rows; empty: none yet
+        struct Figures {
+            double factor = 1;           // that c and sum are to be multiplied by
+            double lost = 0;             // what was truncated before, or by streams that were merged
+            double least = 0, most = 0;  // bounds of λ_rank and λ_1 when the trace was `measured`
+            double measured = 0, rounding = 0; // the largest trace so far, whose eps is in the sums
+            double since = 0;            // rows since then
+            bool solved = false, first = false; // no rows but those of one block
+        } figures;
+        Moments copy(std::int64_t columns) const;
+        void forget(double f, std::int64_t columns);
+        void clear() { *this = Moments(); }
+    } moments, parked; // parked: those that an update has ended, until it succeeds
+    int skip_moments = 0, skip_again = 0; // updates for which they are not tried
+
+    // The leading directions with the rows that wait, for scores between updates of single rows: streaming_follow.cpp.
+    struct Follower {
+        bool on = false;
+        std::int64_t k = 0, most = 0, taken = 0, rows = 0; // directions, at most; rows of those that wait, and in all
+        double weight = 0;
+        std::vector<T> v, other;
+        std::vector<double> s, mean;
+    } follower;
+    bool thin = false; // the last update was of a few rows, which wait
+    bool follows(std::int64_t rows);
+    void start_following();
+    void follow_waiting();
+    void follow(const T *x, double w);
+    void keep_following();
+
+    bool takes_moments(std::int64_t held, std::int64_t b);
+    std::int64_t absorb_moments(const Rows<T> &x, double &f);
+    bool downdate_moments(const Rows<T> &x);
+    bool merge_moments(Impl &o);
+    void begin_moments(const double *shift);
+    void end_moments();
+    void add_directions(std::int64_t count, const T *high, const T *lower, const double *values, const double *about, double rows_weight);
+    void add_mean(const double *about, double rows_weight);
+    void count_rows(const double *sum, const double *squares, double factor, double w, bool centred);
+    void note_moments(double rows);
+    void measure_moments();
+    void move_shift();
+    void moments_about_mean(double *h) const;
+    void times_moments(std::int64_t count, const double *q, double *out) const;
+    void keep_signs(double *y, std::int64_t count, const double *before, std::int64_t known) const;
+    double room() const;
+    double trace_moments() const;
+    double max_shift() const;
+    void solve_moments(std::int64_t count);
+
     explicit Impl(const StreamingOptions &o) : opt(o) {
         if (o.rank < 1) throw ValueError("rank must be at least 1, got " + str(o.rank));
         if (!(o.forget > 0.0 && o.forget <= 1.0)) throw ValueError("forget must be in (0, 1], got " + std::to_string(o.forget));
@@ -56,7 +113,16 @@ template <class T> struct StreamingSvd<T>::Impl {
         if (opt.exact_blocks) return opt.rank;
         return kept_directions(columns, opt.rank, opt.oversample);
     }
-    std::int64_t capacity() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(keep, 16); }
+    // Blocks of up to half as many rows wait.
+    std::int64_t room_to_wait() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(keep, 16); }
+    // As many, or where moments will take them, what is a fraction of those.
+    std::int64_t capacity(std::int64_t columns) const {
+        const bool more = moments.on || (moments_allowed(columns) && (keep >= columns || seen - pending() < keep));
+        return more ? std::max(room_to_wait(), std::min<std::int64_t>(columns / 2, 512)) : room_to_wait();
+    }
+    bool moments_allowed(std::int64_t columns) const {
+        return opt.method == SvdMethod::automatic && !opt.exact_blocks && opt.oversample < 0 && moments_pay(columns, opt.rank);
+    }
     std::int64_t pending() const { return std::int64_t(waiting_weight.size()); }
     bool pending_csr() const { return csr_indptr.size() > 1; }
 
@@ -118,6 +184,8 @@ template <class T> struct StreamingSvd<T>::Impl {
         shorten(0);
         v.release();
         low.release();
+        moments.clear();
+        follower.on = thin = false;
         clean = true;
         shown.valid = false;
     }
@@ -134,11 +202,12 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     void wait(const Rows<T> &x);
     void append(const Rows<T> &x);
-    void absorb_pieces(const Rows<T> &x, std::int64_t pieces);
+    void absorb_pieces(const Rows<T> &x, double f, std::int64_t pieces);
 
     void forget_all(double f);
 
     void flush();
+    void take(const Rows<T> &x, double f, std::int64_t held, bool split);
 
     // ---- one block ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 #include "subspan/streaming_svd.hpp"
 
 #include "linalg/sparse.hpp"
+#include "linalg/syrk.hpp"
 #include "subspan/sizes.hpp"
 #include "svd/streaming_impl.hpp"
 #include "subspan/affine.hpp"
@@ -23,6 +24,11 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingSvd &o) : impl_(
     to.csr_values = from.csr_values;
     to.csr_indices = from.csr_indices;
     to.csr_indptr = from.csr_indptr;
+    to.moments = from.moments.copy(from.n);
+    to.skip_moments = from.skip_moments;
+    to.skip_again = from.skip_again;
+    to.follower = from.follower;
+    to.thin = from.thin;
 }
 template <class T> StreamingSvd<T>::StreamingSvd(StreamingSvd &&) noexcept = default;
 template <class T> StreamingSvd<T> &StreamingSvd<T>::operator=(StreamingSvd &&) noexcept = default;
@@ -75,8 +81,45 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     impl_->dropped = st.dropped;
     impl_->skip_gram = int(std::clamp<std::int64_t>(st.skip_gram, 0, 8));
     impl_->clean = false; // measured when somebody looks
+    impl_->skip_moments = int(std::clamp<std::int64_t>(st.skip_moments, -1, 1 << 20));
+    impl_->skip_again = int(std::clamp<std::int64_t>(st.skip_again, 0, 1 << 20));
     std::copy(st.components.begin(), st.components.end(), impl_->v.data());
     std::copy(st.low.begin(), st.low.end(), impl_->low.data());
+    if (st.moments.empty()) return;
+    const std::int64_t n = st.features, ld = moments_stride(n);
+    const auto fits = [&](const std::vector<double> &x, std::int64_t count) {
+        if (std::int64_t(x.size()) != count) bad("moments do not fit features");
+        for (const double y : x)
+            if (!std::isfinite(y)) bad("moments must be finite");
+    };
+    fits(st.moments, n * (n + 1) / 2);
+    fits(st.moment_sum, n);
+    fits(st.moment_shift, n);
+    fits(st.moment_figures, 8);
+    if (!st.moment_reference.empty()) fits(st.moment_reference, std::min(o.rank, n) * n);
+    auto &m = impl_->moments;
+    const double *packed = st.moments.data();
+    m.c.reserve(ld * ld);
+    for (std::int64_t i = 0; i < n; packed += ++i) {
+        if (packed[i] < 0.0) bad("moments must not be negative");
+        std::copy_n(packed, i + 1, m.c.data() + i * ld);
+    }
+    for (const double x : st.moment_figures)
+        if (x < 0.0) bad("bounds of moments must not be negative");
+    m.sum = st.moment_sum;
+    m.shift = st.moment_shift;
+    m.figures.lost = st.moment_figures[0];
+    m.figures.least = st.moment_figures[1];
+    m.figures.most = st.moment_figures[2];
+    m.figures.measured = st.moment_figures[3];
+    m.figures.rounding = st.moment_figures[4];
+    m.figures.since = st.moment_figures[5];
+    m.figures.first = st.moment_figures[6] != 0.0;
+    m.figures.factor = st.moment_figures[7];
+    if (!(m.figures.factor > 0.0)) bad("the factor of moments must be positive");
+    m.reference = st.moment_reference;
+    m.figures.solved = true;
+    m.on = true;
 }
 
 template <class T> void StreamingSvd<T>::update(MatrixView<const T> rows) {
@@ -138,11 +181,23 @@ void want(bool ok, const char *name, std::int64_t rows, std::int64_t cols, std::
 }
 } // namespace
 
+template <class T> typename StreamingSvd<T>::Scores StreamingSvd<T>::scored_by(std::int64_t rows) {
+    if (impl_->follows(rows)) {
+        const auto &f = impl_->follower;
+        return {f.v.data(), impl_->opt.center ? f.mean.data() : nullptr, std::min(f.k, impl_->opt.rank)};
+    }
+    const std::int64_t k = rank();
+    return {impl_->basis(), mean(), k};
+}
+
+template <class T> std::int64_t StreamingSvd<T>::coordinates(std::int64_t rows) { return scored_by(rows).k; }
+
 template <class T> void StreamingSvd<T>::project(MatrixView<const T> x, MatrixView<T> z) {
-    const std::int64_t k = rank(), n = impl_->n;
+    const auto [v, about, k] = scored_by(x.rows);
+    const std::int64_t n = impl_->n;
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
     want(z.rows == x.rows && z.cols == k, "out", x.rows, k, z.rows, z.cols);
-    affine_coordinates(x, mean(), impl_->basis(), k, z);
+    affine_coordinates(x, about, v, k, z);
 }
 
 template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView<T> z) {
@@ -154,16 +209,18 @@ template <class T> void StreamingSvd<T>::project(const CsrView<T> &x, MatrixView
 }
 
 template <class T> void StreamingSvd<T>::reconstruct(MatrixView<const T> z, MatrixView<T> x) {
-    const std::int64_t k = rank(), n = impl_->n;
+    const auto [v, about, k] = scored_by(z.rows);
+    const std::int64_t n = impl_->n;
     want(z.cols == k, "Z", z.rows, k, z.rows, z.cols);
     want(x.rows == z.rows && x.cols == n, "out", z.rows, n, x.rows, x.cols);
-    affine_points(z, mean(), impl_->basis(), n, x);
+    affine_points(z, about, v, n, x);
 }
 
 template <class T> void StreamingSvd<T>::residual(MatrixView<const T> x, T *out) {
-    const std::int64_t k = rank(), n = impl_->n;
+    const auto [v, about, k] = scored_by(x.rows);
+    const std::int64_t n = impl_->n;
     want(x.cols == n, "X", x.rows, n, x.rows, x.cols);
-    affine_residuals(x, mean(), impl_->basis(), k, out);
+    affine_residuals(x, about, v, k, out);
 }
 
 template <class T> void StreamingSvd<T>::residual(const CsrView<T> &x, T *out) {
@@ -181,6 +238,8 @@ template <class T> StreamingState<T> StreamingSvd<T>::state() {
     st.weight = impl_->weight;
     st.dropped = impl_->dropped;
     st.skip_gram = impl_->skip_gram;
+    st.skip_moments = impl_->skip_moments;
+    st.skip_again = impl_->skip_again;
     st.singular_values = impl_->s;
     st.mean = impl_->mean;
     st.scatter = impl_->scatter;
@@ -188,6 +247,15 @@ template <class T> StreamingState<T> StreamingSvd<T>::state() {
         st.components.assign(impl_->v.data(), impl_->v.data() + impl_->r * impl_->n);
         st.low.assign(impl_->low.data(), impl_->low.data() + impl_->r * impl_->n);
     }
+    const auto &m = impl_->moments;
+    if (!m.on) return st;
+    const std::int64_t n = impl_->n, ld = moments_stride(n);
+    for (std::int64_t i = 0; i < n; ++i) st.moments.insert(st.moments.end(), m.c.data() + i * ld, m.c.data() + i * ld + i + 1);
+    st.moment_sum = m.sum;
+    st.moment_shift = m.shift;
+    st.moment_figures = {m.figures.lost,     m.figures.least, m.figures.most,          m.figures.measured,
+                         m.figures.rounding, m.figures.since, double(m.figures.first), m.figures.factor};
+    st.moment_reference = m.reference;
     return st;
 }
 

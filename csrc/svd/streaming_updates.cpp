@@ -15,7 +15,7 @@ namespace subspan {
 template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) const {
     require_finite(x, "rows");
     // The length of a row, and of as many as are collected, must be a number of T, centred or not.
-    const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(capacity(), 1))) / std::sqrt(T(x.cols()));
+    const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(capacity(x.cols()), 1))) / std::sqrt(T(x.cols()));
     if (x.csr == nullptr && max_abs<T>(x.dense) <= limit) return;
     const auto too_large = [&](T value) {
         if (std::abs(value) > limit)
@@ -42,8 +42,9 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
     const std::int64_t b = x.count();
     require_countable(b);
     if (n == 0) keep = kept_for(x.cols());
-    const std::int64_t cap = capacity();
-    if (2 * b <= cap && cap > 0) { // thin: wait
+    const std::int64_t cap = capacity(x.cols());
+    thin = false;
+    if (2 * b <= room_to_wait()) { // thin: wait
         require_range(x);
         if (pending() + b > cap || (pending() > 0 && pending_csr() != (x.csr != nullptr))) flush();
         const bool fresh = n == 0;
@@ -52,6 +53,7 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
         try {
             if (fresh) start(x.cols());
             wait(x);
+            thin = b <= 4;
             if (had + b < cap) return;
             flush();
         } catch (...) { // take the rows out again
@@ -69,27 +71,60 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
     const bool fresh = n == 0, first = seen == 0;
     if (fresh) start(x.cols());
     try {
-        // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
-        const std::int64_t most = std::max<std::int64_t>(2 * keep, 64);
-        // Few columns need neither a Gram matrix of the rows nor a split; see tall().
-        if (b <= most || is_tall(r + b) || (opt.exact_blocks && b <= n)) {
-            absorb(x, opt.forget);
-        } else {
-            require_finite(x, "rows");
-            const Snapshot whole(*this); // a later piece may still fail
-            try {
-                absorb_pieces(x, (b + most / 2 - 1) / (most / 2));
-            } catch (...) {
-                whole.back(*this);
-                throw;
-            }
-        }
+        take(x, opt.forget, seen, true);
     } catch (...) {
         if (fresh) clear();
         throw;
     }
     if (first) canonical_signs();
     seen += b;
+}
+
+// A block into the moments, or as much of it as they take, and the rest into (S, V); `held` rows are there.
+template <class T> void StreamingSvd<T>::Impl::take(const Rows<T> &x, double f, std::int64_t held, bool split) {
+    const std::int64_t b = x.count();
+    std::int64_t taken = 0;
+    const Small was = small();
+    try {
+        if (takes_moments(held, b)) taken = absorb_moments(x, f);
+        if (taken == b) return;
+        Rows<T> rest = x;
+        CsrView<T> csr;
+        if (taken > 0) {
+            if (x.csr != nullptr) {
+                csr = slice_rows(*x.csr, taken, b - taken);
+                rest.csr = &csr;
+            } else {
+                rest.dense = x.dense.block_rows(taken, b - taken);
+            }
+            if (x.weight != nullptr) rest.weight = x.weight + taken;
+        }
+        // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
+        const std::int64_t most = std::max<std::int64_t>(2 * keep, 64), left = b - taken;
+        // Few columns need neither a Gram matrix of the rows nor a split; see tall().
+        if (!split || left <= most || is_tall(r + left) || (opt.exact_blocks && left <= n)) {
+            absorb(rest, f);
+        } else {
+            require_finite(x, "rows");
+            const Snapshot whole(*this); // a later piece may still fail
+            try {
+                absorb_pieces(rest, f, (left + most / 2 - 1) / (most / 2));
+            } catch (...) {
+                whole.back(*this);
+                throw;
+            }
+        }
+        parked.clear();
+    } catch (...) {
+        follower.on = false;
+        if (parked.on) {
+            moments = std::move(parked);
+            moments.figures.solved = false;
+            parked.clear();
+            restore(was);
+        }
+        throw;
+    }
 }
 
 template <class T> void StreamingSvd<T>::Impl::shorten(std::int64_t count) {
@@ -100,7 +135,7 @@ template <class T> void StreamingSvd<T>::Impl::shorten(std::int64_t count) {
     csr_indices.resize(std::size_t(csr_indptr.back()));
 }
 
-template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, std::int64_t pieces) {
+template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, double f, std::int64_t pieces) {
     for (std::int64_t p = 0; p < pieces; ++p) {
         const std::int64_t b = x.count(), each = b / pieces, more = b % pieces;
         const std::int64_t i0 = p * each + std::min(p, more), i1 = i0 + each + (p < more);
@@ -112,7 +147,7 @@ template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, s
         } else {
             piece.dense = x.dense.block_rows(i0, i1 - i0);
         }
-        absorb(piece, p == 0 ? opt.forget : 1.0);
+        absorb(piece, p == 0 ? f : 1.0);
     }
 }
 
@@ -137,7 +172,12 @@ template <class T> void StreamingSvd<T>::Impl::append(const Rows<T> &x) {
             csr_indptr.push_back(std::int64_t(csr_values.size()));
         }
     } else {
-        waiting.reserve(capacity() * n);
+        const std::int64_t room = capacity(n);
+        if (waiting.capacity() < room * n) { // which may grow while rows wait
+            Buffer<T> larger(room * n);
+            std::copy_n(waiting.data(), at * n, larger.data());
+            waiting = std::move(larger);
+        }
         materialise(x, waiting.data() + at * n);
     }
     waiting_weight.resize(std::size_t(at + b), 1.0);
@@ -149,12 +189,16 @@ template <class T> void StreamingSvd<T>::Impl::forget_all(double f) {
     for (double &x : s) x *= f;
     for (double &x : scatter) x *= f * f;
     for (double &x : waiting_weight) x *= f;
+    for (double &x : follower.s) x *= f;
+    follower.weight *= f * f;
     weight *= f * f;
     dropped *= f * f;
+    if (moments.on) moments.forget(f, n);
 }
 
 template <class T> void StreamingSvd<T>::Impl::flush() {
     if (pending() == 0) return;
+    keep_following();
     Rows<T> x;
     CsrView<T> csr;
     if (pending_csr()) {
@@ -164,7 +208,7 @@ template <class T> void StreamingSvd<T>::Impl::flush() {
         x.dense = MatrixView<const T>(waiting.data(), pending(), n);
     }
     if (opt.forget != 1.0) x.weight = waiting_weight.data();
-    absorb(x, 1.0);
+    take(x, 1.0, seen - pending(), false);
     waiting_weight.clear();
     csr_values.clear();
     csr_indices.clear();
@@ -241,6 +285,7 @@ void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, do
 
 template <class T> void StreamingSvd<T>::Impl::show() {
     flush();
+    if (moments.on && !moments.figures.solved) solve_moments(opt.rank);
     if (clean || shown.valid) return;
     Impl copy(opt);
     copy.n = n;
@@ -259,6 +304,7 @@ template <class T> void StreamingSvd<T>::Impl::show() {
 
 template <class T> void StreamingSvd<T>::Impl::fold() {
     flush();
+    if (moments.on && !moments.figures.solved) solve_moments(opt.rank);
     if (clean || r == 0) return;
     // Half of what is promised: of all that are kept, and of those that are shown, which may be one.
     const std::int64_t seen_of = std::min(r, opt.rank);
@@ -317,7 +363,14 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
     check(x);
     require_finite(x, "rows");
     const std::int64_t b = rows.rows;
+    follower.on = thin = false;
     if (b > seen) throw ValueError("downdate: " + str(b) + " rows, but the stream has seen " + str(seen));
+    flush();
+    if (moments.on) {
+        if (downdate_moments(x)) return;
+        end_moments();
+        parked.clear();
+    }
     fold();
     Frame frame;
     const double new_weight = weight - double(b);
@@ -421,23 +474,49 @@ template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
     if (n == 0 && opt.rank > o.n) throw ValueError("rank must be at most the number of columns (" + str(o.n) + "), got " + str(opt.rank));
     if (opt.center != o.opt.center) throw ValueError("merge: one stream is centred and the other is not");
     require_countable(o.seen);
-    o.fold();
+    follower.on = thin = false;
+    o.flush();
     flush();
     const bool fresh = n == 0;
     if (fresh) start(o.n);
+    // Sums where both, or ours, have truncated nothing.
+    if (moments.on || (o.moments.on && takes_moments(seen, n))) {
+        try {
+            if (merge_moments(o)) {
+                seen += o.seen;
+                return;
+            }
+            if (moments.on) end_moments();
+            parked.clear();
+        } catch (...) {
+            if (fresh) clear();
+            throw;
+        }
+    }
+    Impl solved(o.opt); // (S, V) of theirs, which keep their value
+    if (o.moments.on) {
+        solved.start(o.n);
+        solved.restore(o.small());
+        solved.moments = o.moments.copy(n);
+        solved.end_moments();
+        solved.fold();
+    } else {
+        o.fold();
+    }
+    const Impl &other = o.moments.on ? solved : o;
     Buffer<T> same; // merging a stream with itself: the block must not change under the update
-    const T *theirs = o.v.data();
-    if (&o == this) {
+    const T *theirs = other.v.data();
+    if (&other == this) {
         std::copy_n(v.data(), r * n, same.reserve(std::max<std::int64_t>(r * n, 1)));
         theirs = same.data();
     }
-    const std::vector<double> their_s = o.s, their_mean = o.mean, their_scatter = o.scatter;
-    const double their_weight = o.weight, their_dropped = o.dropped;
-    const std::int64_t their_seen = o.seen;
+    const std::vector<double> their_s = other.s, their_mean = other.mean, their_scatter = other.scatter;
+    const double their_weight = other.weight, their_dropped = other.dropped;
+    const std::int64_t their_seen = other.seen;
     Rows<T> x;
-    x.dense = MatrixView<const T>(theirs, o.r, n);
+    x.dense = MatrixView<const T>(theirs, other.r, n);
     x.weight = their_s.data();
-    if (o.r > 0 || opt.center) {
+    if (other.r > 0 || opt.center) {
         try {
             absorb(x, 1.0, their_mean.data(), their_weight, their_dropped, their_scatter.empty() ? nullptr : &their_scatter);
         } catch (...) {

@@ -42,6 +42,9 @@ inline std::int64_t kept_directions(std::int64_t columns, std::int64_t rank, std
     return std::min(columns, std::max(rank, std::min<std::int64_t>(64, 2 * rank + 32)));
 }
 
+/// Whether a stream of `columns` keeps second moments: where a row of them costs less than a row of a low-rank update.
+inline bool moments_pay(std::int64_t columns, std::int64_t /* rank */) { return columns <= 2048; }
+
 /// What the steps of all optimisers share.
 struct StepOptions {
     double lr = 0;

@@ -26,12 +26,15 @@ struct StreamingOptions {
 template <class T> struct StreamingState {
     std::int64_t features = 0, rows_seen = 0;
     std::int64_t skip_gram = 0; // for how many updates the Gram route is not tried again
+    std::int64_t skip_moments = 0, skip_again = 0; // for how many moments are not, and were not the last time
     double weight = 0.0, dropped = 0.0; // effective number of rows; squared norm that truncation left out
     std::vector<double> singular_values;
     std::vector<T> components; // singular_values.size() x features, all directions kept inside
     std::vector<T> low;        // of the same shape, what rounding them to T left out; may be empty
     std::vector<double> mean;  // features when centring, else empty
     std::vector<double> scatter; // features; see column_scatter(). May be empty: not known
+    // Second moments about a shift, and what is known of them; empty where the stream keeps none. Packed lower triangle.
+    std::vector<double> moments, moment_sum, moment_shift, moment_reference, moment_figures;
 };
 
 /// Directions kept inside: rank + oversample; by default all where n <= 128, 2 rank + 64 where n < 1024, else
@@ -80,6 +83,9 @@ template <class T> class StreamingSvd {
     double residual_energy();        // squared norm of what truncation left out
     const char *last_route() const;  // "gram", "sparse", "robust", "householder", "tall" or "none"
 
+    /// Between updates of single rows few rows are compared with directions that follow by updates of rank one (Brand 2006), in
+    /// O(k n) for each, and nothing is solved. This many of them for so many rows: rank(), but without solving.
+    std::int64_t coordinates(std::int64_t rows);
     /// Z = (X - mean) Vᵀ, X is m x n, Z m x k.
     void project(MatrixView<const T> x, MatrixView<T> z);
     void project(const CsrView<T> &x, MatrixView<T> z);
@@ -93,6 +99,12 @@ template <class T> class StreamingSvd {
 
   private:
     struct Impl;
+    struct Scores { // what few rows are compared with
+        const T *v;
+        const double *mean;
+        std::int64_t k;
+    };
+    Scores scored_by(std::int64_t rows);
     std::unique_ptr<Impl> impl_;
 };
 

@@ -134,8 +134,9 @@ class StreamingSVD(Kept):
     _NEEDED = frozenset({"format", "wanted_dtype", "dtype", "library", *_OPTIONS} - {"signs"})
     _HOST = ("features", "rows_seen", "skip_gram", "dropped", "components", "low", "scatter", "singular_values", "mean")
     _DEVICE = tuple(f"device_{x}" for x in ("components", "values", "mean", "totals", "rank", "rows", "inner"))
+    _MOMENTS = ("skip_moments", "skip_again", "moments", "moment_sum", "moment_shift", "moment_reference", "moment_figures")
     _WEIGHT = ("weight", "inner_product", "inner_indices", "inner_indptr", "shown_dtype")
-    _MORE = frozenset({"checksum", "signs", "on_device", *_HOST, *_WEIGHT, *_DEVICE})
+    _MORE = frozenset({"checksum", "signs", "on_device", *_HOST, *_MOMENTS, *_WEIGHT, *_DEVICE})
 
     def __init__(
         self,

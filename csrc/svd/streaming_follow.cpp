@@ -1,0 +1,140 @@
+// Coordinates and residuals between updates of single rows. A stream that scores each row and then takes it in would solve for
+// every row. Instead a copy of the leading directions follows the rows that wait, one at a time (Brand, Linear Algebra Appl.
+// 415, 2006): two products with the row and one small rotation. It starts anew from the stream now and then, so that what
+// updates of rank one truncate does not add up.
+#include "base/simd.hpp"
+#include "svd/streaming_impl.hpp"
+#include "subspan/eigh.hpp"
+#include "subspan/gemm.hpp"
+
+#include <algorithm>
+
+namespace subspan {
+namespace {
+
+using std::int64_t;
+
+constexpr int64_t kFew = 16; // rows that are scored so; more are worth a solution
+
+template <class T> struct SplitRowArgs {
+    const T *v; // k x n, orthonormal rows
+    int64_t k, n;
+    T *y;      // a row, which becomes what it has outside of them
+    double *a; // its coordinates, then the length of what is left
+    double *length; // of the row, squared
+};
+
+template <class T> struct SplitRowKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const SplitRowArgs<T> *g) {
+        using V = simd::Vec<T, Bytes>;
+        constexpr int W = V::lanes;
+        const int64_t n = g->n;
+        T *y = g->y;
+        *g->length = double(simd::dot<T, Bytes>(y, y, n));
+        for (int pass = 0; pass < 2; ++pass) // twice: what is left may be small
+            for (int64_t i = 0; i < g->k; ++i) {
+                const T *row = g->v + i * n;
+                const T f = simd::dot<T, Bytes>(row, y, n);
+                g->a[i] = pass == 0 ? double(f) : g->a[i] + double(f);
+                int64_t j = 0;
+                for (; j + W <= n; j += W) V::store(y + j, V::load(y + j) - f * V::load(row + j));
+                for (; j < n; ++j) y[j] -= f * row[j];
+            }
+        g->a[g->k] = std::sqrt(double(simd::dot<T, Bytes>(y, y, n)));
+    }
+};
+
+} // namespace
+
+// Whether so many rows are scored by the directions that follow, which have then taken in all rows that wait.
+template <class T> bool StreamingSvd<T>::Impl::follows(std::int64_t rows) {
+    if (!thin || rows > kFew || opt.energy > 0.0 || pending_csr() || pending() == 0) return false;
+    if (!follower.on) {
+        if (pending() > 2 * kFew) return false; // cheaper together
+        start_following();
+    }
+    follow_waiting();
+    if (follower.k < std::min(opt.rank, seen)) follower.on = false;
+    return follower.on;
+}
+
+// From what the stream holds without the rows that wait.
+template <class T> void StreamingSvd<T>::Impl::start_following() {
+    Follower &f = follower;
+    if (moments.on && !moments.figures.solved) solve_moments(opt.rank);
+    f = Follower();
+    f.most = std::min(n, opt.rank + std::clamp<std::int64_t>(opt.rank / 4, 2, 8));
+    f.k = std::min(r, f.most);
+    f.weight = weight;
+    f.mean = mean;
+    f.s.assign(s.begin(), s.begin() + f.k);
+    f.v.resize(std::size_t((f.most + 1) * n));
+    f.other.resize(f.v.size());
+    std::copy_n(v.data(), f.k * n, f.v.begin());
+    f.on = true;
+}
+
+template <class T> void StreamingSvd<T>::Impl::follow_waiting() {
+    for (; follower.taken < pending(); ++follower.taken) follow(waiting.data() + follower.taken * n, waiting_weight[std::size_t(follower.taken)]);
+}
+
+// One row x of weight w.
+template <class T> void StreamingSvd<T>::Impl::follow(const T *x, double w) {
+    Follower &f = follower;
+    Frame frame;
+    const std::int64_t k = f.k;
+    T *y = frame.take<T>(n);
+    double *a = frame.take<double>(k + 1), c = w, length = 0;
+    std::copy_n(x, n, y);
+    if (opt.center) { // about the mean of the rows before
+        const double all = f.weight + w * w, share = w * w / all;
+        c = w * std::sqrt(f.weight / all);
+        for (std::int64_t j = 0; j < n; ++j) {
+            const double d = double(x[j]) - f.mean[std::size_t(j)];
+            y[j] = T(d);
+            f.mean[std::size_t(j)] += share * d;
+        }
+    }
+    f.weight += w * w;
+    ++f.rows;
+    const SplitRowArgs<T> args{f.v.data(), k, n, y, a, &length};
+    simd::dispatch<SplitRowKernel<T>>(&args);
+    if (!(c * c * length > 0.0)) return;
+    const bool more = k < n && a[k] > 10.0 * eps * std::sqrt(length);
+    const std::int64_t m = k + more, kept = std::min(m, f.most);
+    double *g = frame.take<double>(m * m), *l = frame.take<double>(kept), *z = frame.take<double>(kept * m);
+    for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t j = 0; j <= i; ++j) g[i * m + j] = c * c * a[i] * a[j];
+        if (i < k) g[i * m + i] += f.s[std::size_t(i)] * f.s[std::size_t(i)];
+    }
+    eigh_top<double>(m, kept, g, l, z);
+    if (more)
+        for (std::int64_t j = 0; j < n; ++j) f.v[std::size_t(k * n + j)] = T(double(y[j]) / a[k]);
+    T *turn = frame.take<T>(kept * m);
+    for (std::int64_t i = 0; i < kept; ++i) {
+        const double sign = closest(k, [&](std::int64_t j) { return z[i * m + j]; }).sign;
+        for (std::int64_t j = 0; j < m; ++j) turn[i * m + j] = T(sign * z[i * m + j]);
+    }
+    gemm<T>(MatrixView<const T>(turn, kept, m), MatrixView<const T>(f.v.data(), m, n), MatrixView<T>(f.other.data(), kept, n));
+    f.v.swap(f.other);
+    f.k = kept;
+    f.s.resize(std::size_t(kept));
+    for (std::int64_t i = 0; i < kept; ++i) f.s[std::size_t(i)] = std::sqrt(std::max(l[i], 0.0));
+}
+
+// The rows that wait are about to be taken in.
+template <class T> void StreamingSvd<T>::Impl::keep_following() {
+    Follower &f = follower;
+    if (!f.on) return;
+    if (pending_csr() || pending() - f.taken > kFew || f.rows > std::max(2 * n, seen / 2)) {
+        f.on = false;
+        return;
+    }
+    follow_waiting();
+    f.taken = 0;
+}
+
+template struct StreamingSvd<float>::Impl;
+template struct StreamingSvd<double>::Impl;
+
+} // namespace subspan
