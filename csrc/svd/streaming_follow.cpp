@@ -61,9 +61,9 @@ template <class T> bool StreamingSvd<T>::Impl::follows(std::int64_t rows) {
 // From what the stream holds without the rows that wait.
 template <class T> void StreamingSvd<T>::Impl::start_following() {
     Follower &f = follower;
-    if (moments.on && !moments.figures.solved) solve_moments(opt.rank);
+    if (moments.on && !moments.figures.solved) solve_moments(wanted());
     f = Follower();
-    f.most = std::min(n, opt.rank + std::clamp<std::int64_t>(opt.rank / 4, 2, 8));
+    f.most = wanted();
     f.k = std::min(r, f.most);
     f.weight = weight;
     f.mean = mean;

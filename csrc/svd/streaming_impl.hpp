@@ -96,6 +96,8 @@ template <class T> struct StreamingSvd<T>::Impl {
     void measure_moments();
     void move_shift();
     void moments_about_mean(double *h) const;
+    double mirror_moments();
+    void rayleigh_values(std::int64_t count, double *y, double *values);
     void times_moments(std::int64_t count, const double *q, double *out) const;
     void keep_signs(double *y, std::int64_t count, const double *before, std::int64_t known) const;
     double room() const;
@@ -120,6 +122,8 @@ template <class T> struct StreamingSvd<T>::Impl {
         const bool more = moments.on || (moments_allowed(columns) && (keep >= columns || seen - pending() < keep));
         return more ? std::max(room_to_wait(), std::min<std::int64_t>(columns / 2, 512)) : room_to_wait();
     }
+    // Directions that are worked out: some more than are shown, for rows that come one by one.
+    std::int64_t wanted() const { return std::min(keep, opt.rank + std::clamp<std::int64_t>(opt.rank / 4, 2, 8)); }
     bool moments_allowed(std::int64_t columns) const {
         return opt.method == SvdMethod::automatic && !opt.exact_blocks && opt.oversample < 0 && moments_pay(columns, opt.rank);
     }

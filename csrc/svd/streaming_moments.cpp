@@ -47,6 +47,28 @@ template <class T> void StreamingSvd<T>::Impl::moments_about_mean(double *h) con
     }
 }
 
+// Fills the upper triangle; returns the square of Frobenius' norm about the mean.
+template <class T> double StreamingSvd<T>::Impl::mirror_moments() {
+    const double f = moments.figures.factor;
+    const std::int64_t ld = moments_stride(n);
+    double squares = 0, *c = moments.c.data();
+    constexpr std::int64_t B = 16; // blocks, so that the mirrored writes stay in L1
+    for (std::int64_t i0 = 0; i0 < n; i0 += B)
+        for (std::int64_t j0 = 0; j0 <= i0; j0 += B)
+            for (std::int64_t i = i0; i < std::min(n, i0 + B); ++i) {
+                const double less = opt.center ? moments.sum[std::size_t(i)] * f / weight : 0.0;
+                double sum = 0;
+                for (std::int64_t j = j0; j < std::min(j0 + B, i); ++j) {
+                    const double x = c[i * ld + j] - less * moments.sum[std::size_t(j)];
+                    sum += 2.0 * x * x;
+                    c[j * ld + i] = c[i * ld + j];
+                }
+                if (i < j0 + B) sum += (c[i * ld + i] - less * moments.sum[std::size_t(i)]) * (c[i * ld + i] - less * moments.sum[std::size_t(i)]);
+                squares += sum;
+            }
+    return squares * f * f;
+}
+
 // out = q H of the moments about the mean, whose upper triangle has been filled.
 template <class T> void StreamingSvd<T>::Impl::times_moments(std::int64_t count, const double *q, double *out) const {
     gemm<double>(MatrixView<const double>(q, count, n), MatrixView<const double>(moments.c.data(), n, n, moments_stride(n), 1),
@@ -67,24 +89,7 @@ template <class T> void StreamingSvd<T>::Impl::measure_moments() {
     auto &m = moments.figures;
     const std::int64_t k = std::min(opt.rank, n);
     if (!(weight > 0)) return;
-    // Both triangles, and Frobenius' norm.
-    const std::int64_t ld = moments_stride(n);
-    double squares = 0, *c = moments.c.data();
-    constexpr std::int64_t B = 16; // blocks, so that the mirrored writes stay in L1
-    for (std::int64_t i0 = 0; i0 < n; i0 += B)
-        for (std::int64_t j0 = 0; j0 <= i0; j0 += B)
-            for (std::int64_t i = i0; i < std::min(n, i0 + B); ++i) {
-                const double less = opt.center ? moments.sum[std::size_t(i)] * m.factor / weight : 0.0;
-                double sum = 0;
-                for (std::int64_t j = j0; j < std::min(j0 + B, i); ++j) {
-                    const double x = c[i * ld + j] - less * moments.sum[std::size_t(j)];
-                    sum += 2.0 * x * x;
-                    c[j * ld + i] = c[i * ld + j];
-                }
-                if (i < j0 + B) sum += (c[i * ld + i] - less * moments.sum[std::size_t(i)]) * (c[i * ld + i] - less * moments.sum[std::size_t(i)]);
-                squares += sum;
-            }
-    squares *= m.factor * m.factor;
+    const double squares = mirror_moments();
     m.measured = trace_moments();
     m.rounding = std::max(m.rounding, m.measured);
     m.most = std::min(std::sqrt(squares), m.measured); // Frobenius' norm bounds λ_1, and the trace does
@@ -355,6 +360,7 @@ template <class T> void StreamingSvd<T>::Impl::count_rows(const double *sum, con
 // What changes with the moments: what is shown, the shift, the reference.
 template <class T> void StreamingSvd<T>::Impl::note_moments(double rows) {
     auto &m = moments.figures;
+    route = "moments";
     m.solved = false;
     shown.valid = false;
     dropped = m.lost; // the rest is known when they are solved
@@ -406,6 +412,28 @@ template <class T> void StreamingSvd<T>::Impl::move_shift() {
     moments.figures.measured = trace_moments();
 }
 
+// Vectors of float at unit length, and their Rayleigh values, which are exact to the square of their error; in descending order.
+template <class T> void StreamingSvd<T>::Impl::rayleigh_values(std::int64_t count, double *y, double *values) {
+    Frame frame;
+    double *hy = frame.take<double>(count * n);
+    mirror_moments();
+    times_moments(count, y, hy);
+    for (std::int64_t i = 0; i < count; ++i) {
+        double length = 0, along = 0;
+        for (std::int64_t j = 0; j < n; ++j) {
+            length += y[i * n + j] * y[i * n + j];
+            along += y[i * n + j] * hy[i * n + j];
+        }
+        values[i] = along / length;
+        const double unit = 1.0 / std::sqrt(length);
+        for (std::int64_t j = 0; j < n; ++j) y[i * n + j] *= unit;
+        for (std::int64_t j = i; j > 0 && values[j] > values[j - 1]; --j) {
+            std::swap(values[j], values[j - 1]);
+            std::swap_ranges(y + j * n, y + (j + 1) * n, y + (j - 1) * n);
+        }
+    }
+}
+
 // The leading `count` values and vectors into (S, V), what they leave out into `dropped`.
 template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count) {
     Frame frame;
@@ -414,7 +442,6 @@ template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count)
     moments_about_mean(h);
     double total = 0;
     for (std::int64_t j = 0; j < n; ++j) total += h[j * n + j];
-    route = "moments";
     clean = true;
     moments.figures.solved = true;
     if (!(total > 0.0)) {
@@ -423,7 +450,18 @@ template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count)
         dropped = moments.figures.lost;
         return;
     }
-    eigh_top<double>(n, k, h, l, y);
+    if constexpr (std::is_same_v<T, float>) {
+        if (room() > 0.0) { // vectors of float, whose values are those of the moments: exact to the square of their error
+            float *few = frame.take<float>(k * n);
+            eigh_top<float>(n, k, h, l, few);
+            std::copy_n(few, k * n, y);
+            rayleigh_values(k, y, l);
+        } else {
+            eigh_top<double>(n, k, h, l, y);
+        }
+    } else {
+        eigh_top<double>(n, k, h, l, y);
+    }
     const double floor = kDrop * kDrop * eps * eps * std::max(l[0], 0.0); // below it is rounding
     std::int64_t kept = 0;
     double along = 0;
@@ -517,7 +555,7 @@ template <class T> bool StreamingSvd<T>::Impl::downdate_moments(const Rows<T> &x
             return false;
         }
         note_moments(0.0);
-        solve_moments(opt.rank);
+        solve_moments(wanted());
     } catch (...) {
         moments = std::move(before);
         restore(was);

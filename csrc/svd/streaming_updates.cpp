@@ -285,7 +285,7 @@ void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, do
 
 template <class T> void StreamingSvd<T>::Impl::show() {
     flush();
-    if (moments.on && !moments.figures.solved) solve_moments(opt.rank);
+    if (moments.on && !moments.figures.solved) solve_moments(wanted());
     if (clean || shown.valid) return;
     Impl copy(opt);
     copy.n = n;
@@ -304,7 +304,7 @@ template <class T> void StreamingSvd<T>::Impl::show() {
 
 template <class T> void StreamingSvd<T>::Impl::fold() {
     flush();
-    if (moments.on && !moments.figures.solved) solve_moments(opt.rank);
+    if (moments.on && !moments.figures.solved) solve_moments(wanted());
     if (clean || r == 0) return;
     // Half of what is promised: of all that are kept, and of those that are shown, which may be one.
     const std::int64_t seen_of = std::min(r, opt.rank);
