@@ -118,7 +118,7 @@ void transport_one(MatrixView<const T> u, MatrixView<const T> h, MatrixView<cons
         const double *coefficients[3] = {p, q, one};
         packed.apply(operands, coefficients, out);
     };
-    if (t == 0.0 || t * t * small::row_norm(k, b) <= small::kSeries) {
+    if (t == 0.0 || t * t * small::bound_of_norm(k, b) <= small::kEntire) {
         // QᵀV = s⁻¹ Rᵀ HᵀV for H = Q s Rᵀ, and both functions of s that multiply it are entire: no singular vectors.
         small::multiply_tn(k, mh, mh, w);
         for (int64_t i = 0; i < all; ++i) x[i] = t * t * (b[i] - w[i]);

@@ -413,7 +413,14 @@ template <class T> void step(const Step<T> &s) {
     }
     if (s.checks == Checks::points_and_tangents) require_tangent<T>(k, m, b, t, s.name, s.item);
     if (s.dry) return;
-    const auto short_enough = [&] { return t == 0.0 || t * t * small::row_norm(k, b) <= small::kSeries; };
+    // Functions of t² HᵀH, which is known to eps of its norm: up to there what that costs of orthonormality is taken off.
+    const double most = s.method == Retraction::exp ? small::kEntire : 1e3;
+    const auto length = [&] { return t == 0.0 ? 0.0 : t * t * small::bound_of_norm(k, b); };
+    const auto short_enough = [&] { return length() <= most; };
+    const auto step_and_tidy = [&] {
+        finish();
+        if (length() > small::kSeries) tidy<T>(s.out);
+    };
     // HᵀH - mᵀm is known to a few eps of what it is a difference of: a large part of H along U has to go first.
     double along = 0; // the longest column of m, squared
     for (int64_t j = 0; j < k; ++j) {
@@ -421,7 +428,7 @@ template <class T> void step(const Step<T> &s) {
         for (int64_t i = 0; i < k; ++i) sum += m[i * small::order(k) + j] * m[i * small::order(k) + j];
         along = std::max(along, sum);
     }
-    if (short_enough() && !(t * t * along > 0.3 * std::sqrt(double(k)))) return finish();
+    if (short_enough() && !(t * t * along > 0.3 * std::sqrt(double(k)))) return step_and_tidy();
     // A long step, or one that only looks long because of that part: without it, and if that is not enough by the SVD.
     const MatrixView<T> rest(frame.take<T>(n * k), n, k);
     double *f = frame.take<double>(all), *w = frame.take<double>(all);
@@ -435,7 +442,7 @@ template <class T> void step(const Step<T> &s) {
     packed.apply(operands, off, rest);
     operands[1] = rest;
     products();
-    if (short_enough()) return finish();
+    if (short_enough()) return step_and_tidy();
     long_step<T>(u, rest, t, s.method, s.out, s.velocity);
 }
 

@@ -1,4 +1,5 @@
 #include "linalg/small_dense.hpp"
+#include "subspan/eigh.hpp"
 #include "subspan/parallel.hpp"
 
 #include "linalg/microkernel.hpp"
@@ -227,6 +228,13 @@ double row_norm(int64_t k, const double *a) {
     return most;
 }
 
+double bound_of_norm(int64_t k, const double *a) {
+    double sum = 0;
+    for (int64_t i = 0; i < area(k); ++i) sum += a[i] * a[i];
+    const double rows = row_norm(k, a);
+    return std::isnan(rows) ? rows : std::min(rows, std::sqrt(sum));
+}
+
 double largest(int64_t k, const double *a) {
     double most = 0;
     for (int64_t i = 0; i < area(k); ++i) {
@@ -237,7 +245,30 @@ double largest(int64_t k, const double *a) {
 }
 
 void trigonometric(int64_t k, const double *x, double tolerance, double *cosine, double *sinc, double *versine) {
-    const double norm = row_norm(k, x);
+    const double norm = bound_of_norm(k, x);
+    if (norm > kSeries) {
+        const int64_t ld = order(k), all = area(k);
+        Frame frame;
+        double *g = frame.take<double>(k * k), *values = frame.take<double>(k), *vectors = frame.take<double>(k * k);
+        double *rows = frame.take<double>(all), *scaled = frame.take<double>(all);
+        for (int64_t i = 0; i < k; ++i) std::copy_n(x + i * ld, k, g + i * k);
+        eigh_top<double>(k, k, g, values, vectors);
+        std::fill_n(rows, all, 0.0);
+        for (int64_t i = 0; i < k; ++i) std::copy_n(vectors + i * k, k, rows + i * ld);
+        const auto compose = [&](auto f, double *out) {
+            if (out == nullptr) return;
+            std::copy_n(rows, all, scaled);
+            for (int64_t i = 0; i < k; ++i) {
+                const double y = f(std::sqrt(std::max(values[i], 0.0)));
+                for (int64_t j = 0; j < ld; ++j) scaled[i * ld + j] *= y;
+            }
+            multiply_tn(k, scaled, rows, out);
+        };
+        compose([](double a) { return std::cos(a); }, cosine);
+        compose([](double a) { return a < 1e-4 ? 1.0 - a * a / 6.0 : std::sin(a) / a; }, sinc);
+        compose([](double a) { return a < 1e-3 ? 0.5 - a * a / 24.0 : 2.0 * std::sin(0.5 * a) * std::sin(0.5 * a) / (a * a); }, versine);
+        return;
+    }
     // The first term left out of the cosine is norm^m / (2m)!, and those of the others are smaller.
     int terms = 0;
     for (double next = 1.0; terms < 3 || (next > tolerance && terms < 15);) {

@@ -22,13 +22,15 @@ void identity(int64_t k, double *a);
 
 /// Largest sum of magnitudes of a row: at least the spectral radius.
 double row_norm(int64_t k, const double *a);
+/// The lesser of that and of Frobenius' norm; NaN where an entry is.
+double bound_of_norm(int64_t k, const double *a);
 /// Largest magnitude.
 double largest(int64_t k, const double *a);
 
-/// Of a symmetric positive semidefinite x with row norm at most kSeries: cos √x, sin √x / √x, (1 - cos √x) / x, whichever
-/// are not null. Their Taylor series, which need no eigenvectors: all of them are entire functions of x. `tolerance` is
-/// the largest term left out.
-inline constexpr double kSeries = 4.0;
+/// Of a symmetric positive semidefinite x: cos √x, sin √x / √x, (1 - cos √x) / x, whichever are not null, all of them entire
+/// functions of x. Up to a norm of kSeries by their Taylor series, which need no eigenvectors; `tolerance` is the largest term
+/// left out. Beyond it by those: rounding of x is felt in full, so x should be at most kEntire.
+inline constexpr double kSeries = 4.0, kEntire = 36.0;
 void trigonometric(int64_t k, const double *x, double tolerance, double *cosine, double *sinc, double *versine);
 
 /// θ / (sin θ cos θ) of a symmetric positive semidefinite x = sin² θ with row norm at most kArc, by its Taylor series.
