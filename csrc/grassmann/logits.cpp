@@ -38,20 +38,33 @@ template <class T> void multiply(int64_t depth, const T *a, const T *b, T *c, in
 template <class T> struct RowsKernel {
     template <int Bytes>
     static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
+        constexpr int NV = simd::Shape<Bytes>::nv, W = Vec<T, Bytes>::lanes, NR = NV * W;
+        static_assert(NV == 3);
+        for (int64_t j = 0; j < cols; j += NR) { // the last panel only as far as it has columns
+            const int64_t left = cols - j;
+            if (left > 2 * W)
+                panel<Bytes, 3>(depth, a, lda, b + j * depth, c + j, ldc, rows, add);
+            else if (left > W)
+                panel<Bytes, 2>(depth, a, lda, b + j * depth, c + j, ldc, rows, add);
+            else
+                panel<Bytes, 1>(depth, a, lda, b + j * depth, c + j, ldc, rows, add);
+        }
+    }
+    template <int Bytes, int NV>
+    static SUBSPAN_INLINE void panel(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, bool add) {
         using V = Vec<T, Bytes>;
-        constexpr int MR = simd::Shape<Bytes>::mr, NV = simd::Shape<Bytes>::nv, W = V::lanes, NR = NV * W;
-        for (int64_t j = 0; j < cols; j += NR)
-            for (int64_t i = 0; i < rows; i += MR) {
-                typename V::type acc[MR][NV];
-                simd::microkernel_rows<T, Bytes, NV, MR>(depth, a + i * lda, lda, b + j * depth, acc);
+        constexpr int MR = simd::Shape<Bytes>::mr, W = V::lanes;
+        for (int64_t i = 0; i < rows; i += MR) {
+            typename V::type acc[MR][NV];
+            simd::microkernel_rows<T, Bytes, NV, MR>(depth, a + i * lda, lda, b, acc, simd::Shape<Bytes>::nv * W);
 #pragma GCC unroll 8
-                for (int r = 0; r < MR; ++r)
+            for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-                    for (int q = 0; q < NV; ++q) {
-                        T *p = c + (i + r) * ldc + j + q * W;
-                        V::store(p, add ? V::load(p) + acc[r][q] : acc[r][q]);
-                    }
-            }
+                for (int q = 0; q < NV; ++q) {
+                    T *p = c + (i + r) * ldc + q * W;
+                    V::store(p, add ? V::load(p) + acc[r][q] : acc[r][q]);
+                }
+        }
     }
 };
 
@@ -67,9 +80,44 @@ template <class T> void pack(MatrixView<const T> a, int64_t lanes, T *to) {
 
 // y holds projections, row by row: `classes` groups of k. lengths[c] = the norm of group c.
 template <class T> struct LengthKernel {
+    static constexpr T kTiny = T(1e3) * std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+    static constexpr int kSide = 16; // classes side by side
+
+    // Whose squares have lost digits, or underflowed.
+    static T scaled(const T *y, int64_t k) {
+        T top = 0;
+        for (int64_t j = 0; j < k; ++j) top = std::max(top, std::abs(y[j]));
+        double sum = 0;
+        for (int64_t j = 0; j < k && top > 0; ++j) sum += double(y[j] / top) * double(y[j] / top);
+        return T(std::sqrt(sum) * double(top));
+    }
+    template <int K> static SUBSPAN_INLINE int64_t narrow(const T *y, int64_t classes, T *lengths) {
+        int64_t c = 0;
+        for (; c + kSide <= classes; c += kSide, y += K * kSide) {
+            T sums[kSide], least = std::numeric_limits<T>::max();
+            for (int l = 0; l < kSide; ++l) {
+                sums[l] = 0;
+                for (int j = 0; j < K; ++j) sums[l] += y[l * K + j] * y[l * K + j];
+            }
+            for (int l = 0; l < kSide; ++l) {
+                least = sums[l] < least ? sums[l] : least;
+                lengths[c + l] = std::sqrt(sums[l]);
+            }
+            for (int l = 0; l < kSide && least < kTiny; ++l) lengths[c + l] = scaled(y + l * K, K);
+        }
+        return c;
+    }
     template <int Bytes> static SUBSPAN_INLINE void run(const T *y, int64_t classes, int64_t k, T *lengths) {
         using V = Vec<T, Bytes>;
-        for (int64_t c = 0; c < classes; ++c, y += k) {
+        int64_t c = 0;
+        switch (k) {
+        case 1: c = narrow<1>(y, classes, lengths); break;
+        case 2: c = narrow<2>(y, classes, lengths); break;
+        case 3: c = narrow<3>(y, classes, lengths); break;
+        case 4: c = narrow<4>(y, classes, lengths); break;
+        default: break;
+        }
+        for (y += c * k; c < classes; ++c, y += k) {
             int64_t j = 0;
             T sum = 0;
             if (k >= V::lanes) {
@@ -85,16 +133,7 @@ template <class T> struct LengthKernel {
                 }
             }
             for (; j < k; ++j) sum += y[j] * y[j];
-            constexpr T tiny = T(1e3) * std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-            if (sum < tiny) { // squares have lost digits, or underflowed
-                T top = 0;
-                for (j = 0; j < k; ++j) top = std::max(top, std::abs(y[j]));
-                double scaled = 0;
-                for (j = 0; j < k && top > 0; ++j) scaled += double(y[j] / top) * double(y[j] / top);
-                lengths[c] = T(std::sqrt(scaled) * double(top));
-                continue;
-            }
-            lengths[c] = std::sqrt(sum);
+            lengths[c] = sum < kTiny ? scaled(y, k) : std::sqrt(sum);
         }
     }
 };
@@ -102,6 +141,27 @@ template <class T> struct LengthKernel {
 template <class T> void lengths_of(const T *y, int64_t classes, int64_t k, T *lengths) {
     simd::dispatch<LengthKernel<T>, const T *, int64_t, int64_t, T *>(y, classes, k, lengths);
 }
+
+// Rows at unit length in place, and 1 / ‖x‖ in two factors, of which one may be the largest power of two.
+template <class T> struct UnitKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(T *rows, int64_t batch, int64_t n, double *inverse, double *power) {
+        constexpr int L = 16; // independent sums, which the compiler turns into vectors
+        for (int64_t b = 0; b < batch; ++b) {
+            T *x = rows + b * n;
+            const double scale = std::ldexp(1.0, -near_exponent(double(max_abs_inline(x, n))));
+            double sums[L] = {}, sum = 0;
+            int64_t p = 0;
+            for (; p + L <= n; p += L)
+                for (int l = 0; l < L; ++l) sums[l] += (scale * double(x[p + l])) * (scale * double(x[p + l]));
+            for (int l = 0; l < L; ++l) sum += sums[l];
+            for (; p < n; ++p) sum += (scale * double(x[p])) * (scale * double(x[p]));
+            const double r = sum > 0 ? 1.0 / std::sqrt(sum) : (sum == 0 ? 0.0 : sum);
+            for (p = 0; p < n; ++p) x[p] = T(scale * double(x[p]) * r);
+            inverse[b] = r;
+            power[b] = scale;
+        }
+    }
+};
 
 // What forward and backward share: unit features, and the projections of a tile of classes.
 template <class T> class Head {
@@ -118,16 +178,8 @@ template <class T> class Head {
         std::fill_n(unit.data + batch * n, (rows - batch) * n, T(0));
         inverse = frame.take<double>(batch);
         power = frame.take<double>(batch);
-        for (int64_t b = 0; b < batch; ++b) {
-            double top = 0, sum = 0;
-            for (int64_t p = 0; p < n; ++p) top = std::max(top, std::abs(double(x(b, p))));
-            const double scale = std::ldexp(1.0, -near_exponent(top));
-            for (int64_t p = 0; p < n; ++p) sum += (scale * double(x(b, p))) * (scale * double(x(b, p)));
-            const double r = sum > 0 ? 1.0 / std::sqrt(sum) : (sum == 0 ? 0.0 : sum);
-            for (int64_t p = 0; p < n; ++p) unit(b, p) = T(scale * double(x(b, p)) * r);
-            inverse[b] = r; // 1 / ‖x‖ in two factors, of which one may be the largest power of two
-            power[b] = scale;
-        }
+        copy_matrix<T>(x, unit);
+        simd::dispatch<UnitKernel<T>, T *, int64_t, int64_t, double *, double *>(unit.data, batch, n, inverse, power);
     }
     int64_t count(int64_t tile) const { return std::min(per_tile, classes - tile * per_tile); }
 
@@ -138,7 +190,15 @@ template <class T> class Head {
         T *packed = frame.take<T>(kDepth * width);
         for (int64_t d = 0; d < n; d += kDepth) {
             const int64_t depth = std::min(kDepth, n - d);
-            for (int64_t i = 0; i < count(tile); ++i) {
+            // Classes of one column are columns of one matrix, which are turned by blocks.
+            const bool lines = k == 1 && u.shape.size() == 1;
+            for (int64_t j = 0; j < count(tile) && lines; j += nr) {
+                const int64_t some = std::min(nr, count(tile) - j);
+                const auto first = u[tile * per_tile + j];
+                copy_matrix<T>(MatrixView<const T>(&first(d, 0), depth, some, first.row_stride, u.strides[0]),
+                               MatrixView<T>(packed + j * depth, depth, some, nr, 1));
+            }
+            for (int64_t i = 0; i < count(tile) && !lines; ++i) {
                 const auto basis = u[tile * per_tile + i].block_rows(d, depth);
                 for (int64_t j = 0; j < k;) { // a class may straddle panels
                     const int64_t at = i * k + j, some = std::min(k - j, nr - at % nr);
@@ -150,7 +210,7 @@ template <class T> class Head {
             if (past != 0)
                 for (int64_t p = 0; p < depth; ++p) std::fill_n(packed + columns / nr * nr * depth + p * nr + past, nr - past, T(0));
             simd::dispatch<RowsKernel<T>, int64_t, const T *, int64_t, const T *, T *, int64_t, int64_t, int64_t, bool>(
-                depth, unit.data + d, n, packed, y, width, rows, round_up(columns, nr), d > 0);
+                depth, unit.data + d, n, packed, y, width, rows, columns, d > 0);
         }
     }
 

@@ -60,16 +60,17 @@ SUBSPAN_INLINE void microkernel(std::int64_t depth, const T *a, std::int64_t sa,
         }
 }
 
-// The sums of such a tile with A row by row, unpacked: acc[r][q] = sum_d a[r·lda + d] · b[d·N + q·lanes ...].
+// The sums of such a tile with A row by row, unpacked: acc[r][q] = sum_d a[r·lda + d] · b[d·sb + q·lanes ...].
 template <class T, int Bytes, int NV, int MR>
-SUBSPAN_INLINE void microkernel_rows(std::int64_t depth, const T *a, std::int64_t lda, const T *b, typename Vec<T, Bytes>::type (&acc)[MR][NV]) {
+SUBSPAN_INLINE void microkernel_rows(std::int64_t depth, const T *a, std::int64_t lda, const T *b, typename Vec<T, Bytes>::type (&acc)[MR][NV],
+                                     std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
     using V = Vec<T, Bytes>;
     constexpr int W = V::lanes;
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
         for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
-    for (std::int64_t d = 0; d < depth; ++d, ++a, b += NV * W) {
+    for (std::int64_t d = 0; d < depth; ++d, ++a, b += sb) {
         typename V::type y[NV];
 #pragma GCC unroll 4
         for (int q = 0; q < NV; ++q) y[q] = V::load(b + q * W);

@@ -229,19 +229,24 @@ double row_norm(int64_t k, const double *a) {
 }
 
 double bound_of_norm(int64_t k, const double *a) {
+    const int64_t ld = order(k);
     double sum = 0;
-    for (int64_t i = 0; i < area(k); ++i) sum += a[i] * a[i];
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) sum += a[i * ld + j] * a[i * ld + j];
     const double rows = row_norm(k, a);
     return std::isnan(rows) ? rows : std::min(rows, std::sqrt(sum));
 }
 
 double largest(int64_t k, const double *a) {
-    double most = 0;
-    for (int64_t i = 0; i < area(k); ++i) {
-        if (std::isnan(a[i])) return a[i];
-        most = std::max(most, std::abs(a[i]));
-    }
-    return most;
+    const int64_t ld = order(k);
+    double most = 0, poison = 0; // x - x is zero or NaN
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) {
+            const double x = std::abs(a[i * ld + j]);
+            most = x > most ? x : most;
+            poison += x - x;
+        }
+    return poison == 0.0 ? most : poison + most; // NaN, also where an entry is infinite
 }
 
 void trigonometric(int64_t k, const double *x, double tolerance, double *cosine, double *sinc, double *versine) {

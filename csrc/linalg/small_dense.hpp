@@ -24,7 +24,7 @@ void identity(int64_t k, double *a);
 double row_norm(int64_t k, const double *a);
 /// The lesser of that and of Frobenius' norm; NaN where an entry is.
 double bound_of_norm(int64_t k, const double *a);
-/// Largest magnitude.
+/// Largest magnitude; NaN where an entry is NaN or infinite.
 double largest(int64_t k, const double *a);
 
 /// Of a symmetric positive semidefinite x: cos √x, sin √x / √x, (1 - cos √x) / x, whichever are not null, all of them entire
