@@ -213,12 +213,182 @@ template <class T> class Totals {
     int64_t items_;
 };
 
+// ---- narrow --------------------------------------------------------------------------------------------------------
+
+// Rows of up to two vectors: nothing is packed, a row is one or two loads, and what is beyond its end is not looked at.
+constexpr int64_t kNarrowDepth = 8; // columns of V that the left form takes so
+
+template <class T, int Bytes> SUBSPAN_INLINE bool is_narrow(const Item<T> &it, bool left) {
+    constexpr int64_t W = Vec<T, Bytes>::lanes;
+    return it.c.cols <= 2 * W && it.packed == nullptr && (left ? it.k <= kNarrowDepth : it.c.rows >= it.c.cols);
+}
+
+// Row i of a matrix as NV vectors. Loads go past the end of a row into the next one, but never past the last one.
+template <class T, int Bytes, int NV> struct NarrowRows {
+    using V = Vec<T, Bytes>;
+    const MatrixView<const T> x;
+    int64_t safe; // rows that may be read past
+    explicit NarrowRows(const MatrixView<const T> &m) : x(m), safe(0) {
+        const int64_t over = NV * V::lanes - m.cols;
+        safe = m.row_stride > 0 ? m.rows - std::min(m.rows, 1 + (std::max<int64_t>(over, 0) + m.row_stride - 1) / m.row_stride) : 0;
+    }
+    SUBSPAN_INLINE void load(int64_t i, typename V::type (&to)[NV]) const {
+        const T *p = x.data + i * x.row_stride;
+        alignas(64) T tile[NV * V::lanes];
+        if (i >= safe) {
+            for (int64_t j = 0; j < NV * V::lanes; ++j) tile[j] = j < x.cols ? p[j] : T(0);
+            p = tile;
+        }
+#pragma GCC unroll 2
+        for (int q = 0; q < NV; ++q) to[q] = V::load(p + q * V::lanes);
+    }
+};
+
+// The first `cols` entries of rows of a tile, for lengths that the compiler knows.
+template <class T, int K> SUBSPAN_INLINE void put_rows(const T *tile, int64_t lt, T *to, int64_t stride, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int j = 0; j < K; ++j) to[r * stride + j] = tile[r * lt + j];
+}
+template <class T> SUBSPAN_INLINE void put(const T *tile, int64_t lt, T *to, int64_t stride, int64_t rows, int64_t cols) {
+    switch (cols) {
+    case 1: return put_rows<T, 1>(tile, lt, to, stride, rows);
+    case 2: return put_rows<T, 2>(tile, lt, to, stride, rows);
+    case 3: return put_rows<T, 3>(tile, lt, to, stride, rows);
+    case 4: return put_rows<T, 4>(tile, lt, to, stride, rows);
+    case 8: return put_rows<T, 8>(tile, lt, to, stride, rows);
+    default:
+        for (int64_t r = 0; r < rows; ++r) std::copy_n(tile + r * lt, cols, to + r * stride);
+    }
+}
+
+// w[l] += Σ_i v_il x_i for K columns of V from l on; x is the source less C where there is one.
+template <class T, int Bytes, int NV, int K>
+SUBSPAN_INLINE void narrow_sums(const Item<T> &it, int64_t l, T *w, int64_t ldw) {
+    using V = Vec<T, Bytes>;
+    constexpr int W = V::lanes, U = K == 1 ? 8 / NV : K == 2 ? 4 / NV : K == 3 || NV == 2 ? 1 : 2; // rows whose sums are apart
+    const bool differs = it.x.data != nullptr;
+    const NarrowRows<T, Bytes, NV> c(it.c), x(differs ? it.x : it.c);
+    const int64_t m = it.c.rows, vr = it.v.row_stride, vc = it.v.col_stride;
+    typename V::type total[K][NV], acc[U][K][NV], row[NV], less[NV];
+    for (int a = 0; a < K; ++a)
+        for (int q = 0; q < NV; ++q) total[a][q] = typename V::type{};
+    for (int64_t first = 0; first < m; first += kFlushRows) {
+        const int64_t end = std::min(m, first + kFlushRows);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u)
+#pragma GCC unroll 4
+            for (int a = 0; a < K; ++a)
+#pragma GCC unroll 2
+                for (int q = 0; q < NV; ++q) acc[u][a][q] = typename V::type{};
+        const auto add = [&](int64_t i, typename V::type(&to)[K][NV]) SUBSPAN_LAMBDA_INLINE {
+            x.load(i, row);
+            if (differs) {
+                c.load(i, less);
+#pragma GCC unroll 2
+                for (int q = 0; q < NV; ++q) row[q] -= less[q];
+            }
+            const T *v = it.v.data + i * vr + l * vc;
+#pragma GCC unroll 4
+            for (int a = 0; a < K; ++a)
+#pragma GCC unroll 2
+                for (int q = 0; q < NV; ++q) to[a][q] += v[a * vc] * row[q];
+        };
+        int64_t i = first;
+        for (; i + U <= end; i += U)
+#pragma GCC unroll 8
+            for (int u = 0; u < U; ++u) add(i + u, acc[u]);
+        for (; i < end; ++i) add(i, acc[0]);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u)
+            for (int a = 0; a < K; ++a)
+                for (int q = 0; q < NV; ++q) total[a][q] += acc[u][a][q];
+    }
+    for (int a = 0; a < K; ++a) {
+        alignas(64) T tile[NV * W];
+        for (int q = 0; q < NV; ++q) V::store(tile + q * W, total[a][q]);
+        std::copy_n(tile, it.c.cols, w + (l + a) * ldw); // lanes past the end are of other rows
+    }
+}
+
+// out_i = alpha c_i + Σ_l f_il w_l, with f_i of `depth` entries at `f` (a row of V), or x_i - c_i itself where f is null.
+template <class T, int Bytes, int NV>
+SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *f, int64_t depth, const T *w, int64_t ldw, int64_t begin, int64_t end) {
+    using V = Vec<T, Bytes>;
+    constexpr int W = V::lanes, R = 4;
+    const NarrowRows<T, Bytes, NV> c(it.c), x(it.x.data != nullptr ? it.x : it.c);
+    const bool differs = it.x.data != nullptr;
+    alignas(64) T tile[R * NV * W], factors[R * NV * W];
+    for (int64_t i = begin; i < end; i += R) {
+        const int64_t rows = std::min<int64_t>(R, end - i);
+        typename V::type acc[R][NV];
+        const T *a[R];
+        int64_t step = 1;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+            const int64_t at = i + std::min<int64_t>(r, rows - 1);
+            typename V::type row[NV];
+            c.load(at, row);
+            if (f != nullptr) {
+                a[r] = f->data + at * f->row_stride;
+                step = f->col_stride;
+            } else if (!differs) {
+                a[r] = it.c.data + at * it.c.row_stride;
+            } else {
+                typename V::type other[NV];
+                x.load(at, other);
+#pragma GCC unroll 2
+                for (int q = 0; q < NV; ++q) V::store(factors + (r * NV + q) * W, other[q] - row[q]);
+                a[r] = factors + r * NV * W;
+            }
+#pragma GCC unroll 2
+            for (int q = 0; q < NV; ++q) acc[r][q] = it.alpha == T(0) ? typename V::type{} : it.alpha * row[q];
+        }
+        for (int64_t l = 0; l < depth; ++l) {
+            typename V::type y[NV];
+#pragma GCC unroll 2
+            for (int q = 0; q < NV; ++q) y[q] = V::load(w + l * ldw + q * W);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) {
+                const T s = a[r][l * step];
+#pragma GCC unroll 2
+                for (int q = 0; q < NV; ++q) acc[r][q] += s * y[q];
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+            for (int q = 0; q < NV; ++q) V::store(tile + (r * NV + q) * W, acc[r][q]);
+        put(tile, NV * W, it.out.data + i * it.out.row_stride, it.out.row_stride, rows, it.c.cols);
+    }
+}
+
 // ---- left ----------------------------------------------------------------------------------------------------------
 
 template <class T> struct LeftKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(Piece<T> *p) {
+        if (is_narrow<T, Bytes>(*p->item, true)) {
+            if (p->item->c.cols <= Vec<T, Bytes>::lanes) return narrow<Bytes, 1>(p);
+            return narrow<Bytes, 2>(p);
+        }
         if (p->read) read<Bytes>(p);
         if (p->write && p->finite) write<Bytes>(p);
+    }
+    template <int Bytes, int NV> static SUBSPAN_INLINE void narrow(Piece<T> *p) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        const Item<T> &it = *p->item;
+        const int64_t k = it.k, kp = round_up(k, MR);
+        if (p->read) {
+            std::fill_n(p->w, kp * NR, T(0));
+            int64_t l = 0;
+            for (; l + 4 <= k; l += 4) narrow_sums<T, Bytes, NV, 4>(it, l, p->w, NR);
+            if (k - l == 3) narrow_sums<T, Bytes, NV, 3>(it, l, p->w, NR);
+            if (k - l == 2) narrow_sums<T, Bytes, NV, 2>(it, l, p->w, NR);
+            if (k - l == 1) narrow_sums<T, Bytes, NV, 1>(it, l, p->w, NR);
+            p->finite = !p->check || finite_items(p, p->w, kp * NR);
+        }
+        if (!p->write || !p->finite) return;
+        core_step<T, Bytes>(it, p->w, 1);
+        narrow_update<T, Bytes, NV>(it, &it.v, k, p->w, NR, 0, it.c.rows);
     }
     template <int Bytes> static SUBSPAN_INLINE void read(Piece<T> *p) {
         using V = Vec<T, Bytes>;
@@ -328,6 +498,10 @@ template <class T> struct RightKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(Piece<T> *p) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const Item<T> &it = *p->item;
+        if (is_narrow<T, Bytes>(it, false)) {
+            if (it.c.cols <= Vec<T, Bytes>::lanes) return narrow<Bytes, 1>(p);
+            return narrow<Bytes, 2>(p);
+        }
         const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), step = 4 * NR;
         const bool dots = k <= kDot && it.packed == nullptr;
         Frame frame;
@@ -360,6 +534,40 @@ template <class T> struct RightKernel {
             else
                 write_packed<Bytes>(it, r, rows, w);
         }
+    }
+
+    // C (alpha I + V M Vᵀ) with V M Vᵀ as one small matrix: out_i = alpha c_i + Σ_j d_ij (V M Vᵀ)_j.
+    template <int Bytes, int NV> static SUBSPAN_INLINE void narrow(Piece<T> *p) {
+        constexpr int W = Vec<T, Bytes>::lanes;
+        const Item<T> &it = *p->item;
+        const int64_t n = it.c.cols, k = it.k;
+        alignas(64) T q[2 * W * NV * W];
+        double largest = 0;
+        for (int64_t i = 0; i < n; ++i) {
+            double sums[2 * W] = {};
+            for (int64_t l = 0; l < k; ++l) {
+                // it.m is Mᵀ: (V M)_il.
+                double vm = 0;
+                if (it.kind == Core<T>::Kind::full)
+                    for (int64_t a = 0; a < k; ++a) vm += double(it.v(i, a)) * double(it.m(l, a));
+                else
+                    vm = double(it.v(i, l)) * double(it.kind == Core<T>::Kind::scalar ? it.scalar : it.m(0, l));
+                largest = std::max(largest, std::abs(double(it.v(i, l))));
+                for (int64_t j = 0; j < n; ++j) sums[j] += vm * double(it.v(j, l));
+            }
+            for (int64_t j = 0; j < NV * W; ++j) q[i * NV * W + j] = j < n ? T(sums[j]) : T(0);
+        }
+        if (p->read && p->check) {
+            T top = 0;
+            for (const auto *x : {&it.c, &it.x})
+                if (x->data != nullptr) top = std::max(top, max_abs<T>(x->block_rows(p->begin, p->end - p->begin)));
+            p->finite = std::isfinite(top);
+            for (int64_t i = 0; i < n * NV * W; ++i) p->finite = p->finite && std::isfinite(q[i]);
+            if (!p->finite) return;
+            // At least what W is: of sums and of a difference.
+            p->top = std::max(p->top, T(std::min(2.0 * double(n) * double(top) * largest, double(std::numeric_limits<T>::max()))));
+        }
+        if (p->write) narrow_update<T, Bytes, NV>(it, nullptr, n, q, NV * W, p->begin, p->end);
     }
 
     // Y[r][l] += C[r] · Vᵀ[l] for DR rows and 4 columns of V over `tiles` tiles.

@@ -253,6 +253,96 @@ template <class T> struct RowKernel {
     }
 };
 
+// Rows of a power of two of entries, up to 16 vectors, one after the other: as many as fit share a vector, and nothing leaves
+// the registers between reading and writing.
+template <class T> struct ShortKernel {
+    using Long = RowKernel<T>;
+
+    template <int Bytes, int N> static SUBSPAN_INLINE typename Vec<T, Bytes>::type within(typename Vec<T, Bytes>::type v) {
+#ifdef SUBSPAN_SHUFFLE
+        return stages<Bytes, N, 1>(v);
+#else
+        using V = Vec<T, Bytes>;
+        T x[V::lanes];
+        V::store(x, v);
+        for (int h = 1; h < N; h *= 2)
+            for (int i = 0; i < V::lanes; i += 2 * h)
+                for (int j = i; j < i + h; ++j) {
+                    const T a = x[j], b = x[j + h];
+                    x[j] = a + b;
+                    x[j + h] = a - b;
+                }
+        return V::load(x);
+#endif
+    }
+#ifdef SUBSPAN_SHUFFLE
+    template <int Bytes, int N, int D> static SUBSPAN_INLINE typename Vec<T, Bytes>::type stages(typename Vec<T, Bytes>::type v) {
+        if constexpr (D >= N)
+            return v;
+        else
+            return stages<Bytes, N, 2 * D>(Long::template stage<Bytes, D>(v, std::make_integer_sequence<int, Vec<T, Bytes>::lanes>{}));
+    }
+#endif
+    // Rows of N <= W entries.
+    template <int Bytes, int N> static SUBSPAN_INLINE void shared(const T *x, T *out, int64_t count, T scale, T *poison) {
+        using V = Vec<T, Bytes>;
+        constexpr int W = V::lanes;
+        typename V::type bad{};
+        int64_t i = 0;
+        for (; i + W <= count; i += W) {
+            const auto v = within<Bytes, N>(scale * V::load(x + i));
+            bad += v + T(-1) * v;
+            V::store(out + i, v);
+        }
+        if (i < count) {
+            alignas(64) T tail[W] = {};
+            for (int64_t j = i; j < count; ++j) tail[j - i] = x[j];
+            const auto v = within<Bytes, N>(scale * V::load(tail));
+            bad += v + T(-1) * v;
+            V::store(tail, v);
+            for (int64_t j = i; j < count; ++j) out[j] = tail[j - i];
+        }
+        *poison += V::sum(bad);
+    }
+    // Rows of R vectors.
+    template <int Bytes, int R> static SUBSPAN_INLINE void whole(const T *x, T *out, int64_t count, T scale, T *poison) {
+        using V = Vec<T, Bytes>;
+        constexpr int W = V::lanes;
+        typename V::type bad{};
+        for (int64_t b = 0; b < count; b += R * W) {
+            typename V::type v[R];
+#pragma GCC unroll 16
+            for (int i = 0; i < R; ++i) v[i] = within<Bytes, W>(scale * V::load(x + b + i * W));
+            Long::template butterflies<Bytes, R>(v);
+            bad += v[0] + T(-1) * v[0];
+#pragma GCC unroll 16
+            for (int i = 0; i < R; ++i) V::store(out + b + i * W, v[i]);
+        }
+        *poison += V::sum(bad);
+    }
+    template <int Bytes> static SUBSPAN_INLINE void run(const T *x, T *out, int64_t n, int64_t count, T scale, T *poison) {
+        constexpr int W = Vec<T, Bytes>::lanes;
+        switch (n) {
+        case 1: return shared<Bytes, 1>(x, out, count, scale, poison);
+        case 2: return shared<Bytes, 2>(x, out, count, scale, poison);
+        case 4:
+            if constexpr (W >= 4) return shared<Bytes, 4>(x, out, count, scale, poison);
+            break;
+        case 8:
+            if constexpr (W >= 8) return shared<Bytes, 8>(x, out, count, scale, poison);
+            break;
+        case 16:
+            if constexpr (W >= 16) return shared<Bytes, 16>(x, out, count, scale, poison);
+            break;
+        default: break;
+        }
+        if (n == 2 * W) return whole<Bytes, 2>(x, out, count, scale, poison);
+        if (n == 4 * W) return whole<Bytes, 4>(x, out, count, scale, poison);
+        if (n == 8 * W) return whole<Bytes, 8>(x, out, count, scale, poison);
+        whole<Bytes, 16>(x, out, count, scale, poison);
+    }
+};
+
 } // namespace
 
 int64_t hadamard_base(int64_t n) {
@@ -278,11 +368,20 @@ template <class T> void hadamard(const StackView<const T> &x, const StackView<T>
         for (int64_t i = 0; i < items; ++i)
             if (!all_finite<T>(x[i])) throw ValueError("x holds NaN or infinity");
     std::atomic<bool> good{true};
+    const auto joined = [&](const auto &s) { return (s.first.col_stride == 1 || n == 1) && (s.first.row_stride == n || rows == 1); };
+    const bool together = m == 1 && n <= 16 * (simd::tile<T>().nr / 3) && joined(x) && joined(out);
     const int64_t group = std::max<int64_t>(1, 65536 / n), groups = (rows + group - 1) / group;
     const auto run = [&](int64_t t) {
         const auto xi = x[t / groups];
         const auto oi = out[t / groups];
         const int64_t first = t % groups * group;
+        if (together) {
+            T poison = 0; // x - x is zero or NaN
+            const int64_t some = (std::min(rows, first + group) - first) * n;
+            simd::dispatch<ShortKernel<T>, const T *, T *, int64_t, int64_t, T, T *>(xi.data + first * n, oi.data + first * n, n, some, scale, &poison);
+            if (check && poison != T(0)) good.store(false, std::memory_order_relaxed);
+            return;
+        }
         Frame frame;
         T *work = frame.take<T>(n), *other = m > 1 ? frame.take<T>(n) : nullptr;
         for (int64_t r = first; r < std::min(rows, first + group); ++r) {
