@@ -6,6 +6,7 @@
 
 #include "linalg/int4.hpp"
 #include "linalg/microkernel.hpp"
+#include "linalg/narrow.hpp"
 #include "linalg/packing.hpp"
 #include "base/amax.hpp"
 #include "subspan/sizes.hpp"
@@ -223,51 +224,13 @@ template <class T, int Bytes> SUBSPAN_INLINE bool is_narrow(const Item<T> &it, b
     return it.c.cols <= 2 * W && it.packed == nullptr && (left ? it.k <= kNarrowDepth : it.c.rows >= it.c.cols);
 }
 
-// Row i of a matrix as NV vectors. Loads go past the end of a row into the next one, but never past the last one.
-template <class T, int Bytes, int NV> struct NarrowRows {
-    using V = Vec<T, Bytes>;
-    const MatrixView<const T> x;
-    int64_t safe; // rows that may be read past
-    explicit NarrowRows(const MatrixView<const T> &m) : x(m), safe(0) {
-        const int64_t over = NV * V::lanes - m.cols;
-        safe = m.row_stride > 0 ? m.rows - std::min(m.rows, 1 + (std::max<int64_t>(over, 0) + m.row_stride - 1) / m.row_stride) : 0;
-    }
-    SUBSPAN_INLINE void load(int64_t i, typename V::type (&to)[NV]) const {
-        const T *p = x.data + i * x.row_stride;
-        alignas(64) T tile[NV * V::lanes];
-        if (i >= safe) {
-            for (int64_t j = 0; j < NV * V::lanes; ++j) tile[j] = j < x.cols ? p[j] : T(0);
-            p = tile;
-        }
-#pragma GCC unroll 2
-        for (int q = 0; q < NV; ++q) to[q] = V::load(p + q * V::lanes);
-    }
-};
-
-// The first `cols` entries of rows of a tile, for lengths that the compiler knows.
-template <class T, int K> SUBSPAN_INLINE void put_rows(const T *tile, int64_t lt, T *to, int64_t stride, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r)
-        for (int j = 0; j < K; ++j) to[r * stride + j] = tile[r * lt + j];
-}
-template <class T> SUBSPAN_INLINE void put(const T *tile, int64_t lt, T *to, int64_t stride, int64_t rows, int64_t cols) {
-    switch (cols) {
-    case 1: return put_rows<T, 1>(tile, lt, to, stride, rows);
-    case 2: return put_rows<T, 2>(tile, lt, to, stride, rows);
-    case 3: return put_rows<T, 3>(tile, lt, to, stride, rows);
-    case 4: return put_rows<T, 4>(tile, lt, to, stride, rows);
-    case 8: return put_rows<T, 8>(tile, lt, to, stride, rows);
-    default:
-        for (int64_t r = 0; r < rows; ++r) std::copy_n(tile + r * lt, cols, to + r * stride);
-    }
-}
-
 // w[l] += Σ_i v_il x_i for K columns of V from l on; x is the source less C where there is one.
 template <class T, int Bytes, int NV, int K>
 SUBSPAN_INLINE void narrow_sums(const Item<T> &it, int64_t l, T *w, int64_t ldw) {
     using V = Vec<T, Bytes>;
     constexpr int W = V::lanes, U = K == 1 ? 8 / NV : K == 2 ? 4 / NV : K == 3 || NV == 2 ? 1 : 2; // rows whose sums are apart
     const bool differs = it.x.data != nullptr;
-    const NarrowRows<T, Bytes, NV> c(it.c), x(differs ? it.x : it.c);
+    const simd::NarrowRows<T, Bytes, NV> c(it.c), x(differs ? it.x : it.c);
     const int64_t m = it.c.rows, vr = it.v.row_stride, vc = it.v.col_stride;
     typename V::type total[K][NV], acc[U][K][NV], row[NV], less[NV];
     for (int a = 0; a < K; ++a)
@@ -315,7 +278,7 @@ template <class T, int Bytes, int NV>
 SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *f, int64_t depth, const T *w, int64_t ldw, int64_t begin, int64_t end) {
     using V = Vec<T, Bytes>;
     constexpr int W = V::lanes, R = 4;
-    const NarrowRows<T, Bytes, NV> c(it.c), x(it.x.data != nullptr ? it.x : it.c);
+    const simd::NarrowRows<T, Bytes, NV> c(it.c), x(it.x.data != nullptr ? it.x : it.c);
     const bool differs = it.x.data != nullptr;
     alignas(64) T tile[R * NV * W], factors[R * NV * W];
     for (int64_t i = begin; i < end; i += R) {
@@ -358,7 +321,7 @@ SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
             for (int q = 0; q < NV; ++q) V::store(tile + (r * NV + q) * W, acc[r][q]);
-        put(tile, NV * W, it.out.data + i * it.out.row_stride, it.out.row_stride, rows, it.c.cols);
+        simd::copy_rows(tile, NV * W, it.out.data + i * it.out.row_stride, it.out.row_stride, rows, it.c.cols);
     }
 }
 

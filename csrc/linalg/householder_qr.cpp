@@ -5,6 +5,8 @@
 // with blocks of 128 reflections applied to what is right of them.
 #include "subspan/householder_qr.hpp"
 
+#include "linalg/narrow.hpp"
+#include "linalg/packed_gram.hpp"
 #include "linalg/packing.hpp"
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
@@ -405,13 +407,19 @@ template <class T> struct SmallKernel {
             for (int64_t i = 0; i < m; ++i)
 #pragma GCC unroll 4
                 for (int q = 0; q < NVC; ++q) V::store(g.p + i * LD + q * W, V::load(g.a.data + i * g.a.row_stride + q * W));
-        } else {
+        } else if (g.a.col_stride == 1) {
+            const simd::NarrowRows<T, Bytes, NVC> rows(g.a);
             for (int64_t i = 0; i < m; ++i) {
-                const T *from = g.a.data + i * g.a.row_stride;
-                T *to = g.p + i * LD;
-                for (int64_t j = 0; j < w; ++j) to[j] = from[j * g.a.col_stride];
-                for (int64_t j = w; j < LD; ++j) to[j] = T(0);
+                typename V::type x[NVC];
+                rows.load(i, x);
+#pragma GCC unroll 4
+                for (int q = 0; q < NVC; ++q) V::store(g.p + i * LD + q * W, x[q]);
+                for (int64_t j = w; j < LD; ++j) g.p[i * LD + j] = T(0); // whatever was read past the end
             }
+        } else {
+            for (int64_t i = 0; i < m; ++i)
+                for (int64_t j = w; j < LD; ++j) g.p[i * LD + j] = T(0);
+            copy_matrix<T>(g.a, MatrixView<T>(g.p, m, w, LD, 1));
         }
         const T top = max_abs_inline(g.p, m * LD);
         g.good = std::isfinite(top);
@@ -456,8 +464,7 @@ template <class T> struct SmallKernel {
                 g.r.data[i * g.r.row_stride + c] = c >= i ? x : T(0);
                 g.v.data[i * g.v.row_stride + c] = c > i ? T(0) : c == i ? T(1) : x;
             }
-        for (int64_t i = w; i < m; ++i)
-            for (int64_t c = 0; c < w; ++c) g.v.data[i * g.v.row_stride + c] = g.p[i * LD + c];
+        simd::copy_rows(g.p + w * LD, LD, g.v.data + w * g.v.row_stride, g.v.row_stride, m - w, w);
     }
 };
 
@@ -678,10 +685,8 @@ template <class T> struct SmallArrayKernel {
             }
             for (int p = 0; p < 4; ++p)
                 for (int q = 0; q < NVC; ++q) V::store(out + p * LD + q * W, s[p][q]);
-            for (int64_t p = 0; p < count; ++p) {
-                if (i + p < k) out[p * LD + i + p] += T(1);
-                std::copy_n(out + p * LD, k, a->q.data + (i + p) * a->q.row_stride);
-            }
+            for (int64_t p = 0; p < count && i + p < k; ++p) out[p * LD + i + p] += T(1);
+            simd::copy_rows(out, LD, a->q.data + i * a->q.row_stride, a->q.row_stride, count, k);
         }
     }
 };

@@ -25,8 +25,8 @@ template <class T> void copy(MatrixView<const T> from, MatrixView<T> to) {
         for (int64_t j = 0; j < from.cols; ++j) to(i, j) = from(i, j);
 }
 
-// Householder QR; q may be a. Returns how many columns do not depend on those before them.
-template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete) {
+// Householder QR; q may be a; `positive` for at most 8 columns. Returns how many columns do not depend on those before them.
+template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete, bool positive = false) {
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
     const MatrixView<T> v(frame.take<T>(m * k), m, k), r(frame.take<T>(k * k), k, k);
@@ -43,6 +43,16 @@ template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q
             dependent_column(j);
     }
     factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), q);
+    if (positive) { // with the signs that Cholesky's factors have: the diagonal of R is positive
+        T signs[8];
+        bool turned = false;
+        for (int64_t j = 0; j < k; ++j) {
+            signs[j] = r(j, j) < T(0) ? T(-1) : T(1);
+            turned = turned || signs[j] < T(0);
+        }
+        for (int64_t i = 0; i < m && turned; ++i)
+            for (int64_t j = 0; j < k; ++j) q(i, j) *= signs[j];
+    }
     return rank;
 }
 
@@ -215,6 +225,8 @@ template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool
 // Returns the rank that was seen.
 template <class T> int64_t one(MatrixView<const T> a, MatrixView<T> q, Orthonormalization method, bool complete) {
     if (method == Orthonormalization::householder) return by_householder<T>(a, q, complete);
+    // Of a few columns one panel of reflections costs less than Gram matrices of them.
+    if (method == Orthonormalization::automatic && a.cols <= 8) return by_householder<T>(a, q, complete, true);
     // Entries far from one would lose their squares.
     const T top = max_abs(a);
     int e = 0;

@@ -2,6 +2,7 @@
 #include "subspan/parallel.hpp"
 
 #include "linalg/microkernel.hpp"
+#include "linalg/narrow.hpp"
 #include "linalg/packing.hpp"
 #include "base/simd.hpp"
 
@@ -36,29 +37,6 @@ template <class T, int Bytes> SUBSPAN_INLINE void transposed(const T *from, int6
         for (int64_t i = 0; i < rows; ++i) to[i * ts + j] = from[j * fs + i];
 }
 
-// Rows of K entries each, from a stride to a stride: a length that the compiler knows takes no loop.
-template <class T, int K> SUBSPAN_INLINE void copy_short(const T *from, int64_t fs, T *to, int64_t ts, int64_t rows) {
-    for (int64_t i = 0; i < rows; ++i) {
-        T x[K];
-        for (int j = 0; j < K; ++j) x[j] = from[i * fs + j];
-        for (int j = 0; j < K; ++j) to[i * ts + j] = x[j];
-    }
-}
-template <class T> SUBSPAN_INLINE void copy_narrow(const T *from, int64_t fs, T *to, int64_t ts, int64_t rows, int64_t cols) {
-    switch (cols) {
-    case 1: return copy_short<T, 1>(from, fs, to, ts, rows);
-    case 2: return copy_short<T, 2>(from, fs, to, ts, rows);
-    case 3: return copy_short<T, 3>(from, fs, to, ts, rows);
-    case 4: return copy_short<T, 4>(from, fs, to, ts, rows);
-    case 5: return copy_short<T, 5>(from, fs, to, ts, rows);
-    case 6: return copy_short<T, 6>(from, fs, to, ts, rows);
-    case 7: return copy_short<T, 7>(from, fs, to, ts, rows);
-    default:
-        for (int64_t i = 0; i < rows; ++i)
-            for (int64_t j = 0; j < cols; ++j) to[i * ts + j] = from[i * fs + j];
-    }
-}
-
 template <class T, int Bytes> SUBSPAN_INLINE void copy_kernel(MatrixView<const T> from, MatrixView<T> to) {
     using V = Vec<T, Bytes>;
     constexpr int W = V::lanes;
@@ -74,7 +52,7 @@ template <class T, int Bytes> SUBSPAN_INLINE void copy_kernel(MatrixView<const T
                 return;
             }
         }
-        if (from.cols < 8 && from.rows > 1) return copy_narrow(from.data, from.row_stride, to.data, to.row_stride, from.rows, from.cols);
+        if (from.cols < 8 && from.rows > 1) return simd::copy_rows(from.data, from.row_stride, to.data, to.row_stride, from.rows, from.cols);
         if (from.cols == W) {
             for (int64_t i = 0; i < from.rows; ++i) V::store(to.data + i * to.row_stride, V::load(from.data + i * from.row_stride));
             return;
@@ -319,7 +297,7 @@ template <class T> struct ApplyKernel {
             else
                 for (int64_t r = 0; r < count; ++r) tile<Bytes, 1, NV>(a, i + r, j, c + r * NR, NR, false);
             if (a->out.col_stride == 1 && !a->accumulate) {
-                copy_narrow(c, NR, a->out.data + i * a->out.row_stride + j, a->out.row_stride, count, cols);
+                simd::copy_rows(c, NR, a->out.data + i * a->out.row_stride + j, a->out.row_stride, count, cols);
                 continue;
             }
             for (int64_t r = 0; r < count; ++r)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/scratch.hpp"
+#include "linalg/narrow.hpp"
 #include "subspan/gemm.hpp"
 #include "subspan/views.hpp"
 
@@ -45,6 +46,13 @@ template <class T> void wy_products(MatrixView<const T> v, T *s, std::int64_t ld
     const std::int64_t k = v.cols;
     Frame frame;
     constexpr std::int64_t kStep = 256;
+    if (k <= 8 && v.col_stride == 1) {
+        double g[64];
+        simd::dispatch<simd::NarrowGram, const MatrixView<const T> *, double *>(&v, g);
+        for (std::int64_t i = 0; i < k; ++i)
+            for (std::int64_t j = i + 1; j < k; ++j) s[i * ld + j] = T(g[i * k + j]);
+        return;
+    }
     if (k <= kStep) {
         double *g = frame.take<double>(k * k);
         RowBlocks<T> p(v.rows);

@@ -335,6 +335,8 @@ template <class T> void householder_product(const Reflections<T> &h, const Stack
         Frame frame;
         const Prepared<T> p(frame, h, item);
         const MatrixView<const T> t(whole_triangle(frame, p), k, k);
+        if (k <= 16 && k <= m && p.v.col_stride == 1 && q.first.col_stride == 1)
+            return factored_array<T>(StackView<const T>(p.v), StackView<const T>(t), StackView<T>(q[item]));
         T *w = frame.take<T>(k * cols);
         triangle_product<T>(t, false, p.v.block_rows(0, cols).transposed(), w);
         negate(w, k * cols);
