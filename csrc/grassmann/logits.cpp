@@ -209,8 +209,8 @@ template <class T> class Head {
             const int64_t past = columns % nr;
             if (past != 0)
                 for (int64_t p = 0; p < depth; ++p) std::fill_n(packed + columns / nr * nr * depth + p * nr + past, nr - past, T(0));
-            simd::dispatch<RowsKernel<T>, int64_t, const T *, int64_t, const T *, T *, int64_t, int64_t, int64_t, bool>(
-                depth, unit.data + d, n, packed, y, width, rows, columns, d > 0);
+            simd::dispatch<RowsKernel<T>, int64_t, const T *, int64_t, const T *, T *, int64_t, int64_t, int64_t, bool>(depth, unit.data + d, n, packed, y,
+                                                                                                                        width, rows, columns, d > 0);
         }
     }
 

@@ -225,8 +225,7 @@ template <class T, int Bytes> SUBSPAN_INLINE bool is_narrow(const Item<T> &it, b
 }
 
 // w[l] += Σ_i v_il x_i for K columns of V from l on; x is the source less C where there is one.
-template <class T, int Bytes, int NV, int K>
-SUBSPAN_INLINE void narrow_sums(const Item<T> &it, int64_t l, T *w, int64_t ldw) {
+template <class T, int Bytes, int NV, int K> SUBSPAN_INLINE void narrow_sums(const Item<T> &it, int64_t l, T *w, int64_t ldw) {
     using V = Vec<T, Bytes>;
     constexpr int W = V::lanes, U = K == 1 ? 8 / NV : K == 2 ? 4 / NV : K == 3 || NV == 2 ? 1 : 2; // rows whose sums are apart
     const bool differs = it.x.data != nullptr;

@@ -5,6 +5,7 @@
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
 #include "linalg/microkernel.hpp"
+#include "linalg/packed_gram.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
@@ -120,8 +121,7 @@ int64_t add_moments(MatrixView<const T> x, const double *factors, const double *
     for (int64_t first = 0; first < b; first += chunk) {
         MatrixView<const T> part = x.block_rows(first, std::min(chunk, b - first));
         if (rows != nullptr) {
-            for (int64_t j = 0; j < n; ++j)
-                for (int64_t i = 0; i < part.rows; ++i) rows[i * n + j] = part(i, j);
+            copy_matrix<T>(part, MatrixView<T>(rows, part.rows, n));
             part = MatrixView<const T>(rows, part.rows, n);
         }
         const int64_t strip = width * 8;

@@ -3,6 +3,8 @@
 #include "subspan/sizes.hpp"
 
 #include "linalg/rows.hpp"
+#include "linalg/syrk.hpp"
+#include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/rng.hpp"
 #include "linalg/sparse.hpp"
@@ -126,6 +128,15 @@ TruncatedSvd<T> iterate(LinearOperator<T> &a, const TruncatedOptions &o, std::in
     return out;
 }
 
+// Seconds, about, of subspace iteration with l vectors, and of the second moments of the short side p, their leading eigenvectors
+// and one step from there (Zen 5; ratios carry over).
+template <class T> bool moments_pay(std::int64_t m, std::int64_t n, std::int64_t l, std::int64_t power) {
+    const double p = double(std::min(m, n)), big = double(m) * double(n), half = sizeof(T) == 4 ? 5e-12 : 10e-12, steps = 2.0 * double(power) + 2.0;
+    if (p > 4096.0) return false;
+    const double step = half * (2.0 * big * double(l) + 3.0 * (double(m) + double(n)) * double(l) * double(l)) + 1.5e-6;
+    return big * p * 10e-12 + 70e-12 * p * p * p + 1e-11 * p * p * double(l) + 4e-6 + 2.0 * step < steps * step;
+}
+
 template <class T> TruncatedSvd<T> cut(TruncatedSvd<T> &&d, const std::vector<double> &all, std::int64_t k, double unit) {
     d.k = k;
     d.s.resize(std::size_t(k));
@@ -136,6 +147,85 @@ template <class T> TruncatedSvd<T> cut(TruncatedSvd<T> &&d, const std::vector<do
     finish(d, u_rows);
     return std::move(d);
 }
+
+// Rows that are orthonormal but for rounding, to working precision: Cholesky QR where that is needed.
+template <class T> bool repair(MatrixView<T> x) {
+    const std::int64_t k = x.rows;
+    Frame frame;
+    double *g = frame.take<double>(k * k), *inverse = frame.take<double>(k * k);
+    T *w = frame.take<T>(k * k);
+    const double good = 4.0 * std::numeric_limits<T>::epsilon() * std::sqrt(double(k));
+    for (int pass = 0; pass < 4; ++pass) {
+        RowBlocks<T> p(x.cols);
+        p.add(x);
+        gram(p, 0, g);
+        double off = 0;
+        for (std::int64_t i = 0; i < k; ++i)
+            for (std::int64_t j = 0; j <= i; ++j) off = std::max(off, std::abs(g[i * k + j] - (i == j ? 1.0 : 0.0)));
+        if (off <= good) return true;
+        if (!(off < 0.5) || cholesky(k, g, 0.0) > 0) return false;
+        invert_lower(k, g, inverse);
+        for (std::int64_t i = 0; i < k * k; ++i) w[i] = T(inverse[i]);
+        combine(w, p, x);
+    }
+    return false;
+}
+
+// From second moments of the short side, in double. While s_1 / s_k stays below 64 their squares hold all that is promised, and
+// the vectors of the other side are products; else the leading l of the right ones are where one step of the iteration begins.
+template <class T> class FromMoments {
+  public:
+    FromMoments(LinearOperator<T> &a, MatrixView<const T> dense, std::int64_t l)
+        : a_(a), m_(dense.rows), n_(dense.cols), l_(l), wide_(dense.cols > dense.rows) {
+        const auto tall = wide_ ? dense.transposed() : dense;
+        const std::int64_t p = tall.cols, ld = moments_stride(p);
+        Frame frame;
+        double *c = frame.zeros<double>(ld * ld), *g = frame.take<double>(p * p), *values = frame.take<double>(l), *vectors = frame.take<double>(l * p);
+        add_moments<T, double>(tall, nullptr, nullptr, c, nullptr, nullptr);
+        for (std::int64_t i = 0; i < p; ++i) std::copy_n(c + i * ld, p, g + i * p);
+        eigh_top<double>(p, l, g, values, vectors);
+        short_.resize(std::size_t(l * p));
+        std::transform(vectors, vectors + l * p, short_.begin(), [](double x) { return T(x); });
+        for (std::int64_t i = 0; i < l; ++i) s_.push_back(std::sqrt(std::max(values[i], 0.0)));
+    }
+    const std::vector<double> &values() const { return s_; }
+    bool direct(std::int64_t k, TruncatedSvd<T> &out) {
+        if (k < 1 || !(s_[std::size_t(k - 1)] * 64.0 >= s_[0]) || s_[0] == 0.0) return false;
+        const std::int64_t p = wide_ ? m_ : n_, length = wide_ ? n_ : m_;
+        std::vector<T> other(std::size_t(k * length));
+        if (wide_)
+            a_.adjoint(k, short_.data(), other.data());
+        else
+            a_.apply(k, short_.data(), other.data());
+        for (std::int64_t i = 0; i < k; ++i) {
+            const T by = T(1.0 / s_[std::size_t(i)]);
+            for (std::int64_t j = 0; j < length; ++j) other[std::size_t(i * length + j)] *= by;
+        }
+        if (!repair(MatrixView<T>(short_.data(), k, p)) || !repair(MatrixView<T>(other.data(), k, length))) return false;
+        short_.resize(std::size_t(k * p));
+        out.m = m_;
+        out.n = n_;
+        out.k = k;
+        out.u = std::move(wide_ ? short_ : other); // by rows: cut() transposes
+        out.vh = std::move(wide_ ? other : short_);
+        return true;
+    }
+    void start(T *x) {
+        if (!wide_) {
+            std::copy(short_.begin(), short_.end(), x);
+            return;
+        }
+        a_.adjoint(l_, short_.data(), x);
+        orthonormalise_roughly(MatrixView<T>(x, l_, n_));
+    }
+
+  private:
+    LinearOperator<T> &a_;
+    std::int64_t m_, n_, l_;
+    bool wide_;
+    std::vector<T> short_; // singular vectors of the short side, as rows
+    std::vector<double> s_;
+};
 
 } // namespace
 
@@ -226,7 +316,19 @@ template <class T> TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const Tru
     TruncatedSvd<T> out;
     if (!adaptive) {
         const std::int64_t l = std::min(full, o.rank + o.oversample);
-        out = iterate(a, o, l, initial, all);
+        const auto *dense = a.dense();
+        if (dense != nullptr && initial.rows == 0 && moments_pay<T>(m, n, l, o.power_iterations)) {
+            FromMoments<T> moments(a, *dense, l);
+            const std::int64_t k = wanted(moments.values(), std::min(o.rank, l));
+            if (moments.direct(k, out)) return cut(std::move(out), moments.values(), k, a.unit());
+            Buffer<T> x(l * n);
+            moments.start(x.data());
+            TruncatedOptions once = o;
+            once.power_iterations = 0;
+            out = iterate(a, once, l, MatrixView<const T>(x.data(), l, n), all);
+        } else {
+            out = iterate(a, o, l, initial, all);
+        }
         return cut(std::move(out), all, wanted(all, std::min(o.rank, l)), a.unit());
     }
     std::int64_t l = o.first_try(full, initial.rows);

@@ -27,6 +27,8 @@ template <class T> class LinearOperator {
     virtual double squared_norm() { return -1.0; }
     /// The matrix is this power of two times what apply() multiplies with.
     virtual double unit() const { return 1.0; }
+    /// What apply() multiplies with, where it is there entry by entry, else null.
+    virtual const MatrixView<const T> *dense() const { return nullptr; }
 };
 
 /// ValueError on NaN or infinity. A matrix whose squares leave the range of T is copied and scaled.
@@ -39,6 +41,7 @@ template <class T> class DenseOperator final : public LinearOperator<T> {
     void adjoint(std::int64_t count, const T *y, T *x) override;
     double squared_norm() override { return norm_; }
     double unit() const override { return unit_; }
+    const MatrixView<const T> *dense() const override { return &a_; }
 
   private:
     MatrixView<const T> a_;
