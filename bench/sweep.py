@@ -498,7 +498,9 @@ def sgd_step(d: Draw) -> Any:
 def exp(d: Draw) -> Any:
     U, batch, n, k = points(d)
     # Arcs of up to 1e-2 to 10 rad: what an optimiser takes, and what a geodesic is drawn with.
-    H = grassmann.tangent(U, d.dtype.type(10 ** d.rng.uniform(-2, 1) / (math.sqrt(n) + math.sqrt(k))) * d.array(*U.shape))
+    H = grassmann.tangent(
+        U, d.dtype.type(10 ** d.rng.uniform(-2, 1) / (math.sqrt(n) + math.sqrt(k))) * d.array(*U.shape)
+    )
     u, h = t(U), t(H)
 
     def pytorch() -> Any:

@@ -252,8 +252,7 @@ template <class T> void orthonormalize(const StackView<const T> &a, const StackV
     if (k > m) throw ValueError("A has " + std::to_string(k) + " columns of " + std::to_string(m) + " entries: so many cannot be orthonormal");
     if (ranks != nullptr) std::fill_n(ranks, items, int64_t(0));
     if (k == 0) return;
-    for (int64_t i = 0; i < items; ++i)
-        if (!all_finite<T>(a[i])) throw ValueError("A holds NaN or infinity");
+    if (!all_finite<T>(a)) throw ValueError("A holds NaN or infinity");
     const auto run = [&](int64_t i) {
         const auto ai = a[i];
         const auto qi = q[i];
@@ -372,6 +371,10 @@ template <class T> double orthonormality_defect(const StackView<const T> &stack)
 
 template <class T> bool all_finite(const StackView<const T> &stack) {
     const StackView<const T> x = distinct(stack);
+    // Matrices that lie one after the other are one: a call for each of a few numbers would cost more than they.
+    StackView<const T> rows = x, cols = x.transposed();
+    if (merge_axes(rows)) return all_finite<T>(rows.first);
+    if (merge_axes(cols)) return all_finite<T>(cols.first);
     for (int64_t i = 0; i < x.size(); ++i) {
         poll();
         if (!all_finite<T>(x[i])) return false;

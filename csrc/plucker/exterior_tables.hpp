@@ -73,8 +73,22 @@ double *work(Frame &frame, int64_t coordinates);
 
 // Items [first, first + count) of a stack in lanes, entry by entry; lanes past the last are zero.
 template <class T> bool load(const StackView<const T> &x, int64_t first, int64_t count, double *to) {
-    bool finite = true;
     const int64_t cols = x.cols(), entries = x.rows() * cols;
+    double poison = 0; // x - x is zero or NaN
+    if (x.shape.size() == 1 && x.rows() == 1) { // one after the other: no index to take apart
+        const T *p = x.first.data + first * x.strides[0];
+        const int64_t step = x.strides[0], cs = x.first.col_stride;
+        for (int64_t e = 0; e < entries; ++e) {
+            double *row = to + e * kItems;
+            for (int64_t l = 0; l < count; ++l) {
+                const auto v = double(p[l * step + e * cs]);
+                poison += v - v;
+                row[l] = v;
+            }
+            std::fill(row + count, row + kItems, 0.0);
+        }
+        return poison == 0.0;
+    }
     for (int64_t l = 0; l < kItems; ++l) {
         if (l >= count) {
             for (int64_t e = 0; e < entries; ++e) to[e * kItems + l] = 0;
@@ -83,32 +97,47 @@ template <class T> bool load(const StackView<const T> &x, int64_t first, int64_t
         const auto m = x[first + l];
         for (int64_t i = 0, e = 0; i < m.rows; ++i)
             for (int64_t j = 0; j < cols; ++j, ++e) {
-                const T v = m(i, j);
-                finite = finite && std::isfinite(v);
-                to[e * kItems + l] = double(v);
+                const auto v = double(m(i, j));
+                poison += v - v;
+                to[e * kItems + l] = v;
             }
     }
-    return finite;
+    return poison == 0.0;
 }
 
 template <class T> bool store(const double *from, int64_t first, int64_t count, const StackView<T> &x) {
-    bool finite = true;
+    T poison = 0;
+    if (x.shape.size() == 1 && x.rows() == 1) {
+        T *p = x.first.data + first * x.strides[0];
+        const int64_t step = x.strides[0], cs = x.first.col_stride;
+        for (int64_t l = 0; l < count; ++l)
+            for (int64_t e = 0; e < x.cols(); ++e) {
+                const T v = T(from[e * kItems + l]);
+                p[l * step + e * cs] = v;
+                poison += v - v;
+            }
+        return poison == T(0);
+    }
     for (int64_t l = 0; l < count; ++l) {
         const auto m = x[first + l];
         for (int64_t i = 0, e = 0; i < m.rows; ++i)
             for (int64_t j = 0; j < m.cols; ++j, ++e) {
-                m(i, j) = T(from[e * kItems + l]);
-                finite = finite && std::isfinite(m(i, j));
+                const T v = T(from[e * kItems + l]);
+                m(i, j) = v;
+                poison += v - v;
             }
     }
-    return finite;
+    return poison == T(0);
 }
 
 // body(first, count) for blocks of items; false where it said so for one.
 template <class F> bool blocks(int64_t items, const F &body) {
+    // Some blocks to a task: one of a few coordinates is over before a task is handed out.
     std::atomic<bool> good{true};
-    parallel_for((items + kItems - 1) / kItems, [&](int64_t b) {
-        if (!body(b * kItems, std::min(kItems, items - b * kItems))) good = false;
+    const int64_t all = (items + kItems - 1) / kItems, together = std::clamp<int64_t>(all / (4 * num_threads()), 1, 16);
+    parallel_for((all + together - 1) / together, [&](int64_t t) {
+        for (int64_t b = t * together; b < std::min(all, (t + 1) * together); ++b)
+            if (!body(b * kItems, std::min(kItems, items - b * kItems))) good = false;
     });
     return good;
 }

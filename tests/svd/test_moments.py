@@ -238,7 +238,9 @@ def test_results_do_not_depend_on_threads(rng):
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
-@pytest.mark.parametrize("options", [{"method": "robust"}, {"method": "gram"}, {"oversample": 9}, {"exact_blocks": True}])
+@pytest.mark.parametrize(
+    "options", [{"method": "robust"}, {"method": "gram"}, {"oversample": 9}, {"exact_blocks": True}]
+)
 def test_who_asks_for_another_way_gets_it(rng, options):
     svd = StreamingSVD(3, **options).update(rng.standard_normal((300, 40))).update(rng.standard_normal((300, 40)))
     assert svd._state.route() != "moments"
@@ -271,13 +273,15 @@ def test_scores_between_single_rows(rng, dtype, n, center):
     np.testing.assert_allclose(((x[:3] - back) ** 2).sum(1), svd.residual(x[:3]), rtol=1e-3)
     svd.components  # noqa: B018 - solves
     v, mean = svd.components.astype(float), svd.mean.astype(float) if center else 0
-    np.testing.assert_allclose(svd.project(x[:3]), (x[:3] - mean) @ v.T, atol=100 * eps(dtype) * np.abs(x[:3]).max() * n)
+    np.testing.assert_allclose(
+        svd.project(x[:3]), (x[:3] - mean) @ v.T, atol=100 * eps(dtype) * np.abs(x[:3]).max() * n
+    )
 
 
 def test_scores_of_forgetting_streams_follow(rng):
     n, k = 60, 2
     a, b = (np.linalg.qr(rng.standard_normal((n, k)))[0] for _ in range(2))
-    svd = StreamingSVD(k, forget=0.9).update((rng.standard_normal((40, k)) @ a.T))
+    svd = StreamingSVD(k, forget=0.9).update(rng.standard_normal((40, k)) @ a.T)
     for _ in range(200):
         row = rng.standard_normal(k) @ b.T + 1e-3 * rng.standard_normal(n)
         score = svd.residual(row)

@@ -60,8 +60,8 @@ class StreamingSVD(Kept):
     """Truncated SVD of a tall matrix whose rows arrive in blocks.
 
     With all rows seen so far stacked into a matrix ``A`` (minus their mean with ``center``), ``singular_values`` and
-    ``components`` are the leading singular values and right singular vectors of ``A``, up to what truncations after
-    earlier updates have discarded (``residual_energy``).
+    ``components`` are the leading singular values and right singular vectors of ``A``: exactly up to some thousand
+    columns, beyond that up to what truncations after earlier updates have discarded (``residual_energy``).
 
     Parameters
     ----------
@@ -83,8 +83,9 @@ class StreamingSVD(Kept):
     oversample : int, optional
         Directions kept internally beyond ``rank``. Later rows cannot restore what a truncation has discarded, so with a
         slowly decaying spectrum a stream captures less energy than the best rank-k approximation; more directions
-        reduce the loss. By default the total is all directions for up to 128 columns, ``2 rank + 64`` below 1024
-        columns, and ``max(rank, min(64, 2 rank + 32))`` from there on.
+        reduce the loss. By default nothing is truncated where second moments are kept (Notes); else the total is all
+        directions for up to 128 columns, ``2 rank + 64`` below 1024 columns, and ``max(rank, min(64, 2 rank + 32))``
+        from there on. A number asks for such a truncated stream at any width.
     exact_blocks : bool, default False
         Decompose the rows of each update as one block, and keep ``rank`` directions: no thin blocks are collected and
         no tall ones split. As scikit-learn's ``IncrementalPCA``, and what ``update(rotation=True)`` needs.
@@ -101,8 +102,15 @@ class StreamingSVD(Kept):
 
     Notes
     -----
-    With ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops on
-    the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the small problem. Work memory
+    Up to 1024 columns (2048 where ``6 k`` is as much), with ``method="auto"`` and no ``oversample``, a stream keeps the
+    ``n × n`` second moments in double, about the mean of the first block: an update of ``b`` rows costs ``b n**2``
+    flops and truncates nothing, a result ``4/3 n**3`` when it is read after an update. Streams of float64 rows whose measured
+    ``s_1 / s_rank`` exceeds 64 leave them, as squares would lose digits. Between updates of single rows few rows are
+    scored (:meth:`project`, :meth:`residual`) by components that follow by updates of rank one, in ``O(k n)``; reading
+    ``components`` solves.
+
+    Else, with ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops
+    on the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the small problem. Work memory
     is less than ``3 (k + b) n`` items and some ten matrices of ``(k + b)**2`` doubles; an ``n × n`` matrix is formed
     only where ``k + b > n`` and ``n <= 256`` (4096 with ``exact_blocks``). Blocks of fewer than ``k / 2`` rows are
     buffered, so that a single row costs no more than a row of a block; those of more than ``2 k`` are split.
@@ -134,7 +142,15 @@ class StreamingSVD(Kept):
     _NEEDED = frozenset({"format", "wanted_dtype", "dtype", "library", *_OPTIONS} - {"signs"})
     _HOST = ("features", "rows_seen", "skip_gram", "dropped", "components", "low", "scatter", "singular_values", "mean")
     _DEVICE = tuple(f"device_{x}" for x in ("components", "values", "mean", "totals", "rank", "rows", "inner"))
-    _MOMENTS = ("skip_moments", "skip_again", "moments", "moment_sum", "moment_shift", "moment_reference", "moment_figures")
+    _MOMENTS = (
+        "skip_moments",
+        "skip_again",
+        "moments",
+        "moment_sum",
+        "moment_shift",
+        "moment_reference",
+        "moment_figures",
+    )
     _WEIGHT = ("weight", "inner_product", "inner_indices", "inner_indptr", "shown_dtype")
     _MORE = frozenset({"checksum", "signs", "on_device", *_HOST, *_MOMENTS, *_WEIGHT, *_DEVICE})
 
