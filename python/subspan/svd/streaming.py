@@ -104,16 +104,16 @@ class StreamingSVD(Kept):
     -----
     Up to 1024 columns (2048 where ``6 k`` is as much), with ``method="auto"`` and no ``oversample``, a stream keeps the
     ``n × n`` second moments in double, about the mean of the first block: an update of ``b`` rows costs ``b n**2``
-    flops and truncates nothing, a result ``4/3 n**3`` when it is read after an update. Streams of float64 rows whose measured
-    ``s_1 / s_rank`` exceeds 64 leave them, as squares would lose digits. Between updates of single rows few rows are
-    scored (:meth:`project`, :meth:`residual`) by components that follow by updates of rank one, in ``O(k n)``; reading
-    ``components`` solves.
+    flops and truncates nothing, a result ``4/3 n**3`` when it is read after an update. Streams of float64 rows whose
+    measured ``s_1 / s_rank`` exceeds 64 leave them, as squares would lose digits. Between updates of single rows few
+    rows are scored (:meth:`project`, :meth:`residual`) by components that follow by updates of rank one, in ``O(k n)``;
+    reading ``components`` solves.
 
     Else, with ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops
-    on the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the small problem. Work memory
-    is less than ``3 (k + b) n`` items and some ten matrices of ``(k + b)**2`` doubles; an ``n × n`` matrix is formed
-    only where ``k + b > n`` and ``n <= 256`` (4096 with ``exact_blocks``). Blocks of fewer than ``k / 2`` rows are
-    buffered, so that a single row costs no more than a row of a block; those of more than ``2 k`` are split.
+    on the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the small problem. Work
+    memory is less than ``3 (k + b) n`` items and some ten matrices of ``(k + b)**2`` doubles; an ``n × n`` matrix is
+    formed only where ``k + b > n`` and ``n <= 256`` (4096 with ``exact_blocks``). Blocks of fewer than ``k / 2`` rows
+    are buffered, so that a single row costs no more than a row of a block; those of more than ``2 k`` are split.
 
     Fewer than ``rank`` components exist until that many independent rows have been seen; ``k`` in the shapes of the
     attributes is the current number.
