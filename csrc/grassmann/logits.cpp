@@ -103,7 +103,8 @@ template <class T> struct LengthKernel {
                 least = sums[l] < least ? sums[l] : least;
                 lengths[c + l] = std::sqrt(sums[l]);
             }
-            for (int l = 0; l < kSide && least < kTiny; ++l) lengths[c + l] = scaled(y + l * K, K);
+            for (int l = 0; l < kSide && least < kTiny; ++l)
+                if (sums[l] < kTiny) lengths[c + l] = scaled(y + l * K, K);
         }
         return c;
     }

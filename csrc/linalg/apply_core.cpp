@@ -236,6 +236,7 @@ template <class T, int Bytes, int NV, int K> SUBSPAN_INLINE void narrow_sums(con
         for (int q = 0; q < NV; ++q) total[a][q] = typename V::type{};
     for (int64_t first = 0; first < m; first += kFlushRows) {
         const int64_t end = std::min(m, first + kFlushRows);
+        poll();
 #pragma GCC unroll 8
         for (int u = 0; u < U; ++u)
 #pragma GCC unroll 4
@@ -281,6 +282,7 @@ SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *
     const bool differs = it.x.data != nullptr;
     alignas(64) T tile[R * NV * W], factors[R * NV * W];
     for (int64_t i = begin; i < end; i += R) {
+        if ((i - begin) % (1024 * R) == 0) poll();
         const int64_t rows = std::min<int64_t>(R, end - i);
         typename V::type acc[R][NV];
         const T *a[R];

@@ -46,6 +46,7 @@ template <class T> void wy_products(MatrixView<const T> v, T *s, std::int64_t ld
     const std::int64_t k = v.cols;
     Frame frame;
     constexpr std::int64_t kStep = 256;
+    if (k == 0) return;
     if (k <= 8 && v.col_stride == 1) {
         double g[64];
         simd::dispatch<simd::NarrowGram, const MatrixView<const T> *, double *>(&v, g);

@@ -2,10 +2,12 @@
 // every row. Instead a copy of the leading directions follows the rows that wait, one at a time (Brand, Linear Algebra Appl.
 // 415, 2006): two products with the row and one small rotation. It starts anew from the stream now and then, so that what
 // updates of rank one truncate does not add up.
+#include "base/amax.hpp"
 #include "base/simd.hpp"
 #include "svd/streaming_impl.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/gemm.hpp"
+#include "subspan/parallel.hpp"
 
 #include <algorithm>
 
@@ -15,6 +17,9 @@ namespace {
 using std::int64_t;
 
 constexpr int64_t kFew = 16; // rows that are scored so; more are worth a solution
+// Values and entries whose squares, and products with weights, stay well within T.
+template <class T> inline constexpr double kLeast = sizeof(T) == 4 ? 1e-12 : 1e-100;
+template <class T> inline constexpr T kMost = T(sizeof(T) == 4 ? 1e12 : 1e100);
 
 template <class T> struct SplitRowArgs {
     const T *v; // k x n, orthonormal rows
@@ -49,20 +54,17 @@ template <class T> struct SplitRowKernel {
 // Whether so many rows are scored by the directions that follow, which have then taken in all rows that wait.
 template <class T> bool StreamingSvd<T>::Impl::follows(std::int64_t rows) {
     if (!thin || rows > kFew || opt.energy > 0.0 || pending_csr() || pending() == 0) return false;
-    if (!follower.on) {
-        if (pending() > 2 * kFew) return false; // cheaper together
-        start_following();
-    }
-    follow_waiting();
-    if (follower.k < std::min(opt.rank, seen)) follower.on = false;
+    if (!follower.on && (pending() > 2 * kFew || !start_following())) return false; // many are cheaper together
+    follower.on = follow_waiting() && follower.k >= std::min(opt.rank, seen);
     return follower.on;
 }
 
 // From what the stream holds without the rows that wait.
-template <class T> void StreamingSvd<T>::Impl::start_following() {
+template <class T> bool StreamingSvd<T>::Impl::start_following() {
     Follower &f = follower;
     if (moments.on && !moments.figures.solved) solve_moments(wanted());
     f = Follower();
+    if (r == 0 || !(s[0] > kLeast<T> && s[0] < double(kMost<T>))) return false;
     f.most = wanted();
     f.k = std::min(r, f.most);
     f.weight = weight;
@@ -72,10 +74,22 @@ template <class T> void StreamingSvd<T>::Impl::start_following() {
     f.other.resize(f.v.size());
     std::copy_n(v.data(), f.k * n, f.v.begin());
     f.on = true;
+    return true;
 }
 
-template <class T> void StreamingSvd<T>::Impl::follow_waiting() {
-    for (; follower.taken < pending(); ++follower.taken) follow(waiting.data() + follower.taken * n, waiting_weight[std::size_t(follower.taken)]);
+// False where a row is too large; what is stopped half-way begins anew the next time.
+template <class T> bool StreamingSvd<T>::Impl::follow_waiting() {
+    try {
+        for (; follower.taken < pending(); ++follower.taken) {
+            const T *x = waiting.data() + follower.taken * n;
+            if (!(max_abs<T>(MatrixView<const T>(x, 1, n)) < kMost<T>)) return false;
+            follow(x, waiting_weight[std::size_t(follower.taken)]);
+        }
+    } catch (...) {
+        follower.on = false;
+        throw;
+    }
+    return true;
 }
 
 // One row x of weight w.
@@ -130,7 +144,12 @@ template <class T> void StreamingSvd<T>::Impl::keep_following() {
         f.on = false;
         return;
     }
-    follow_waiting();
+    try {
+        const Shielded whole;
+        f.on = follow_waiting();
+    } catch (...) { // of no memory: who takes the rows in does not need this
+        f.on = false;
+    }
     f.taken = 0;
 }
 

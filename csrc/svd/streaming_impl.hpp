@@ -60,8 +60,11 @@ template <class T> struct StreamingSvd<T>::Impl {
             double least = 0, most = 0;  // bounds of λ_rank and λ_1 when the trace was `measured`
             double measured = 0, rounding = 0; // the largest trace so far, whose eps is in the sums
             double since = 0;            // rows since then
-            bool solved = false, first = false; // no rows but those of one block
+            bool solved = false;
+            bool first = false;  // no rows but those of one block
+            double narrow = 0;   // the largest trace when products of float were added, whose eps is in the sums
         } figures;
+        int renormalised = 0; // how often the factor has gone into c
         Moments copy(std::int64_t columns) const;
         void forget(double f, std::int64_t columns);
         void clear() { *this = Moments(); }
@@ -78,8 +81,8 @@ template <class T> struct StreamingSvd<T>::Impl {
     } follower;
     bool thin = false; // the last update was of a few rows, which wait
     bool follows(std::int64_t rows);
-    void start_following();
-    void follow_waiting();
+    bool start_following();
+    bool follow_waiting();
     void follow(const T *x, double w);
     void keep_following();
 
@@ -161,8 +164,9 @@ template <class T> struct StreamingSvd<T>::Impl {
         bool clean;
         int skip_gram;
         const char *route;
+        int skip_moments, skip_again;
     };
-    Small small() const { return {r, seen, s, mean, scatter, waiting_weight, weight, dropped, clean, skip_gram, route}; }
+    Small small() const { return {r, seen, s, mean, scatter, waiting_weight, weight, dropped, clean, skip_gram, route, skip_moments, skip_again}; }
     void restore(const Small &o) {
         r = o.r;
         seen = o.seen;
@@ -176,6 +180,8 @@ template <class T> struct StreamingSvd<T>::Impl {
         shown.valid = false;
         skip_gram = o.skip_gram;
         route = o.route;
+        skip_moments = o.skip_moments;
+        skip_again = o.skip_again;
     }
     // The waiting rows from `count` on go.
     void shorten(std::int64_t count);
@@ -190,6 +196,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         low.release();
         moments.clear();
         follower.on = thin = false;
+        skip_moments = skip_again = 0;
         clean = true;
         shown.valid = false;
     }
@@ -402,8 +409,25 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
 
     void downdate(MatrixView<const T> rows);
+    void downdate_directions(const Rows<T> &x);
 
     void merge(Impl &o);
+    void merge_directions(Impl &o);
+    // Runs what works on (S, V) once moments have ended, and brings those back where it fails.
+    template <class F> void without_moments(F &&f) {
+        const Small was = small();
+        end_moments();
+        try {
+            f();
+        } catch (...) {
+            moments = std::move(parked);
+            moments.figures.solved = false;
+            parked.clear();
+            restore(was);
+            throw;
+        }
+        parked.clear();
+    }
 };
 
 } // namespace subspan

@@ -90,7 +90,7 @@ template <class T> void StreamingSvd<T>::Impl::measure_moments() {
     const std::int64_t k = std::min(opt.rank, n);
     if (!(weight > 0)) return;
     const double squares = mirror_moments();
-    m.measured = trace_moments();
+    m.measured = std::max(trace_moments(), 0.0);
     m.rounding = std::max(m.rounding, m.measured);
     m.most = std::min(std::sqrt(squares), m.measured); // Frobenius' norm bounds λ_1, and the trace does
     m.least = 0;
@@ -140,7 +140,10 @@ template <class T> void StreamingSvd<T>::Impl::measure_moments() {
         gemm<double>(MatrixView<const double>(z, k, k), MatrixView<const double>(y, k, n), MatrixView<double>(work, k, n));
         std::copy_n(work, k * n, y);
     }
-    keep_signs(y, k, q.data(), fresh ? 0 : k);
+    std::vector<double> shown_before; // the first reference takes the signs of the components so far
+    if (fresh)
+        for (std::int64_t i = 0; i < r * n; ++i) shown_before.push_back(double(v.data()[i]));
+    keep_signs(y, k, fresh ? shown_before.data() : q.data(), fresh ? r : k);
     q.swap(next);
     if (room() > 0.0 || m.least * kSquares * 64.0 < m.most || 4 * k >= n) return;
     double *h = frame.take<double>(n * n), *all = frame.take<double>(n), *none = frame.take<double>(1); // near the limit: all values decide
@@ -235,8 +238,10 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
     if (!fresh && (flops > kLongFlops || (wide && !likely))) before = moments.copy(n);
     const bool stoppable = fresh || before.on;
     const std::vector<double> old_scatter = scatter, old_mean = mean;
+    const double old_dropped = dropped;
     const auto back = [&] {
         weight = old_weight;
+        dropped = old_dropped;
         scatter = old_scatter;
         mean = old_mean;
         if (fresh)
@@ -293,9 +298,10 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
         if (!sparse && allowance > 0.0) {
             if constexpr (wide)
                 taken = add_moments<T, double>(rows, factors, shift, c, sum, squares, allowance);
-            else if (largest < 1e15 && largest > 1e-12)
+            else if (std::max(largest, max_shift()) < 1e15 && largest > 1e-12)
                 taken = add_moments<T, float>(rows, factors, shift, c, sum, squares, allowance);
             count_rows(sum, squares, scale, rows_weight(0, taken), false);
+            if (!wide && taken > 0) moments.figures.narrow = std::max(moments.figures.narrow, trace_moments());
         }
         if (taken < b) {
             if (wide && !fresh) midway = moments.copy(n); // what has been taken stays
@@ -327,6 +333,7 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
                 moments = std::move(midway);
                 note_moments(0.0);
                 end_moments();
+                if (before.on) parked = std::move(before); // what this update began with
                 return taken;
             }
         }
@@ -370,7 +377,7 @@ template <class T> void StreamingSvd<T>::Impl::note_moments(double rows) {
         square += d * d;
     }
     // A mean that has moved away from the shift by more than the rows are wide costs digits.
-    if (square * weight > 0.5 * trace_moments()) move_shift();
+    if (opt.center && weight > 0 && square * weight > 0.5 * trace_moments()) move_shift();
     const double trace = trace_moments();
     m.rounding = std::max(m.rounding, trace);
     // The reference follows at a tenth of what the rows cost, and not more often than it may have turned.
@@ -408,8 +415,8 @@ template <class T> void StreamingSvd<T>::Impl::move_shift() {
         double *row = moments.c.data() + i * ld;
         for (std::int64_t j = 0; j <= i; ++j) row[j] += w * d[i] * d[j] - d[i] * t[j] - t[i] * d[j];
     }
-    moments.figures.most += before - moments.figures.measured;
-    moments.figures.measured = trace_moments();
+    moments.figures.most += std::max(before - moments.figures.measured, 0.0);
+    moments.figures.measured = std::max(trace_moments(), 0.0);
 }
 
 // Vectors of float at unit length, and their Rayleigh values, which are exact to the square of their error; in descending order.
@@ -442,12 +449,11 @@ template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count)
     moments_about_mean(h);
     double total = 0;
     for (std::int64_t j = 0; j < n; ++j) total += h[j * n + j];
-    clean = true;
-    moments.figures.solved = true;
     if (!(total > 0.0)) {
         s.clear();
         r = 0;
         dropped = moments.figures.lost;
+        clean = moments.figures.solved = true;
         return;
     }
     if constexpr (std::is_same_v<T, float>) {
@@ -462,7 +468,9 @@ template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count)
     } else {
         eigh_top<double>(n, k, h, l, y);
     }
-    const double floor = kDrop * kDrop * eps * eps * std::max(l[0], 0.0); // below it is rounding
+    // Below it is rounding: of the values, and of sums that once were larger than what rows that were removed have left.
+    const double noise = eps * moments.figures.narrow + std::numeric_limits<double>::epsilon() * moments.figures.rounding;
+    const double floor = std::max(kDrop * kDrop * eps * eps * std::max(l[0], 0.0), kDrop * noise);
     std::int64_t kept = 0;
     double along = 0;
     std::vector<double> sigma;
@@ -476,8 +484,8 @@ template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count)
     s = std::move(sigma);
     r = kept;
     dropped = moments.figures.lost + std::max(0.0, total - along);
-    clean = false; // measured when somebody looks
-    shown.valid = false;
+    clean = shown.valid = false; // measured when somebody looks
+    moments.figures.solved = true; // not before: what is above may be stopped
 }
 
 // To (S, V), with all directions that such a stream keeps.
@@ -489,18 +497,20 @@ template <class T> void StreamingSvd<T>::Impl::end_moments() {
 
 template <class T> void StreamingSvd<T>::Impl::Moments::forget(double f, std::int64_t columns) {
     const double square = f * f;
-    for (double *x : {&figures.factor, &figures.lost, &figures.least, &figures.most, &figures.measured, &figures.rounding}) *x *= square;
+    for (double *x : {&figures.factor, &figures.lost, &figures.least, &figures.most, &figures.measured, &figures.rounding, &figures.narrow}) *x *= square;
     if (figures.factor >= 1e-3) return;
     const std::int64_t ld = moments_stride(columns);
     for (std::int64_t i = 0; i < columns; ++i)
         for (std::int64_t j = 0; j <= i; ++j) c.data()[i * ld + j] *= figures.factor;
     for (double &x : sum) x *= figures.factor;
     figures.factor = 1.0;
+    ++renormalised;
 }
 
 template <class T> typename StreamingSvd<T>::Impl::Moments StreamingSvd<T>::Impl::Moments::copy(std::int64_t columns) const {
     Moments to;
     to.on = on;
+    to.renormalised = renormalised;
     to.figures = figures;
     to.sum = sum;
     to.shift = shift;
@@ -548,7 +558,8 @@ template <class T> bool StreamingSvd<T>::Impl::downdate_moments(const Rows<T> &x
         auto &m = moments.figures;
         m.least = std::max(0.0, values[n - std::min(opt.rank, n)]);
         m.most = top;
-        m.measured = trace_moments();
+        m.measured = std::max(trace_moments(), 0.0);
+        m.first = false;
         if (std::is_same_v<T, double> && !(room() > 0.0)) { // what is left is lost in squares of what was there
             moments = std::move(before);
             restore(was);
@@ -597,11 +608,13 @@ template <class T> bool StreamingSvd<T>::Impl::merge_moments(Impl &o) {
                     row[j] += f * theirs.c.data()[i * ld + j] + ti * d[std::size_t(j)] + di * f * theirs.sum[std::size_t(j)] + w * di * d[std::size_t(j)];
             }
             for (std::int64_t j = 0; j < n; ++j) moments.sum[std::size_t(j)] += f * theirs.sum[std::size_t(j)] + w * d[std::size_t(j)];
+            m.narrow += theirs.figures.narrow;
             m.rounding += theirs.figures.rounding;
             m.least = std::max(m.least, theirs.figures.least);
         } else {
             add_directions(o.r, o.v.data(), o.low.data(), their_s.data(), their_mean.data(), their_weight);
         }
+        m.first = false;
         m.lost += their_lost;
         for (std::int64_t j = 0; j < n; ++j) {
             double between = 0;

@@ -81,7 +81,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     impl_->dropped = st.dropped;
     impl_->skip_gram = int(std::clamp<std::int64_t>(st.skip_gram, 0, 8));
     impl_->clean = false; // measured when somebody looks
-    impl_->skip_moments = int(std::clamp<std::int64_t>(st.skip_moments, -1, 1 << 20));
+    impl_->skip_moments = int(std::clamp<std::int64_t>(st.skip_moments, 0, 1 << 20));
     impl_->skip_again = int(std::clamp<std::int64_t>(st.skip_again, 0, 1 << 20));
     std::copy(st.components.begin(), st.components.end(), impl_->v.data());
     std::copy(st.low.begin(), st.low.end(), impl_->low.data());
@@ -95,13 +95,15 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     fits(st.moments, n * (n + 1) / 2);
     fits(st.moment_sum, n);
     fits(st.moment_shift, n);
-    fits(st.moment_figures, 8);
+    fits(st.moment_figures, 9);
     if (!st.moment_reference.empty()) fits(st.moment_reference, std::min(o.rank, n) * n);
     auto &m = impl_->moments;
     const double *packed = st.moments.data();
     m.c.reserve(ld * ld);
+    double largest = 0; // below zero by rounding at most
+    for (std::int64_t i = 0, at = 0; i < n; at += ++i) largest = std::max(largest, packed[at + i]);
     for (std::int64_t i = 0; i < n; packed += ++i) {
-        if (packed[i] < 0.0) bad("moments must not be negative");
+        if (packed[i] < -1e-6 * largest) bad("moments must not be negative");
         std::copy_n(packed, i + 1, m.c.data() + i * ld);
     }
     for (const double x : st.moment_figures)
@@ -116,6 +118,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     m.figures.since = st.moment_figures[5];
     m.figures.first = st.moment_figures[6] != 0.0;
     m.figures.factor = st.moment_figures[7];
+    m.figures.narrow = st.moment_figures[8];
     if (!(m.figures.factor > 0.0)) bad("the factor of moments must be positive");
     m.reference = st.moment_reference;
     m.figures.solved = true;
@@ -253,8 +256,8 @@ template <class T> StreamingState<T> StreamingSvd<T>::state() {
     for (std::int64_t i = 0; i < n; ++i) st.moments.insert(st.moments.end(), m.c.data() + i * ld, m.c.data() + i * ld + i + 1);
     st.moment_sum = m.sum;
     st.moment_shift = m.shift;
-    st.moment_figures = {m.figures.lost,     m.figures.least, m.figures.most,          m.figures.measured,
-                         m.figures.rounding, m.figures.since, double(m.figures.first), m.figures.factor};
+    st.moment_figures = {m.figures.lost,  m.figures.least,         m.figures.most,   m.figures.measured, m.figures.rounding,
+                         m.figures.since, double(m.figures.first), m.figures.factor, m.figures.narrow};
     st.moment_reference = m.reference;
     return st;
 }

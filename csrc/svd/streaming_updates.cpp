@@ -50,6 +50,8 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
         const bool fresh = n == 0;
         const std::int64_t had = pending();
         const Small before = small();
+        const auto figures = moments.figures;
+        const int renormalised = moments.renormalised;
         try {
             if (fresh) start(x.cols());
             wait(x);
@@ -59,11 +61,17 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
         } catch (...) { // take the rows out again
             restore(before);
             shorten(had);
+            follower.on = thin = false;
+            if (moments.on && moments.renormalised == renormalised)
+                moments.figures = figures;
+            else if (moments.on)
+                moments.forget(1.0 / opt.forget, n);
             if (fresh) clear();
             throw;
         }
         return;
     }
+    follower.on = false;
     if (pending() > 0) { // what waits may only be folded in once this block is known to be good
         require_range(x);
         flush();
@@ -366,11 +374,13 @@ template <class T> void StreamingSvd<T>::Impl::downdate(MatrixView<const T> rows
     follower.on = thin = false;
     if (b > seen) throw ValueError("downdate: " + str(b) + " rows, but the stream has seen " + str(seen));
     flush();
-    if (moments.on) {
-        if (downdate_moments(x)) return;
-        end_moments();
-        parked.clear();
-    }
+    if (!moments.on) return downdate_directions(x);
+    if (!downdate_moments(x)) without_moments([&] { downdate_directions(x); });
+}
+
+template <class T> void StreamingSvd<T>::Impl::downdate_directions(const Rows<T> &x) {
+    const MatrixView<const T> rows = x.dense;
+    const std::int64_t b = rows.rows;
     fold();
     Frame frame;
     const double new_weight = weight - double(b);
@@ -486,13 +496,21 @@ template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
                 seen += o.seen;
                 return;
             }
-            if (moments.on) end_moments();
-            parked.clear();
+            if (moments.on) return without_moments([&] { merge_directions(o); });
         } catch (...) {
             if (fresh) clear();
             throw;
         }
     }
+    try {
+        merge_directions(o);
+    } catch (...) {
+        if (fresh) clear();
+        throw;
+    }
+}
+
+template <class T> void StreamingSvd<T>::Impl::merge_directions(Impl &o) {
     Impl solved(o.opt); // (S, V) of theirs, which keep their value
     if (o.moments.on) {
         solved.start(o.n);
@@ -517,12 +535,7 @@ template <class T> void StreamingSvd<T>::Impl::merge(Impl &o) {
     x.dense = MatrixView<const T>(theirs, other.r, n);
     x.weight = their_s.data();
     if (other.r > 0 || opt.center) {
-        try {
-            absorb(x, 1.0, their_mean.data(), their_weight, their_dropped, their_scatter.empty() ? nullptr : &their_scatter);
-        } catch (...) {
-            if (fresh) clear();
-            throw;
-        }
+        absorb(x, 1.0, their_mean.data(), their_weight, their_dropped, their_scatter.empty() ? nullptr : &their_scatter);
     } else {
         weight += their_weight;
         dropped += their_dropped;

@@ -1106,3 +1106,19 @@ def test_the_metric_of_any_layout(rng, dtype, shape):
         H.flat[0] = np.nan
         assert np.isnan(np.ravel(grassmann.norm(U, H))[0])
         assert not np.isnan(np.ravel(grassmann.norm(U, H))[1:]).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+def test_one_class_of_nan_beside_tiny_ones(rng, dtype, k):
+    """Lengths of several classes are taken together."""
+    u = grassmann.random(30, k, batch=18, rng=0, dtype=dtype)
+    x = rng.standard_normal((3, 30)).astype(dtype)
+    want = grassmann.logits(x, u)
+    u[3] = np.nan
+    u[5] = 0
+    got = grassmann.logits(x, u)
+    assert np.isnan(got[:, 3]).all()
+    assert (got[:, 5] == 0).all()
+    keep = np.delete(np.arange(18), [3, 5])
+    np.testing.assert_array_equal(got[:, keep], want[:, keep])

@@ -326,3 +326,94 @@ def test_any_sequence_of_calls(d):
     assert count == min(k, len(rows) - center, n) or s[count] < 1e-3 * s[0]
     np.testing.assert_allclose(got[:count], s[:count], atol=200 * eps(dtype) * s[0])
     assert svd.rows_seen == len(rows)
+
+
+# -- ends of ranges, and what goes before ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("center", [False, True])
+def test_all_rows_may_go(rng, dtype, center):
+    """And all but a few: what is left of squares is rounding, and no direction of it is shown."""
+    x = rng.standard_normal((300, 40)).astype(dtype)
+    svd = StreamingSVD(3, center=center).update(x[:150]).update(x[150:])
+    few = copy.deepcopy(svd)
+    svd.downdate(x)
+    assert svd.rows_seen == 0
+    assert svd.captured_energy < 1e-3
+    svd.update(x[:100])
+    np.testing.assert_allclose(svd.singular_values, reference([x[:100]], center)[0][:3], rtol=1e-3)
+    few.downdate(x[:298])
+    s = reference([x[298:]], center)[0][: 1 if center else 2]
+    got = few.singular_values
+    before = np.linalg.norm(x.astype(float), 2)
+    np.testing.assert_allclose(got[: len(s)], s, atol=200 * eps(dtype) * before)
+    assert (got[len(s) :] <= 4 * np.sqrt(eps(dtype)) * before * (dtype is np.float64)).all()
+    pickle.loads(pickle.dumps(few)).update(x)
+
+
+def test_scores_forget_what_followed_before_a_block(rng):
+    a, b = (rng.standard_normal((m, 3)) @ rng.standard_normal((3, 40)) for m in (200, 400))
+    svd = StreamingSVD(3).update(a)
+    svd.update(a[0])
+    svd.residual(a[0])
+    svd.update(1e3 * b)
+    svd.update(b[0])
+    assert svd.residual(b[1]) < 1e-3 * (b[1] ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.float64, 1e160), (np.float64, 1e-170), (np.float32, 1e21), (np.float32, 1e-25)]
+)
+def test_scores_at_the_ends_of_the_range(rng, dtype, scale):
+    x = (rng.standard_normal((200, 3)) @ rng.standard_normal((3, 40)) * scale).astype(dtype)
+    svd = StreamingSVD(3).update(x)
+    for row in x[:30]:
+        z = svd.project(row)
+        svd.update(row)
+        near = float(scale)
+        assert np.linalg.norm(z / near) == pytest.approx(np.linalg.norm(row / near), rel=1e-3)
+    assert svd.rows_seen == 230
+    assert np.isfinite(svd.singular_values).all()
+
+
+def test_rows_far_from_the_first_mean(rng):
+    """Entries are small and their distance to the shift is not: no product of float overflows."""
+    large = ((rng.standard_normal((1000, 32)) + 1) * 1e20).astype(np.float32)
+    svd = StreamingSVD(8, center=True).update(large).update(rng.standard_normal((300, 32)).astype(np.float32))
+    assert np.isfinite(svd.singular_values).all()
+
+
+def test_constant_columns_do_not_spoil_a_saved_state(rng):
+    for seed in range(10):
+        r = np.random.default_rng(seed)
+        x = r.standard_normal((300, 40)).astype(np.float32)
+        x[r.random(x.shape) < 0.95] = 0
+        x[:, 5] = 10
+        y = (10 + r.standard_normal((300, 40))).astype(np.float32)
+        y[:, 5] = 10
+        svd = StreamingSVD(3, center=True).update(sparse.csr_array(x)).update(y)
+        other = pickle.loads(pickle.dumps(svd))
+        np.testing.assert_array_equal(other.singular_values, svd.singular_values)
+
+
+def test_a_thin_block_that_fails_takes_no_forgetting_with_it(rng):
+    x = rng.standard_normal((400, 60))
+    svd = StreamingSVD(3, forget=0.5, center=True).update(x)
+    svd.update(x[:29])
+    before = copy.deepcopy(svd)
+    with pytest.raises(ValueError, match="too large"):
+        svd.update(np.full((29, 60), 1e308))
+    svd.update(x[:100])
+    before.update(x[:100])
+    np.testing.assert_array_equal(svd.singular_values, before.singular_values)
+
+
+def test_signs_go_on_where_moments_begin(rng):
+    for seed in range(30):
+        r = np.random.default_rng(seed)
+        direction = np.linalg.qr(r.standard_normal((40, 1)))[0].T
+        x = r.standard_normal((110, 1)) @ direction * 3 + 0.3 * r.standard_normal((110, 40))
+        svd = StreamingSVD(1).update(x[:10])
+        first = svd.components
+        assert (first * svd.update(x[10:]).components).sum() > 0
