@@ -37,13 +37,17 @@ template <class T> struct StreamingState {
     std::vector<double> moments, moment_sum, moment_shift, moment_reference, moment_figures;
 };
 
-/// Directions kept inside: rank + oversample; by default all where n <= 128, 2 rank + 64 where n < 1024, else
+/// Up to 1024 columns (see moments_pay) with method automatic and no oversample: the n x n second moments in double, solved when
+/// a result is asked for. An update of b rows costs b n² flops and truncates nothing. Float64 rows whose spectrum is too wide for
+/// squares leave them.
+///
+/// Else directions kept inside: rank + oversample; by default all where n <= 128, 2 rank + 64 where n < 1024, else
 /// max(rank, min(64, 2 rank + 32)). What one truncation drops the next rows cannot bring back.
 ///
 /// State, with k the number of directions kept: k x n of T, at most max(k, 16) buffered rows, a few vectors. An update of
 /// b rows costs n (k + b)² + 2 n k (k + b) flops in products and O((k + b)³) in the small matrix where the spectrum allows the
 /// Gram route, 1.6 times as much on the robust one. Work memory: less than 3 (k + b) n items of T, plus some ten
-/// matrices of doubles of the size of that one, (k + b)². Nothing of size n x n exists, but where n <= max(256, k).
+/// matrices of doubles of the size of that one, (k + b)². Nothing of size n x n exists there, but where n <= max(256, k).
 ///
 /// Rows thinner than the buffer are collected, so single rows cost what blocks of k rows cost; every accessor folds
 /// them in first. Not thread-safe: one caller at a time.
