@@ -278,7 +278,8 @@ template <class T, int Bytes, int NV>
 SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *f, int64_t depth, const T *w, int64_t ldw, int64_t begin, int64_t end) {
     using V = Vec<T, Bytes>;
     constexpr int W = V::lanes, R = 4;
-    const simd::NarrowRows<T, Bytes, NV> c(it.c), x(it.x.data != nullptr ? it.x : it.c);
+    // Of these rows alone: what is past their last one may be another thread's to write.
+    const simd::NarrowRows<T, Bytes, NV> c(it.c.block_rows(begin, end - begin)), x((it.x.data != nullptr ? it.x : it.c).block_rows(begin, end - begin));
     const bool differs = it.x.data != nullptr;
     alignas(64) T tile[R * NV * W], factors[R * NV * W];
     for (int64_t i = begin; i < end; i += R) {
@@ -291,7 +292,7 @@ SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *
         for (int r = 0; r < R; ++r) {
             const int64_t at = i + std::min<int64_t>(r, rows - 1);
             typename V::type row[NV];
-            c.load(at, row);
+            c.load(at - begin, row);
             if (f != nullptr) {
                 a[r] = f->data + at * f->row_stride;
                 step = f->col_stride;
@@ -299,7 +300,7 @@ SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *
                 a[r] = it.c.data + at * it.c.row_stride;
             } else {
                 typename V::type other[NV];
-                x.load(at, other);
+                x.load(at - begin, other);
 #pragma GCC unroll 2
                 for (int q = 0; q < NV; ++q) V::store(factors + (r * NV + q) * W, other[q] - row[q]);
                 a[r] = factors + r * NV * W;
