@@ -221,7 +221,7 @@ constexpr int64_t kNarrowDepth = 8; // columns of V that the left form takes so
 
 template <class T, int Bytes> SUBSPAN_INLINE bool is_narrow(const Item<T> &it, bool left) {
     constexpr int64_t W = Vec<T, Bytes>::lanes;
-    return it.c.cols <= 2 * W && it.packed == nullptr && (left ? it.k <= kNarrowDepth : it.c.rows >= it.c.cols);
+    return it.c.cols <= 2 * W && it.packed == nullptr && (left ? it.k <= kNarrowDepth : it.c.rows >= 4 * it.c.cols);
 }
 
 // w[l] += Σ_i v_il x_i for K columns of V from l on; x is the source less C where there is one.
@@ -791,7 +791,8 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     int64_t width = round_up(along, nr);
     if (threads > 1 && items < 4 * threads) width = std::min(width, round_up(std::max<int64_t>((along + 4 * threads - 1) / (4 * threads), 4 * nr), nr));
     if (side == Side::left) width = std::min(width, std::max(nr, kStripItems / kp / nr * nr));
-    if (strided) width = std::min(width, side == Side::left ? 2 * nr : nr);
+    // A narrow matrix from the right is worked on with a small one that each piece makes for itself.
+    if (strided) width = std::min(width, side == Side::left ? 2 * nr : c.cols() <= nr ? 32 * nr : nr);
     const int64_t pieces = (along + width - 1) / width, tasks = items * pieces, w_items = width * kp;
 
     // Whether the result may leave the range of T though C, V and W are finite: never where what is added is below the last

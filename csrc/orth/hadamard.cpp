@@ -129,19 +129,19 @@ template <class T> struct RowKernel {
         const typename Vec<T, Bytes>::type sign = {((I & D) ? T(-1) : T(1))...};
         return sign * v + __builtin_shufflevector(v, v, (I ^ D)...);
     }
-    template <int Bytes, int D = 1> static SUBSPAN_INLINE typename Vec<T, Bytes>::type within(typename Vec<T, Bytes>::type v) {
-        constexpr int W = Vec<T, Bytes>::lanes;
-        if constexpr (D == W)
+#endif
+    // Butterflies at distances below N within a vector.
+    template <int Bytes, int N = Vec<T, Bytes>::lanes, int D = 1> static SUBSPAN_INLINE typename Vec<T, Bytes>::type within(typename Vec<T, Bytes>::type v) {
+#ifdef SUBSPAN_SHUFFLE
+        if constexpr (D >= N)
             return v;
         else
-            return within<Bytes, 2 * D>(stage<Bytes, D>(v, std::make_integer_sequence<int, W>{}));
-    }
+            return within<Bytes, N, 2 * D>(stage<Bytes, D>(v, std::make_integer_sequence<int, Vec<T, Bytes>::lanes>{}));
 #else
-    template <int Bytes> static SUBSPAN_INLINE typename Vec<T, Bytes>::type within(const typename Vec<T, Bytes>::type &v) {
         using V = Vec<T, Bytes>;
         T x[V::lanes];
         V::store(x, v);
-        for (int h = 1; h < V::lanes; h *= 2)
+        for (int h = 1; h < N; h *= 2)
             for (int i = 0; i < V::lanes; i += 2 * h)
                 for (int j = i; j < i + h; ++j) {
                     const T a = x[j], b = x[j + h];
@@ -149,8 +149,8 @@ template <class T> struct RowKernel {
                     x[j + h] = a - b;
                 }
         return V::load(x);
-    }
 #endif
+    }
     static constexpr int64_t kWhole = 131072 / int64_t(sizeof(T)); // entries of a row that stays in a second-level cache
 
     // Butterflies at distances h, 2h, ... below n: 16 vectors in registers take four stages in one pass. Passes over
@@ -258,31 +258,6 @@ template <class T> struct RowKernel {
 template <class T> struct ShortKernel {
     using Long = RowKernel<T>;
 
-    template <int Bytes, int N> static SUBSPAN_INLINE typename Vec<T, Bytes>::type within(typename Vec<T, Bytes>::type v) {
-#ifdef SUBSPAN_SHUFFLE
-        return stages<Bytes, N, 1>(v);
-#else
-        using V = Vec<T, Bytes>;
-        T x[V::lanes];
-        V::store(x, v);
-        for (int h = 1; h < N; h *= 2)
-            for (int i = 0; i < V::lanes; i += 2 * h)
-                for (int j = i; j < i + h; ++j) {
-                    const T a = x[j], b = x[j + h];
-                    x[j] = a + b;
-                    x[j + h] = a - b;
-                }
-        return V::load(x);
-#endif
-    }
-#ifdef SUBSPAN_SHUFFLE
-    template <int Bytes, int N, int D> static SUBSPAN_INLINE typename Vec<T, Bytes>::type stages(typename Vec<T, Bytes>::type v) {
-        if constexpr (D >= N)
-            return v;
-        else
-            return stages<Bytes, N, 2 * D>(Long::template stage<Bytes, D>(v, std::make_integer_sequence<int, Vec<T, Bytes>::lanes>{}));
-    }
-#endif
     // Rows of N <= W entries.
     template <int Bytes, int N> static SUBSPAN_INLINE void shared(const T *x, T *out, int64_t count, T scale, T *poison) {
         using V = Vec<T, Bytes>;
@@ -290,14 +265,14 @@ template <class T> struct ShortKernel {
         typename V::type bad{};
         int64_t i = 0;
         for (; i + W <= count; i += W) {
-            const auto v = within<Bytes, N>(scale * V::load(x + i));
+            const auto v = Long::template within<Bytes, N>(scale * V::load(x + i));
             bad += v + T(-1) * v;
             V::store(out + i, v);
         }
         if (i < count) {
             alignas(64) T tail[W] = {};
             for (int64_t j = i; j < count; ++j) tail[j - i] = x[j];
-            const auto v = within<Bytes, N>(scale * V::load(tail));
+            const auto v = Long::template within<Bytes, N>(scale * V::load(tail));
             bad += v + T(-1) * v;
             V::store(tail, v);
             for (int64_t j = i; j < count; ++j) out[j] = tail[j - i];
@@ -312,7 +287,7 @@ template <class T> struct ShortKernel {
         for (int64_t b = 0; b < count; b += R * W) {
             typename V::type v[R];
 #pragma GCC unroll 16
-            for (int i = 0; i < R; ++i) v[i] = within<Bytes, W>(scale * V::load(x + b + i * W));
+            for (int i = 0; i < R; ++i) v[i] = Long::template within<Bytes>(scale * V::load(x + b + i * W));
             Long::template butterflies<Bytes, R>(v);
             bad += v[0] + T(-1) * v[0];
 #pragma GCC unroll 16

@@ -283,7 +283,7 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
         };
         const double *shift = opt.center ? moments.shift.data() : nullptr, scale = moments.figures.factor;
         double *c = moments.c.data();
-        const bool sparse = x.csr != nullptr && double(x.csr->begin(b) - x.csr->begin(0)) < 0.1 * double(b) * double(n) && max_shift() == 0.0;
+        const bool sparse = x.csr != nullptr && double(x.csr->begin(b) - x.csr->begin(0)) < 0.08 * double(b) * double(n) && max_shift() == 0.0;
         MatrixView<const T> rows = x.dense;
         Buffer<T> copy;
         if (x.csr != nullptr && !sparse) {

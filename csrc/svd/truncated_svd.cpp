@@ -130,7 +130,7 @@ TruncatedSvd<T> iterate(LinearOperator<T> &a, const TruncatedOptions &o, std::in
 
 // Seconds, about, of subspace iteration with l vectors, and of the second moments of the short side p, their leading eigenvectors
 // and one step from there (Zen 5; ratios carry over).
-template <class T> bool moments_pay(std::int64_t m, std::int64_t n, std::int64_t l, std::int64_t power) {
+template <class T> bool moments_are_cheaper(std::int64_t m, std::int64_t n, std::int64_t l, std::int64_t power) {
     const double p = double(std::min(m, n)), big = double(m) * double(n), half = sizeof(T) == 4 ? 5e-12 : 10e-12, steps = 2.0 * double(power) + 2.0;
     if (p > 4096.0) return false;
     const double step = half * (2.0 * big * double(l) + 3.0 * (double(m) + double(n)) * double(l) * double(l)) + 1.5e-6;
@@ -317,7 +317,7 @@ template <class T> TruncatedSvd<T> truncated_svd(LinearOperator<T> &a, const Tru
     if (!adaptive) {
         const std::int64_t l = std::min(full, o.rank + o.oversample);
         const auto *dense = a.dense();
-        if (dense != nullptr && initial.rows == 0 && moments_pay<T>(m, n, l, o.power_iterations)) {
+        if (dense != nullptr && initial.rows == 0 && moments_are_cheaper<T>(m, n, l, o.power_iterations)) {
             FromMoments<T> moments(a, *dense, l);
             const std::int64_t k = wanted(moments.values(), std::min(o.rank, l));
             if (moments.direct(k, out)) return cut(std::move(out), moments.values(), k, a.unit());

@@ -107,7 +107,7 @@ class StreamingSVD(Kept):
     flops and truncates nothing, a result ``4/3 n**3`` when it is read after an update. Streams of float64 rows whose
     measured ``s_1 / s_rank`` exceeds 64 leave them, as squares would lose digits. Between updates of single rows few
     rows are scored (:meth:`project`, :meth:`residual`) by components that follow by updates of rank one, in ``O(k n)``;
-    reading ``components`` solves.
+    reading ``components`` solves. Where results are read after every few rows, ``oversample=rank`` costs less.
 
     Else, with ``k`` the number of directions kept, an update of ``b`` rows costs ``n ((k + b)**2 + 2 k (k + b))`` flops
     on the Gram route, about 1.6 times as much on the robust one, and ``O((k + b)**3)`` for the small problem. Work
