@@ -107,6 +107,13 @@ template <class T> struct StreamingSvd<T>::Impl {
     double trace_moments() const;
     double max_shift() const;
     void solve_moments(std::int64_t count);
+    bool solve_from_reference(std::int64_t count, double *values, double *y);
+    void start_moments(std::int64_t count, double noise, double *y) const;
+    // Rows of the reference: more than are worked out, so that an iteration from it converges, where one may be worth it.
+    std::int64_t carried() const {
+        const std::int64_t more = wanted() + std::max<std::int64_t>(8, opt.rank / 2);
+        return 4 * more < n ? more : std::min(n, opt.rank);
+    }
 
     explicit Impl(const StreamingOptions &o) : opt(o) {
         if (o.rank < 1) throw ValueError("rank must be at least 1, got " + str(o.rank));

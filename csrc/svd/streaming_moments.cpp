@@ -8,10 +8,10 @@
 // values. Streams of double whose spectrum is too wide go back to (S, V) before anything was lost.
 #include "base/amax.hpp"
 #include "linalg/sparse.hpp"
+#include "linalg/subspace_iteration.hpp"
 #include "linalg/syrk.hpp"
 #include "svd/streaming_impl.hpp"
 #include "subspan/eigh.hpp"
-#include "subspan/factor.hpp"
 #include "subspan/gemm.hpp"
 #include "subspan/rng.hpp"
 
@@ -22,6 +22,7 @@ namespace subspan {
 namespace {
 
 constexpr double kSquares = kSpread * kSpread;
+constexpr double kNoise = 0.01; // what a start holds of everything
 constexpr double kLongFlops = 1e9; // some 10 ms: what takes longer may be stopped, and needs a way back
 
 } // namespace
@@ -87,7 +88,7 @@ template <class T> void StreamingSvd<T>::Impl::times_moments(std::int64_t count,
 template <class T> void StreamingSvd<T>::Impl::measure_moments() {
     Frame frame;
     auto &m = moments.figures;
-    const std::int64_t k = std::min(opt.rank, n);
+    const std::int64_t k = carried(), rank = std::min(opt.rank, n);
     if (!(weight > 0)) return;
     const double squares = mirror_moments();
     m.measured = std::max(trace_moments(), 0.0);
@@ -104,53 +105,69 @@ template <class T> void StreamingSvd<T>::Impl::measure_moments() {
         double *h = frame.take<double>(n * n);
         moments_about_mean(h);
         eigh_top<double>(n, k, h, values, y);
-        m.least = std::max(0.0, values[k - 1]);
+        m.least = std::max(0.0, values[rank - 1]);
         m.most = std::max(0.0, values[0]);
     } else {
-        std::vector<double> start;
-        if (fresh) {
-            const Philox rng{0x5eed};
-            start.resize(std::size_t(k * n));
-            for (std::int64_t i = 0; i < k * n; i += 4) {
-                double four[4];
-                rng.normal4(std::uint64_t(i / 4), four);
-                std::copy_n(four, std::min<std::int64_t>(4, k * n - i), start.begin() + i);
-            }
-        }
-        const double *from = fresh ? start.data() : q.data();
+        double *from = frame.take<double>(k * n);
+        start_moments(k, 0.0, from);
         double *work = frame.take<double>(k * n);
         for (int step = 0; step < (fresh ? 4 : 1); ++step) {
             times_moments(k, from, y);
-            for (int pass = 0; pass < 2; ++pass) { // Cholesky QR, twice: order and signs stay
-                gram(RowBlocks<double>(n).add(MatrixView<const double>(y, k, n)), 0, inner);
-                double *inverse = z;
-                bool whole = true;
-                for (std::int64_t i = 0; i < k; ++i) whole = whole && inner[i * k + i] > 0 && std::isfinite(inner[i * k + i]);
-                if (!whole || cholesky(k, inner, 0.0) > 0) return; // of lower rank: no bound, and the reference stays
-                invert_lower(k, inner, inverse);
-                gemm<double>(MatrixView<const double>(inverse, k, k), MatrixView<const double>(y, k, n), MatrixView<double>(work, k, n));
-                std::copy_n(work, k * n, y);
-            }
+            if (!orthonormal_rows(k, n, y)) return; // of lower rank: no bound, and the reference stays
             from = y;
         }
         times_moments(k, y, work);
         gemm<double>(MatrixView<const double>(y, k, n), MatrixView<const double>(work, k, n).transposed(), MatrixView<double>(inner, k, k));
         eigh_top<double>(k, k, inner, values, z);
-        m.least = std::max(0.0, values[k - 1]);
+        m.least = std::max(0.0, values[rank - 1]);
         gemm<double>(MatrixView<const double>(z, k, k), MatrixView<const double>(y, k, n), MatrixView<double>(work, k, n));
         std::copy_n(work, k * n, y);
     }
     std::vector<double> shown_before; // the first reference takes the signs of the components so far
     if (fresh)
         for (std::int64_t i = 0; i < r * n; ++i) shown_before.push_back(double(v.data()[i]));
-    keep_signs(y, k, fresh ? shown_before.data() : q.data(), fresh ? r : k);
+    keep_signs(y, k, fresh ? shown_before.data() : q.data(), fresh ? r : std::int64_t(q.size()) / n);
     q.swap(next);
     if (room() > 0.0 || m.least * kSquares * 64.0 < m.most || 4 * k >= n) return;
     double *h = frame.take<double>(n * n), *all = frame.take<double>(n), *none = frame.take<double>(1); // near the limit: all values decide
     moments_about_mean(h);
     eigh_top<double>(n, 0, h, none, none, all);
-    m.least = std::max(0.0, all[n - k]);
+    m.least = std::max(0.0, all[n - rank]);
     m.most = std::max(0.0, all[n - 1]);
+}
+
+// `count` rows to begin an iteration from: the reference, and where it ends random ones. Each holds some noise besides.
+template <class T> void StreamingSvd<T>::Impl::start_moments(std::int64_t count, double noise, double *y) const {
+    const Philox rng{0x5eed};
+    const std::int64_t known = std::min(count * n, std::int64_t(moments.reference.size()));
+    const double f = noise * std::sqrt(3.0 / double(n));
+    for (std::int64_t i = noise > 0 ? 0 : known / 4 * 4; i < count * n; i += 4) {
+        double four[4];
+        rng.uniform4(std::uint64_t(i / 4), four);
+        for (std::int64_t j = i; j < std::min(i + 4, count * n); ++j) y[j] = j < known ? moments.reference[std::size_t(j)] + f * four[j - i] : four[j - i];
+    }
+    if (!(noise > 0)) std::copy_n(moments.reference.begin(), known, y);
+}
+
+// The leading vectors and values from the reference, which has followed the stream at a distance; false: a direct solution is
+// cheaper. What is found does not depend on who has looked when, since the reference does not.
+template <class T> bool StreamingSvd<T>::Impl::solve_from_reference(std::int64_t count, double *values, double *y) {
+    const std::int64_t p = carried();
+    constexpr bool single = std::is_same_v<T, float>;
+    if (moments.reference.empty() || 4 * p >= n || count > p - 4) return false;
+    Frame frame;
+    double *all = frame.take<double>(p), *rows = frame.take<double>(p * n);
+    start_moments(p, kNoise, rows);
+    mirror_moments();
+    const bool rough = single && room() > 0.0; // as a direct solution would be made
+    // What that costs, in flops at the rate of a product: it reads the matrix once a column, from L2 at best. Measured.
+    const double direct = (rough ? 1.2 : 2.0) * (n * n * std::int64_t(rough ? 4 : 8) <= (1 << 20) ? 1.0 : 1.7) * double(n) * double(n) * double(n) +
+                          300.0 * double(n) * double(n);
+    const NearTop problem{n, p, std::min(opt.rank, count), rough ? 2.0 * eps : 16.0 * std::numeric_limits<double>::epsilon(), direct};
+    if (!leading_near(problem, [&](const double *q, double *out) { times_moments(p, q, out); }, rows, all)) return false;
+    std::copy_n(all, count, values);
+    std::copy_n(rows, count * n, y);
+    return true;
 }
 
 // Rows of y with the signs of those of `before` that they are closest to; without any the entry of largest magnitude is positive.
@@ -382,7 +399,7 @@ template <class T> void StreamingSvd<T>::Impl::note_moments(double rows) {
     m.rounding = std::max(m.rounding, trace);
     // The reference follows at a tenth of what the rows cost, and not more often than it may have turned.
     m.since += rows;
-    if (moments.reference.empty() || m.since >= std::max(16.0 * double(std::min(opt.rank, n)), weight / 3.0)) measure_moments();
+    if (moments.reference.empty() || m.since >= std::max(16.0 * double(carried()), weight / 3.0)) measure_moments();
 }
 
 template <class T> double StreamingSvd<T>::Impl::trace_moments() const {
@@ -445,10 +462,9 @@ template <class T> void StreamingSvd<T>::Impl::rayleigh_values(std::int64_t coun
 template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count) {
     Frame frame;
     const std::int64_t k = std::min(count, n);
-    double *h = frame.take<double>(n * n), *l = frame.take<double>(k), *y = frame.take<double>(k * n);
-    moments_about_mean(h);
-    double total = 0;
-    for (std::int64_t j = 0; j < n; ++j) total += h[j * n + j];
+    double *l = frame.take<double>(k), *y = frame.take<double>(k * n), total = trace_moments();
+    for (std::int64_t j = 0; j < n && opt.center && weight > 0; ++j)
+        total -= moments.sum[std::size_t(j)] * moments.sum[std::size_t(j)] * (moments.figures.factor * moments.figures.factor / weight);
     if (!(total > 0.0)) {
         s.clear();
         r = 0;
@@ -456,8 +472,10 @@ template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count)
         clean = moments.figures.solved = true;
         return;
     }
-    if constexpr (std::is_same_v<T, float>) {
-        if (room() > 0.0) { // vectors of float, whose values are those of the moments: exact to the square of their error
+    if (!solve_from_reference(k, l, y)) {
+        double *h = frame.take<double>(n * n);
+        moments_about_mean(h);
+        if (std::is_same_v<T, float> && room() > 0.0) { // vectors of float, whose values are those of the moments: exact to the square of their error
             float *few = frame.take<float>(k * n);
             eigh_top<float>(n, k, h, l, few);
             std::copy_n(few, k * n, y);
@@ -465,8 +483,6 @@ template <class T> void StreamingSvd<T>::Impl::solve_moments(std::int64_t count)
         } else {
             eigh_top<double>(n, k, h, l, y);
         }
-    } else {
-        eigh_top<double>(n, k, h, l, y);
     }
     // Below it is rounding: of the values, and of sums that once were larger than what rows that were removed have left.
     const double noise = eps * moments.figures.narrow + std::numeric_limits<double>::epsilon() * moments.figures.rounding;

@@ -96,7 +96,8 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     fits(st.moment_sum, n);
     fits(st.moment_shift, n);
     fits(st.moment_figures, 9);
-    if (!st.moment_reference.empty()) fits(st.moment_reference, std::min(o.rank, n) * n);
+    const std::int64_t rows = std::min(n, std::int64_t(st.moment_reference.size()) / n);
+    fits(st.moment_reference, rows * n);
     auto &m = impl_->moments;
     const double *packed = st.moments.data();
     m.c.reserve(ld * ld);

@@ -417,3 +417,50 @@ def test_signs_go_on_where_moments_begin(rng):
         svd = StreamingSVD(1).update(x[:10])
         first = svd.components
         assert (first * svd.update(x[10:]).components).sum() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["decay", "gap", "fewer than the rank", "none"])
+def test_read_after_every_block(rng, dtype, kind):
+    """Solutions begin from directions that follow the stream: as if nobody had looked before, and those of all rows."""
+    n, rank, b = 256, 6, 40
+    scale = {
+        "decay": 0.9 ** np.arange(n),
+        "gap": np.where(np.arange(n) < rank, 1, 0.05),
+        "fewer than the rank": np.arange(n) < 4,
+        "none": np.ones(n),
+    }[kind]
+    turn = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    x = (rng.standard_normal((16 * b, n)) * scale @ turn).astype(dtype)
+    svd, unread = StreamingSVD(rank), StreamingSVD(rank)
+    for i in range(0, len(x), b):
+        svd.update(x[i : i + b])
+        unread.update(x[i : i + b])
+        s = np.linalg.svd(x[: i + b].astype(np.float64), compute_uv=False)
+        k = len(svd.singular_values)
+        np.testing.assert_allclose(svd.singular_values, s[:k], atol=20 * eps(dtype) * s[0])
+        assert svd.captured_energy == pytest.approx((s[:rank] ** 2).sum(), rel=1e-6)
+        v = svd.components.astype(np.float64)
+        assert np.abs(v @ v.T - np.eye(k)).max() < 10 * eps(dtype) * np.sqrt(rank)
+        square = v @ x[: i + b].T.astype(np.float64) @ x[: i + b]
+        assert np.abs(square - s[:k, None] ** 2 * v).max() < 40 * eps(dtype) * s[0] ** 2
+    np.testing.assert_array_equal(svd.components, unread.components)
+    np.testing.assert_array_equal(svd.singular_values, unread.singular_values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("louder", [1.0, 1.5, 30.0])
+def test_rows_that_share_nothing_with_those_before(rng, dtype, louder):
+    """Directions orthogonal to all so far are found, although no product leads to them, and however many they are."""
+    n, rank, m = 320, 5, 60
+    svd = StreamingSVD(rank)
+    x = np.zeros((0, n), dtype)
+    for i in range(4):
+        block = np.zeros((m, n), dtype)
+        block[:, 80 * i : 80 * i + 80] = louder**i * rng.standard_normal((m, 80)) * 0.9 ** np.arange(80)
+        for rows in (block[:20], block[20:]):
+            svd.update(rows)
+            x = np.vstack([x, rows])
+            s = np.linalg.svd(x.astype(np.float64), compute_uv=False)
+            np.testing.assert_allclose(svd.singular_values, s[:rank], atol=20 * eps(dtype) * s[0])
+            assert svd.captured_energy == pytest.approx((s[:rank] ** 2).sum(), rel=1e-6)
