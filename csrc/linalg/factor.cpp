@@ -18,17 +18,19 @@
 namespace subspan {
 namespace {
 
+constexpr std::int64_t kBlock = 48, kBlocked = 160; // columns between two updates by products, and orders from which that pays
+
 struct CholeskyKernel {
-    template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, double *a, double floor, double *start, std::int64_t *dropped) {
+    // Columns [first, end) of all rows from `first` on; what is left of them has come off already.
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(std::int64_t n, std::int64_t first, std::int64_t end, double *a, double floor, const double *start, std::int64_t *dropped) {
         // Right-looking by rows of Lᵀ would stride; left-looking with row dots is contiguous.
-        *dropped = 0;
-        for (std::int64_t i = 0; i < n; ++i) start[i] = a[i * n + i];
-        for (std::int64_t i = 0; i < n; ++i) {
+        for (std::int64_t i = first; i < n; ++i) {
             poll();
             double *ri = a + i * n;
-            for (std::int64_t j = 0; j <= i; ++j) {
+            for (std::int64_t j = first; j <= std::min(i, end - 1); ++j) {
                 const double *rj = a + j * n;
-                double s = simd::dot<double, Bytes>(ri, rj, j);
+                double s = simd::dot<double, Bytes>(ri + first, rj + first, j - first);
                 s = ri[j] - s;
                 if (j < i) {
                     ri[j] = rj[j] > 0.0 ? s / rj[j] : 0.0;
@@ -39,7 +41,7 @@ struct CholeskyKernel {
                     ++*dropped;
                 }
             }
-            std::fill(ri + i + 1, ri + n, 0.0);
+            if (i < end) std::fill(ri + i + 1, ri + n, 0.0);
         }
     }
 };
@@ -93,19 +95,19 @@ struct PivotedKernel {
 };
 
 struct InvertKernel {
-    template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, const double *l, double *inv) {
+    template <int Bytes> static SUBSPAN_INLINE void run(std::int64_t n, std::int64_t ld, const double *l, double *inv) {
         using V = simd::Vec<double, Bytes>;
         constexpr int W = V::lanes;
-        std::fill_n(inv, n * n, 0.0);
         for (std::int64_t i = 0; i < n; ++i) {
             poll();
-            const double pivot = l[i * n + i];
+            const double pivot = l[i * ld + i];
+            double *row = inv + i * ld;
+            std::fill_n(row, n, 0.0);
             if (pivot == 0.0) continue;
-            double *row = inv + i * n;
             for (std::int64_t p = 0; p < i; ++p) {
-                const double c = -l[i * n + p];
+                const double c = -l[i * ld + p];
                 if (c == 0.0) continue;
-                const double *other = inv + p * n;
+                const double *other = inv + p * ld;
                 std::int64_t j = 0;
                 for (; j + W <= p + 1; j += W) V::store(row + j, V::load(row + j) + c * V::load(other + j));
                 for (; j <= p; ++j) row[j] += c * other[j];
@@ -155,7 +157,23 @@ template <class T> void householder_rows(MatrixView<T> x, double *lower) {
 std::int64_t cholesky(std::int64_t n, double *a, double floor) {
     Frame frame;
     std::int64_t dropped = 0;
-    simd::dispatch<CholeskyKernel>(n, a, floor, frame.take<double>(n), &dropped);
+    double *start = frame.take<double>(n);
+    for (std::int64_t i = 0; i < n; ++i) start[i] = a[i * n + i];
+    const std::int64_t block = n < kBlocked ? n : kBlock;
+    double *minus = n < kBlocked ? nullptr : frame.take<double>(n * block);
+    for (std::int64_t first = 0; first < n; first += block) {
+        const std::int64_t end = std::min(n, first + block), rest = n - end, w = end - first;
+        simd::dispatch<CholeskyKernel>(n, first, end, a, floor, static_cast<const double *>(start), &dropped);
+        // What comes off the rest, its lower triangle in strips of rows.
+        for (std::int64_t i = 0; i < rest; ++i)
+            for (std::int64_t j = 0; j < w; ++j) minus[i * w + j] = -a[(end + i) * n + first + j];
+        constexpr std::int64_t kStrip = 96;
+        for (std::int64_t i = 0; i < rest; i += kStrip) {
+            const std::int64_t count = std::min(kStrip, rest - i);
+            gemm<double>(MatrixView<const double>(minus + i * w, count, w), MatrixView<const double>(a + end * n + first, i + count, w, n, 1).transposed(),
+                         MatrixView<double>(a + (end + i) * n + end, count, i + count, n, 1), true);
+        }
+    }
     return dropped;
 }
 
@@ -167,7 +185,27 @@ std::int64_t pivoted_cholesky(std::int64_t n, double *a, double tolerance, doubl
     return args.rank;
 }
 
-void invert_lower(std::int64_t n, const double *l, double *inverse) { simd::dispatch<InvertKernel>(n, l, inverse); }
+namespace {
+
+// [A 0; B C]⁻¹ = [A⁻¹ 0; -C⁻¹ B A⁻¹ C⁻¹].
+void invert_block(std::int64_t n, std::int64_t ld, const double *l, double *inverse, double *work) {
+    if (n < kBlocked) return simd::dispatch<InvertKernel>(n, ld, l, inverse);
+    const std::int64_t h = n / 2, rest = n - h;
+    double *corner = inverse + h * ld;
+    invert_block(h, ld, l, inverse, work);
+    invert_block(rest, ld, l + h * ld + h, corner + h, work);
+    for (std::int64_t i = 0; i < h; ++i) std::fill_n(inverse + i * ld + h, rest, 0.0);
+    gemm<double>(MatrixView<const double>(l + h * ld, rest, h, ld, 1), MatrixView<const double>(inverse, h, h, ld, 1), MatrixView<double>(work, rest, h));
+    for (std::int64_t i = 0; i < rest * h; ++i) work[i] = -work[i];
+    gemm<double>(MatrixView<const double>(corner + h, rest, rest, ld, 1), MatrixView<const double>(work, rest, h), MatrixView<double>(corner, rest, h, ld, 1));
+}
+
+} // namespace
+
+void invert_lower(std::int64_t n, const double *l, double *inverse) {
+    Frame frame;
+    invert_block(n, n, l, inverse, n < kBlocked ? nullptr : frame.take<double>((n / 2 + 1) * (n / 2 + 1)));
+}
 
 template <class T> void lq_rows(MatrixView<T> x, double *lower) {
     const std::int64_t l = x.rows;

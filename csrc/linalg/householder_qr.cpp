@@ -5,6 +5,7 @@
 // with blocks of 128 reflections applied to what is right of them.
 #include "subspan/householder_qr.hpp"
 
+#include "linalg/column_qr.hpp"
 #include "linalg/narrow.hpp"
 #include "linalg/packed_gram.hpp"
 #include "linalg/packing.hpp"
@@ -338,16 +339,6 @@ template <class T> class Factorisation {
     MatrixView<T> t_;
 };
 
-// The power of two that brings the largest entry to about one where squares of entries would overflow or vanish.
-template <class T> T safe_scale(T top) {
-    constexpr double high = 1e12, low = 1e-12;
-    if (!(top > T(0)) || (double(top) <= high && double(top) >= low)) return T(1);
-    int e = 0;
-    std::frexp(double(top), &e);
-    // The reciprocal of a subnormal number overflows.
-    return T(std::ldexp(1.0, std::clamp(-e, std::numeric_limits<T>::min_exponent, std::numeric_limits<T>::max_exponent - 2)));
-}
-
 // Whole matrices of one panel: in, factored, out, in one kernel. Stacks of small matrices spend their time here. Two of
 // them take turns: the root and the quotients of one are found while the rows of the other are updated.
 template <class T> struct SmallArgs {
@@ -528,6 +519,22 @@ void householder_qr(const StackView<const T> &a, const StackView<T> &v, const St
             return;
         }
         Frame frame;
+        if (few_columns<T>(a.rows(), a.cols())) {
+            ColumnQr<T> qr;
+            qr.columns = frame.take<T>(column_qr_room<T>(a.rows(), a.cols()));
+            for (int64_t i = begin; i < end; ++i) {
+                qr.a = a[i];
+                qr.v = v[i];
+                qr.t = t[i];
+                qr.tau = tau[i].data;
+                column_qr(qr);
+                if (!qr.good) return bad();
+                const auto ri = r[i];
+                for (int64_t p = 0; p < kk; ++p)
+                    for (int64_t q = 0; q < kk; ++q) ri(p, q) = q >= p ? qr.r[p * kk + q] : T(0);
+            }
+            return;
+        }
         const int64_t size = a.rows() * panel_stride<T>(a.cols());
         T *p = frame.take<T>(2 * size);
         for (int64_t i = begin; i < end; i += 2) {

@@ -1,6 +1,8 @@
 #include "subspan/orthonormalize.hpp"
 
 #include "base/amax.hpp"
+#include "linalg/column_qr.hpp"
+#include "linalg/small_dense.hpp"
 #include "base/stacks.hpp"
 #include "base/scratch.hpp"
 #include "subspan/errors.hpp"
@@ -30,16 +32,18 @@ template <class T> void copy(MatrixView<const T> from, MatrixView<T> to) {
 // 0.32).
 bool reflections_pay(int64_t m, int64_t k) { return k <= 32 || 2 * k >= m; }
 
+template <class T> void factor_columns(MatrixView<const T> a, Frame &frame, ColumnQr<T> &qr) {
+    qr.a = a;
+    qr.columns = frame.take<T>(column_qr_room<T>(a.rows, a.cols));
+    column_qr(qr);
+    if (!qr.good) throw ValueError("A holds NaN or infinity");
+}
+
 // Householder QR; q may be a; with `positive` the diagonal of R is. Returns how many columns do not depend on those before them.
-template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete, bool positive = false) {
-    const int64_t m = a.rows, k = a.cols;
-    Frame frame;
-    const MatrixView<T> v(frame.take<T>(m * k), m, k), r(frame.take<T>(k * k), k, k);
-    const MatrixView<T> t(frame.take<T>(k * std::min(k, kReflectionBlock)), k, std::min(k, kReflectionBlock));
-    const MatrixView<T> tau(frame.take<T>(k), 1, k);
-    householder_qr<T>(StackView<const T>(a), v, r, tau, t);
+// How many columns do not depend on those before them, by R.
+template <class T> int64_t rank_of(int64_t m, MatrixView<const T> r, bool complete) {
     int64_t rank = 0;
-    for (int64_t j = 0; j < k; ++j) {
+    for (int64_t j = 0; j < r.cols; ++j) {
         double length = 0;
         for (int64_t i = 0; i <= j; ++i) length = std::max(length, std::abs(double(r(i, j))));
         if (std::abs(double(r(j, j))) > double(m) * std::numeric_limits<T>::epsilon() * length)
@@ -47,6 +51,26 @@ template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q
         else if (!complete)
             dependent_column(j);
     }
+    return rank;
+}
+
+template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete, bool positive = false) {
+    const int64_t m = a.rows, k = a.cols;
+    Frame frame;
+    if (few_columns<T>(m, k)) {
+        ColumnQr<T> qr;
+        factor_columns<T>(a, frame, qr);
+        const int64_t rank = rank_of<T>(m, MatrixView<const T>(qr.r, k, k), complete);
+        double signs[kFewColumns * kFewColumns] = {};
+        for (int64_t j = 0; j < k; ++j) signs[j * k + j] = positive && qr.r[j * k + j] < T(0) ? -1.0 : 1.0;
+        column_q<T>(qr, signs, q);
+        return rank;
+    }
+    const MatrixView<T> v(frame.take<T>(m * k), m, k), r(frame.take<T>(k * k), k, k);
+    const MatrixView<T> t(frame.take<T>(k * std::min(k, kReflectionBlock)), k, std::min(k, kReflectionBlock));
+    const MatrixView<T> tau(frame.take<T>(k), 1, k);
+    householder_qr<T>(StackView<const T>(a), v, r, tau, t);
+    const int64_t rank = rank_of<T>(m, MatrixView<const T>(r), complete);
     factored_array<T>(StackView<const T>(v), MatrixView<const T>(t), q);
     if (positive) { // with the signs that Cholesky's factors have: the diagonal of R is positive
         T *signs = frame.take<T>(k);
@@ -111,6 +135,30 @@ template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q) {
     return false;
 }
 
+// Of the upper triangular r, from below: a few steps of the power method.
+double norm_estimate(int64_t k, const double *r) {
+    Frame frame;
+    double *x = frame.take<double>(k), *y = frame.take<double>(k), last = 0;
+    for (int64_t i = 0; i < k; ++i) x[i] = 1.0 + 0.1 * double(i % 7);
+    for (int step = 0; step < 6; ++step) {
+        double length = 0;
+        for (int64_t i = 0; i < k; ++i) length += x[i] * x[i];
+        length = std::sqrt(length);
+        if (!(length > 0)) break;
+        std::fill_n(y, k, 0.0);
+        last = 0;
+        for (int64_t i = 0; i < k; ++i) {
+            double sum = 0;
+            for (int64_t j = i; j < k; ++j) sum += r[i * k + j] * x[j];
+            sum /= length;
+            last += sum * sum;
+            for (int64_t j = i; j < k; ++j) y[j] += sum * r[i * k + j];
+        }
+        std::swap(x, y);
+    }
+    return std::sqrt(last);
+}
+
 // The orthogonal polar factor of the square r, in place; false when r is singular to working precision.
 bool halley(int64_t k, double *r) {
     Frame frame;
@@ -129,7 +177,8 @@ bool halley(int64_t k, double *r) {
         inf = std::max(inf, row);
     }
     for (int64_t j = 0; j < k; ++j) one = std::max(one, sums[j]);
-    const double norm = std::sqrt(one * inf); // at least the spectral norm
+    double norm = std::sqrt(one * inf); // at least the spectral norm, several times that of a large matrix
+    if (k > 32) norm = std::min(norm, 1.2 * norm_estimate(k, r));
     for (int64_t i = 0; i < kk; ++i) r[i] /= norm;
     // 1 / ||R⁻¹||_F is a lower bound of the least singular value.
     double *l = frame.take<double>(kk), *inverse = frame.take<double>(kk), *z = frame.take<double>(kk);
@@ -143,6 +192,11 @@ bool halley(int64_t k, double *r) {
     double low = 1.0 / std::sqrt(sum);
     if (!(low > 1e-15)) return false;
     low = std::min(low, 1.0);
+    // A step of Newton's iteration, since R⁻¹ is there: singular values s become (s / √low + √low / s) / 2, none less than one.
+    const double balance = std::sqrt(low);
+    for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < k; ++j) r[i * k + j] = (r[i * k + j] / balance + balance * inverse[i * k + j]) * (balance / (1.0 + low));
+    low = std::min(1.0, 2.0 * balance / (1.0 + low));
     double *next = frame.take<double>(kk);
     for (int step = 0; step < 12; ++step) {
         const double l2 = low * low, d = std::cbrt(4.0 * (1.0 - l2) / (l2 * l2));
@@ -150,7 +204,20 @@ bool halley(int64_t k, double *r) {
         const double b = (a - 1.0) * (a - 1.0) / 4.0, c = a + b - 1.0;
         const MatrixView<const double> x(r, k, k);
         const double first = b / c;
-        if (c > 100.0) {
+        if (1.0 - low < 1e-3) { // X (3 I - XᵀX) / 2 leaves the square of that, and is two products
+            gram(RowBlocks<double>(k).add(x.transposed()), 0, z);
+            double off = 0;
+            for (int64_t i = 0; i < k; ++i)
+                for (int64_t j = 0; j <= i; ++j) {
+                    off = std::max(off, std::abs(z[i * k + j] - (i == j ? 1.0 : 0.0)));
+                    z[i * k + j] = z[j * k + i] = (i == j ? 1.5 : 0.0) - 0.5 * z[i * k + j];
+                }
+            gemm<double>(x, MatrixView<const double>(z, k, k), MatrixView<double>(next, k, k));
+            std::copy_n(next, kk, r);
+            if (off < 1e-8 / double(k)) return true;
+            continue;
+        }
+        if (c > 1000.0) {
             // [√c X; I] = [Q1; Q2] R, and X (I + c XᵀX)⁻¹ = Q1 Q2ᵀ / √c: stable for any condition.
             Frame inner;
             const MatrixView<double> stacked(inner.zeros<double>(2 * kk), 2 * k, k), v(inner.take<double>(2 * kk), 2 * k, k);
@@ -166,14 +233,15 @@ bool halley(int64_t k, double *r) {
             const double second = (a - first) / root;
             for (int64_t i = 0; i < kk; ++i) next[i] = first * r[i] + second * next[i];
         } else {
-            gemm<double>(x.transposed(), x, MatrixView<double>(z, k, k));
+            gram(RowBlocks<double>(k).add(x.transposed()), 0, z);
             for (int64_t i = 0; i < kk; ++i) z[i] *= c;
             for (int64_t i = 0; i < k; ++i) z[i * k + i] += 1.0;
             if (cholesky(k, z, 0.0) > 0) return false;
             invert_lower(k, z, inverse);
-            const MatrixView<const double> li(inverse, k, k);
-            gemm<double>(x, li.transposed(), MatrixView<double>(z, k, k));
-            gemm<double>(MatrixView<const double>(z, k, k), li, MatrixView<double>(next, k, k));
+            gram(RowBlocks<double>(k).add(MatrixView<const double>(inverse, k, k).transposed()), 0, z); // (I + c XᵀX)⁻¹
+            for (int64_t i = 0; i < k; ++i)
+                for (int64_t j = 0; j < i; ++j) z[j * k + i] = z[i * k + j];
+            gemm<double>(x, MatrixView<const double>(z, k, k), MatrixView<double>(next, k, k));
             const double second = a - first;
             for (int64_t i = 0; i < kk; ++i) next[i] = first * r[i] + second * next[i];
         }
@@ -192,6 +260,22 @@ bool halley(int64_t k, double *r) {
 template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool complete) {
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
+    if (k <= kFewColumns) { // the polar factor of R goes into Q where that is formed
+        ColumnQr<T> qr;
+        factor_columns<T>(a, frame, qr);
+        const int64_t rank = rank_of<T>(m, MatrixView<const T>(qr.r, k, k), complete), ld = small::order(k);
+        double w[kFewColumns * kFewColumns];
+        double *r = frame.zeros<double>(small::area(k)), *x = frame.take<double>(small::area(k)), *y = frame.take<double>(small::area(k)),
+               *s = frame.take<double>(ld);
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t j = i; j < k; ++j) r[i * ld + j] = double(qr.r[i * k + j]);
+        small::svd(k, r, s, x, y);
+        small::multiply_tn(k, x, y, r);
+        for (int64_t i = 0; i < k; ++i)
+            for (int64_t j = 0; j < k; ++j) w[i * k + j] = r[i * ld + j];
+        column_q<T>(qr, w, q);
+        return rank;
+    }
     const MatrixView<T> basis(frame.take<T>(m * k), m, k), rt(frame.take<T>(k * k), k, k);
     int64_t rank = k;
     if (reflections_pay(m, k) || !by_cholesky<T>(a, basis)) rank = by_householder<T>(a, basis, complete);

@@ -1,0 +1,292 @@
+#include "linalg/column_qr.hpp"
+
+#include "base/amax.hpp"
+#include "base/simd.hpp"
+#include "subspan/parallel.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+namespace subspan {
+namespace {
+
+using simd::Vec;
+using std::int64_t;
+
+constexpr int64_t kWidest = 16; // lanes of the widest vector
+
+// Columns of a copy, padded with zeros to whole vectors; not a power of two apart, where they would share cache sets.
+int64_t stride_of(int64_t m) {
+    const int64_t ld = (m + kWidest - 1) / kWidest * kWidest;
+    return ld % 512 == 0 ? ld + kWidest : ld;
+}
+
+template <class T, int Bytes, int K> struct Columns {
+    using V = Vec<T, Bytes>;
+    using VT = typename V::type;
+    static constexpr int W = V::lanes;
+    static constexpr int64_t kRun = 128; // vectors whose products are summed in T
+
+    // along[c] = x · column c, for all of them; x is one of them.
+    static SUBSPAN_INLINE void products(const T *p, int64_t ld, int64_t size, const T *x, double (&along)[kFewColumns]) {
+        constexpr int U = K <= 2 ? 4 : K <= 4 ? 2 : 1; // chains
+        for (int c = 0; c < K; ++c) along[c] = 0;
+        for (int64_t first = 0; first < size; first += kRun * W) {
+            const int64_t end = std::min(size, first + kRun * W);
+            VT sum[U][K];
+#pragma GCC unroll 4
+            for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+                for (int c = 0; c < K; ++c) sum[u][c] = VT{};
+            int64_t i = first;
+            for (; i + U * W <= end; i += U * W)
+#pragma GCC unroll 4
+                for (int u = 0; u < U; ++u) {
+                    const VT y = V::load(x + i + u * W);
+#pragma GCC unroll 8
+                    for (int c = 0; c < K; ++c) sum[u][c] += y * V::load(p + c * ld + i + u * W);
+                }
+            for (; i < end; i += W) {
+                const VT y = V::load(x + i);
+#pragma GCC unroll 8
+                for (int c = 0; c < K; ++c) sum[0][c] += y * V::load(p + c * ld + i);
+            }
+#pragma GCC unroll 8
+            for (int c = 0; c < K; ++c) {
+#pragma GCC unroll 4
+                for (int u = 1; u < U; ++u) sum[0][c] += sum[u][c];
+                along[c] += double(V::sum(sum[0][c]));
+            }
+        }
+    }
+    // Later columns lose f_c x, and x is multiplied by scale.
+    template <int Later> static SUBSPAN_INLINE void update(T *x, int64_t ld, int64_t size, const T *f, T scale) {
+        for (int64_t i = 0; i < size; i += W) {
+            const VT y = V::load(x + i);
+            V::store(x + i, scale * y);
+#pragma GCC unroll 8
+            for (int c = 1; c <= Later; ++c) {
+                T *z = x + c * ld + i;
+                V::store(z, V::load(z) - f[c - 1] * y);
+            }
+        }
+    }
+    static SUBSPAN_INLINE void update(int later, T *x, int64_t ld, int64_t size, const T *f, T scale) {
+        switch (later) {
+        case 0: return update<0>(x, ld, size, f, scale);
+        case 1: return update<1>(x, ld, size, f, scale);
+        case 2: return update<2>(x, ld, size, f, scale);
+        case 3: return update<3>(x, ld, size, f, scale);
+        case 4: return update<4>(x, ld, size, f, scale);
+        case 5: return update<5>(x, ld, size, f, scale);
+        case 6: return update<6>(x, ld, size, f, scale);
+        default: return update<7>(x, ld, size, f, scale);
+        }
+    }
+    static SUBSPAN_INLINE void load(const MatrixView<const T> &a, T *p, int64_t ld) {
+        const int64_t m = a.rows;
+        if (a.row_stride == 1) {
+            for (int c = 0; c < K; ++c) std::copy_n(a.data + c * a.col_stride, m, p + c * ld);
+        } else if (a.col_stride == 1 && a.row_stride == K) {
+            const T *__restrict from = a.data;
+            T *__restrict to = p;
+            for (int64_t i = 0; i < m; ++i)
+#pragma GCC unroll 8
+                for (int c = 0; c < K; ++c) to[c * ld + i] = from[i * K + c];
+        } else {
+            for (int64_t i = 0; i < m; ++i)
+                for (int c = 0; c < K; ++c) p[c * ld + i] = a.data[i * a.row_stride + c * a.col_stride];
+        }
+    }
+    static SUBSPAN_INLINE void store(const T *p, int64_t ld, const MatrixView<T> &a) {
+        const int64_t m = a.rows;
+        if (a.row_stride == 1) {
+            for (int c = 0; c < K; ++c) std::copy_n(p + c * ld, m, a.data + c * a.col_stride);
+        } else if (a.col_stride == 1 && a.row_stride == K) {
+            T *__restrict to = a.data;
+            const T *__restrict from = p;
+            for (int64_t i = 0; i < m; ++i)
+#pragma GCC unroll 8
+                for (int c = 0; c < K; ++c) to[i * K + c] = from[c * ld + i];
+        } else {
+            for (int64_t i = 0; i < m; ++i)
+                for (int c = 0; c < K; ++c) a.data[i * a.row_stride + c * a.col_stride] = p[c * ld + i];
+        }
+    }
+    static SUBSPAN_INLINE void run(ColumnQr<T> &g) {
+        const int64_t m = g.a.rows, ld = stride_of(m), size = (m + W - 1) / W * W;
+        T *p = g.columns;
+        for (int c = 0; c < K; ++c) std::fill(p + c * ld + m, p + c * ld + size, T(0));
+        load(g.a, p, ld);
+        T top = 0;
+        for (int c = 0; c < K; ++c) { // comparisons would lose NaN
+            const T one = max_abs_inline(p + c * ld, size);
+            top = one <= top ? top : one;
+        }
+        g.good = std::isfinite(top);
+        if (!g.good) return;
+        const T unit = safe_scale(top);
+        if (unit != T(1))
+            for (int c = 0; c < K; ++c)
+                for (int64_t i = 0; i < size; ++i) p[c * ld + i] *= unit;
+        constexpr double low = double(std::numeric_limits<T>::min()) / (double(std::numeric_limits<T>::epsilon()) * double(std::numeric_limits<T>::epsilon()));
+        constexpr double high = double(std::numeric_limits<T>::max()) * 1e-6;
+        double *t = g.factors, along[kFewColumns];
+        std::fill_n(t, K * K, 0.0);
+        T tau[K];
+        for (int j = 0; j < K; ++j) {
+            poll_rarely(size);
+            T *x = p + j * ld;
+            double alpha = double(x[j]), back = 1.0;
+            x[j] = T(0); // rows up to j are zero, here and in later columns: those of R are out, and V has none
+            products(p, ld, size, x, along);
+            // Far below or above one, squares have lost digits: the column is then measured in units of its largest entry.
+            if (!(along[j] > low && along[j] < high)) {
+                double below = 0;
+                for (int64_t i = 0; i < m; ++i) below = std::max(below, std::abs(double(x[i])));
+                if (below > 0) {
+                    back = std::max(below, std::abs(alpha));
+                    for (int64_t i = 0; i < m; ++i) x[i] = T(double(x[i]) / back);
+                    alpha /= back;
+                    products(p, ld, size, x, along);
+                }
+            }
+            double beta = alpha, scale = 0, factor = 0;
+            if (along[j] > 0) {
+                const double norm = std::sqrt(alpha * alpha + along[j]);
+                beta = alpha > 0 ? -norm : norm;
+                factor = (beta - alpha) / beta;
+                scale = 1.0 / (alpha - beta);
+            }
+            T f[K] = {};
+            g.r[j * K + j] = T(beta * back);
+            for (int c = j + 1; c < K; ++c) {
+                T &above = p[c * ld + j];
+                const double w = factor * (double(above) + scale * along[c]);
+                f[c - j - 1] = T(w * scale);
+                g.r[j * K + c] = T(double(above) - w);
+                above = T(0);
+            }
+            update(K - 1 - j, x, ld, size, f, T(scale));
+            x[j] = T(1);
+            tau[j] = T(factor);
+            // T: -tau T (V_0..j-1ᵀ v_j) above tau.
+            for (int l = 0; l < j; ++l) along[l] = double(p[l * ld + j]) + scale * along[l];
+            for (int l = 0; l < j; ++l) {
+                double sum = 0;
+                for (int q = l; q < j; ++q) sum += t[l * K + q] * along[q];
+                t[l * K + j] = -factor * sum;
+            }
+            t[j * K + j] = factor;
+        }
+        if (unit != T(1))
+            for (int i = 0; i < K * K; ++i) g.r[i] /= unit;
+        if (g.v.data != nullptr) {
+            store(p, ld, g.v);
+            for (int i = 0; i < K; ++i) {
+                g.tau[i] = tau[i];
+                for (int j = 0; j < K; ++j) g.t(i, j) = T(t[i * K + j]);
+            }
+        }
+        if (g.q.data == nullptr) return;
+        double turn[K * K] = {};
+        for (int c = 0; c < K; ++c) {
+            const bool turned = g.positive && g.r[c * K + c] < T(0);
+            turn[c * K + c] = turned ? -1.0 : 1.0;
+            for (int j = c; j < K && turned; ++j) g.r[c * K + j] = -g.r[c * K + j];
+        }
+        form(g, turn, g.q);
+    }
+    static SUBSPAN_INLINE void form(ColumnQr<T> &g, const double *turn, const MatrixView<T> &to) {
+        const int64_t m = g.a.rows, ld = stride_of(m), size = (m + W - 1) / W * W;
+        T *p = g.columns, w[K][K]; // Q W = E W + V w with w = -T V1ᵀ W
+        for (int c = 0; c < K; ++c) {
+            double y[K];
+            for (int l = 0; l < K; ++l) {
+                y[l] = 0;
+                for (int q = l; q < K; ++q) y[l] += double(p[l * ld + q]) * turn[q * K + c];
+            }
+            for (int l = 0; l < K; ++l) {
+                double sum = 0;
+                for (int q = l; q < K; ++q) sum += g.factors[l * K + q] * y[q];
+                w[l][c] = T(-sum);
+            }
+        }
+        for (int64_t i = 0; i < size; i += W) {
+            VT y[K];
+#pragma GCC unroll 8
+            for (int l = 0; l < K; ++l) y[l] = V::load(p + l * ld + i);
+#pragma GCC unroll 8
+            for (int c = 0; c < K; ++c) {
+                VT sum = w[0][c] * y[0];
+#pragma GCC unroll 8
+                for (int l = 1; l < K; ++l) sum += w[l][c] * y[l];
+                V::store(p + c * ld + i, sum);
+            }
+        }
+        for (int c = 0; c < K; ++c)
+            for (int i = 0; i < K; ++i) p[c * ld + i] = T(double(p[c * ld + i]) + turn[i * K + c]);
+        store(p, ld, to);
+    }
+    static SUBSPAN_INLINE void poll_rarely(int64_t size) {
+        if (size > 100000) poll();
+    }
+};
+
+template <class T> struct ColumnKernel {
+    template <int Bytes, int K> static SUBSPAN_INLINE void of(ColumnQr<T> *g, const double *w, const MatrixView<T> *q) {
+        if (w == nullptr)
+            Columns<T, Bytes, K>::run(*g);
+        else
+            Columns<T, Bytes, K>::form(*g, w, *q);
+    }
+    template <int Bytes> static SUBSPAN_INLINE void run(ColumnQr<T> *g, const double *w, const MatrixView<T> *q) {
+        switch (g->a.cols) {
+        case 1: return of<Bytes, 1>(g, w, q);
+        case 2: return of<Bytes, 2>(g, w, q);
+        case 3: return of<Bytes, 3>(g, w, q);
+        case 4: return of<Bytes, 4>(g, w, q);
+        case 5: return of<Bytes, 5>(g, w, q);
+        case 6: return of<Bytes, 6>(g, w, q);
+        case 7: return of<Bytes, 7>(g, w, q);
+        default: return of<Bytes, 8>(g, w, q);
+        }
+    }
+};
+
+} // namespace
+
+template <class T> T safe_scale(T top) {
+    constexpr double high = 1e12, low = 1e-12;
+    if (!(top > T(0)) || (double(top) <= high && double(top) >= low)) return T(1);
+    int e = 0;
+    std::frexp(double(top), &e);
+    // The reciprocal of a subnormal number overflows.
+    return T(std::ldexp(1.0, std::clamp(-e, std::numeric_limits<T>::min_exponent, std::numeric_limits<T>::max_exponent - 2)));
+}
+
+template <class T> int64_t column_qr_room(int64_t m, int64_t k) { return k * stride_of(m); }
+
+template <class T> void column_qr(ColumnQr<T> &qr) {
+    const double *none = nullptr;
+    const MatrixView<T> *nowhere = nullptr;
+    simd::dispatch<ColumnKernel<T>>(&qr, none, nowhere);
+}
+
+template <class T> void column_q(ColumnQr<T> &qr, const double *w, MatrixView<T> q) {
+    const MatrixView<T> *to = &q;
+    simd::dispatch<ColumnKernel<T>>(&qr, w, to);
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template T safe_scale<T>(T);                                                                                                                               \
+    template int64_t column_qr_room<T>(int64_t, int64_t);                                                                                                      \
+    template void column_qr<T>(ColumnQr<T> &);                                                                                                                 \
+    template void column_q<T>(ColumnQr<T> &, const double *, MatrixView<T>);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+} // namespace subspan
