@@ -4,6 +4,7 @@
 #include "grassmann/point_step.hpp"
 #include "base/scratch.hpp"
 #include "linalg/small_dense.hpp"
+#include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
 
@@ -28,7 +29,18 @@ template <class T> void singular_values(MatrixView<const T> r, double *s, double
     packed.gram(&r, wanted);
     double *g = frame.take<double>(all);
     packed.block(0, 0, g);
-    small::svd(k, g, s, nullptr, yt, grassmann::kSvd<T>);
+    if (k <= 32) {
+        small::svd(k, g, s, nullptr, yt, grassmann::kSvd<T>);
+    } else { // it is symmetric
+        const int64_t ld = small::order(k);
+        double *dense = frame.take<double>(k * k), *vectors = frame.take<double>(k * k);
+        for (int64_t i = 0; i < k; ++i) std::copy_n(g + i * ld, k, dense + i * k);
+        eigh_top<double>(k, yt != nullptr ? k : 1, dense, s, vectors, yt != nullptr ? nullptr : vectors + k);
+        for (int64_t i = 0; i < k && yt == nullptr; ++i) s[i] = vectors[2 * k - 1 - i];
+        for (int64_t i = 0; i < k; ++i) s[i] = std::max(s[i], 0.0);
+        if (yt != nullptr) std::fill_n(yt, all, 0.0);
+        for (int64_t i = 0; i < k && yt != nullptr; ++i) std::copy_n(vectors + i * k, k, yt + i * ld);
+    }
     if (s[k - 1] >= 0.01 * s[0] && s[k - 1] > 1e3 * double(std::numeric_limits<T>::min())) {
         for (int64_t i = 0; i < k; ++i) s[i] = std::sqrt(s[i]);
         return;
@@ -64,7 +76,18 @@ void angles_one(MatrixView<const T> u, MatrixView<const T> w, double *theta, con
     if (!std::isfinite(sum)) throw ValueError("matrix " + std::to_string(item) + " of U or W holds NaN or infinity");
     const bool vectors = p != nullptr;
     const bool some_small = sum > 0.49; // otherwise no cosine is near √½
-    small::svd(k, m, c, vectors ? xt : nullptr, vectors || some_small ? yt : nullptr, grassmann::kSvd<T>);
+    if (vectors || !some_small || k <= 80) {
+        small::svd(k, m, c, vectors ? xt : nullptr, vectors || some_small ? yt : nullptr, grassmann::kSvd<T>);
+    } else { // any basis of the directions of small angles will do, and MᵀM has one: half of the price of the SVD's own
+        Frame inner;
+        double *dense = inner.take<double>(k * k), *squares = inner.take<double>(k), *rows = inner.take<double>(k * k);
+        small::svd(k, m, c, nullptr, nullptr, grassmann::kSvd<T>);
+        small::multiply_tn(k, m, m, a);
+        for (int64_t i = 0; i < k; ++i) std::copy_n(a + i * ld, k, dense + i * k);
+        eigh_top<double>(k, k, dense, squares, rows);
+        std::fill_n(yt, all, 0.0);
+        for (int64_t i = 0; i < k; ++i) std::copy_n(rows + i * k, k, yt + i * ld);
+    }
     int64_t count = 0; // cosines above √½ come first
     while (some_small && count < k && c[count] > 0.70710678118654752) ++count;
     for (int64_t i = count; i < k; ++i) theta[i] = std::acos(std::min(c[i], 1.0));

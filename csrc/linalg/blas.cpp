@@ -20,6 +20,8 @@ template <class T> void set_lapack(const LapackTable<T> &t) {
     slot<T>().store(new LapackTable<T>(t), std::memory_order_release);
 }
 
+bool has_lapack() { return slot<double>().load(std::memory_order_acquire) != nullptr; }
+
 template <class T> const LapackTable<T> &lapack() {
     const auto *t = slot<T>().load(std::memory_order_acquire);
     if (t == nullptr) throw BackendError("no LAPACK table is installed: call subspan::set_lapack (C++) or import subspan (Python)");

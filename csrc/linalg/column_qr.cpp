@@ -16,6 +16,7 @@ using simd::Vec;
 using std::int64_t;
 
 constexpr int64_t kWidest = 16; // lanes of the widest vector
+constexpr int kGroup = 8;       // columns whose sums are in registers
 
 // Columns of a copy, padded with zeros to whole vectors; not a power of two apart, where they would share cache sets.
 int64_t stride_of(int64_t m) {
@@ -29,99 +30,104 @@ template <class T, int Bytes, int K> struct Columns {
     static constexpr int W = V::lanes;
     static constexpr int64_t kRun = 128; // vectors whose products are summed in T
 
-    // along[c] = x · column c, for all of them; x is one of them.
-    static SUBSPAN_INLINE void products(const T *p, int64_t ld, int64_t size, const T *x, double (&along)[kFewColumns]) {
-        constexpr int U = K <= 2 ? 4 : K <= 4 ? 2 : 1; // chains
-        for (int c = 0; c < K; ++c) along[c] = 0;
+    // along[c] = x · column c, for C of them.
+    template <int C> static SUBSPAN_INLINE void products_of(const T *p, int64_t ld, int64_t size, const T *x, double *along) {
+        constexpr int U = C <= 2 ? 4 : C <= 4 ? 2 : 1; // chains
+        for (int c = 0; c < C; ++c) along[c] = 0;
         for (int64_t first = 0; first < size; first += kRun * W) {
             const int64_t end = std::min(size, first + kRun * W);
-            VT sum[U][K];
+            VT sum[U][C];
 #pragma GCC unroll 4
             for (int u = 0; u < U; ++u)
 #pragma GCC unroll 8
-                for (int c = 0; c < K; ++c) sum[u][c] = VT{};
+                for (int c = 0; c < C; ++c) sum[u][c] = VT{};
             int64_t i = first;
             for (; i + U * W <= end; i += U * W)
 #pragma GCC unroll 4
                 for (int u = 0; u < U; ++u) {
                     const VT y = V::load(x + i + u * W);
 #pragma GCC unroll 8
-                    for (int c = 0; c < K; ++c) sum[u][c] += y * V::load(p + c * ld + i + u * W);
+                    for (int c = 0; c < C; ++c) sum[u][c] += y * V::load(p + c * ld + i + u * W);
                 }
             for (; i < end; i += W) {
                 const VT y = V::load(x + i);
 #pragma GCC unroll 8
-                for (int c = 0; c < K; ++c) sum[0][c] += y * V::load(p + c * ld + i);
+                for (int c = 0; c < C; ++c) sum[0][c] += y * V::load(p + c * ld + i);
             }
 #pragma GCC unroll 8
-            for (int c = 0; c < K; ++c) {
+            for (int c = 0; c < C; ++c) {
 #pragma GCC unroll 4
                 for (int u = 1; u < U; ++u) sum[0][c] += sum[u][c];
                 along[c] += double(V::sum(sum[0][c]));
             }
         }
     }
-    // Later columns lose f_c x, and x is multiplied by scale.
-    template <int Later> static SUBSPAN_INLINE void update(T *x, int64_t ld, int64_t size, const T *f, T scale) {
+    static SUBSPAN_INLINE void products(const T *p, int64_t ld, int64_t size, const T *x, double *along) {
+        products_of<std::min(K, kGroup)>(p, ld, size, x, along);
+        if constexpr (K > kGroup) products_of<K - kGroup>(p + kGroup * ld, ld, size, x, along + kGroup);
+    }
+    // C columns from z on lose f_c x.
+    template <int C> static SUBSPAN_INLINE void subtract(const T *x, T *z, int64_t ld, int64_t size, const T *f) {
         for (int64_t i = 0; i < size; i += W) {
             const VT y = V::load(x + i);
-            V::store(x + i, scale * y);
 #pragma GCC unroll 8
-            for (int c = 1; c <= Later; ++c) {
-                T *z = x + c * ld + i;
-                V::store(z, V::load(z) - f[c - 1] * y);
-            }
+            for (int c = 0; c < C; ++c) V::store(z + c * ld + i, V::load(z + c * ld + i) - f[c] * y);
         }
     }
-    static SUBSPAN_INLINE void update(int later, T *x, int64_t ld, int64_t size, const T *f, T scale) {
-        switch (later) {
-        case 0: return update<0>(x, ld, size, f, scale);
-        case 1: return update<1>(x, ld, size, f, scale);
-        case 2: return update<2>(x, ld, size, f, scale);
-        case 3: return update<3>(x, ld, size, f, scale);
-        case 4: return update<4>(x, ld, size, f, scale);
-        case 5: return update<5>(x, ld, size, f, scale);
-        case 6: return update<6>(x, ld, size, f, scale);
-        default: return update<7>(x, ld, size, f, scale);
+    static SUBSPAN_INLINE void subtract(int count, const T *x, T *z, int64_t ld, int64_t size, const T *f) {
+        for (; count >= kGroup; count -= kGroup, z += kGroup * ld, f += kGroup) subtract<kGroup>(x, z, ld, size, f);
+        switch (count) {
+        case 0: return;
+        case 1: return subtract<1>(x, z, ld, size, f);
+        case 2: return subtract<2>(x, z, ld, size, f);
+        case 3: return subtract<3>(x, z, ld, size, f);
+        case 4: return subtract<4>(x, z, ld, size, f);
+        case 5: return subtract<5>(x, z, ld, size, f);
+        case 6: return subtract<6>(x, z, ld, size, f);
+        default: return subtract<7>(x, z, ld, size, f);
         }
     }
     static SUBSPAN_INLINE void load(const MatrixView<const T> &a, T *p, int64_t ld) {
         const int64_t m = a.rows;
+        const int k = int(a.cols);
         if (a.row_stride == 1) {
-            for (int c = 0; c < K; ++c) std::copy_n(a.data + c * a.col_stride, m, p + c * ld);
-        } else if (a.col_stride == 1 && a.row_stride == K) {
+            for (int c = 0; c < k; ++c) std::copy_n(a.data + c * a.col_stride, m, p + c * ld);
+        } else if (k == K && a.col_stride == 1 && a.row_stride == K) {
             const T *__restrict from = a.data;
             T *__restrict to = p;
             for (int64_t i = 0; i < m; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
                 for (int c = 0; c < K; ++c) to[c * ld + i] = from[i * K + c];
         } else {
             for (int64_t i = 0; i < m; ++i)
-                for (int c = 0; c < K; ++c) p[c * ld + i] = a.data[i * a.row_stride + c * a.col_stride];
+                for (int c = 0; c < k; ++c) p[c * ld + i] = a.data[i * a.row_stride + c * a.col_stride];
         }
     }
     static SUBSPAN_INLINE void store(const T *p, int64_t ld, const MatrixView<T> &a) {
         const int64_t m = a.rows;
+        const int k = int(a.cols);
         if (a.row_stride == 1) {
-            for (int c = 0; c < K; ++c) std::copy_n(p + c * ld, m, a.data + c * a.col_stride);
-        } else if (a.col_stride == 1 && a.row_stride == K) {
+            for (int c = 0; c < k; ++c) std::copy_n(p + c * ld, m, a.data + c * a.col_stride);
+        } else if (k == K && a.col_stride == 1 && a.row_stride == K) {
             T *__restrict to = a.data;
             const T *__restrict from = p;
             for (int64_t i = 0; i < m; ++i)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
                 for (int c = 0; c < K; ++c) to[i * K + c] = from[c * ld + i];
         } else {
             for (int64_t i = 0; i < m; ++i)
-                for (int c = 0; c < K; ++c) a.data[i * a.row_stride + c * a.col_stride] = p[c * ld + i];
+                for (int c = 0; c < k; ++c) a.data[i * a.row_stride + c * a.col_stride] = p[c * ld + i];
         }
     }
     static SUBSPAN_INLINE void run(ColumnQr<T> &g) {
         const int64_t m = g.a.rows, ld = stride_of(m), size = (m + W - 1) / W * W;
         T *p = g.columns;
-        for (int c = 0; c < K; ++c) std::fill(p + c * ld + m, p + c * ld + size, T(0));
+        const int k = int(g.a.cols);
+        for (int c = 0; c < k; ++c) std::fill(p + c * ld + m, p + c * ld + size, T(0));
+        for (int c = k; c < K; ++c) std::fill_n(p + c * ld, size, T(0)); // of length zero: nothing is reflected for them
         load(g.a, p, ld);
         T top = 0;
-        for (int c = 0; c < K; ++c) { // comparisons would lose NaN
+        for (int c = 0; c < k; ++c) { // comparisons would lose NaN
             const T one = max_abs_inline(p + c * ld, size);
             top = one <= top ? top : one;
         }
@@ -129,14 +135,14 @@ template <class T, int Bytes, int K> struct Columns {
         if (!g.good) return;
         const T unit = safe_scale(top);
         if (unit != T(1))
-            for (int c = 0; c < K; ++c)
+            for (int c = 0; c < k; ++c)
                 for (int64_t i = 0; i < size; ++i) p[c * ld + i] *= unit;
         constexpr double low = double(std::numeric_limits<T>::min()) / (double(std::numeric_limits<T>::epsilon()) * double(std::numeric_limits<T>::epsilon()));
         constexpr double high = double(std::numeric_limits<T>::max()) * 1e-6;
         double *t = g.factors, along[kFewColumns];
         std::fill_n(t, K * K, 0.0);
         T tau[K];
-        for (int j = 0; j < K; ++j) {
+        for (int j = 0; j < k; ++j) {
             poll_rarely(size);
             T *x = p + j * ld;
             double alpha = double(x[j]), back = 1.0;
@@ -161,15 +167,16 @@ template <class T, int Bytes, int K> struct Columns {
                 scale = 1.0 / (alpha - beta);
             }
             T f[K] = {};
-            g.r[j * K + j] = T(beta * back);
-            for (int c = j + 1; c < K; ++c) {
+            g.r[j * k + j] = T(beta * back);
+            for (int c = j + 1; c < k; ++c) {
                 T &above = p[c * ld + j];
                 const double w = factor * (double(above) + scale * along[c]);
                 f[c - j - 1] = T(w * scale);
-                g.r[j * K + c] = T(double(above) - w);
+                g.r[j * k + c] = T(double(above) - w);
                 above = T(0);
             }
-            update(K - 1 - j, x, ld, size, f, T(scale));
+            subtract(k - 1 - j, x, x + ld, ld, size, f);
+            for (int64_t i = 0; i < size; i += W) V::store(x + i, T(scale) * V::load(x + i));
             x[j] = T(1);
             tau[j] = T(factor);
             // T: -tau T (V_0..j-1ᵀ v_j) above tau.
@@ -182,52 +189,53 @@ template <class T, int Bytes, int K> struct Columns {
             t[j * K + j] = factor;
         }
         if (unit != T(1))
-            for (int i = 0; i < K * K; ++i) g.r[i] /= unit;
+            for (int i = 0; i < k * k; ++i) g.r[i] /= unit;
         if (g.v.data != nullptr) {
             store(p, ld, g.v);
-            for (int i = 0; i < K; ++i) {
+            for (int i = 0; i < k; ++i) {
                 g.tau[i] = tau[i];
-                for (int j = 0; j < K; ++j) g.t(i, j) = T(t[i * K + j]);
+                for (int j = 0; j < k; ++j) g.t(i, j) = T(t[i * K + j]);
             }
         }
         if (g.q.data == nullptr) return;
         double turn[K * K] = {};
-        for (int c = 0; c < K; ++c) {
-            const bool turned = g.positive && g.r[c * K + c] < T(0);
-            turn[c * K + c] = turned ? -1.0 : 1.0;
-            for (int j = c; j < K && turned; ++j) g.r[c * K + j] = -g.r[c * K + j];
+        for (int c = 0; c < k; ++c) {
+            const bool turned = g.positive && g.r[c * k + c] < T(0);
+            turn[c * k + c] = turned ? -1.0 : 1.0;
+            for (int j = c; j < k && turned; ++j) g.r[c * k + j] = -g.r[c * k + j];
         }
         form(g, turn, g.q);
     }
     static SUBSPAN_INLINE void form(ColumnQr<T> &g, const double *turn, const MatrixView<T> &to) {
         const int64_t m = g.a.rows, ld = stride_of(m), size = (m + W - 1) / W * W;
-        T *p = g.columns, w[K][K]; // Q W = E W + V w with w = -T V1ᵀ W
-        for (int c = 0; c < K; ++c) {
+        const int k = int(g.a.cols);
+        T *p = g.columns, w[K][K] = {}; // Q W = E W + V w with w = -T V1ᵀ W
+        for (int c = 0; c < k; ++c) {
             double y[K];
-            for (int l = 0; l < K; ++l) {
+            for (int l = 0; l < k; ++l) {
                 y[l] = 0;
-                for (int q = l; q < K; ++q) y[l] += double(p[l * ld + q]) * turn[q * K + c];
+                for (int q = l; q < k; ++q) y[l] += double(p[l * ld + q]) * turn[q * k + c];
             }
-            for (int l = 0; l < K; ++l) {
+            for (int l = 0; l < k; ++l) {
                 double sum = 0;
-                for (int q = l; q < K; ++q) sum += g.factors[l * K + q] * y[q];
+                for (int q = l; q < k; ++q) sum += g.factors[l * K + q] * y[q];
                 w[l][c] = T(-sum);
             }
         }
         for (int64_t i = 0; i < size; i += W) {
             VT y[K];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int l = 0; l < K; ++l) y[l] = V::load(p + l * ld + i);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int c = 0; c < K; ++c) {
                 VT sum = w[0][c] * y[0];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
                 for (int l = 1; l < K; ++l) sum += w[l][c] * y[l];
                 V::store(p + c * ld + i, sum);
             }
         }
-        for (int c = 0; c < K; ++c)
-            for (int i = 0; i < K; ++i) p[c * ld + i] = T(double(p[c * ld + i]) + turn[i * K + c]);
+        for (int c = 0; c < k; ++c)
+            for (int i = 0; i < k; ++i) p[c * ld + i] = T(double(p[c * ld + i]) + turn[i * k + c]);
         store(p, ld, to);
     }
     static SUBSPAN_INLINE void poll_rarely(int64_t size) {
@@ -250,8 +258,10 @@ template <class T> struct ColumnKernel {
         case 4: return of<Bytes, 4>(g, w, q);
         case 5: return of<Bytes, 5>(g, w, q);
         case 6: return of<Bytes, 6>(g, w, q);
-        case 7: return of<Bytes, 7>(g, w, q);
-        default: return of<Bytes, 8>(g, w, q);
+        case 7:
+        case 8: return of<Bytes, 8>(g, w, q);
+        default: // columns of zeros make up the rest
+            return of<Bytes, 12>(g, w, q);
         }
     }
 };
@@ -267,7 +277,7 @@ template <class T> T safe_scale(T top) {
     return T(std::ldexp(1.0, std::clamp(-e, std::numeric_limits<T>::min_exponent, std::numeric_limits<T>::max_exponent - 2)));
 }
 
-template <class T> int64_t column_qr_room(int64_t m, int64_t k) { return k * stride_of(m); }
+template <class T> int64_t column_qr_room(int64_t m, int64_t k) { return (k <= 6 ? k : k <= 8 ? 8 : kFewColumns) * stride_of(m); }
 
 template <class T> void column_qr(ColumnQr<T> &qr) {
     const double *none = nullptr;

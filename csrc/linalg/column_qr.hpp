@@ -8,7 +8,7 @@
 
 namespace subspan {
 
-inline constexpr std::int64_t kFewColumns = 8;
+inline constexpr std::int64_t kFewColumns = 12;
 
 /// A is m x k, 1 <= k <= kFewColumns, k <= m.
 template <class T> struct ColumnQr {
@@ -18,14 +18,14 @@ template <class T> struct ColumnQr {
     MatrixView<T> q;         // m x k; null data: not wanted. May be a
     bool positive = false;   // the columns of Q, and rows of R, take the signs that make the diagonal of R positive
     T *columns = nullptr;    // work space of column_qr_room(m, k): the reflections, which column_q() needs
-    T r[kFewColumns * kFewColumns] = {}; // out: R by rows of k
-    double factors[kFewColumns * kFewColumns] = {}; // out: T by rows of k
+    T r[kFewColumns * kFewColumns];  // out: R by rows of k
+    double factors[kFewColumns * kFewColumns];  // out: T, as column_q() wants it
     bool good = true;        // out: false for NaN and infinity, and then nothing has been written
 };
 
-/// Whether this is the way: rows of more columns fill a vector, and short columns of many wait for one another.
+/// Whether this is the way where rows are contiguous: more columns fill a vector, and short ones wait for one another.
 template <class T> bool few_columns(std::int64_t m, std::int64_t k) {
-    return k <= 4 || (k <= 6 && m >= 64) || (sizeof(T) == 4 && k <= kFewColumns && m >= 256);
+    return k <= 4 || (k <= 6 && m >= 64) || (sizeof(T) == 4 && k <= 8 && m >= 128);
 }
 
 template <class T> std::int64_t column_qr_room(std::int64_t m, std::int64_t k);

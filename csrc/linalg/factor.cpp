@@ -3,6 +3,8 @@
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
+#include "linalg/column_qr.hpp"
+#include "linalg/small_dense.hpp"
 #include "subspan/blas.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/gemm.hpp"
@@ -18,6 +20,7 @@
 namespace subspan {
 namespace {
 
+constexpr std::int64_t kJacobi = 100, kValues = 56; // up to there small::svd() is faster than LAPACK, and without vectors
 constexpr std::int64_t kBlock = 48, kBlocked = 160; // columns between two updates by products, and orders from which that pays
 
 struct CholeskyKernel {
@@ -213,6 +216,18 @@ template <class T> void lq_rows(MatrixView<T> x, double *lower) {
     if (l > x.cols) throw ValueError("lq_rows: more rows than columns");
     if (l == 0) return;
     Frame frame;
+    if (l <= kFewColumns) {
+        ColumnQr<T> qr;
+        qr.a = MatrixView<const T>(x).transposed();
+        qr.q = x.transposed();
+        qr.positive = true;
+        qr.columns = frame.take<T>(column_qr_room<T>(x.cols, l));
+        column_qr(qr);
+        if (!qr.good) throw LinAlgError("orthonormalisation: the rows hold NaN or infinity");
+        for (std::int64_t i = 0; i < l && lower != nullptr; ++i)
+            for (std::int64_t j = 0; j < l; ++j) lower[i * l + j] = j <= i ? double(qr.r[j * l + i]) : 0.0;
+        return;
+    }
     double *g = frame.take<double>(l * l), *inverse = frame.take<double>(l * l);
     double *product = frame.take<double>(l * l), *next = frame.take<double>(l * l);
     T *w = frame.take<T>(l * l);
@@ -273,8 +288,45 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
     // Row-major a is column-major aᵀ = V S Uᵀ: LAPACK's left vectors are our right ones.
     const std::int64_t p = std::min(m, n);
     if (p == 0) return;
+    const bool vectors = u != nullptr || vt != nullptr;
+    if (m == n && p <= (vectors ? kJacobi : kValues)) {
+        Frame frame;
+        const std::int64_t ld = small::order(p), all = small::area(p);
+        double *square = frame.zeros<double>(all), *left = frame.take<double>(all), *right = frame.take<double>(all), *values = frame.take<double>(ld);
+        const double top = max_abs_inline(a, p * p);
+        if (!std::isfinite(top)) throw LinAlgError("SVD of the small factor: the matrix holds NaN or infinity");
+        for (std::int64_t i = 0; i < p; ++i) std::copy_n(a + i * p, p, square + i * ld);
+        small::svd(p, square, values, u != nullptr ? left : nullptr, vt != nullptr ? right : nullptr);
+        std::copy_n(values, p, s);
+        for (std::int64_t i = 0; i < p; ++i)
+            for (std::int64_t j = 0; j < p; ++j) {
+                if (u != nullptr) u[j * p + i] = left[i * ld + j];
+                if (vt != nullptr) vt[i * p + j] = right[i * ld + j];
+            }
+        return;
+    }
     if (p > 20000 || std::max(m, n) > (std::int64_t(1) << 24))
         throw ValueError("SVD of the small factor: " + std::to_string(m) + " x " + std::to_string(n) + " is beyond LP64 LAPACK's work space");
+    if (m != n && p <= (vectors ? 80 : kValues)) { // from the square factor of the longer side
+        const bool tall = m > n;
+        const std::int64_t length = std::max(m, n);
+        Frame frame;
+        double *q = frame.take<double>(p * length), *l = frame.take<double>(p * p), *left = frame.take<double>(p * p), *right = frame.take<double>(p * p);
+        for (std::int64_t i = 0; i < p; ++i)
+            for (std::int64_t j = 0; j < length; ++j) q[i * length + j] = tall ? a[j * n + i] : a[i * n + j];
+        lq_rows(MatrixView<double>(q, p, length), l);
+        small_svd(p, p, l, s, left, right); // tall: Aᵀ = L Q, so A = Qᵀ right s leftᵀ
+        const MatrixView<const double> longer(q, p, length);
+        if (tall) {
+            if (u != nullptr) gemm<double>(longer.transposed(), MatrixView<const double>(right, p, p).transposed(), MatrixView<double>(u, m, p));
+            for (std::int64_t i = 0; i < p && vt != nullptr; ++i)
+                for (std::int64_t j = 0; j < p; ++j) vt[i * p + j] = left[j * p + i];
+        } else {
+            if (u != nullptr) std::copy_n(left, p * p, u);
+            if (vt != nullptr) gemm<double>(MatrixView<const double>(right, p, p), longer, MatrixView<double>(vt, p, n));
+        }
+        return;
+    }
     struct Job {
         std::vector<double> a, s, left, right, work;
         std::vector<int> iwork;
@@ -290,7 +342,6 @@ void small_svd(std::int64_t m, std::int64_t n, const double *a, double *s, doubl
     job->right.resize(std::size_t(p * m));
     job->work.resize(std::size_t(need));
     job->iwork.resize(std::size_t(8 * p));
-    const bool vectors = u != nullptr || vt != nullptr;
     run_stoppable(22.0 * double(p) * double(p) * double(p), [job, vectors, m, n, p, need] {
         char kind = vectors ? 'S' : 'N';
         int rows = int(n), cols = int(m), pi = int(p), lwork = int(need);

@@ -260,7 +260,7 @@ bool halley(int64_t k, double *r) {
 template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool complete) {
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
-    if (k <= kFewColumns) { // the polar factor of R goes into Q where that is formed
+    if (k <= 8) { // the polar factor of R goes into Q where that is formed
         ColumnQr<T> qr;
         factor_columns<T>(a, frame, qr);
         const int64_t rank = rank_of<T>(m, MatrixView<const T>(qr.r, k, k), complete), ld = small::order(k);

@@ -62,7 +62,8 @@ bool leading_near(const NearTop &problem, const std::function<void(const double 
     Frame frame;
     double *w = frame.take<double>(p * n), *other = frame.take<double>(p * n), *inner = frame.take<double>(p * p), *z = frame.take<double>(p * p);
     const double apply = 2.0 * double(p) * double(n) * double(n), ritz = 10.0 * double(p) * double(p) * double(n) + 30.0 * double(p) * double(p) * double(p);
-    double spent = 0;
+    double spent = 0, before_last = 0;
+    int last = 0;
     for (int round = 0; round < kRounds; ++round) {
         poll();
         if (!orthonormal_rows(p, n, y)) return false;
@@ -90,13 +91,19 @@ bool leading_near(const NearTop &problem, const std::function<void(const double 
         // T_d grows as g^d outside of [0, edge].
         const double edge = std::max(values[p - 1], 1e-8 * top), x = 2.0 * values[wanted - 1] / edge - 1.0;
         if (!(x > 1.0)) return false;
-        const double rate = std::log(x + std::sqrt(x * x - 1.0)), needed = std::log(2.0 * residual / goal) / rate;
+        double rate = std::log(x + std::sqrt(x * x - 1.0));
+        // The last value carried has not converged, and what is beyond it may be larger: what was seen counts.
+        if (last > 0) rate = std::min(rate, std::log(2.0 * before_last / (residual / top)) / last); // T_d is half of g^d
+        if (!(rate > 0.0)) return false;
+        const double needed = std::log(2.0 * residual / goal) / rate;
         if (spent + apply * needed + ritz * (1.0 + needed / kDegree) > problem.flops) return false;
         // The leading rows, of which every row has some error's worth, must not drown the others.
         const double share = residual / top, most = std::min(kParallel / share, 0.1 * problem.tolerance / (std::numeric_limits<double>::epsilon() * share));
-        const double x1 = 2.0 * top / edge - 1.0, apart = std::log(x1 + std::sqrt(x1 * x1 - 1.0)) - rate;
+        const double x1 = 2.0 * top / edge - 1.0, apart = std::log(x1 + std::sqrt(x1 * x1 - 1.0)) - std::log(x + std::sqrt(x * x - 1.0));
         const double limit = apart > 0.0 ? std::log(std::max(most, 1.0)) / apart : double(kDegree);
-        const int degree = int(std::clamp(std::min(std::ceil(needed), limit), 1.0, double(kDegree)));
+        const int degree = int(std::clamp(std::min(std::ceil(needed), limit), 1.0, round == 0 ? 3.0 : double(kDegree)));
+        last = degree;
+        before_last = residual / top;
         // T_0 = y and T_1 = 2 w / edge - y are known.
         double *before = y, *now = w, *next = other;
         recur(p * n, 0.0, y, 1.0, y, -2.0 / edge, w);

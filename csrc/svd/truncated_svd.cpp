@@ -455,9 +455,10 @@ TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const 
         left.dense = u;
         require_finite(left, name);
     }
-    const std::int64_t c = q <= n ? q : n;
+    const bool reduced = q <= n && !(q > 80 && 4 * n < 5 * q); // a factor that is hardly smaller is not worth its price
+    const std::int64_t c = reduced ? q : n;
     std::vector<double> inner(std::size_t(q * c)), s(std::size_t(std::min(q, c))), u(std::size_t(q * std::min(q, c))), vt(std::size_t(std::min(q, c) * c));
-    if (q <= n)
+    if (reduced)
         lq_rows(MatrixView<T>(x.data(), q, n), inner.data());
     else
         std::transform(x.data(), x.data() + q * n, inner.begin(), [](T v) { return double(v); });
@@ -469,7 +470,7 @@ TruncatedSvd<T> merge_svd(MatrixView<const T> ua, const T *sa, MatrixView<const 
     out.k = rank;
     out.s = values_of<T>(s, rank, e);
     out.vh.resize(std::size_t(rank * n));
-    if (q <= n)
+    if (reduced)
         rotate(vt.data(), rank, q, x.data(), n, out.vh.data());
     else
         std::transform(vt.begin(), vt.begin() + rank * n, out.vh.begin(), [](double v) { return T(v); });

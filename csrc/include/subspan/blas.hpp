@@ -15,6 +15,8 @@ template <class T> struct LapackTable {
 
 /// Installs a table for T. Every pointer must be set; throws ValueError otherwise. Thread-safe.
 template <class T> void set_lapack(const LapackTable<T> &table);
+/// Whether there is one.
+bool has_lapack();
 /// The table in use; throws BackendError when none was installed.
 template <class T> const LapackTable<T> &lapack();
 

@@ -201,6 +201,8 @@ def as_float(x: Array, name: str, wanted: Any = None) -> Array:
 
 def float_array(x: Any, name: str, wanted: Any = None) -> Array:
     """An array of floats: written numbers (lists) are of dtype ``wanted``, as are integers that it holds exactly."""
+    if type(x) is np.ndarray and x.dtype.char in "fd":
+        return x
     written = isinstance(x, (list, tuple, int, float))
     x = as_array(x, name)
     if written and wanted is not None and np.dtype(wanted) == np.float32 and x.dtype == np.float64:
@@ -210,8 +212,9 @@ def float_array(x: Any, name: str, wanted: Any = None) -> Array:
 
 def float_beside(*arrays: Any) -> Any:
     """float32 where one of the arrays is of it and none of float64: what written numbers and integers beside it are."""
-    names = {str(getattr(x, "dtype", "")).rpartition(".")[2] for x in arrays}
-    return np.float32 if "float32" in names and "float64" not in names else None
+    dtypes = [getattr(x, "dtype", "") for x in arrays]
+    kinds = {x.char if isinstance(x, np.dtype) else str(x).rpartition(".")[2] for x in dtypes}
+    return np.float32 if kinds & {"f", "float32"} and not kinds & {"d", "float64"} else None
 
 
 _READ, _OUT, _IN_PLACE = 0, 1, 2

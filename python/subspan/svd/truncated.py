@@ -184,6 +184,9 @@ def product_svd(A: Array, B: Array, rank: int | None = None, *, signs: str = "v"
     return TruncatedSVD(*call.give(call.kernels.product_svd(call.context, A, B, rank, signs)))
 
 
+_PARTS = ("a.U", "a.S", "a.V", "b.U", "b.S", "b.V")
+
+
 def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v") -> TruncatedSVD:
     """Truncated SVD of the stacked matrix ``[A; B]`` from truncated SVDs of ``A`` and ``B``.
 
@@ -214,7 +217,5 @@ def merge_svd(a: Any, b: Any, rank: int, *, forget: float = 1.0, signs: str = "v
         wanted = float_beside(u, s, vh)
         u = None if u is None else float_array(u, f"{name}.U", wanted)
         given.append((u, float_array(s, f"{name}.S", wanted), float_array(vh, f"{name}.Vh", wanted)))
-    call = call_of(
-        a=a[2], **{f"{n}.{m}": x for n, part in zip("ab", given, strict=True) for m, x in zip("USV", part, strict=True)}
-    )
+    call = call_of(a=a[2], **dict(zip(_PARTS, given[0] + given[1], strict=True)))
     return TruncatedSVD(*call.give(call.kernels.merge_svd(call.context, *given, rank, forget, signs)))
