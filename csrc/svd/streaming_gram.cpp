@@ -58,7 +58,8 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
     }
     if (opt.method == SvdMethod::gram || (opt.method == SvdMethod::automatic && gram_may_work(w))) {
         if (gram_route(w, dense, sparse)) return;
-        skip_gram = 8; // a inner solved in vain: do not try again at once
+        // A small problem solved in vain: not again at once, unless only rows were too few for all directions.
+        if (w.m > keep + 1) skip_gram = 8;
     }
     if (sparse) densify(w, dense, copy);
     if (robust(w, dense)) return;

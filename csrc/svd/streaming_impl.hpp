@@ -154,7 +154,7 @@ template <class T> struct StreamingSvd<T>::Impl {
         checked_product({keep, columns}, "rank and the columns of rows");
         n = columns;
         v.reserve(keep * n);
-        std::fill_n(low.reserve(keep * n), keep * n, T(0));
+        low.reserve(keep * n); // rows are written before they are read: of many, most never are
         if (opt.center) mean.assign(std::size_t(n), 0.0);
         scatter.assign(std::size_t(n), 0.0);
     }

@@ -1,13 +1,13 @@
 // The routes that square nothing that matters; streaming_gram.cpp says when each is taken.
 #include "svd/streaming_impl.hpp"
-#include "subspan/blas.hpp"
+#include "base/amax.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/gemm.hpp"
+#include "subspan/householder_qr.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
-#include <memory>
 #include <numeric>
 
 namespace subspan {
@@ -191,20 +191,11 @@ template <class T> bool StreamingSvd<T>::Impl::robust(Work &w, const Rows<T> &de
     return true;
 }
 
-namespace {
-struct Job {
-    Buffer<double> a, work, tau;
-    int info = 0;
-    Job(Buffer<double> &&rows, std::int64_t lwork, std::int64_t p) : a(std::move(rows)), work(lwork), tau(p) {}
-};
-} // namespace
-
 template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T> &dense) {
     // In double, also for rows of float: what each update rounds would add up, and this is the route of few rows and of hard
     // ones.
     Frame frame;
     const std::int64_t rr = w.r, m = w.m, p = std::min(m, n), k = std::min(keep, p);
-    if (n > std::numeric_limits<int>::max()) throw ValueError("rows: more than 2^31 - 1 columns");
     Buffer<double> a(m * n);
     for (std::int64_t i = 0; i < rr; ++i)
         for (std::int64_t j = 0; j < n; ++j) a.data()[i * n + j] = w.scale[std::size_t(i)] * (double(v.data()[i * n + j]) + double(low.data()[i * n + j]));
@@ -215,31 +206,24 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
         materialise(dense, rows.data());
         std::copy_n(rows.data(), w.b * n, a.data() + rr * n);
     }
-    // A = L Q by LAPACK, on memory that an interrupt leaves behind.
-    const auto job = std::make_shared<Job>(std::move(a), 64 * m, p);
-    const double flops = 2.0 * double(m) * double(p) * double(n);
-    run_stoppable(flops, [job, n = this->n, m] {
-        int ni = int(n), mi = int(m), lwork = int(64 * m);
-        lapack<double>().geqrf(&ni, &mi, job->a.data(), &ni, job->tau.data(), job->work.data(), &lwork, &job->info);
-    });
-    if (job->info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
+    const MatrixView<const double> rows(a.data(), m, n);
+    if (!all_finite<double>(rows)) throw LinAlgError("the rows' decomposition overflows; scale the data");
     // Aᵀ = Q R: the right singular vectors of A are Q times the left ones of R, hence the rows of (Rᵀ's right
     // vectors) Qᵀ. Rᵀ is m x p.
+    const std::int64_t width = std::min(p, kReflectionBlock);
+    Buffer<double> reflections(n * p), triangle(p * m), factors(p * width), tau(p);
+    const MatrixView<double> vr(reflections.data(), n, p), r_factor(triangle.data(), p, m), t(factors.data(), p, width);
+    householder_qr<double>(StackView<const double>(rows.transposed()), vr, r_factor, MatrixView<double>(tau.data(), 1, p), t);
     double *rt = frame.zeros<double>(m * p), *sigma = frame.take<double>(k), *y = frame.take<double>(k * p);
     double total = 0;
     for (std::int64_t i = 0; i < m; ++i)
         for (std::int64_t j = 0; j <= std::min(i, p - 1); ++j) {
-            rt[i * p + j] = job->a.data()[i * n + j];
+            rt[i * p + j] = r_factor(j, i);
             total += rt[i * p + j] * rt[i * p + j];
         }
     inner_svd(m, p, rt, k, sigma, y);
     for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, k, total, w.dropped);
-    run_stoppable(flops, [job, n = this->n, m, p] {
-        int ni = int(n), pi = int(p), lwork = int(64 * m);
-        lapack<double>().orgqr(&ni, &pi, &pi, job->a.data(), &ni, job->tau.data(), job->work.data(), &lwork, &job->info);
-    });
-    if (job->info != 0) throw LinAlgError("StreamingSVD: orgqr failed");
     const std::int64_t kept = sel.rank;
     require_representable(w, sigma, kept);
     std::vector<double> out(static_cast<std::size_t>(kept));
@@ -250,8 +234,14 @@ template <class T> void StreamingSvd<T>::Impl::householder(Work &w, const Rows<T
         const Closest old = closest(rr, [&](std::int64_t j) { return overlap[i * rr + j] / w.scale[std::size_t(j)]; });
         for (std::int64_t j = 0; j < p; ++j) y[i * p + j] *= old.sign;
     }
+    // Rows Y Qᵀ, as those of Y with zeros behind to which Qᵀ is applied.
     Buffer<double> fresh(kept * n);
-    combine(y, RowBlocks<double>(n).add(MatrixView<const double>(job->a.data(), p, n)), MatrixView<double>(fresh.data(), kept, n));
+    for (std::int64_t i = 0; i < kept; ++i) {
+        std::copy_n(y + i * p, p, fresh.data() + i * n);
+        std::fill_n(fresh.data() + i * n + p, n - p, 0.0);
+    }
+    const MatrixView<double> turned(fresh.data(), kept, n);
+    factored_apply<double>(MatrixView<const double>(vr), MatrixView<const double>(t), MatrixView<const double>(turned), Side::right, true, turned, false);
     set_basis(kept, fresh.data());
     route = "householder";
     commit(w, std::move(out), rr == 0, sel.dropped);

@@ -84,6 +84,7 @@ template <class T> StreamingSvd<T>::StreamingSvd(const StreamingOptions &o, cons
     impl_->skip_moments = int(std::clamp<std::int64_t>(st.skip_moments, 0, 1 << 20));
     impl_->skip_again = int(std::clamp<std::int64_t>(st.skip_again, 0, 1 << 20));
     std::copy(st.components.begin(), st.components.end(), impl_->v.data());
+    if (st.low.empty()) std::fill_n(impl_->low.data(), st.components.size(), T(0)); // of 0.1
     std::copy(st.low.begin(), st.low.end(), impl_->low.data());
     if (st.moments.empty()) return;
     const std::int64_t n = st.features, ld = moments_stride(n);
