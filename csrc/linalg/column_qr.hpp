@@ -24,9 +24,7 @@ template <class T> struct ColumnQr {
 };
 
 /// Whether this is the way where rows are contiguous: more columns fill a vector, and short ones wait for one another.
-template <class T> bool few_columns(std::int64_t m, std::int64_t k) {
-    return k <= 4 || (k <= 6 && m >= 64) || (sizeof(T) == 4 && k <= 8 && m >= 128);
-}
+template <class T> bool few_columns(std::int64_t m, std::int64_t k) { return k <= 4 || (k <= 6 && m >= 64) || (sizeof(T) == 4 && k <= 8 && m >= 128); }
 
 template <class T> std::int64_t column_qr_room(std::int64_t m, std::int64_t k);
 template <class T> void column_qr(ColumnQr<T> &qr);

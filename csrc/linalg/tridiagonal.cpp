@@ -276,6 +276,13 @@ class Solver {
         merge(first, n1, n2, beta, keep);
     }
 
+    // The same of diag(d) + rho z zᵀ, from the start.
+    void rank_one(std::vector<double> z, double rho, std::int64_t keep) {
+        std::fill_n(q_, n_ * n_, 0.0);
+        for (std::int64_t i = 0; i < n_; ++i) q_[i * n_ + i] = 1.0;
+        secular(0, n_, 0, std::vector<double>(d_, d_ + n_), std::move(z), rho, keep);
+    }
+
     const double *vectors() const { return q_; }
 
   private:
@@ -302,7 +309,13 @@ class Solver {
         const double rho = 2.0 * std::abs(beta);
         for (std::int64_t i = 0; i < n1; ++i) std::fill_n(rows + i * n_ + n1, n2, 0.0);
         for (std::int64_t i = n1; i < n; ++i) std::fill_n(rows + i * n_, n1, 0.0);
+        secular(first, n1, n2, std::move(dd), std::move(z), rho, keep);
+    }
 
+    // diag(dd) + rho z zᵀ in the basis of the rows, of which the first n1 end, and the others begin, at column n1.
+    void secular(std::int64_t first, std::int64_t n1, std::int64_t n2, std::vector<double> dd, std::vector<double> z, double rho, std::int64_t keep) {
+        const std::int64_t n = n1 + n2;
+        double *d = d_ + first, *rows = at(first);
         std::vector<std::int64_t> order(n);
         std::iota(order.begin(), order.end(), 0);
         std::sort(order.begin(), order.end(), [&](auto a, auto b) { return dd[a] < dd[b]; });
@@ -360,15 +373,15 @@ class Solver {
         double *diff_all = frame.take<double>(K * K);
         // A few parts, each with its own work array: more than threads, so that they even out.
         const std::int64_t parts = K >= 128 ? std::min<std::int64_t>(2 * num_threads(), K / 32) : 1;
-        std::vector<Secular> secular(static_cast<std::size_t>(parts),
-                                     Secular{K, dk.data(), wk.data(), 1.0 / rho, rho * sum, nullptr, diff_all, prod.data(), lambda.data(), false});
-        for (std::int64_t p = 0; p < parts; ++p) secular[std::size_t(p)].delta = frame.take<double>(K);
-        parallel_for(parts, [&](std::int64_t p) { simd::dispatch<RootsKernel>(&secular[std::size_t(p)], K * p / parts, K * (p + 1) / parts); });
+        std::vector<Secular> parts_of(static_cast<std::size_t>(parts),
+                                      Secular{K, dk.data(), wk.data(), 1.0 / rho, rho * sum, nullptr, diff_all, prod.data(), lambda.data(), false});
+        for (std::int64_t p = 0; p < parts; ++p) parts_of[std::size_t(p)].delta = frame.take<double>(K);
+        parallel_for(parts, [&](std::int64_t p) { simd::dispatch<RootsKernel>(&parts_of[std::size_t(p)], K * p / parts, K * (p + 1) / parts); });
         bool failed = false;
-        for (const auto &q : secular) failed = failed || q.failed;
+        for (const auto &q : parts_of) failed = failed || q.failed;
         if (!failed)
             parallel_for(parts, [&](std::int64_t p) {
-                const Secular *q = &secular[std::size_t(p)];
+                const Secular *q = &parts_of[std::size_t(p)];
                 simd::dispatch<ProductsKernel>(q, K * p / parts, K * (p + 1) / parts);
             });
         if (failed) throw LinAlgError("tridiagonal eigenproblem: the secular equation did not converge");
@@ -409,7 +422,7 @@ class Solver {
         }
         double *gather = frame.take<double>(K * std::max(n1, n2)), *product = frame.take<double>(wanted * n);
         const auto half = [&](std::int64_t from, std::int64_t to, std::int64_t c0, std::int64_t width) {
-            if (wanted == 0) return;
+            if (wanted == 0 || width == 0) return;
             for (std::int64_t i = from; i < to; ++i) std::copy_n(rows + live[columns[i]] * n_ + c0, width, gather + (i - from) * width);
             gemm<double>(MatrixView<const double>(coef + from, wanted, to - from, K, 1), MatrixView<const double>(gather, to - from, width),
                          MatrixView<double>(product + c0, wanted, width, n, 1));
@@ -434,6 +447,30 @@ class Solver {
 };
 
 } // namespace
+
+void rank_one_top(std::int64_t n, std::int64_t k, const double *d, const double *z, double *values, double *vectors) {
+    double square = 0, scale = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+        square += z[i] * z[i];
+        scale = std::max(scale, std::abs(d[i]));
+    }
+    scale = std::max(scale, square);
+    if (scale == 0.0) scale = 1.0;
+    Frame frame;
+    double *own = frame.take<double>(n), *none = frame.take<double>(1);
+    std::vector<double> unit(static_cast<std::size_t>(n));
+    const double root = square > 0.0 ? 1.0 / std::sqrt(square) : 0.0;
+    for (std::int64_t i = 0; i < n; ++i) {
+        own[i] = d[i] / scale;
+        unit[std::size_t(i)] = z[i] * root;
+    }
+    Solver solver(n, own, none);
+    solver.rank_one(std::move(unit), square / scale, k);
+    for (std::int64_t i = 0; i < k; ++i) {
+        values[i] = own[n - 1 - i] * scale;
+        std::copy_n(solver.vectors() + (n - 1 - i) * n, n, vectors + i * n);
+    }
+}
 
 void tridiagonal_top(std::int64_t n, std::int64_t k, double *d, double *e, double *values, double *vectors) {
     if (n == 0) return;

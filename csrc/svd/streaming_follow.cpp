@@ -24,7 +24,10 @@ template <class T> inline constexpr T kMost = T(sizeof(T) == 4 ? 1e12 : 1e100);
 template <class T> struct SplitRowArgs {
     const T *v; // k x n, orthonormal rows
     int64_t k, n;
-    T *y;      // a row, which becomes what it has outside of them
+    const T *x;    // a row
+    double *mean;  // where not null: comes off, and moves towards the row by a share
+    double share;
+    T *y;      // out: what the row has outside of them
     double *a; // its coordinates, then the length of what is left
     double *length; // of the row, squared
 };
@@ -35,6 +38,15 @@ template <class T> struct SplitRowKernel {
         constexpr int W = V::lanes;
         const int64_t n = g->n;
         T *y = g->y;
+        if (g->mean == nullptr) {
+            std::copy_n(g->x, n, y);
+        } else {
+            for (int64_t j = 0; j < n; ++j) { // compilers make vectors of it
+                const double d = double(g->x[j]) - g->mean[j];
+                y[j] = T(d);
+                g->mean[j] += g->share * d;
+            }
+        }
         *g->length = double(simd::dot<T, Bytes>(y, y, n));
         for (int pass = 0; pass < 2; ++pass) // twice: what is left may be small
             for (int64_t i = 0; i < g->k; ++i) {
@@ -49,11 +61,48 @@ template <class T> struct SplitRowKernel {
     }
 };
 
+// Rows turned where they are: row i becomes Σ_j turn[i·m + j] row j.
+template <class T> struct TurnArgs {
+    const T *turn; // kept x m
+    int64_t kept, m, n;
+    T *v;
+};
+
+constexpr int64_t kTurn = 12; // rows whose values at a vector of columns stay in registers, or nearly
+
+template <class T> struct TurnKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const TurnArgs<T> *g) {
+        using V = simd::Vec<T, Bytes>;
+        constexpr int W = V::lanes;
+        const int64_t n = g->n, m = g->m;
+        int64_t c = 0;
+        for (; c + W <= n; c += W) {
+            typename V::type x[kTurn];
+            for (int64_t j = 0; j < m; ++j) x[j] = V::load(g->v + j * n + c);
+            for (int64_t i = 0; i < g->kept; ++i) {
+                const T *f = g->turn + i * m;
+                auto sum = f[0] * x[0];
+                for (int64_t j = 1; j < m; ++j) sum += f[j] * x[j];
+                V::store(g->v + i * n + c, sum);
+            }
+        }
+        for (; c < n; ++c) {
+            T x[kTurn];
+            for (int64_t j = 0; j < m; ++j) x[j] = g->v[j * n + c];
+            for (int64_t i = 0; i < g->kept; ++i) {
+                T sum = 0;
+                for (int64_t j = 0; j < m; ++j) sum += g->turn[i * m + j] * x[j];
+                g->v[i * n + c] = sum;
+            }
+        }
+    }
+};
+
 } // namespace
 
 // Whether so many rows are scored by the directions that follow, which have then taken in all rows that wait.
 template <class T> bool StreamingSvd<T>::Impl::follows(std::int64_t rows) {
-    if (!thin || rows > kFew || opt.energy > 0.0 || pending_csr() || pending() == 0) return false;
+    if (!thin || rows > kFew || opt.energy > 0.0 || pending_csr() || (pending() == 0 && !follower.on)) return false;
     if (!follower.on && (pending() > 2 * kFew || !start_following())) return false; // many are cheaper together
     follower.on = follow_waiting() && follower.k >= std::min(opt.rank, seen);
     return follower.on;
@@ -98,39 +147,40 @@ template <class T> void StreamingSvd<T>::Impl::follow(const T *x, double w) {
     Frame frame;
     const std::int64_t k = f.k;
     T *y = frame.take<T>(n);
-    double *a = frame.take<double>(k + 1), c = w, length = 0;
-    std::copy_n(x, n, y);
+    double *a = frame.take<double>(k + 1), c = w, length = 0, *mean = nullptr;
+    const double all = f.weight + w * w;
     if (opt.center) { // about the mean of the rows before
-        const double all = f.weight + w * w, share = w * w / all;
         c = w * std::sqrt(f.weight / all);
-        for (std::int64_t j = 0; j < n; ++j) {
-            const double d = double(x[j]) - f.mean[std::size_t(j)];
-            y[j] = T(d);
-            f.mean[std::size_t(j)] += share * d;
-        }
+        mean = f.mean.data();
     }
-    f.weight += w * w;
+    const SplitRowArgs<T> args{f.v.data(), k, n, x, mean, w * w / all, y, a, &length};
+    f.weight = all;
     ++f.rows;
-    const SplitRowArgs<T> args{f.v.data(), k, n, y, a, &length};
     simd::dispatch<SplitRowKernel<T>>(&args);
     if (!(c * c * length > 0.0)) return;
     const bool more = k < n && a[k] > 10.0 * eps * std::sqrt(length);
     const std::int64_t m = k + more, kept = std::min(m, f.most);
-    double *g = frame.take<double>(m * m), *l = frame.take<double>(kept), *z = frame.take<double>(kept * m);
+    double *squares = frame.take<double>(m), *l = frame.take<double>(kept), *z = frame.take<double>(kept * m);
     for (std::int64_t i = 0; i < m; ++i) {
-        for (std::int64_t j = 0; j <= i; ++j) g[i * m + j] = c * c * a[i] * a[j];
-        if (i < k) g[i * m + i] += f.s[std::size_t(i)] * f.s[std::size_t(i)];
+        squares[i] = i < k ? f.s[std::size_t(i)] * f.s[std::size_t(i)] : 0.0;
+        a[i] *= c;
     }
-    eigh_top<double>(m, kept, g, l, z);
+    rank_one_top(m, kept, squares, a, l, z);
+    const double rest = c / a[k]; // a is times c by now
     if (more)
-        for (std::int64_t j = 0; j < n; ++j) f.v[std::size_t(k * n + j)] = T(double(y[j]) / a[k]);
+        for (std::int64_t j = 0; j < n; ++j) f.v[std::size_t(k * n + j)] = T(double(y[j]) * rest);
     T *turn = frame.take<T>(kept * m);
     for (std::int64_t i = 0; i < kept; ++i) {
         const double sign = closest(k, [&](std::int64_t j) { return z[i * m + j]; }).sign;
         for (std::int64_t j = 0; j < m; ++j) turn[i * m + j] = T(sign * z[i * m + j]);
     }
-    gemm<T>(MatrixView<const T>(turn, kept, m), MatrixView<const T>(f.v.data(), m, n), MatrixView<T>(f.other.data(), kept, n));
-    f.v.swap(f.other);
+    if (m <= kTurn) {
+        const TurnArgs<T> turned{turn, kept, m, n, f.v.data()};
+        simd::dispatch<TurnKernel<T>>(&turned);
+    } else {
+        gemm<T>(MatrixView<const T>(turn, kept, m), MatrixView<const T>(f.v.data(), m, n), MatrixView<T>(f.other.data(), kept, n));
+        f.v.swap(f.other);
+    }
     f.k = kept;
     f.s.resize(std::size_t(kept));
     for (std::int64_t i = 0; i < kept; ++i) f.s[std::size_t(i)] = std::sqrt(std::max(l[i], 0.0));

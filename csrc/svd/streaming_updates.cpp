@@ -293,6 +293,7 @@ void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, do
 
 template <class T> void StreamingSvd<T>::Impl::show() {
     flush();
+    follower.on = false; // scores agree with what was shown
     if (moments.on && !moments.figures.solved) solve_moments(wanted());
     if (clean || shown.valid) return;
     Impl copy(opt);

@@ -14,6 +14,11 @@ namespace subspan {
 /// Throws LinAlgError when g holds NaN or infinity.
 template <class T> void eigh_top(std::int64_t n, std::int64_t k, const double *g, double *values, T *vectors, double *all = nullptr);
 
+/// The k largest eigenvalues (descending) of diag(d) + z zᵀ, of order n, and their orthonormal eigenvectors as the rows of
+/// `vectors` (k x n). Roots of the secular equation with vectors after Gu and Eisenstat (1994): O(n²), and a product of k x n
+/// by n x n.
+void rank_one_top(std::int64_t n, std::int64_t k, const double *d, const double *z, double *values, double *vectors);
+
 /// All eigenvalues (ascending) of the symmetric tridiagonal matrix with diagonal d and off-diagonal e, and the
 /// eigenvectors of the k largest as rows of `vectors` (k x n), the largest last. d and e hold n items each (the last of
 /// e is work space) and are overwritten.
