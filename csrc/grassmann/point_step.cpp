@@ -2,6 +2,7 @@
 
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
+#include "base/simd.hpp"
 #include "linalg/small_dense.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/householder_qr.hpp"
@@ -209,6 +210,96 @@ template <class T> void long_step(MatrixView<const T> u, MatrixView<const T> h, 
     tidy<T>(out);
 }
 
+// Points of one column: two sweeps, and scalars between them.
+template <class T> struct LineArgs {
+    int64_t n;
+    const T *u, *h;
+    double *sums; // UᵀU, UᵀH, HᵀH
+    double p, q, p2, q2;
+    T *out, *velocity; // out = p U + q H, velocity = p2 U + q2 H; may be u and h
+};
+
+template <class T> struct LineSums {
+    template <int Bytes> static SUBSPAN_INLINE void run(const LineArgs<T> *g) {
+        using V = simd::Vec<T, Bytes>;
+        constexpr int W = V::lanes;
+        double *sums = g->sums;
+        sums[0] = sums[1] = sums[2] = 0;
+        for (int64_t first = 0; first < g->n; first += 512) { // rows whose products are summed in T
+            const int64_t end = std::min(g->n, first + 512);
+            typename V::type uu{}, uh{}, hh{};
+            int64_t i = first;
+            for (; i + W <= end; i += W) {
+                const auto u = V::load(g->u + i), h = V::load(g->h + i);
+                uu += u * u;
+                uh += u * h;
+                hh += h * h;
+            }
+            T x = V::sum(uu), y = V::sum(uh), z = V::sum(hh);
+            for (; i < end; ++i) {
+                x += g->u[i] * g->u[i];
+                y += g->u[i] * g->h[i];
+                z += g->h[i] * g->h[i];
+            }
+            sums[0] += double(x);
+            sums[1] += double(y);
+            sums[2] += double(z);
+        }
+    }
+};
+
+template <class T> struct LineMove {
+    template <int Bytes> static SUBSPAN_INLINE void run(const LineArgs<T> *g) {
+        const T p = T(g->p), q = T(g->q), p2 = T(g->p2), q2 = T(g->q2);
+        if (g->velocity == nullptr)
+            for (int64_t i = 0; i < g->n; ++i) g->out[i] = p * g->u[i] + q * g->h[i];
+        else
+            for (int64_t i = 0; i < g->n; ++i) {
+                const T u = g->u[i], h = g->h[i];
+                g->out[i] = p * u + q * h;
+                g->velocity[i] = p2 * u + q2 * h;
+            }
+    }
+};
+
+// A step of one column; false, and nothing is done, where the way of all others is needed: for numbers at the ends of the range, a
+// U that is far from its length, an H with a large part along U, and what is refused.
+template <class T> bool line_step(const Step<T> &s) {
+    const auto lies = [](const auto &x) { return x.row_stride == 1 || x.rows == 1; };
+    if (!lies(s.u) || !lies(s.h) || !lies(s.out) || (s.velocity != nullptr && !lies(*s.velocity))) return false;
+    double sums[3];
+    LineArgs<T> args{s.u.rows, s.u.data, s.h.data, sums, 0, 0, 0, 0, s.out.data, s.velocity != nullptr ? s.velocity->data : nullptr};
+    simd::dispatch<LineSums<T>>(static_cast<const LineArgs<T> *>(&args));
+    const double e = sums[0], b = sums[2], t = s.t, off = std::abs(e - 1.0);
+    constexpr double least = 1e6 * double(std::numeric_limits<T>::min()) / kEps<T>, most = 1e-6 * double(std::numeric_limits<T>::max());
+    if (!(off < 0.1 * std::sqrt(kEps<T>)) || !(off <= orthonormal_bound<T>(1)) || !(b > least && b < most) || !(std::abs(t) < 1e100)) return false;
+    if (s.checks == Checks::points_and_tangents && !(sums[1] * sums[1] <= kEps<T> * b)) return false;
+    if (!(sums[1] * sums[1] < 0.1 * b)) return false;
+    if (s.dry) return true;
+    const double f = off <= 2.0 * kEps<T> ? 1.0 : 1.5 - 0.5 * e, m = f * sums[1], a = b - m * m, x = t * t * a;
+    double c = 0, sine = 0;
+    switch (s.method) {
+    case Retraction::exp: {
+        const double angle = std::sqrt(x);
+        c = std::cos(angle);
+        sine = angle < 1e-4 ? 1.0 - x / 6.0 : std::sin(angle) / angle;
+        break;
+    }
+    case Retraction::cayley:
+        sine = 1.0 / (1.0 + 0.25 * x);
+        c = 2.0 * sine - 1.0;
+        break;
+    default: c = sine = 1.0 / std::sqrt(1.0 + x);
+    }
+    args.p = f * (c - t * m * sine);
+    args.q = t * sine;
+    args.p2 = f * (-t * a * sine - m * c);
+    args.q2 = c;
+    if (!(std::abs(args.q) < most)) return false;
+    simd::dispatch<LineMove<T>>(static_cast<const LineArgs<T> *>(&args));
+    return true;
+}
+
 } // namespace
 
 void check_shape(int64_t n, int64_t k) {
@@ -341,6 +432,7 @@ template <class T> void tidy(MatrixView<T> u) {
 }
 
 template <class T> void step(const Step<T> &s) {
+    if (s.u.cols == 1 && line_step<T>(s)) return;
     const auto u = s.u;
     const auto h = s.h;
     const int64_t n = u.rows, k = u.cols, all = small::area(k);
