@@ -2,6 +2,7 @@
 
 #include "base/amax.hpp"
 #include "base/simd.hpp"
+#include "linalg/columns.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
@@ -15,63 +16,28 @@ namespace {
 using simd::Vec;
 using std::int64_t;
 
-constexpr int64_t kWidest = 16; // lanes of the widest vector
-constexpr int kGroup = 8;       // columns whose sums are in registers
+constexpr int kGroup = simd::kColumnGroup;
 
-// Columns of a copy, padded with zeros to whole vectors; not a power of two apart, where they would share cache sets.
-int64_t stride_of(int64_t m) {
-    const int64_t ld = (m + kWidest - 1) / kWidest * kWidest;
-    return ld % 512 == 0 ? ld + kWidest : ld;
-}
-
-template <class T, int Bytes, int K> struct Columns {
+template <class T, int Bytes, int K> struct Factor {
+    using C = simd::Columns<T, Bytes>;
     using V = Vec<T, Bytes>;
     using VT = typename V::type;
     static constexpr int W = V::lanes;
     static constexpr int64_t kRun = 128; // vectors whose products are summed in T
 
-    // along[c] = x · column c, for C of them.
-    template <int C> static SUBSPAN_INLINE void products_of(const T *p, int64_t ld, int64_t size, const T *x, double *along) {
-        constexpr int U = C <= 2 ? 4 : C <= 4 ? 2 : 1; // chains
-        for (int c = 0; c < C; ++c) along[c] = 0;
-        for (int64_t first = 0; first < size; first += kRun * W) {
-            const int64_t end = std::min(size, first + kRun * W);
-            VT sum[U][C];
-#pragma GCC unroll 4
-            for (int u = 0; u < U; ++u)
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) sum[u][c] = VT{};
-            int64_t i = first;
-            for (; i + U * W <= end; i += U * W)
-#pragma GCC unroll 4
-                for (int u = 0; u < U; ++u) {
-                    const VT y = V::load(x + i + u * W);
-#pragma GCC unroll 8
-                    for (int c = 0; c < C; ++c) sum[u][c] += y * V::load(p + c * ld + i + u * W);
-                }
-            for (; i < end; i += W) {
-                const VT y = V::load(x + i);
-#pragma GCC unroll 8
-                for (int c = 0; c < C; ++c) sum[0][c] += y * V::load(p + c * ld + i);
-            }
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) {
-#pragma GCC unroll 4
-                for (int u = 1; u < U; ++u) sum[0][c] += sum[u][c];
-                along[c] += double(V::sum(sum[0][c]));
-            }
-        }
-    }
+    // along[c] = x · column c, for all of them; x is one of them.
     static SUBSPAN_INLINE void products(const T *p, int64_t ld, int64_t size, const T *x, double *along) {
-        products_of<std::min(K, kGroup)>(p, ld, size, x, along);
-        if constexpr (K > kGroup) products_of<K - kGroup>(p + kGroup * ld, ld, size, x, along + kGroup);
+        for (int c = 0; c < K; ++c) along[c] = 0;
+        const auto group = [&](double *to) { return [to](int c, double sum) SUBSPAN_LAMBDA_INLINE { to[c] += sum; }; };
+        C::template products<std::min(K, kGroup), kRun>(p, ld, size, x, group(along));
+        if constexpr (K > kGroup) C::template products<K - kGroup, kRun>(p + kGroup * ld, ld, size, x, group(along + kGroup));
     }
-    // C columns from z on lose f_c x.
-    template <int C> static SUBSPAN_INLINE void subtract(const T *x, T *z, int64_t ld, int64_t size, const T *f) {
+    // Columns from z on lose f_c x.
+    template <int Count> static SUBSPAN_INLINE void subtract(const T *x, T *z, int64_t ld, int64_t size, const T *f) {
         for (int64_t i = 0; i < size; i += W) {
             const VT y = V::load(x + i);
 #pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) V::store(z + c * ld + i, V::load(z + c * ld + i) - f[c] * y);
+            for (int c = 0; c < Count; ++c) V::store(z + c * ld + i, V::load(z + c * ld + i) - f[c] * y);
         }
     }
     static SUBSPAN_INLINE void subtract(int count, const T *x, T *z, int64_t ld, int64_t size, const T *f) {
@@ -87,45 +53,12 @@ template <class T, int Bytes, int K> struct Columns {
         default: return subtract<7>(x, z, ld, size, f);
         }
     }
-    static SUBSPAN_INLINE void load(const MatrixView<const T> &a, T *p, int64_t ld) {
-        const int64_t m = a.rows;
-        const int k = int(a.cols);
-        if (a.row_stride == 1) {
-            for (int c = 0; c < k; ++c) std::copy_n(a.data + c * a.col_stride, m, p + c * ld);
-        } else if (k == K && a.col_stride == 1 && a.row_stride == K) {
-            const T *__restrict from = a.data;
-            T *__restrict to = p;
-            for (int64_t i = 0; i < m; ++i)
-#pragma GCC unroll 16
-                for (int c = 0; c < K; ++c) to[c * ld + i] = from[i * K + c];
-        } else {
-            for (int64_t i = 0; i < m; ++i)
-                for (int c = 0; c < k; ++c) p[c * ld + i] = a.data[i * a.row_stride + c * a.col_stride];
-        }
-    }
-    static SUBSPAN_INLINE void store(const T *p, int64_t ld, const MatrixView<T> &a) {
-        const int64_t m = a.rows;
-        const int k = int(a.cols);
-        if (a.row_stride == 1) {
-            for (int c = 0; c < k; ++c) std::copy_n(p + c * ld, m, a.data + c * a.col_stride);
-        } else if (k == K && a.col_stride == 1 && a.row_stride == K) {
-            T *__restrict to = a.data;
-            const T *__restrict from = p;
-            for (int64_t i = 0; i < m; ++i)
-#pragma GCC unroll 16
-                for (int c = 0; c < K; ++c) to[i * K + c] = from[c * ld + i];
-        } else {
-            for (int64_t i = 0; i < m; ++i)
-                for (int c = 0; c < k; ++c) a.data[i * a.row_stride + c * a.col_stride] = p[c * ld + i];
-        }
-    }
     static SUBSPAN_INLINE void run(ColumnQr<T> &g) {
-        const int64_t m = g.a.rows, ld = stride_of(m), size = (m + W - 1) / W * W;
+        const int64_t m = g.a.rows, ld = simd::column_stride(m), size = (m + W - 1) / W * W;
         T *p = g.columns;
         const int k = int(g.a.cols);
-        for (int c = 0; c < k; ++c) std::fill(p + c * ld + m, p + c * ld + size, T(0));
         for (int c = k; c < K; ++c) std::fill_n(p + c * ld, size, T(0)); // of length zero: nothing is reflected for them
-        load(g.a, p, ld);
+        C::template load<K>(g.a, p, ld);
         T top = 0;
         for (int c = 0; c < k; ++c) { // comparisons would lose NaN
             const T one = max_abs_inline(p + c * ld, size);
@@ -191,7 +124,7 @@ template <class T, int Bytes, int K> struct Columns {
         if (unit != T(1))
             for (int i = 0; i < k * k; ++i) g.r[i] /= unit;
         if (g.v.data != nullptr) {
-            store(p, ld, g.v);
+            C::template store<K>(p, ld, g.v);
             for (int i = 0; i < k; ++i) {
                 g.tau[i] = tau[i];
                 for (int j = 0; j < k; ++j) g.t(i, j) = T(t[i * K + j]);
@@ -207,7 +140,7 @@ template <class T, int Bytes, int K> struct Columns {
         form(g, turn, g.q);
     }
     static SUBSPAN_INLINE void form(ColumnQr<T> &g, const double *turn, const MatrixView<T> &to) {
-        const int64_t m = g.a.rows, ld = stride_of(m), size = (m + W - 1) / W * W;
+        const int64_t m = g.a.rows, ld = simd::column_stride(m), size = (m + W - 1) / W * W;
         const int k = int(g.a.cols);
         T *p = g.columns, w[K][K] = {}; // Q W = E W + V w with w = -T V1ᵀ W
         for (int c = 0; c < k; ++c) {
@@ -236,7 +169,7 @@ template <class T, int Bytes, int K> struct Columns {
         }
         for (int c = 0; c < k; ++c)
             for (int i = 0; i < k; ++i) p[c * ld + i] = T(double(p[c * ld + i]) + turn[i * k + c]);
-        store(p, ld, to);
+        C::template store<K>(p, ld, to);
     }
     static SUBSPAN_INLINE void poll_rarely(int64_t size) {
         if (size > 100000) poll();
@@ -246,9 +179,9 @@ template <class T, int Bytes, int K> struct Columns {
 template <class T> struct ColumnKernel {
     template <int Bytes, int K> static SUBSPAN_INLINE void of(ColumnQr<T> *g, const double *w, const MatrixView<T> *q) {
         if (w == nullptr)
-            Columns<T, Bytes, K>::run(*g);
+            Factor<T, Bytes, K>::run(*g);
         else
-            Columns<T, Bytes, K>::form(*g, w, *q);
+            Factor<T, Bytes, K>::form(*g, w, *q);
     }
     template <int Bytes> static SUBSPAN_INLINE void run(ColumnQr<T> *g, const double *w, const MatrixView<T> *q) {
         switch (g->a.cols) {
@@ -277,7 +210,7 @@ template <class T> T safe_scale(T top) {
     return T(std::ldexp(1.0, std::clamp(-e, std::numeric_limits<T>::min_exponent, std::numeric_limits<T>::max_exponent - 2)));
 }
 
-template <class T> int64_t column_qr_room(int64_t m, int64_t k) { return (k <= 6 ? k : k <= 8 ? 8 : kFewColumns) * stride_of(m); }
+template <class T> int64_t column_qr_room(int64_t m, int64_t k) { return (k <= 6 ? k : k <= 8 ? 8 : kFewColumns) * simd::column_stride(m); }
 
 template <class T> void column_qr(ColumnQr<T> &qr) {
     const double *none = nullptr;

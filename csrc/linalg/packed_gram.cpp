@@ -1,6 +1,7 @@
 #include "linalg/packed_gram.hpp"
 #include "subspan/parallel.hpp"
 
+#include "linalg/columns.hpp"
 #include "linalg/microkernel.hpp"
 #include "linalg/narrow.hpp"
 #include "linalg/packing.hpp"
@@ -330,6 +331,106 @@ template <class T> struct ApplyKernel {
     }
 };
 
+// Classes of a few columns, whose rows would fill a part of a vector.
+template <class T> int64_t most_columns() { return sizeof(T) == 4 ? 4 : 3; }
+
+template <class T> struct ColumnGramArgs {
+    int64_t k, width, rows, ld, ldg;
+    T *z;
+    const MatrixView<const T> *operands; // null: packed already
+    int count;
+    int64_t first;
+    const unsigned *wanted; // null: only to be packed
+    double *g, *low;
+};
+
+template <class T> struct ColumnGramKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const ColumnGramArgs<T> *a) {
+        using C = simd::Columns<T, Bytes>;
+        for (int o = 0; o < a->count && a->operands != nullptr; ++o) {
+            const auto x = a->operands[o].block_rows(a->first, a->rows);
+            T *to = a->z + o * a->k * a->ld;
+            switch (a->k) {
+            case 1: C::template load<1>(x, to, a->ld); break;
+            case 2: C::template load<2>(x, to, a->ld); break;
+            case 3: C::template load<3>(x, to, a->ld); break;
+            default: C::template load<4>(x, to, a->ld);
+            }
+        }
+        if (a->wanted == nullptr) return;
+        const int64_t size = C::padded(a->rows);
+        for (int64_t i = 0; i < a->width; ++i) {
+            const unsigned pairs = a->wanted[i / a->k];
+            for (int64_t j = i; j < a->width;) {
+                if (!((pairs >> (j / a->k)) & 1u)) {
+                    j += a->k - j % a->k;
+                    continue;
+                }
+                int64_t end = j; // columns in one go
+                while (end < a->width && end - j < 4 && ((pairs >> (end / a->k)) & 1u)) ++end;
+                double *g = a->g + i * a->ldg + j, *low = a->low == nullptr ? nullptr : a->low + i * a->ldg + j;
+                const auto add = [&](int c, double y) SUBSPAN_LAMBDA_INLINE {
+                    if (low == nullptr) {
+                        g[c] += y;
+                        return;
+                    }
+                    const double x = g[c], s = x + y, z = s - x; // sum and error of the sum, as GramKernel
+                    low[c] += (x - (s - z)) + (y - z);
+                    g[c] = s;
+                };
+                const T *p = a->z + j * a->ld, *x = a->z + i * a->ld;
+                switch (end - j) {
+                case 1: C::template products<1, kChain>(p, a->ld, size, x, add); break;
+                case 2: C::template products<2, kChain>(p, a->ld, size, x, add); break;
+                case 3: C::template products<3, kChain>(p, a->ld, size, x, add); break;
+                default: C::template products<4, kChain>(p, a->ld, size, x, add);
+                }
+                j = end;
+            }
+        }
+    }
+};
+
+template <class T> struct ColumnApplyArgs {
+    int64_t k, width, rows, ld, kp;
+    const T *z, *w; // w: width x kp
+    T *to;          // k columns of work
+    const MatrixView<T> *out;
+    bool accumulate;
+};
+
+template <class T> struct ColumnApplyKernel {
+    template <int Bytes, int K> static SUBSPAN_INLINE void of(const ColumnApplyArgs<T> *a) {
+        using C = simd::Columns<T, Bytes>;
+        using V = Vec<T, Bytes>;
+        constexpr int W = V::lanes;
+        const int64_t size = C::padded(a->rows);
+        if (a->accumulate) C::template load<K>(MatrixView<const T>(*a->out), a->to, a->ld);
+        for (int64_t i = 0; i < size; i += W) {
+            typename V::type sum[K];
+#pragma GCC unroll 4
+            for (int c = 0; c < K; ++c) sum[c] = a->accumulate ? V::load(a->to + c * a->ld + i) : typename V::type{};
+            for (int64_t d = 0; d < a->width; ++d) {
+                const auto x = V::load(a->z + d * a->ld + i);
+                const T *w = a->w + d * a->kp;
+#pragma GCC unroll 4
+                for (int c = 0; c < K; ++c) sum[c] += w[c] * x;
+            }
+#pragma GCC unroll 4
+            for (int c = 0; c < K; ++c) V::store(a->to + c * a->ld + i, sum[c]);
+        }
+        C::template store<K>(a->to, a->ld, *a->out);
+    }
+    template <int Bytes> static SUBSPAN_INLINE void run(const ColumnApplyArgs<T> *a) {
+        switch (a->k) {
+        case 1: return of<Bytes, 1>(a);
+        case 2: return of<Bytes, 2>(a);
+        case 3: return of<Bytes, 3>(a);
+        default: return of<Bytes, 4>(a);
+        }
+    }
+};
+
 // Columns of the coefficients, padded to what apply() runs over: whole vectors, and half a one at the end.
 template <class T> int64_t apply_width(int64_t k) {
     const int64_t lanes = isa() == Isa::generic ? 16 / int64_t(sizeof(T)) : (isa() == Isa::avx2 ? 16 : 32) / int64_t(sizeof(T));
@@ -348,11 +449,12 @@ template <class T> void decay_add(MatrixView<T> b, T momentum, MatrixView<const 
 
 template <class T>
 PackedBlock<T>::PackedBlock(Frame &frame, int64_t n, int64_t k, int operands)
-    : n_(n), k_(k), width_(operands * k), ld_(round_up(operands * k, 64 / int64_t(sizeof(T)))), kp_(apply_width<T>(k)), operands_(operands) {
-    const int64_t budget = (int64_t(512) << 10) / (ld_ * int64_t(sizeof(T)));
+    : n_(n), k_(k), width_(operands * k), ld_(round_up(operands * k, 64 / int64_t(sizeof(T)))), kp_(apply_width<T>(k)), operands_(operands),
+      columns_(k <= most_columns<T>()) {
+    const int64_t budget = (int64_t(512) << 10) / ((columns_ ? width_ + k : ld_) * int64_t(sizeof(T)));
     block_ = std::min(n, std::max<int64_t>(budget / kLeastRows * kLeastRows, kLeastRows));
     whole_ = block_ == n;
-    z_ = frame.take<T>(block_ * ld_);
+    z_ = frame.take<T>(columns_ ? simd::column_stride(block_) * (width_ + k) : block_ * ld_);
     w_ = frame.take<T>(2 * width_ * kp_);
     g_ = frame.take<double>((sizeof(T) == 4 ? 1 : 2) * round_up(width_, 8) * ld_);
 }
@@ -369,6 +471,10 @@ template <class T> void PackedBlock<T>::ahead(const MatrixView<const T> *next, i
 }
 
 template <class T> void PackedBlock<T>::pack(const MatrixView<const T> *operands, int64_t first, int64_t rows) {
+    if (columns_) {
+        const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z_, operands, operands_, first, nullptr, nullptr, nullptr};
+        return simd::dispatch<ColumnGramKernel<T>, const ColumnGramArgs<T> *>(&args);
+    }
     simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first, rows, z_, ld_);
 }
 
@@ -379,6 +485,11 @@ template <class T> void PackedBlock<T>::gram(const MatrixView<const T> *operands
     for (int64_t r = 0; r < n_; r += block_) {
         poll();
         const int64_t rows = std::min(block_, n_ - r);
+        if (columns_) {
+            const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z_, operands, operands_, r, wanted, g_, low};
+            simd::dispatch<ColumnGramKernel<T>, const ColumnGramArgs<T> *>(&args);
+            continue;
+        }
         pack(operands, r, rows);
         const GramArgs<T> args{rows, k_, width_, ld_, z_, wanted, g_, low, &ahead_, r, n_};
         simd::dispatch<GramKernel<T>, const GramArgs<T> *>(&args);
@@ -419,6 +530,12 @@ template <class T> typename PackedBlock<T>::Range PackedBlock<T>::coefficients(c
 }
 
 template <class T> void PackedBlock<T>::combine(int64_t first, int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
+    if (columns_) {
+        const int64_t ld = simd::column_stride(block_);
+        const ColumnApplyArgs<T> args{k_,        range.end - range.begin, rows, ld, kp_, z_ + range.begin * ld, w + range.begin * kp_, z_ + width_ * ld, &out,
+                                      accumulate};
+        return simd::dispatch<ColumnApplyKernel<T>, const ColumnApplyArgs<T> *>(&args);
+    }
     const int64_t each = ahead_.bytes[kAheads - 1] / n_;
     const ApplyArgs<T> args{
         rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate, ahead_.data[kAheads - 1] + first * each, each};

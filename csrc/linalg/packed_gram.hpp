@@ -1,5 +1,5 @@
 // Sweeps over one class: a few n x k operands side by side as the rows [X_0 | X_1 | ...] of a packed block that stays in
-// cache. One sweep gives the inner products of all of them, one more any combination of them.
+// cache, or where k is small as contiguous columns. One sweep gives the inner products of all of them, one more any combination of them.
 #pragma once
 
 #include "base/scratch.hpp"
@@ -55,6 +55,7 @@ template <class T> class PackedBlock {
 
     std::int64_t n_, k_, width_, ld_, block_, kp_; // width_ = operands · k; ld_, kp_ padded to whole vectors
     int operands_;
+    bool columns_; // the copy is by columns, of column_stride(block_)
     T *z_, *w_;
     double *g_;
     Ahead ahead_;
