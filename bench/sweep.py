@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import platform
 import sys
 import time
 from collections import defaultdict
@@ -21,8 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-for variable in ("OPENBLAS_CORETYPE", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY"):
-    os.environ.pop(variable, None)  # peers run at their best
+import machine
+
+for variable in machine.AVX2:
+    if not machine.avx2_for_all():
+        os.environ.pop(variable, None)  # peers run at their best
 
 import numpy as np
 import scipy.linalg
@@ -30,10 +32,10 @@ import scipy.sparse
 import torch
 from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.extmath import randomized_svd
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 import subspan
-from subspan import _core, grassmann, orth, plucker
+from subspan import grassmann, orth, plucker
 from subspan.svd import FrequentDirections, StreamingSVD, merge_svd, product_svd, truncated_svd
 
 if TYPE_CHECKING:
@@ -706,21 +708,6 @@ def measure(cell: Cell, seconds: float) -> None:
             break
 
 
-def kernels_of_blas() -> str:
-    found = [
-        f"{x['internal_api']} {x.get('architecture', '')}".strip() for x in threadpool_info() if x["user_api"] == "blas"
-    ]
-    return ", ".join(sorted(set(found))) + f"; torch {torch.backends.cpu.get_cpu_capability()}"
-
-
-def processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="bench/sweep.py", description=__doc__.splitlines()[0])
     p.add_argument("--cells", type=int, default=150)
@@ -741,8 +728,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     cells: list[Cell] = []
     with threadpool_limits(1):
-        np.ones((2, 2)) @ np.ones((2, 2))
-        head = f"{processor()}, {_core.isa()}; BLAS: {kernels_of_blas()}; seed {options.seed}, one thread"
+        head = f"{machine.processor()}; {machine.kernels()}; seed {options.seed}, one thread"
         print(head)
         from rich.progress import track
 

@@ -329,14 +329,147 @@ SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *
 
 // ---- left ----------------------------------------------------------------------------------------------------------
 
+// Few columns of V, and a C that is near: register tiles as high as V is wide, of C where it lies. Tiles of eight rows would do
+// four products for one at k = 2 (658 x 114: 19 against 5 us). Columns past whole vectors go as narrow rows.
+constexpr int64_t kThin = 4, kThinBytes = int64_t(1) << 20;
+// And of up to so many where C has hardly more columns than a tile, most of which would be padding.
+constexpr int64_t kThinShort = 12, kThinShortBytes = int64_t(1) << 17;
+
+template <class T, int Bytes> SUBSPAN_INLINE bool is_thin(const Piece<T> *p) {
+    constexpr int64_t NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+    const Item<T> &it = *p->item;
+    const int64_t bytes = it.c.rows * it.c.cols * int64_t(sizeof(T));
+    if (it.packed != nullptr || it.k == 0 || it.x.data != nullptr || p->begin != 0 || p->end != it.c.cols) return false;
+    return it.k <= kThin ? bytes <= kThinBytes : it.k <= kThinShort && it.c.cols <= 2 * NR && bytes <= kThinShortBytes;
+}
+
+template <class T, int Bytes> struct Thin {
+    using V = Vec<T, Bytes>;
+    static constexpr int W = V::lanes, NR = Shape<Bytes>::nv * W;
+    const Item<T> &it;
+    T *w;
+    int64_t kp;
+
+    T *at(int64_t l, int64_t j) const { return w + (j / NR) * kp * NR + l * NR + j % NR; }
+
+    template <int K, int NV> SUBSPAN_INLINE void sums(int64_t l, int64_t j) const {
+        const int64_t m = it.c.rows, vr = it.v.row_stride, vc = it.v.col_stride;
+        for (int64_t first = 0; first < m; first += kFlushRows) {
+            const int64_t end = std::min(m, first + kFlushRows);
+            typename V::type acc[K][NV];
+#pragma GCC unroll 8
+            for (int a = 0; a < K; ++a)
+#pragma GCC unroll 8
+                for (int q = 0; q < NV; ++q) acc[a][q] = typename V::type{};
+            for (int64_t i = first; i < end; ++i) {
+                const T *c = it.c.data + i * it.c.row_stride + j, *v = it.v.data + i * vr + l * vc;
+                typename V::type row[NV];
+#pragma GCC unroll 8
+                for (int q = 0; q < NV; ++q) row[q] = V::load(c + q * W);
+#pragma GCC unroll 8
+                for (int a = 0; a < K; ++a) {
+                    const T x = v[a * vc];
+#pragma GCC unroll 8
+                    for (int q = 0; q < NV; ++q) acc[a][q] += x * row[q];
+                }
+            }
+#pragma GCC unroll 8
+            for (int a = 0; a < K; ++a)
+#pragma GCC unroll 8
+                for (int q = 0; q < NV; ++q) {
+                    T *to = at(l + a, j + q * W);
+                    V::store(to, first == 0 ? acc[a][q] : V::load(to) + acc[a][q]);
+                }
+        }
+    }
+    // out = f c + V w, with f alpha for the first of several passes over columns of V.
+    template <int K, int NV> SUBSPAN_INLINE void update(int64_t l, int64_t j) const {
+        const int64_t m = it.c.rows, vr = it.v.row_stride, vc = it.v.col_stride;
+        typename V::type y[K][NV];
+#pragma GCC unroll 8
+        for (int a = 0; a < K; ++a)
+#pragma GCC unroll 8
+            for (int q = 0; q < NV; ++q) y[a][q] = V::load(at(l + a, j + q * W));
+        const auto &from = l == 0 ? it.c : MatrixView<const T>(it.out);
+        const T f = l == 0 ? it.alpha : T(1);
+        for (int64_t i = 0; i < m; ++i) {
+            const T *c = from.data + i * from.row_stride + j, *v = it.v.data + i * vr + l * vc;
+            T *out = it.out.data + i * it.out.row_stride + j;
+            typename V::type row[NV];
+#pragma GCC unroll 8
+            for (int q = 0; q < NV; ++q) row[q] = f == T(0) ? typename V::type{} : f * V::load(c + q * W);
+#pragma GCC unroll 8
+            for (int a = 0; a < K; ++a) {
+                const T x = v[a * vc];
+#pragma GCC unroll 8
+                for (int q = 0; q < NV; ++q) row[q] += x * y[a][q];
+            }
+#pragma GCC unroll 8
+            for (int q = 0; q < NV; ++q) V::store(out + q * W, row[q]);
+        }
+    }
+    // Columns [j, ...) as far as whole vectors go, K of V's columns at once: 24 sums in registers where there are 32 of them.
+    template <int K, bool Read> SUBSPAN_INLINE void sweep(int64_t l) const {
+        constexpr int Most = Bytes == 64 ? 24 : 10, NV = Most / K > 8 ? 8 : Most / K < 1 ? 1 : Most / K;
+        const int64_t whole = it.c.cols / W * W;
+        int64_t j = 0;
+        for (; j + NV * W <= whole; j += NV * W) one<K, NV, Read>(l, j);
+        if constexpr (NV > 2)
+            for (; j + 2 * W <= whole; j += 2 * W) one<K, 2, Read>(l, j);
+        for (; j < whole; j += W) one<K, 1, Read>(l, j);
+    }
+    template <int K, int NV, bool Read> SUBSPAN_INLINE void one(int64_t l, int64_t j) const {
+        if constexpr (Read)
+            sums<K, NV>(l, j);
+        else
+            update<K, NV>(l, j);
+    }
+    template <bool Read> SUBSPAN_INLINE void all() const {
+        int64_t l = 0;
+        for (; l + 4 <= it.k; l += 4) sweep<4, Read>(l);
+        if (it.k - l == 3) sweep<3, Read>(l);
+        if (it.k - l == 2) sweep<2, Read>(l);
+        if (it.k - l == 1) sweep<1, Read>(l);
+    }
+};
+
 template <class T> struct LeftKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(Piece<T> *p) {
         if (is_narrow<T, Bytes>(*p->item, true)) {
             if (p->item->c.cols <= Vec<T, Bytes>::lanes) return narrow<Bytes, 1>(p);
             return narrow<Bytes, 2>(p);
         }
+        if (is_thin<T, Bytes>(p)) return thin<Bytes>(p);
         if (p->read) read<Bytes>(p);
         if (p->write && p->finite) write<Bytes>(p);
+    }
+    template <int Bytes> static SUBSPAN_INLINE void thin(Piece<T> *p) {
+        constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
+        const Item<T> &it = *p->item;
+        const int64_t k = it.k, kp = round_up(k, MR), n = it.c.cols, tiles = (n + NR - 1) / NR, whole = n / W * W;
+        const Thin<T, Bytes> thin{it, p->w, kp};
+        Item<T> rest = it; // columns past whole vectors
+        rest.c = it.c.block_cols(whole, n - whole);
+        rest.out = it.out.block_cols(whole, n - whole);
+        T *w = thin.at(0, whole);
+        if (p->read) {
+            std::fill_n(p->w, tiles * kp * NR, T(0));
+            thin.template all<true>();
+            if (whole < n) narrow_all_sums<Bytes, 1>(rest, w);
+            p->finite = !p->check || finite_items(p, p->w, tiles * kp * NR);
+        }
+        if (!p->write || !p->finite) return;
+        core_step<T, Bytes>(it, p->w, tiles);
+        thin.template all<false>();
+        if (whole < n) narrow_update<T, Bytes, 1>(rest, &it.v, k, w, NR, 0, it.c.rows);
+    }
+    template <int Bytes, int NV> static SUBSPAN_INLINE void narrow_all_sums(const Item<T> &it, T *w) {
+        constexpr int NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        int64_t l = 0;
+        for (; l + 4 <= it.k; l += 4) narrow_sums<T, Bytes, NV, 4>(it, l, w, NR);
+        if (it.k - l == 3) narrow_sums<T, Bytes, NV, 3>(it, l, w, NR);
+        if (it.k - l == 2) narrow_sums<T, Bytes, NV, 2>(it, l, w, NR);
+        if (it.k - l == 1) narrow_sums<T, Bytes, NV, 1>(it, l, w, NR);
     }
     template <int Bytes, int NV> static SUBSPAN_INLINE void narrow(Piece<T> *p) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
@@ -344,11 +477,7 @@ template <class T> struct LeftKernel {
         const int64_t k = it.k, kp = round_up(k, MR);
         if (p->read) {
             std::fill_n(p->w, kp * NR, T(0));
-            int64_t l = 0;
-            for (; l + 4 <= k; l += 4) narrow_sums<T, Bytes, NV, 4>(it, l, p->w, NR);
-            if (k - l == 3) narrow_sums<T, Bytes, NV, 3>(it, l, p->w, NR);
-            if (k - l == 2) narrow_sums<T, Bytes, NV, 2>(it, l, p->w, NR);
-            if (k - l == 1) narrow_sums<T, Bytes, NV, 1>(it, l, p->w, NR);
+            narrow_all_sums<Bytes, NV>(it, p->w);
             p->finite = !p->check || finite_items(p, p->w, kp * NR);
         }
         if (!p->write || !p->finite) return;

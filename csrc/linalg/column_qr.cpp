@@ -112,14 +112,8 @@ template <class T, int Bytes, int K> struct Factor {
             for (int64_t i = 0; i < size; i += W) V::store(x + i, T(scale) * V::load(x + i));
             x[j] = T(1);
             tau[j] = T(factor);
-            // T: -tau T (V_0..j-1ᵀ v_j) above tau.
             for (int l = 0; l < j; ++l) along[l] = double(p[l * ld + j]) + scale * along[l];
-            for (int l = 0; l < j; ++l) {
-                double sum = 0;
-                for (int q = l; q < j; ++q) sum += t[l * K + q] * along[q];
-                t[l * K + j] = -factor * sum;
-            }
-            t[j * K + j] = factor;
+            triangle(t, j, factor, along);
         }
         if (unit != T(1))
             for (int i = 0; i < k * k; ++i) g.r[i] /= unit;
@@ -139,6 +133,28 @@ template <class T, int Bytes, int K> struct Factor {
         }
         form(g, turn, g.q);
     }
+    static SUBSPAN_INLINE void given(ColumnQr<T> &g, const T *tau) {
+        const int64_t m = g.a.rows, ld = simd::column_stride(m), size = (m + W - 1) / W * W;
+        const int k = int(g.a.cols);
+        T *p = g.columns;
+        for (int c = k; c < K; ++c) std::fill_n(p + c * ld, size, T(0));
+        C::template load<K>(g.a, p, ld);
+        double *t = g.factors, along[kFewColumns];
+        std::fill_n(t, K * K, 0.0);
+        for (int j = 0; j < k; ++j) {
+            products(p, ld, size, p + j * ld, along);
+            triangle(t, j, double(tau[j]), along);
+        }
+    }
+    // Column j of T from products of v_j with those before it: -tau T (V_0..j-1ᵀ v_j) above tau.
+    static SUBSPAN_INLINE void triangle(double *t, int j, double factor, const double *along) {
+        for (int l = 0; l < j; ++l) {
+            double sum = 0;
+            for (int q = l; q < j; ++q) sum += t[l * K + q] * along[q];
+            t[l * K + j] = -factor * sum;
+        }
+        t[j * K + j] = factor;
+    }
     static SUBSPAN_INLINE void form(ColumnQr<T> &g, const double *turn, const MatrixView<T> &to) {
         const int64_t m = g.a.rows, ld = simd::column_stride(m), size = (m + W - 1) / W * W;
         const int k = int(g.a.cols);
@@ -147,7 +163,7 @@ template <class T, int Bytes, int K> struct Factor {
             double y[K];
             for (int l = 0; l < k; ++l) {
                 y[l] = 0;
-                for (int q = l; q < k; ++q) y[l] += double(p[l * ld + q]) * turn[q * k + c];
+                for (int q = 0; q < k; ++q) y[l] += double(p[l * ld + q]) * turn[q * k + c];
             }
             for (int l = 0; l < k; ++l) {
                 double sum = 0;
@@ -177,24 +193,26 @@ template <class T, int Bytes, int K> struct Factor {
 };
 
 template <class T> struct ColumnKernel {
-    template <int Bytes, int K> static SUBSPAN_INLINE void of(ColumnQr<T> *g, const double *w, const MatrixView<T> *q) {
-        if (w == nullptr)
+    template <int Bytes, int K> static SUBSPAN_INLINE void of(ColumnQr<T> *g, const double *w, const MatrixView<T> *q, const T *tau) {
+        if (tau != nullptr)
+            Factor<T, Bytes, K>::given(*g, tau);
+        else if (w == nullptr)
             Factor<T, Bytes, K>::run(*g);
         else
             Factor<T, Bytes, K>::form(*g, w, *q);
     }
-    template <int Bytes> static SUBSPAN_INLINE void run(ColumnQr<T> *g, const double *w, const MatrixView<T> *q) {
+    template <int Bytes> static SUBSPAN_INLINE void run(ColumnQr<T> *g, const double *w, const MatrixView<T> *q, const T *tau) {
         switch (g->a.cols) {
-        case 1: return of<Bytes, 1>(g, w, q);
-        case 2: return of<Bytes, 2>(g, w, q);
-        case 3: return of<Bytes, 3>(g, w, q);
-        case 4: return of<Bytes, 4>(g, w, q);
-        case 5: return of<Bytes, 5>(g, w, q);
-        case 6: return of<Bytes, 6>(g, w, q);
+        case 1: return of<Bytes, 1>(g, w, q, tau);
+        case 2: return of<Bytes, 2>(g, w, q, tau);
+        case 3: return of<Bytes, 3>(g, w, q, tau);
+        case 4: return of<Bytes, 4>(g, w, q, tau);
+        case 5: return of<Bytes, 5>(g, w, q, tau);
+        case 6: return of<Bytes, 6>(g, w, q, tau);
         case 7:
-        case 8: return of<Bytes, 8>(g, w, q);
+        case 8: return of<Bytes, 8>(g, w, q, tau);
         default: // columns of zeros make up the rest
-            return of<Bytes, 12>(g, w, q);
+            return of<Bytes, 12>(g, w, q, tau);
         }
     }
 };
@@ -215,19 +233,28 @@ template <class T> int64_t column_qr_room(int64_t m, int64_t k) { return (k <= 6
 template <class T> void column_qr(ColumnQr<T> &qr) {
     const double *none = nullptr;
     const MatrixView<T> *nowhere = nullptr;
-    simd::dispatch<ColumnKernel<T>>(&qr, none, nowhere);
+    const T *no_tau = nullptr;
+    simd::dispatch<ColumnKernel<T>>(&qr, none, nowhere, no_tau);
 }
 
 template <class T> void column_q(ColumnQr<T> &qr, const double *w, MatrixView<T> q) {
     const MatrixView<T> *to = &q;
-    simd::dispatch<ColumnKernel<T>>(&qr, w, to);
+    const T *no_tau = nullptr;
+    simd::dispatch<ColumnKernel<T>>(&qr, w, to, no_tau);
+}
+
+template <class T> void column_reflections(ColumnQr<T> &qr, const T *tau) {
+    const double *none = nullptr;
+    const MatrixView<T> *nowhere = nullptr;
+    simd::dispatch<ColumnKernel<T>>(&qr, none, nowhere, tau);
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
     template T safe_scale<T>(T);                                                                                                                               \
     template int64_t column_qr_room<T>(int64_t, int64_t);                                                                                                      \
     template void column_qr<T>(ColumnQr<T> &);                                                                                                                 \
-    template void column_q<T>(ColumnQr<T> &, const double *, MatrixView<T>);
+    template void column_q<T>(ColumnQr<T> &, const double *, MatrixView<T>);                                                                                   \
+    template void column_reflections<T>(ColumnQr<T> &, const T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

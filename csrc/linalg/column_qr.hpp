@@ -23,6 +23,9 @@ template <class T> struct ColumnQr {
     bool good = true;        // out: false for NaN and infinity, and then nothing has been written
 };
 
+/// V and its tau are given, as qr.a and `tau`: whatever its columns are, column_q() has Q = H_1 ... H_k afterwards.
+template <class T> void column_reflections(ColumnQr<T> &qr, const T *tau);
+
 /// Whether this is the way where rows are contiguous: more columns fill a vector, and short ones wait for one another.
 template <class T> bool few_columns(std::int64_t m, std::int64_t k) { return k <= 4 || (k <= 6 && m >= 64) || (sizeof(T) == 4 && k <= 8 && m >= 128); }
 

@@ -9,6 +9,7 @@
 #include "subspan/errors.hpp"
 #include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
+#include "linalg/column_qr.hpp"
 #include "linalg/wy.hpp"
 
 #include <atomic>
@@ -206,18 +207,21 @@ void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Sid
     if (check) {
         require_finite(check, h.v, "V");
         if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
-        if (c.first.data == out.first.data && k > kReflectionBlock) require_finite(check, c, "C");
+        if (c.first.data == out.first.data && k > 8) require_finite(check, c, "C");
     }
     // Sets of reflections that the whole stack shares are prepared once; C is then taken in one call.
     const bool one_set = shared(h.v) && (h.tau == nullptr || shared(*h.tau));
     const auto run = [&](int64_t item, const StackView<const T> &cs, const StackView<T> &os) {
         Frame frame;
         const Prepared<T> p(frame, h, item);
-        const int64_t blocks = (k + kReflectionBlock - 1) / kReflectionBlock;
+        // T costs m times the block's width for each reflection, and C as many columns: of a few, small blocks.
+        const int64_t across = cs.size() * (side == Side::left ? cs.cols() : cs.rows());
+        const int64_t width = across <= 16 ? 8 : std::min(kReflectionBlock, (2 * across + 7) / 8 * 8);
+        const int64_t blocks = (k + width - 1) / width;
         const bool ascending = (side == Side::left) == transpose;
         if (blocks == 0) return apply_core<T>(cs, p.v, Core<T>(), T(1), side, os, check);
         for (int64_t b = 0; b < blocks; ++b) {
-            const int64_t at = (ascending ? b : blocks - 1 - b) * kReflectionBlock, w = std::min(kReflectionBlock, k - at);
+            const int64_t at = (ascending ? b : blocks - 1 - b) * width, w = std::min(width, k - at);
             Frame inner;
             Prepared<T> part = p;
             part.v = p.v.block_cols(at, w);
@@ -334,6 +338,15 @@ template <class T> void householder_product(const Reflections<T> &h, const Stack
     for_items(q.size(), [&](int64_t item) {
         Frame frame;
         const Prepared<T> p(frame, h, item);
+        if (few_columns<T>(m, k) && k <= m) {
+            ColumnQr<T> qr;
+            qr.a = p.v;
+            qr.columns = frame.take<T>(column_qr_room<T>(m, k));
+            column_reflections(qr, p.tau);
+            double identity[kFewColumns * kFewColumns] = {};
+            for (int64_t i = 0; i < k; ++i) identity[i * k + i] = 1.0;
+            return column_q<T>(qr, identity, q[item]);
+        }
         const MatrixView<const T> t(whole_triangle(frame, p), k, k);
         if (k <= 16 && k <= m && p.v.col_stride == 1 && q.first.col_stride == 1)
             return factored_array<T>(StackView<const T>(p.v), StackView<const T>(t), StackView<T>(q[item]));
