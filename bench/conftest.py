@@ -167,13 +167,14 @@ class Versus:
         torch = sys.modules.get("torch")
         if torch is not None:
             torch.set_num_threads(2)
-        with threadpool_limits(2):
-            ours()
-            took = min(timed(ours) for _ in range(3 * REPEATS))
-        subspan.set_num_threads(1)
-        if torch is not None:
-            torch.set_num_threads(1)
-        return took
+        try:
+            with threadpool_limits(2):
+                ours()
+                return min(timed(ours) for _ in range(3 * REPEATS))
+        finally:
+            subspan.set_num_threads(1)
+            if torch is not None:
+                torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -23,6 +23,12 @@ def environment(avx2: bool = False) -> dict[str, str]:
     return {**free, **AVX2} if avx2 else free
 
 
+def at_its_best() -> None:
+    """Once more without what holds peers below what the processor has: libraries look at it when they are loaded."""
+    if any(k in os.environ for k in AVX2) and not avx2_for_all():
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment())
+
+
 def cpuinfo(key: str) -> str:
     try:
         text = Path("/proc/cpuinfo").read_text()

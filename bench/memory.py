@@ -1,7 +1,7 @@
 """Peak memory of each operation beside the least that it could be: ``python bench/memory.py [--save]``. Linux only.
 
-Each runs once in a process of its own after a small call; what the resident set grew by is its peak. The least is what the
-operation returns, and nothing where it works in place.
+Each runs once in a process of its own after a small call; what the resident set grew by is its peak. The least is what
+the operation returns, and nothing where it works in place.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
 from scipy import sparse
 
+import machine
 import subspan
 from subspan import grassmann, orth, plucker
 from subspan.svd import StreamingSVD, truncated_svd
@@ -151,6 +151,7 @@ def one(name: str) -> None:
 
 
 def main() -> int:
+    machine.at_its_best()
     p = argparse.ArgumentParser(prog="bench/memory.py", description=__doc__.splitlines()[0])
     p.add_argument("--one", metavar="NAME", help="one, in this process: bytes, and the least")
     p.add_argument("--save", action="store_true")

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import machine
 import numpy as np
-import sweep
 import torch
 from threadpoolctl import threadpool_limits
 
+import machine
 import subspan
+import sweep
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 NAMES = (
@@ -79,6 +79,7 @@ def figure(name: str, size: int, dtype: str, stack: int, seconds: float) -> tupl
 
 
 def main() -> int:
+    machine.at_its_best()
     p = argparse.ArgumentParser(prog="bench/small.py", description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=float, default=0.05, help="for each way of a cell")
     p.add_argument("--save", action="store_true")

@@ -12,19 +12,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import machine
-
-for variable in machine.AVX2:
-    if not machine.avx2_for_all():
-        os.environ.pop(variable, None)  # peers run at their best
 
 import numpy as np
 import scipy.linalg
@@ -34,6 +27,7 @@ from sklearn.decomposition import IncrementalPCA
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
+import machine
 import subspan
 from subspan import grassmann, orth, plucker
 from subspan.svd import FrequentDirections, StreamingSVD, merge_svd, product_svd, truncated_svd
@@ -709,6 +703,7 @@ def measure(cell: Cell, seconds: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    machine.at_its_best()
     p = argparse.ArgumentParser(prog="bench/sweep.py", description=__doc__.splitlines()[0])
     p.add_argument("--cells", type=int, default=150)
     p.add_argument("--seed", type=int, default=0)

@@ -243,7 +243,16 @@ void poll() {
     if (shields > 0) return;
     const auto hook = interrupt_hook.load(std::memory_order_acquire);
     if (hook == nullptr) return;
+    // Loops over small matrices come here every few dozen nanoseconds, as many as the clock takes: of those seven are let go.
+    thread_local int rest = 0;
+    thread_local std::chrono::steady_clock::time_point looked;
+    if (rest > 0) {
+        --rest;
+        return;
+    }
     const auto now = std::chrono::steady_clock::now();
+    rest = now - looked < std::chrono::microseconds(100) ? 7 : 0;
+    looked = now;
     if (now - heard < kHear) return;
     heard = now;
     try {

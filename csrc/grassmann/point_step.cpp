@@ -222,28 +222,30 @@ template <class T> struct LineArgs {
 template <class T> struct LineSums {
     template <int Bytes> static SUBSPAN_INLINE void run(const LineArgs<T> *g) {
         using V = simd::Vec<T, Bytes>;
-        constexpr int W = V::lanes;
+        constexpr int64_t W = V::lanes, kRun = 64 * W; // rows whose products are summed in T, in chains of 32 as everywhere
         double *sums = g->sums;
         sums[0] = sums[1] = sums[2] = 0;
-        for (int64_t first = 0; first < g->n; first += 512) { // rows whose products are summed in T
-            const int64_t end = std::min(g->n, first + 512);
-            typename V::type uu{}, uh{}, hh{};
+        for (int64_t first = 0; first < g->n; first += kRun) {
+            if (first % (int64_t(1) << 20) == 0) poll();
+            const int64_t end = std::min(g->n, first + kRun);
+            typename V::type sum[2][3] = {};
             int64_t i = first;
-            for (; i + W <= end; i += W) {
-                const auto u = V::load(g->u + i), h = V::load(g->h + i);
-                uu += u * u;
-                uh += u * h;
-                hh += h * h;
-            }
-            T x = V::sum(uu), y = V::sum(uh), z = V::sum(hh);
+            for (; i + 2 * W <= end; i += 2 * W)
+#pragma GCC unroll 2
+                for (int c = 0; c < 2; ++c) {
+                    const auto u = V::load(g->u + i + c * W), h = V::load(g->h + i + c * W);
+                    sum[c][0] += u * u;
+                    sum[c][1] += u * h;
+                    sum[c][2] += h * h;
+                }
+            double rest[3] = {};
             for (; i < end; ++i) {
-                x += g->u[i] * g->u[i];
-                y += g->u[i] * g->h[i];
-                z += g->h[i] * g->h[i];
+                const double u = double(g->u[i]), h = double(g->h[i]);
+                rest[0] += u * u;
+                rest[1] += u * h;
+                rest[2] += h * h;
             }
-            sums[0] += double(x);
-            sums[1] += double(y);
-            sums[2] += double(z);
+            for (int q = 0; q < 3; ++q) sums[q] += double(V::sum(sum[0][q] + sum[1][q])) + rest[q];
         }
     }
 };
@@ -275,8 +277,9 @@ template <class T> bool line_step(const Step<T> &s) {
     if (!(off < 0.1 * std::sqrt(kEps<T>)) || !(off <= orthonormal_bound<T>(1)) || !(b > least && b < most) || !(std::abs(t) < 1e100)) return false;
     if (s.checks == Checks::points_and_tangents && !(sums[1] * sums[1] <= kEps<T> * b)) return false;
     if (!(sums[1] * sums[1] < 0.1 * b)) return false;
-    if (s.dry) return true;
     const double f = off <= 2.0 * kEps<T> ? 1.0 : 1.5 - 0.5 * e, m = f * sums[1], a = b - m * m, x = t * t * a;
+    if (!(x < 1e200) || !(std::abs(t) < most)) return false;
+    if (s.dry) return true;
     double c = 0, sine = 0;
     switch (s.method) {
     case Retraction::exp: {
@@ -295,7 +298,6 @@ template <class T> bool line_step(const Step<T> &s) {
     args.q = t * sine;
     args.p2 = f * (-t * a * sine - m * c);
     args.q2 = c;
-    if (!(std::abs(args.q) < most)) return false;
     simd::dispatch<LineMove<T>>(static_cast<const LineArgs<T> *>(&args));
     return true;
 }

@@ -335,12 +335,14 @@ constexpr int64_t kThin = 4, kThinBytes = int64_t(1) << 20;
 // And of up to so many where C has hardly more columns than a tile, most of which would be padding.
 constexpr int64_t kThinShort = 12, kThinShortBytes = int64_t(1) << 17;
 
-template <class T, int Bytes> SUBSPAN_INLINE bool is_thin(const Piece<T> *p) {
-    constexpr int64_t NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+template <class T> bool is_thin(int64_t rows, int64_t cols, int64_t k, int64_t nr) {
+    const int64_t bytes = rows * cols * int64_t(sizeof(T));
+    return k > 0 && (k <= kThin ? bytes <= kThinBytes : k <= kThinShort && cols <= 2 * nr && bytes <= kThinShortBytes);
+}
+template <class T, int Bytes> SUBSPAN_INLINE bool is_thin(const Piece<T> *p) { // never cut into pieces
     const Item<T> &it = *p->item;
-    const int64_t bytes = it.c.rows * it.c.cols * int64_t(sizeof(T));
-    if (it.packed != nullptr || it.k == 0 || it.x.data != nullptr || p->begin != 0 || p->end != it.c.cols) return false;
-    return it.k <= kThin ? bytes <= kThinBytes : it.k <= kThinShort && it.c.cols <= 2 * NR && bytes <= kThinShortBytes;
+    return it.packed == nullptr && it.x.data == nullptr && p->begin == 0 && p->end == it.c.cols &&
+           is_thin<T>(it.c.rows, it.c.cols, it.k, Shape<Bytes>::nv * Vec<T, Bytes>::lanes);
 }
 
 template <class T, int Bytes> struct Thin {
@@ -452,16 +454,25 @@ template <class T> struct LeftKernel {
         rest.c = it.c.block_cols(whole, n - whole);
         rest.out = it.out.block_cols(whole, n - whole);
         T *w = thin.at(0, whole);
+        const int64_t rows = tiles > 1 ? kp : narrow_rows(it, kp);
         if (p->read) {
-            std::fill_n(p->w, tiles * kp * NR, T(0));
+            std::fill_n(p->w, tiles * rows * NR, T(0));
             thin.template all<true>();
             if (whole < n) narrow_all_sums<Bytes, 1>(rest, w);
-            p->finite = !p->check || finite_items(p, p->w, tiles * kp * NR);
+            p->finite = !p->check || finite_items(p, p->w, tiles * rows * NR);
         }
         if (!p->write || !p->finite) return;
-        core_step<T, Bytes>(it, p->w, tiles);
+        narrow_core<Bytes>(it, p->w, tiles, rows, kp);
         thin.template all<false>();
         if (whole < n) narrow_update<T, Bytes, 1>(rest, &it.v, k, w, NR, 0, it.c.rows);
+    }
+    // Rows of W that anyone looks at: those that pad it to a tile only where it is multiplied by tiles. Of small matrices they
+    // would be most of the work.
+    static SUBSPAN_INLINE int64_t narrow_rows(const Item<T> &it, int64_t kp) { return it.kind == Core<T>::Kind::scalar ? it.k : kp; }
+    template <int Bytes> static SUBSPAN_INLINE void narrow_core(const Item<T> &it, T *w, int64_t tiles, int64_t rows, int64_t kp) {
+        constexpr int NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        if (rows == kp) return core_step<T, Bytes>(it, w, tiles);
+        for (int64_t i = 0; i < rows * NR; ++i) w[i] *= it.scalar;
     }
     template <int Bytes, int NV> static SUBSPAN_INLINE void narrow_all_sums(const Item<T> &it, T *w) {
         constexpr int NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
@@ -475,13 +486,14 @@ template <class T> struct LeftKernel {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const Item<T> &it = *p->item;
         const int64_t k = it.k, kp = round_up(k, MR);
+        const int64_t rows = narrow_rows(it, kp);
         if (p->read) {
-            std::fill_n(p->w, kp * NR, T(0));
+            std::fill_n(p->w, rows * NR, T(0));
             narrow_all_sums<Bytes, NV>(it, p->w);
-            p->finite = !p->check || finite_items(p, p->w, kp * NR);
+            p->finite = !p->check || finite_items(p, p->w, rows * NR);
         }
         if (!p->write || !p->finite) return;
-        core_step<T, Bytes>(it, p->w, 1);
+        narrow_core<Bytes>(it, p->w, 1, rows, kp);
         narrow_update<T, Bytes, NV>(it, &it.v, k, p->w, NR, 0, it.c.rows);
     }
     template <int Bytes> static SUBSPAN_INLINE void read(Piece<T> *p) {
@@ -920,6 +932,7 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     int64_t width = round_up(along, nr);
     if (threads > 1 && items < 4 * threads) width = std::min(width, round_up(std::max<int64_t>((along + 4 * threads - 1) / (4 * threads), 4 * nr), nr));
     if (side == Side::left) width = std::min(width, std::max(nr, kStripItems / kp / nr * nr));
+    if (side == Side::left && is_thin<T>(c.rows(), along, k, nr)) width = round_up(along, nr); // one kernel for all of it
     // A narrow matrix from the right is worked on with a small one that each piece makes for itself.
     if (strided) width = std::min(width, side == Side::left ? 2 * nr : c.cols() <= nr ? 32 * nr : nr);
     const int64_t pieces = (along + width - 1) / width, tasks = items * pieces, w_items = width * kp;

@@ -74,6 +74,7 @@ template <class T, int Bytes, int K> struct Factor {
         constexpr double high = double(std::numeric_limits<T>::max()) * 1e-6;
         double *t = g.factors, along[kFewColumns];
         std::fill_n(t, K * K, 0.0);
+        std::fill_n(g.r, k * k, T(0));
         T tau[K];
         for (int j = 0; j < k; ++j) {
             poll_rarely(size);

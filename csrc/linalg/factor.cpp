@@ -164,6 +164,7 @@ std::int64_t cholesky(std::int64_t n, double *a, double floor) {
     for (std::int64_t i = 0; i < n; ++i) start[i] = a[i * n + i];
     const std::int64_t block = n < kBlocked ? n : kBlock;
     double *minus = n < kBlocked ? nullptr : frame.take<double>(n * block);
+    for (std::int64_t i = 0; i < n && minus != nullptr; ++i) std::fill(a + i * n + i + 1, a + (i + 1) * n, 0.0); // strips reach into it
     for (std::int64_t first = 0; first < n; first += block) {
         const std::int64_t end = std::min(n, first + block), rest = n - end, w = end - first;
         simd::dispatch<CholeskyKernel>(n, first, end, a, floor, static_cast<const double *>(start), &dropped);

@@ -39,7 +39,6 @@ template <class T> void factor_columns(MatrixView<const T> a, Frame &frame, Colu
     if (!qr.good) throw ValueError("A holds NaN or infinity");
 }
 
-// Householder QR; q may be a; with `positive` the diagonal of R is. Returns how many columns do not depend on those before them.
 // How many columns do not depend on those before them, by R.
 template <class T> int64_t rank_of(int64_t m, MatrixView<const T> r, bool complete) {
     int64_t rank = 0;
@@ -54,6 +53,7 @@ template <class T> int64_t rank_of(int64_t m, MatrixView<const T> r, bool comple
     return rank;
 }
 
+// Householder QR; q may be a; with `positive` the diagonal of R is. Returns how many columns do not depend on those before them.
 template <class T> int64_t by_householder(MatrixView<const T> a, MatrixView<T> q, bool complete, bool positive = false) {
     const int64_t m = a.rows, k = a.cols;
     Frame frame;
@@ -139,7 +139,12 @@ template <class T> bool by_cholesky(MatrixView<const T> a, MatrixView<T> q) {
 double norm_estimate(int64_t k, const double *r) {
     Frame frame;
     double *x = frame.take<double>(k), *y = frame.take<double>(k), last = 0;
-    for (int64_t i = 0; i < k; ++i) x[i] = 1.0 + 0.1 * double(i % 7);
+    const Philox rng{0x9015}; // a direction that the start has nothing of would be missed
+    for (int64_t i = 0; i < k; ++i) {
+        double four[4];
+        rng.normal4(std::uint64_t(i), four);
+        x[i] = four[0];
+    }
     for (int step = 0; step < 6; ++step) {
         double length = 0;
         for (int64_t i = 0; i < k; ++i) length += x[i] * x[i];
@@ -193,10 +198,11 @@ bool halley(int64_t k, double *r) {
     if (!(low > 1e-15)) return false;
     low = std::min(low, 1.0);
     // A step of Newton's iteration, since R⁻¹ is there: singular values s become (s / √low + √low / s) / 2, none less than one.
+    // (Explicit inverses of blocks have no small residual where that is far from one.)
     const double balance = std::sqrt(low);
-    for (int64_t i = 0; i < k; ++i)
+    for (int64_t i = 0; i < k && low > 1e-8; ++i)
         for (int64_t j = 0; j < k; ++j) r[i * k + j] = (r[i * k + j] / balance + balance * inverse[i * k + j]) * (balance / (1.0 + low));
-    low = std::min(1.0, 2.0 * balance / (1.0 + low));
+    if (low > 1e-8) low = std::min(1.0, 2.0 * balance / (1.0 + low));
     double *next = frame.take<double>(kk);
     for (int step = 0; step < 12; ++step) {
         const double l2 = low * low, d = std::cbrt(4.0 * (1.0 - l2) / (l2 * l2));
@@ -204,17 +210,24 @@ bool halley(int64_t k, double *r) {
         const double b = (a - 1.0) * (a - 1.0) / 4.0, c = a + b - 1.0;
         const MatrixView<const double> x(r, k, k);
         const double first = b / c;
-        if (1.0 - low < 1e-3) { // X (3 I - XᵀX) / 2 leaves the square of that, and is two products
+        double off = 1.0;
+        if (1.0 - low < 1e-3) {
             gram(RowBlocks<double>(k).add(x.transposed()), 0, z);
-            double off = 0;
+            off = 0;
+            for (int64_t i = 0; i < k; ++i) {
+                double row = 0;
+                for (int64_t j = 0; j < k; ++j) row += std::abs((j <= i ? z[i * k + j] : z[j * k + i]) - (i == j ? 1.0 : 0.0));
+                if (!(row <= off)) off = row; // NaN stays
+            }
+        }
+        // X (3 I - XᵀX) / 2 leaves the square of that, and is two products; where singular values were above one, as those may be
+        // whose norm was underestimated, the other step brings them down first.
+        if (off < 0.5) {
             for (int64_t i = 0; i < k; ++i)
-                for (int64_t j = 0; j <= i; ++j) {
-                    off = std::max(off, std::abs(z[i * k + j] - (i == j ? 1.0 : 0.0)));
-                    z[i * k + j] = z[j * k + i] = (i == j ? 1.5 : 0.0) - 0.5 * z[i * k + j];
-                }
+                for (int64_t j = 0; j <= i; ++j) z[i * k + j] = z[j * k + i] = (i == j ? 1.5 : 0.0) - 0.5 * z[i * k + j];
             gemm<double>(x, MatrixView<const double>(z, k, k), MatrixView<double>(next, k, k));
             std::copy_n(next, kk, r);
-            if (off < 1e-8 / double(k)) return true;
+            if (off < 1e-8) return true;
             continue;
         }
         if (c > 1000.0) {
@@ -252,9 +265,9 @@ bool halley(int64_t k, double *r) {
         }
         low = std::min(1.0, low * (a + b * l2) / (1.0 + c * l2));
         // Cubic convergence: the next change would be of the order of this one cubed.
-        if (1.0 - low < 1e-14 && std::sqrt(change) < 1e-5 * std::sqrt(double(k))) return true;
+        if (1.0 - low < 1e-14 && std::sqrt(change) < 1e-5 * std::sqrt(double(k)) && off < 1.0) return true;
     }
-    return true;
+    return false;
 }
 
 template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool complete) {
@@ -301,7 +314,11 @@ template <class T> int64_t by_polar(MatrixView<const T> a, MatrixView<T> q, bool
         gram(blocks, 0, g);
         double off = 0;
         for (int64_t i = 0; i < k; ++i)
-            for (int64_t j = 0; j <= i; ++j) off = std::max(off, std::abs(g[i * k + j] - (i == j ? 1.0 : 0.0)));
+            for (int64_t j = 0; j <= i; ++j) {
+                const double d = std::abs(g[i * k + j] - (i == j ? 1.0 : 0.0));
+                if (!(d <= off)) off = d; // NaN stays
+            }
+        if (!std::isfinite(off)) throw LinAlgError("orthonormalize: the polar factor was not found");
         if (off <= 4.0 * std::numeric_limits<T>::epsilon() * std::sqrt(double(k))) break;
         for (int64_t i = 0; i < k; ++i)
             for (int64_t j = 0; j <= i; ++j) rt(i, j) = rt(j, i) = T((i == j ? 1.5 : 0.0) - 0.5 * g[i * k + j]);

@@ -29,12 +29,13 @@ template <class T> class PackedBlock {
     /// a few k², whatever n is.
     PackedBlock(Frame &frame, std::int64_t n, std::int64_t k, int operands);
 
-    /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it.
+    /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it; not where
+    /// the copy is by columns.
     void ahead(const MatrixView<const T> *next, int count);
 
     /// Inner products X_aᵀ X_b for every pair marked in `wanted` (bit b of wanted[a], b >= a). Sums run in T over
     /// 32 rows, those of eight such blocks are added in T, and go on in double, with the rounding error of each addition
-    /// kept where T is double.
+    /// kept where T is double. Down columns 32 vectors are summed in T.
     void gram(const MatrixView<const T> *operands, const unsigned *wanted);
     /// X_aᵀ X_b as a small matrix.
     void block(int a, int b, double *out) const;

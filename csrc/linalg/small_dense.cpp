@@ -349,6 +349,12 @@ void inverse_cholesky(int64_t k, const double *x, double *out) {
 void svd(int64_t k, const double *a, double *s, double *xt, double *yt, double accuracy) {
     const int64_t ld = order(k);
     Frame frame;
+    if (const double top = largest(k, a); !std::isfinite(top)) { // whatever the order is
+        std::fill_n(s, k, top);
+        if (xt != nullptr) std::fill_n(xt, area(k), top);
+        if (yt != nullptr) std::fill_n(yt, area(k), top);
+        return;
+    }
     if (k > (xt == nullptr && yt == nullptr ? kValues : kRotated) && has_lapack()) {
         double *dense = frame.take<double>(k * k), *u = xt != nullptr || yt != nullptr ? frame.take<double>(k * k) : nullptr;
         double *vt = u != nullptr ? frame.take<double>(k * k) : nullptr;

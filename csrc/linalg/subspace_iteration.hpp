@@ -14,7 +14,7 @@ struct NearTop {
 
 /// Subspace iteration with Chebyshev filters and Rayleigh-Ritz steps (Zhou, Saad, Tiago and Chelikowsky, J. Comput. Phys. 219,
 /// 2006). `times(q, out)` is out = q H for `count` rows; y (count x n) is the start, and holds the vectors afterwards, as
-/// orthonormal rows in descending order of `values` (count).
+/// orthonormal rows in descending order of `values` (count); the first `wanted` have converged.
 ///
 /// What the start has nothing of is never found: a start of known vectors is to hold a little of everything, such as noise.
 /// Then a direction that belongs to the wanted ones is not damped, and shows in the residuals until it is among them.

@@ -163,7 +163,9 @@ template <class T> bool StreamingSvd<T>::Impl::solve_from_reference(std::int64_t
     // What that costs, in flops at the rate of a product: it reads the matrix once a column, from L2 at best. Measured.
     const double direct = (rough ? 1.2 : 2.0) * (n * n * std::int64_t(rough ? 4 : 8) <= (1 << 20) ? 1.0 : 1.7) * double(n) * double(n) * double(n) +
                           300.0 * double(n) * double(n);
-    const NearTop problem{n, p, std::min(opt.rank, count), rough ? 2.0 * eps : 16.0 * std::numeric_limits<double>::epsilon(), direct};
+    // Beyond what is shown they serve scores; but those that a stream goes on with are to be right.
+    const std::int64_t converged = count > wanted() ? count : std::min(opt.rank, count);
+    const NearTop problem{n, p, converged, rough ? 2.0 * eps : 16.0 * std::numeric_limits<double>::epsilon(), direct};
     if (!leading_near(problem, [&](const double *q, double *out) { times_moments(p, q, out); }, rows, all)) return false;
     std::copy_n(all, count, values);
     std::copy_n(rows, count * n, y);

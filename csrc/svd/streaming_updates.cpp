@@ -313,6 +313,7 @@ template <class T> void StreamingSvd<T>::Impl::show() {
 
 template <class T> void StreamingSvd<T>::Impl::fold() {
     flush();
+    follower.on = false;
     if (moments.on && !moments.figures.solved) solve_moments(wanted());
     if (clean || r == 0) return;
     // Half of what is promised: of all that are kept, and of those that are shown, which may be one.

@@ -554,3 +554,36 @@ def test_shapes_and_values(rng):
     with pytest.raises(ValueError, match="eps must be finite"):
         grassmann.adam_step(U, G, b, v, step=1, lr=0.1, eps=-1.0)
     np.testing.assert_array_equal(b, 0)
+
+
+@pytest.mark.parametrize("method", ["exp", "qr", "polar", "cholesky", "cayley"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 2, 7, 300, 4609])
+def test_points_of_one_column(method, dtype, n):
+    """Their own way, as good as that of two: for steps of all sizes, and constant columns, whose sums round one way."""
+    rng = np.random.default_rng(n)
+    eps = float(np.finfo(dtype).eps)
+    U = np.stack([np.full((n, 1), n**-0.5), rng.standard_normal((n, 1))]).astype(dtype)
+    U = (U / np.linalg.norm(U.astype(float), axis=1, keepdims=True)).astype(dtype)
+    H = grassmann.tangent(U, rng.standard_normal(U.shape).astype(dtype))
+    for size in (0.0, 1e-3, 1.0, 50.0) if n > 1 else (0.0, 1.0):
+        got = grassmann.retract(U, (size * H).astype(dtype), method=method).astype(float)
+        assert np.abs((got * got).sum(1) - 1).max() < 8 * eps
+        u, h = U.astype(float), (size * H).astype(dtype).astype(float)
+        h -= u * (u * h).sum(1, keepdims=True)
+        x = np.linalg.norm(h, axis=1, keepdims=True)
+        if method == "exp":
+            c, s = np.cos(x), np.sinc(x / np.pi)
+        elif method == "cayley":
+            c, s = (1 - x * x / 4) / (1 + x * x / 4), 1 / (1 + x * x / 4)
+        else:
+            c = s = 1 / np.sqrt(1 + x * x)
+        np.testing.assert_allclose(got, u * c + h * s, atol=40 * eps * max(1, float(x.max())))
+
+
+def test_a_point_of_one_column_and_a_huge_step():
+    U, H = np.eye(3, 1), np.zeros((3, 1))
+    H[1] = 1e150
+    for method in ("polar", "qr", "cayley"):
+        got = grassmann.retract(U, H, t=1e10, method=method)
+        assert np.abs((got * got).sum() - 1) < 1e-12

@@ -1087,3 +1087,38 @@ def test_orthonormalize_tells_the_rank(rng):
         np.testing.assert_array_equal(rank, [5, 4, 0, 5])
         assert q.shape == a.shape
     assert orth.orthonormalize(a[0], return_rank=True)[1] == 5
+
+
+@pytest.mark.parametrize("k", [40, 130])
+@pytest.mark.parametrize("sigma", [14.0, 18.0, 30.0, 1e6])
+def test_polar_factors_with_one_direction_far_above_the_others(k, sigma):
+    """Along the difference of two columns, which a regular start of the power method has nothing of."""
+    v = np.zeros(k)
+    v[[0, 7]] = 0.5**0.5, -(0.5**0.5)
+    A = np.vstack([np.linalg.cholesky(np.eye(k) + (sigma**2 - 1) * np.outer(v, v)).T, np.zeros((k, k))])
+    u, _, vt = np.linalg.svd(A, full_matrices=False)
+    np.testing.assert_allclose(orth.orthonormalize(A, method="polar"), u @ vt, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "k"), [(m, k) for m in (1, 3, 12, 13, 64, 130, 515) for k in range(1, min(m, 12) + 1)])
+def test_factors_of_a_few_columns(rng, dtype, m, k):
+    """Down the columns, whatever the order of memory: factors, Q, signs, dependent columns and extreme scales."""
+    eps = float(np.finfo(dtype).eps)
+    A = rng.standard_normal((5, m, k)).astype(dtype)
+    A[1] *= dtype(1e-30)
+    A[2] *= dtype(1e30)
+    A[3, :, k // 2] = 0
+    for x in (A, np.ascontiguousarray(A.swapaxes(1, 2)).swapaxes(1, 2), np.repeat(A, 2, 2)[:, :, ::2]):
+        Q, R = orth.householder_qr(x)
+        q = Q.to_array().astype(float)
+        size = np.abs(x).max((1, 2), keepdims=True).astype(float) * np.sqrt(m)
+        assert (np.abs(q @ R.astype(float) - x) <= 20 * k * eps * size).all()
+        assert np.abs(q.swapaxes(1, 2) @ q - np.eye(k)).max() < 20 * eps * np.sqrt(k)
+        assert (np.tril(R, -1) == 0).all()
+        got = orth.orthonormalize(x[:3]).astype(float)
+        assert np.abs(got.swapaxes(1, 2) @ got - np.eye(k)).max() < 20 * eps * np.sqrt(k)
+        signs = np.sign(np.einsum("ijj->ij", R[:3]))[:, None]
+        np.testing.assert_allclose(got, q[:3] * signs, atol=40 * eps * np.sqrt(k))
+    same = orth.orthonormalize(np.asfortranarray(A[0]))
+    np.testing.assert_allclose(same, orth.orthonormalize(A[0]), atol=20 * eps)

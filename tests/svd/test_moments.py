@@ -464,3 +464,14 @@ def test_rows_that_share_nothing_with_those_before(rng, dtype, louder):
             s = np.linalg.svd(x.astype(np.float64), compute_uv=False)
             np.testing.assert_allclose(svd.singular_values, s[:rank], atol=20 * eps(dtype) * s[0])
             assert svd.captured_energy == pytest.approx((s[:rank] ** 2).sum(), rel=1e-6)
+
+
+def test_scores_after_a_fold_are_those_of_what_is_shown(rng):
+    svd = StreamingSVD(3, center=True).update(data(rng, 30, 50, np.float64))
+    x = data(rng, 40, 50, np.float64)
+    for row in x:
+        svd.residual(row)
+        svd.update(row)
+    pickle.dumps(svd)
+    z = svd.project(x[:2])
+    np.testing.assert_allclose(z, (x[:2] - svd.mean) @ svd.components.T, atol=1e-9)
