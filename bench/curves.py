@@ -168,7 +168,7 @@ def main() -> int:
             sizes = curve.sizes(options.points)
             times = [seconds(curve.make(n), options.seconds, curve.mean) for n in sizes]
             x, y = np.log(sizes), np.log(times)
-            half = len(sizes) // 2
+            half = min(len(sizes) // 2, len(sizes) - 2)
             slope = float(np.polyfit(x[half:], y[half:], 1)[0])
             jumps = np.diff(y) - curve.expected * np.diff(x)
             at = int(jumps.argmax())
