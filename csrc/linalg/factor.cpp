@@ -20,7 +20,7 @@
 namespace subspan {
 namespace {
 
-constexpr std::int64_t kJacobi = 100, kValues = 56; // up to there small::svd() is faster than LAPACK, and without vectors
+constexpr std::int64_t kJacobi = 100, kValues = 32; // up to there small::svd() is faster than LAPACK, and without vectors
 constexpr std::int64_t kBlock = 48, kBlocked = 160; // columns between two updates by products, and orders from which that pays
 
 struct CholeskyKernel {

@@ -19,7 +19,7 @@ namespace {
 
 // One-sided Jacobi by itself, after a turn to the eigenvectors of the Gram matrix, and LAPACK's gesdd: 11, 14, 28 us at order 16,
 // 33, 28, 55 at 22, 230, 113, 189 at 46, 2140, 495, 689 at 93, 8400, 1850, 1810 at 150; without vectors LAPACK's is half of that.
-constexpr int64_t kTurned = 20, kRotated = 110, kValues = 56;
+constexpr int64_t kTurned = 20, kRotated = 110, kValues = 32;
 constexpr int64_t kLong = 64; // orders whose loops listen to interrupts: smaller ones are over before
 
 struct MultiplyTN {

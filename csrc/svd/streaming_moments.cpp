@@ -399,9 +399,11 @@ template <class T> void StreamingSvd<T>::Impl::note_moments(double rows) {
     if (opt.center && weight > 0 && square * weight > 0.5 * trace_moments()) move_shift();
     const double trace = trace_moments();
     m.rounding = std::max(m.rounding, trace);
-    // The reference follows at a tenth of what the rows cost, and not more often than it may have turned.
+    // The reference follows at a tenth of what the rows cost, and not before there are half as many again; sooner where what is
+    // known does not let rows in by products of float.
     m.since += rows;
-    if (moments.reference.empty() || m.since >= std::max(16.0 * double(carried()), weight / 3.0)) measure_moments();
+    const double most = room() > 0.0 ? std::max(32.0 * double(carried()), weight / 2.0) : std::max(16.0 * double(carried()), weight / 3.0);
+    if (moments.reference.empty() || m.since >= most) measure_moments();
 }
 
 template <class T> double StreamingSvd<T>::Impl::trace_moments() const {
