@@ -18,9 +18,11 @@
 #define SUBSPAN_VECTOR_EXT 1
 #endif
 #define SUBSPAN_INLINE inline __attribute__((always_inline))
+#define SUBSPAN_NOINLINE __attribute__((noinline))
 #define SUBSPAN_LAMBDA_INLINE __attribute__((always_inline))
 #else
 #define SUBSPAN_INLINE inline
+#define SUBSPAN_NOINLINE
 #define SUBSPAN_LAMBDA_INLINE
 #endif
 

@@ -437,18 +437,19 @@ template <class T, int Bytes> struct Thin {
 
 template <class T> struct LeftKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(Piece<T> *p) {
-        if (is_narrow<T, Bytes>(*p->item, true)) {
-            if (p->item->c.cols <= Vec<T, Bytes>::lanes) return narrow<Bytes, 1>(p);
-            return narrow<Bytes, 2>(p);
-        }
-        if (is_thin<T, Bytes>(p)) return thin<Bytes>(p);
+        constexpr int64_t W = Vec<T, Bytes>::lanes;
+        const int64_t n = p->item->c.cols;
+        const bool is_short = is_narrow<T, Bytes>(*p->item, true);
+        if (is_short && n > W) return narrow<Bytes>(p);
+        if (is_short || is_thin<T, Bytes>(p)) return thin<Bytes>(p, n > W ? n / W * W : 0);
         if (p->read) read<Bytes>(p);
         if (p->write && p->finite) write<Bytes>(p);
     }
-    template <int Bytes> static SUBSPAN_INLINE void thin(Piece<T> *p) {
-        constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
+    // The first `whole` columns as thin ones, the others, no more than a vector, as a narrow matrix.
+    template <int Bytes> static SUBSPAN_INLINE void thin(Piece<T> *p, int64_t whole) {
+        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const Item<T> &it = *p->item;
-        const int64_t k = it.k, kp = round_up(k, MR), n = it.c.cols, tiles = (n + NR - 1) / NR, whole = n / W * W;
+        const int64_t k = it.k, kp = round_up(k, MR), n = it.c.cols, tiles = (n + NR - 1) / NR;
         const Thin<T, Bytes> thin{it, p->w, kp};
         Item<T> rest = it; // columns past whole vectors
         rest.c = it.c.block_cols(whole, n - whole);
@@ -457,13 +458,13 @@ template <class T> struct LeftKernel {
         const int64_t rows = tiles > 1 ? kp : narrow_rows(it, kp);
         if (p->read) {
             std::fill_n(p->w, tiles * rows * NR, T(0));
-            thin.template all<true>();
+            if (whole > 0) thin.template all<true>();
             if (whole < n) narrow_all_sums<Bytes, 1>(rest, w);
             p->finite = !p->check || finite_items(p, p->w, tiles * rows * NR);
         }
         if (!p->write || !p->finite) return;
         narrow_core<Bytes>(it, p->w, tiles, rows, kp);
-        thin.template all<false>();
+        if (whole > 0) thin.template all<false>();
         if (whole < n) narrow_update<T, Bytes, 1>(rest, &it.v, k, w, NR, 0, it.c.rows);
     }
     // Rows of W that anyone looks at: those that pad it to a tile only where it is multiplied by tiles. Of small matrices they
@@ -482,8 +483,8 @@ template <class T> struct LeftKernel {
         if (it.k - l == 2) narrow_sums<T, Bytes, NV, 2>(it, l, w, NR);
         if (it.k - l == 1) narrow_sums<T, Bytes, NV, 1>(it, l, w, NR);
     }
-    template <int Bytes, int NV> static SUBSPAN_INLINE void narrow(Piece<T> *p) {
-        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+    template <int Bytes> static SUBSPAN_INLINE void narrow(Piece<T> *p) {
+        constexpr int MR = Shape<Bytes>::mr, NV = 2, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const Item<T> &it = *p->item;
         const int64_t k = it.k, kp = round_up(k, MR);
         const int64_t rows = narrow_rows(it, kp);
@@ -577,20 +578,13 @@ template <class T> struct LeftKernel {
                 const T *c = it.c.data + r * it.c.row_stride + j;
                 T *out = it.out.data + r * it.out.row_stride + j;
                 const T *w = p->w + t * kp * NR;
-                if (k <= kDeep) {
-                    update_any<T, Bytes, true>(k, va, MR, w, c, it.c.row_stride, out, it.out.row_stride, it.alpha, rows, cols);
-                    continue;
-                }
                 for (int64_t d = 0; d < k; d += deep) {
                     const int64_t depth = std::min(deep, k - d);
                     for (int64_t i = 0; i < rows; i += MR) {
                         T *o = out + i * it.out.row_stride;
-                        if (d == 0)
-                            update_any<T, Bytes, false>(depth, va + i * k, MR, w, c + i * it.c.row_stride, it.c.row_stride, o, it.out.row_stride, it.alpha,
-                                                        rows - i, cols);
-                        else
-                            update_any<T, Bytes, false>(depth, va + i * k + d * MR, MR, w + d * NR, o, it.out.row_stride, o, it.out.row_stride, T(1), rows - i,
-                                                        cols);
+                        const T *from = d == 0 ? c + i * it.c.row_stride : o;
+                        update_any<T, Bytes, true>(depth, va + i * k + d * MR, MR, w + d * NR, from, d == 0 ? it.c.row_stride : it.out.row_stride, o,
+                                                   it.out.row_stride, d == 0 ? it.alpha : T(1), rows - i, cols);
                     }
                 }
             }

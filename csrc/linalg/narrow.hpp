@@ -36,6 +36,11 @@ template <class T> SUBSPAN_INLINE void copy_rows(const T *from, std::int64_t fs,
     }
 }
 
+/// The last row, with zeros past its end. Not inlined: it would be most of the code of every kernel that loads rows.
+template <class T> SUBSPAN_NOINLINE void copy_last_row(const T *p, std::int64_t cols, std::int64_t lanes, T *tile) {
+    for (std::int64_t j = 0; j < lanes; ++j) tile[j] = j < cols ? p[j] : T(0);
+}
+
 /// Rows of a matrix with contiguous rows as NV vectors each. Loads go past the end of a row into the next one, but never past
 /// the last one; what is there is not to be looked at.
 template <class T, int Bytes, int NV> struct NarrowRows {
@@ -50,7 +55,7 @@ template <class T, int Bytes, int NV> struct NarrowRows {
         const T *p = x.data + i * x.row_stride;
         alignas(64) T tile[NV * V::lanes];
         if (i >= safe) {
-            for (std::int64_t j = 0; j < NV * V::lanes; ++j) tile[j] = j < x.cols ? p[j] : T(0);
+            copy_last_row(p, x.cols, NV * V::lanes, tile);
             p = tile;
         }
 #pragma GCC unroll 4
