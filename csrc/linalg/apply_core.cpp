@@ -565,7 +565,7 @@ template <class T> struct LeftKernel {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const Item<T> &it = *p->item;
         const int64_t m = it.c.rows, n = p->end - p->begin, k = it.k, kp = round_up(k, MR);
-        const int64_t tiles = (n + NR - 1) / NR, block = k <= kDeep ? MR : 64, deep = k <= kDeep ? k : 2 * kDeep;
+        const int64_t tiles = (n + NR - 1) / NR, block = k <= kDeep ? MR : 64, deep = k <= kDeep ? std::max<int64_t>(k, 1) : 2 * kDeep;
         core_step<T, Bytes>(it, p->w, tiles);
         Frame frame;
         T *va = frame.take<T>(block * k), *unpacked = it.packed != nullptr ? frame.take<T>(block * k) : nullptr;
@@ -578,7 +578,7 @@ template <class T> struct LeftKernel {
                 const T *c = it.c.data + r * it.c.row_stride + j;
                 T *out = it.out.data + r * it.out.row_stride + j;
                 const T *w = p->w + t * kp * NR;
-                for (int64_t d = 0; d < k; d += deep) {
+                for (int64_t d = 0; d == 0 || d < k; d += deep) { // out = alpha C where V has no columns
                     const int64_t depth = std::min(deep, k - d);
                     for (int64_t i = 0; i < rows; i += MR) {
                         T *o = out + i * it.out.row_stride;

@@ -1,6 +1,10 @@
 #include "plucker/exterior_tables.hpp"
 
 #include "base/simd.hpp"
+#include "linalg/packing.hpp"
+
+#include <array>
+#include <cstring>
 
 namespace subspan {
 namespace exterior {
@@ -22,6 +26,152 @@ struct ProductKernel {
                 for (int q = 0; q < G; ++q) s[q] += term->sign * SUBSPAN_ROUNDED(V::load(a + term->a * kItems + q * W) * V::load(b + term->b * kItems + q * W));
             for (int q = 0; q < G; ++q) V::store(out + i * kItems + q * W, s[q]);
         }
+    }
+};
+
+// Where an item's entries are: those of a matrix may be in memory row by row, column by column, or scattered.
+struct Layout {
+    int64_t rows, cols; // in the order in which they are wanted
+    bool by_columns;    // memory is in the other one
+};
+// Places in lanes of entries that follow one another in memory.
+class Place {
+  public:
+    Place(const Layout &at, int64_t entry) : step_(at.by_columns ? at.cols : 1), rows_(at.by_columns ? at.rows : at.rows * at.cols) {
+        first_ = entry / rows_;
+        done_ = entry % rows_;
+    }
+    int64_t next() {
+        const int64_t now = first_ + done_ * step_;
+        if (++done_ == rows_) {
+            done_ = 0;
+            ++first_;
+        }
+        return now * kItems;
+    }
+
+  private:
+    int64_t step_, rows_, first_, done_;
+};
+// Where tiles of W entries begin: the last ones once more rather than fewer than W.
+inline int64_t tile_start(int64_t e, int64_t w, int64_t entries) { return e + w > entries && entries >= w ? entries - w : e; }
+template <class T> bool is_compact(const MatrixView<T> &m) { return (m.col_stride == 1 || m.cols == 1) && (m.row_stride == m.cols || m.rows == 1); }
+template <class T> using Items = std::array<T *, std::size_t(kItems)>;
+
+// A row of kItems numbers from a type to another. `poison` gathers x - x, which is zero or NaN.
+template <class From, class To, int Bytes> struct Row {
+#ifdef SUBSPAN_SHUFFLE
+    // Vectors of one length for what is loaded and what is stored: what was stored in halves is not loaded whole at once.
+    static constexpr int W = Bytes / int(std::min(sizeof(From), sizeof(To))), G = int(kItems) / W;
+    typedef From In __attribute__((vector_size(W * sizeof(From))));
+    typedef To Out __attribute__((vector_size(W * sizeof(To))));
+    Out poison = {};
+    SUBSPAN_INLINE void convert(const From *from, To *to) {
+#pragma GCC unroll 16
+        for (int g = 0; g < G; ++g) {
+            In x;
+            std::memcpy(&x, from + g * W, sizeof x);
+            const Out y = __builtin_convertvector(x, Out);
+            poison += y - y;
+            std::memcpy(to + g * W, &y, sizeof y);
+        }
+    }
+    SUBSPAN_INLINE bool good() const {
+        bool all = true;
+        for (int l = 0; l < W; ++l) all = all && poison[l] == To(0);
+        return all;
+    }
+#else
+    To poison[kItems] = {};
+    void convert(const From *from, To *to) {
+        for (int l = 0; l < int(kItems); ++l) {
+            to[l] = To(from[l]);
+            poison[l] += to[l] - to[l];
+        }
+    }
+    bool good() const {
+        return std::all_of(poison, poison + kItems, [](To x) { return x == To(0); });
+    }
+#endif
+};
+
+// Compact items, by transposes of vectors; entry after entry would be one strided access each.
+// The block after this one, where blocks follow one another: each is a burst of few lines, which prefetchers do not foresee.
+template <class T> SUBSPAN_INLINE void prefetch_next(const Items<T> &items, int64_t count, int64_t entries) {
+    if (count < kItems) return;
+    const auto step = reinterpret_cast<const char *>(items[1]) - reinterpret_cast<const char *>(items[0]);
+    const int64_t bytes = entries * int64_t(sizeof(T));
+    if (bytes > 1024) return;
+    for (int64_t l = 0; l < kItems; ++l)
+        for (int64_t at = 0; at < bytes; at += 64) simd::prefetch(reinterpret_cast<const char *>(items[std::size_t(l)]) + kItems * step + at);
+}
+
+template <class T> struct LanesKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const Items<const T> *items, int64_t count, const Layout *at, double *to, bool *finite) {
+        constexpr int W = Vec<T, Bytes>::lanes, L = int(kItems);
+        const int64_t entries = at->rows * at->cols;
+        alignas(64) T rows[L * W] = {}, tile[W * L];
+        Row<T, double, Bytes> row;
+        prefetch_next(*items, count, entries);
+        for (int64_t tile_at = 0; tile_at < entries; tile_at += W) {
+            const int64_t e = tile_start(tile_at, W, entries), some = std::min<int64_t>(W, entries - e);
+            Place place(*at, e);
+            for (int64_t l = 0; l < count; ++l) {
+                const T *p = (*items)[std::size_t(l)] + e;
+                if (some == W)
+                    Vec<T, Bytes>::store(rows + l * W, Vec<T, Bytes>::load(p));
+                else
+                    std::copy_n(p, some, rows + l * W);
+            }
+            for (int l = 0; l < L; l += W) simd::Transpose<T, Bytes>::block(rows + l * W, W, nullptr, nullptr, tile + l, L);
+            for (int64_t i = 0; i < some; ++i) {
+                double *out = to + place.next();
+                row.convert(tile + i * L, out);
+            }
+        }
+        *finite = row.good();
+    }
+};
+template <class T> struct FromLanesKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const double *from, int64_t count, const Layout *at, const Items<T> *items, bool *finite) {
+        constexpr int W = Vec<T, Bytes>::lanes, L = int(kItems);
+        const int64_t entries = at->rows * at->cols;
+        alignas(64) T rows[L * W], tile[W * L] = {};
+        Row<double, T, Bytes> row;
+        prefetch_next(*items, count, entries);
+        for (int64_t tile_at = 0; tile_at < entries; tile_at += W) {
+            const int64_t e = tile_start(tile_at, W, entries), some = std::min<int64_t>(W, entries - e);
+            Place place(*at, e);
+            for (int64_t i = 0; i < some; ++i) {
+                const double *in = from + place.next();
+                row.convert(in, tile + i * L);
+            }
+            for (int l = 0; l < L; l += W) simd::Transpose<T, Bytes>::block(tile + l, L, nullptr, nullptr, rows + l * W, W);
+            for (int64_t l = 0; l < count; ++l) {
+                T *p = (*items)[std::size_t(l)] + e;
+                if (some == W)
+                    Vec<T, Bytes>::store(p, Vec<T, Bytes>::load(rows + l * W));
+                else
+                    std::copy_n(rows + l * W, some, p);
+            }
+        }
+        *finite = row.good();
+    }
+};
+
+// The largest magnitude of each lane.
+struct TopsKernel {
+    template <int Bytes> static SUBSPAN_INLINE void run(const double *x, int64_t n, double *top) {
+        using V = Vec<double, Bytes>;
+        constexpr int W = V::lanes, G = int(kItems) / W;
+        typename V::type most[G];
+        for (int q = 0; q < G; ++q) most[q] = typename V::type{};
+        for (int64_t i = 0; i < n; ++i)
+            for (int q = 0; q < G; ++q) {
+                const auto v = V::load(x + i * kItems + q * W), size = v < typename V::type{} ? -v : v;
+                most[q] = most[q] < size ? size : most[q];
+            }
+        for (int q = 0; q < G; ++q) V::store(top + q * W, most[q]);
     }
 };
 
@@ -134,6 +284,99 @@ int64_t length_of(int64_t n, int64_t k) {
     const int64_t c = k < 0 || k > n ? 0 : binomial(n, k);
     if (c < 0) throw ValueError("C(" + std::to_string(n) + ", " + std::to_string(k) + ") is more than 2^31");
     return c;
+}
+
+template <class T> bool load(const StackView<const T> &x, int64_t first, int64_t count, double *to) {
+    const int64_t rows = x.rows(), cols = x.cols();
+    const auto turned = x.first.transposed();
+    if (is_compact(x.first) || is_compact(turned)) {
+        Items<const T> items;
+        for (int64_t l = 0; l < count; ++l) items[std::size_t(l)] = x[first + l].data;
+        const Layout at{rows, cols, !is_compact(x.first)};
+        bool finite = true;
+        simd::dispatch<LanesKernel<T>, const Items<const T> *, int64_t, const Layout *, double *, bool *>(&items, count, &at, to, &finite);
+        return finite;
+    }
+    double poison = 0;
+    for (int64_t l = 0; l < kItems; ++l) {
+        if (l >= count) {
+            for (int64_t e = 0; e < rows * cols; ++e) to[e * kItems + l] = 0;
+            continue;
+        }
+        const auto m = x[first + l];
+        for (int64_t i = 0, e = 0; i < m.rows; ++i)
+            for (int64_t j = 0; j < cols; ++j, ++e) {
+                const auto v = double(m(i, j));
+                poison += v - v;
+                to[e * kItems + l] = v;
+            }
+    }
+    return poison == 0.0;
+}
+
+template <class T> bool store(const double *from, int64_t first, int64_t count, const StackView<T> &x) {
+    const auto turned = x.first.transposed();
+    if (is_compact(x.first) || is_compact(turned)) {
+        Items<T> items;
+        for (int64_t l = 0; l < count; ++l) items[std::size_t(l)] = x[first + l].data;
+        const Layout at{x.rows(), x.cols(), !is_compact(x.first)};
+        bool finite = true;
+        simd::dispatch<FromLanesKernel<T>, const double *, int64_t, const Layout *, const Items<T> *, bool *>(from, count, &at, &items, &finite);
+        return finite;
+    }
+    T poison = 0;
+    for (int64_t l = 0; l < count; ++l) {
+        const auto m = x[first + l];
+        for (int64_t i = 0, e = 0; i < m.rows; ++i)
+            for (int64_t j = 0; j < m.cols; ++j, ++e) {
+                const T v = T(from[e * kItems + l]);
+                m(i, j) = v;
+                poison += v - v;
+            }
+    }
+    return poison == T(0);
+}
+
+#define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
+    template bool load<T>(const StackView<const T> &, int64_t, int64_t, double *);                                                                             \
+    template bool store<T>(const double *, int64_t, int64_t, const StackView<T> &);
+SUBSPAN_INSTANTIATE(float)
+SUBSPAN_INSTANTIATE(double)
+#undef SUBSPAN_INSTANTIATE
+
+Scales::Scales(double *columns, int64_t n, int64_t k) : n_(n), k_(k) {
+    // Products of k numbers within these are numbers.
+    const double high = std::ldexp(1.0, int(std::max<int64_t>(900 / k, 1))), low = 1 / high;
+    for (int64_t j = 0; j < k; ++j) {
+        double top[kItems];
+        simd::dispatch<TopsKernel, const double *, int64_t, double *>(columns + j * n * kItems, n, top);
+        for (int64_t l = 0; l < kItems; ++l) {
+            if ((top[l] >= low && top[l] <= high) || !(top[l] > 0) || !std::isfinite(top[l])) continue;
+            const int e = std::ilogb(top[l]);
+            if (total_.empty()) {
+                exponent_.resize(std::size_t(k * kItems));
+                total_.resize(std::size_t(kItems));
+            }
+            exponent_[std::size_t(j * kItems + l)] = e;
+            total_[std::size_t(l)] += e;
+            for (int64_t i = 0; i < n; ++i) columns[(j * n + i) * kItems + l] = std::ldexp(columns[(j * n + i) * kItems + l], -e);
+        }
+    }
+}
+
+void Scales::give_back(double *x, int64_t length) const {
+    if (total_.empty()) return;
+    for (int64_t l = 0; l < kItems; ++l)
+        for (int64_t i = 0; i < length && total_[std::size_t(l)] != 0; ++i) x[i * kItems + l] = lift(x[i * kItems + l], total_[std::size_t(l)]);
+}
+
+void Scales::give_back_to_columns(double *x) const {
+    if (total_.empty()) return;
+    for (int64_t j = 0; j < k_; ++j)
+        for (int64_t l = 0; l < kItems; ++l) {
+            const int64_t e = total_[std::size_t(l)] - exponent_[std::size_t(j * kItems + l)];
+            for (int64_t i = 0; i < n_ && e != 0; ++i) x[(j * n_ + i) * kItems + l] = lift(x[(j * n_ + i) * kItems + l], e);
+        }
 }
 
 double *work(Frame &frame, int64_t coordinates) {

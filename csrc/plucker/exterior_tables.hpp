@@ -71,64 +71,10 @@ int64_t length_of(int64_t n, int64_t k);
 /// Work memory for so many coordinates of a block of items; ValueError beyond 4 GiB.
 double *work(Frame &frame, int64_t coordinates);
 
-// Items [first, first + count) of a stack in lanes, entry by entry; lanes past the last are zero.
-template <class T> bool load(const StackView<const T> &x, int64_t first, int64_t count, double *to) {
-    const int64_t cols = x.cols(), entries = x.rows() * cols;
-    double poison = 0; // x - x is zero or NaN
-    if (x.shape.size() == 1 && x.rows() == 1) { // one after the other: no index to take apart
-        const T *p = x.first.data + first * x.strides[0];
-        const int64_t step = x.strides[0], cs = x.first.col_stride;
-        for (int64_t e = 0; e < entries; ++e) {
-            double *row = to + e * kItems;
-            for (int64_t l = 0; l < count; ++l) {
-                const auto v = double(p[l * step + e * cs]);
-                poison += v - v;
-                row[l] = v;
-            }
-            std::fill(row + count, row + kItems, 0.0);
-        }
-        return poison == 0.0;
-    }
-    for (int64_t l = 0; l < kItems; ++l) {
-        if (l >= count) {
-            for (int64_t e = 0; e < entries; ++e) to[e * kItems + l] = 0;
-            continue;
-        }
-        const auto m = x[first + l];
-        for (int64_t i = 0, e = 0; i < m.rows; ++i)
-            for (int64_t j = 0; j < cols; ++j, ++e) {
-                const auto v = double(m(i, j));
-                poison += v - v;
-                to[e * kItems + l] = v;
-            }
-    }
-    return poison == 0.0;
-}
-
-template <class T> bool store(const double *from, int64_t first, int64_t count, const StackView<T> &x) {
-    T poison = 0;
-    if (x.shape.size() == 1 && x.rows() == 1) {
-        T *p = x.first.data + first * x.strides[0];
-        const int64_t step = x.strides[0], cs = x.first.col_stride;
-        for (int64_t l = 0; l < count; ++l)
-            for (int64_t e = 0; e < x.cols(); ++e) {
-                const T v = T(from[e * kItems + l]);
-                p[l * step + e * cs] = v;
-                poison += v - v;
-            }
-        return poison == T(0);
-    }
-    for (int64_t l = 0; l < count; ++l) {
-        const auto m = x[first + l];
-        for (int64_t i = 0, e = 0; i < m.rows; ++i)
-            for (int64_t j = 0; j < m.cols; ++j, ++e) {
-                const T v = T(from[e * kItems + l]);
-                m(i, j) = v;
-                poison += v - v;
-            }
-    }
-    return poison == T(0);
-}
+// Items [first, first + count) of a stack in lanes, entry by entry; lanes past the last are zero. False where one is not finite.
+template <class T> bool load(const StackView<const T> &x, int64_t first, int64_t count, double *to);
+// And back; false where a number is not finite in T.
+template <class T> bool store(const double *from, int64_t first, int64_t count, const StackView<T> &x);
 
 // body(first, count) for blocks of items; false where it said so for one.
 template <class F> bool blocks(int64_t items, const F &body) {
@@ -195,38 +141,15 @@ class Levels {
 // Powers of two taken out of columns (k of n numbers, kItems lanes): products on the way stay in range where the minor does.
 class Scales {
   public:
-    Scales(double *columns, int64_t n, int64_t k) : n_(n), k_(k), exponent_(std::size_t(k * kItems)), total_(std::size_t(kItems)) {
-        // Products of k numbers within these are numbers.
-        const double high = std::ldexp(1.0, int(std::max<int64_t>(900 / k, 1))), low = 1 / high;
-        for (int64_t j = 0; j < k; ++j)
-            for (int64_t l = 0; l < kItems; ++l) {
-                double *x = columns + j * n * kItems + l, top = 0;
-                for (int64_t i = 0; i < n; ++i) top = std::max(top, std::abs(x[i * kItems]));
-                if (top >= low && top <= high) continue;
-                const int e = top > 0 && std::isfinite(top) ? std::ilogb(top) : 0;
-                exponent_[std::size_t(j * kItems + l)] = e;
-                total_[std::size_t(l)] += e;
-                if (e == 0) continue;
-                for (int64_t i = 0; i < n; ++i) x[i * kItems] = std::ldexp(x[i * kItems], -e);
-            }
-    }
-    void give_back(double *x, int64_t length) const {
-        for (int64_t l = 0; l < kItems; ++l)
-            for (int64_t i = 0; i < length && total_[std::size_t(l)] != 0; ++i) x[i * kItems + l] = lift(x[i * kItems + l], total_[std::size_t(l)]);
-    }
+    Scales(double *columns, int64_t n, int64_t k);
+    void give_back(double *x, int64_t length) const;
     // Each column gets the powers of the others: the gradient of a product.
-    void give_back_to_columns(double *x) const {
-        for (int64_t j = 0; j < k_; ++j)
-            for (int64_t l = 0; l < kItems; ++l) {
-                const int64_t e = total_[std::size_t(l)] - exponent_[std::size_t(j * kItems + l)];
-                for (int64_t i = 0; i < n_ && e != 0; ++i) x[(j * n_ + i) * kItems + l] = lift(x[(j * n_ + i) * kItems + l], e);
-            }
-    }
+    void give_back_to_columns(double *x) const;
 
   private:
     static double lift(double x, int64_t e) { return std::ldexp(x, int(std::clamp<int64_t>(e, -100000, 100000))); }
     int64_t n_, k_;
-    std::vector<int64_t> exponent_, total_;
+    std::vector<int64_t> exponent_, total_; // empty: nothing was taken out
 };
 
 template <class T> void check_row(const StackView<T> &x, int64_t length, int64_t items) {

@@ -21,22 +21,25 @@
 
 namespace subspan {
 
-template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *block_mean) {
+template <class T> bool StreamingSvd<T>::Impl::decompose(Work &w, const double *block_mean, std::int64_t most) {
     if (is_tall(w.m)) {
         tall(w);
-        return;
+        return true;
     }
+    // Products of a sparse block pay off up to a tenth of nonzeros; past that it is dense with detours.
+    bool sparse = is_sparse(w.rows);
+    const bool large = most > 0 && w.rows.count() > most, may = opt.method == SvdMethod::gram || opt.method == SvdMethod::automatic;
+    if (large && !(sparse && may && (opt.method == SvdMethod::gram || gram_may_work(w)))) return false;
     Frame frame;
     double *g = frame.take<double>(w.m * w.m);
     w.g = g;
     const Rows<T> &x = w.rows;
-    // Products of a sparse block pay off up to a tenth of nonzeros; past that it is dense with detours.
-    bool sparse = x.csr != nullptr && double(x.csr->begin(x.csr->rows) - x.csr->begin(0)) < 0.1 * double(x.csr->rows) * double(n);
     Buffer<T> copy;
     Rows<T> dense = x;
     if (sparse) {
         sparse_gram(v.data(), w.r, x, block_mean, copy.reserve(n * std::max(w.r, keep)), g);
         if (x.shift != nullptr && cancels(w, block_mean)) { // the mean dominates: take it off before multiplying
+            if (large) return false;
             sparse = false;
             densify(w, dense, copy);
             gram(blocks(w.r, dense), 0, g);
@@ -45,6 +48,7 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
         if (x.csr != nullptr) densify(w, dense, copy);
         gram(blocks(w.r, dense), 0, g);
     }
+    if (large) return scaled_well(w) && gram_route(w, dense, sparse, most);
     if (!scaled_well(w)) {
         // Squares overflowed or vanished, or the input is not finite.
         require_finite(x, "rows");
@@ -52,18 +56,17 @@ template <class T> void StreamingSvd<T>::Impl::decompose(Work &w, const double *
         gram(blocks(w.r, dense), 0, g);
         for (std::int64_t i = 0; i < w.m; ++i)
             if (!std::isfinite(g[i * w.m + i])) throw ValueError("rows: the squared norm of row " + str(i - w.r) + " overflows; scale the data");
-        if (opt.method != SvdMethod::gram && robust(w, dense)) return;
-        householder(w, dense);
-        return;
+        if (opt.method == SvdMethod::gram || !robust(w, dense)) householder(w, dense);
+        return true;
     }
-    if (opt.method == SvdMethod::gram || (opt.method == SvdMethod::automatic && gram_may_work(w))) {
-        if (gram_route(w, dense, sparse)) return;
+    if (opt.method == SvdMethod::gram || (may && gram_may_work(w))) {
+        if (gram_route(w, dense, sparse, w.m)) return true;
         // A small problem solved in vain: not again at once, unless only rows were too few for all directions.
         if (w.m > keep + 1) skip_gram = 8;
     }
     if (sparse) densify(w, dense, copy);
-    if (robust(w, dense)) return;
-    householder(w, dense);
+    if (!robust(w, dense)) householder(w, dense);
+    return true;
 }
 
 template <class T> bool StreamingSvd<T>::Impl::cancels(const Work &w, const double *block_mean) const {
@@ -154,7 +157,7 @@ template <class T> bool StreamingSvd<T>::Impl::gram_may_work(const Work &w) {
     return ratio * kSpread >= 0.5; // near the limit: the new inner decides
 }
 
-template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T> &dense, bool sparse) {
+template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T> &dense, bool sparse, std::int64_t most) {
     Frame frame;
     const std::int64_t m = w.m, k = std::min(keep, std::min(m, n));
     double *h = frame.take<double>(m * m), *l = frame.take<double>(k);
@@ -164,7 +167,10 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
         for (std::int64_t j = 0; j <= i; ++j) h[i * m + j] = w.g[i * m + j] * w.scale[std::size_t(i)] * w.scale[std::size_t(j)];
         total += h[i * m + i];
     }
-    eigh_top<T>(m, k, h, l, vec);
+    if (w.b > most)
+        compress(m, w.r, most / 2, k, h, l, vec);
+    else
+        eigh_top<T>(m, k, h, l, vec);
     if (total == 0.0) { // rows of zeros on an empty state
         commit_nothing(w);
         return true;
@@ -209,6 +215,37 @@ template <class T> bool StreamingSvd<T>::Impl::gram_route(Work &w, const Rows<T>
     }
     commit(w, std::move(sigma), w.r == 0, sel.dropped);
     return true;
+}
+
+template <class T>
+void StreamingSvd<T>::Impl::compress(std::int64_t m, std::int64_t held, std::int64_t piece, std::int64_t k, const double *h, double *l, T *vec) const {
+    Frame frame;
+    const std::int64_t wide = std::max(k, held) + piece;
+    // Rows of w: the directions so far, in coordinates of the first `done` rows.
+    double *w = frame.take<double>(k * m), *next = frame.take<double>(k * m), *across = frame.take<double>(k * piece);
+    double *inner = frame.take<double>(wide * wide), *turn = frame.take<double>(k * wide);
+    T *vectors = frame.take<T>(k * wide);
+    std::int64_t kept = 0;
+    for (std::int64_t done = 0; done < m;) {
+        const std::int64_t count = std::min(done == 0 ? held + piece : piece, m - done), size = kept + count, top = std::min(k, size);
+        const MatrixView<const double> so_far(w, kept, done, m, 1);
+        if (kept > 0) gemm<double>(so_far, MatrixView<const double>(h + done * m, count, done, m, 1).transposed(), MatrixView<double>(across, kept, count));
+        for (std::int64_t i = 0; i < kept; ++i)
+            for (std::int64_t j = 0; j <= i; ++j) inner[i * size + j] = i == j ? l[i] : 0.0;
+        for (std::int64_t i = 0; i < count; ++i) {
+            double *row = inner + (kept + i) * size;
+            for (std::int64_t j = 0; j < kept; ++j) row[j] = across[j * count + i];
+            std::copy_n(h + (done + i) * m + done, i + 1, row + kept);
+        }
+        eigh_top<T>(size, top, inner, l, vectors);
+        for (std::int64_t i = 0; i < top * size; ++i) turn[i] = double(vectors[i]);
+        if (kept > 0) gemm<double>(MatrixView<const double>(turn, top, kept, size, 1), so_far, MatrixView<double>(next, top, done, m, 1));
+        for (std::int64_t i = 0; i < top; ++i) std::copy_n(turn + i * size + kept, count, next + i * m + done);
+        std::swap(w, next);
+        kept = top;
+        done += count;
+    }
+    for (std::int64_t i = 0; i < k * m; ++i) vec[i] = T(w[i]);
 }
 
 template <class T> void StreamingSvd<T>::Impl::commit(const Work &w, std::vector<double> &&sigma, bool first, double left_out) {

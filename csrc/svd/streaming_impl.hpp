@@ -127,11 +127,22 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
     // Blocks of up to half as many rows wait.
     std::int64_t room_to_wait() const { return opt.exact_blocks ? 0 : std::max<std::int64_t>(keep, 16); }
+    // Sparse rows take little room, and what they cost is mostly a pass over V, so they wait for others. A block with more than a
+    // tenth of nonzeros is worked on as a dense one.
+    static constexpr std::int64_t kSparseRows = 8; // times as many
+    static bool is_sparse(const Rows<T> &x) {
+        return x.csr != nullptr && double(x.csr->begin(x.csr->rows) - x.csr->begin(0)) < 0.1 * double(x.csr->rows) * double(x.csr->cols);
+    }
+    std::int64_t room_to_wait(const Rows<T> &x) const {
+        const bool more = opt.method != SvdMethod::robust && is_sparse(x) && !moments_allowed(x.cols());
+        return more ? kSparseRows * room_to_wait() : room_to_wait();
+    }
     // As many, or where moments will take them, what is a fraction of those.
     std::int64_t capacity(std::int64_t columns) const {
         const bool more = moments.on || (moments_allowed(columns) && (keep >= columns || seen - pending() < keep));
         return more ? std::max(room_to_wait(), std::min<std::int64_t>(columns / 2, 512)) : room_to_wait();
     }
+    std::int64_t waiting_at_most(const Rows<T> &x) const { return std::max(capacity(x.cols()), room_to_wait(x)); }
     // Directions that are worked out: some more than are shown, for rows that come one by one.
     std::int64_t wanted() const { return std::min(keep, opt.rank + std::clamp<std::int64_t>(opt.rank / 4, 2, 8)); }
     bool moments_allowed(std::int64_t columns) const {
@@ -220,12 +231,13 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     void wait(const Rows<T> &x);
     void append(const Rows<T> &x);
-    void absorb_pieces(const Rows<T> &x, double f, std::int64_t pieces);
+    // In pieces of up to `rows`, or where more than `most` at once do not go, of half as many as that.
+    void absorb_pieces(const Rows<T> &x, double f, std::int64_t rows, std::int64_t most);
 
     void forget_all(double f);
 
     void flush();
-    void take(const Rows<T> &x, double f, std::int64_t held, bool split);
+    void take(const Rows<T> &x, double f, std::int64_t held);
 
     // ---- one block ------------------------------------------------------------------------------------------------
 
@@ -259,15 +271,16 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
 
     // Block of rows with weights; the past is multiplied by f first. mean_b and weight_b describe the block when the
-    // caller has centred it already (merge); otherwise they are measured here.
-    void absorb(Rows<T> x, double f, const double *mean_b = nullptr, double weight_b = -1, double dropped_b = 0,
-                const std::vector<double> *scatter_b = nullptr);
+    // caller has centred it already (merge); otherwise they are measured here. False, and nothing has changed: `most` is not
+    // zero, there are more rows than that, and the Gram route is not for them.
+    bool absorb(Rows<T> x, double f, const double *mean_b = nullptr, double weight_b = -1, double dropped_b = 0, const std::vector<double> *scatter_b = nullptr,
+                std::int64_t most = 0);
     // More rows than can be counted.
     void require_countable(std::int64_t more) const {
         if (more > kMostRows - seen) throw ValueError("rows: a stream counts up to 2^62 rows");
     }
 
-    void decompose(Work &w, const double *block_mean);
+    bool decompose(Work &w, const double *block_mean, std::int64_t most);
 
     // Whether <b, b> - 2 <b, mean> + <mean, mean> has lost digits that T would have kept.
     bool cancels(const Work &w, const double *block_mean) const;
@@ -294,7 +307,10 @@ template <class T> struct StreamingSvd<T>::Impl {
 
     bool gram_may_work(const Work &w);
 
-    bool gram_route(Work &w, const Rows<T> &dense, bool sparse);
+    bool gram_route(Work &w, const Rows<T> &dense, bool sparse, std::int64_t most);
+    // The k leading eigenpairs of h (m x m, lower triangle), after the first `held` rows `piece` rows at a time: what a
+    // stream of such blocks would keep, without its passes over V. Cost m k (m + k) flops for a piece.
+    void compress(std::int64_t m, std::int64_t held, std::int64_t piece, std::int64_t k, const double *h, double *l, T *vec) const;
 
     // The old component that a new one is closest to (-1: there is none), and the sign that their overlap gives it: signs
     // stay stable along a stream.

@@ -15,7 +15,7 @@ namespace subspan {
 template <class T> void StreamingSvd<T>::Impl::require_range(const Rows<T> &x) const {
     require_finite(x, "rows");
     // The length of a row, and of as many as are collected, must be a number of T, centred or not.
-    const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(capacity(x.cols()), 1))) / std::sqrt(T(x.cols()));
+    const T limit = std::numeric_limits<T>::max() / T(8) / std::sqrt(T(std::max<std::int64_t>(waiting_at_most(x), 1))) / std::sqrt(T(x.cols()));
     if (x.csr == nullptr && max_abs<T>(x.dense) <= limit) return;
     const auto too_large = [&](T value) {
         if (std::abs(value) > limit)
@@ -42,9 +42,9 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
     const std::int64_t b = x.count();
     require_countable(b);
     if (n == 0) keep = kept_for(x.cols());
-    const std::int64_t cap = capacity(x.cols());
+    const std::int64_t cap = waiting_at_most(x);
     thin = false;
-    if (2 * b <= room_to_wait()) { // thin: wait
+    if (2 * b <= room_to_wait(x)) { // thin: wait
         require_range(x);
         if (pending() + b > cap || (pending() > 0 && pending_csr() != (x.csr != nullptr))) flush();
         const bool fresh = n == 0;
@@ -79,7 +79,7 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
     const bool fresh = n == 0, first = seen == 0;
     if (fresh) start(x.cols());
     try {
-        take(x, opt.forget, seen, true);
+        take(x, opt.forget, seen);
     } catch (...) {
         if (fresh) clear();
         throw;
@@ -89,7 +89,7 @@ template <class T> void StreamingSvd<T>::Impl::update(Rows<T> x) {
 }
 
 // A block into the moments, or as much of it as they take, and the rest into (S, V); `held` rows are there.
-template <class T> void StreamingSvd<T>::Impl::take(const Rows<T> &x, double f, std::int64_t held, bool split) {
+template <class T> void StreamingSvd<T>::Impl::take(const Rows<T> &x, double f, std::int64_t held) {
     const std::int64_t b = x.count();
     std::int64_t taken = 0;
     const Small was = small();
@@ -109,14 +109,15 @@ template <class T> void StreamingSvd<T>::Impl::take(const Rows<T> &x, double f, 
         }
         // A tall block costs n·b per row in its own Gram matrix: past twice the rank pieces are cheaper.
         const std::int64_t most = std::max<std::int64_t>(2 * keep, 64), left = b - taken;
+        const std::int64_t piece = std::max(most / 2, room_to_wait(rest));
         // Few columns need neither a Gram matrix of the rows nor a split; see tall().
-        if (!split || left <= most || is_tall(r + left) || (opt.exact_blocks && left <= n)) {
+        if (left <= most || is_tall(r + left) || (opt.exact_blocks && left <= n)) {
             absorb(rest, f);
-        } else {
+        } else if (left > piece || !absorb(rest, f, nullptr, -1, 0, nullptr, most)) {
             require_finite(x, "rows");
             const Snapshot whole(*this); // a later piece may still fail
             try {
-                absorb_pieces(rest, f, (left + most / 2 - 1) / (most / 2));
+                absorb_pieces(rest, f, left > piece ? piece : most / 2, most);
             } catch (...) {
                 whole.back(*this);
                 throw;
@@ -143,7 +144,8 @@ template <class T> void StreamingSvd<T>::Impl::shorten(std::int64_t count) {
     csr_indices.resize(std::size_t(csr_indptr.back()));
 }
 
-template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, double f, std::int64_t pieces) {
+template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, double f, std::int64_t rows, std::int64_t most) {
+    const std::int64_t pieces = (x.count() + rows - 1) / rows;
     for (std::int64_t p = 0; p < pieces; ++p) {
         const std::int64_t b = x.count(), each = b / pieces, more = b % pieces;
         const std::int64_t i0 = p * each + std::min(p, more), i1 = i0 + each + (p < more);
@@ -155,7 +157,9 @@ template <class T> void StreamingSvd<T>::Impl::absorb_pieces(const Rows<T> &x, d
         } else {
             piece.dense = x.dense.block_rows(i0, i1 - i0);
         }
-        absorb(piece, p == 0 ? f : 1.0);
+        if (x.weight != nullptr) piece.weight = x.weight + i0;
+        const double past = p == 0 ? f : 1.0;
+        if (!absorb(piece, past, nullptr, -1, 0, nullptr, most)) absorb_pieces(piece, past, most / 2, most);
     }
 }
 
@@ -216,7 +220,7 @@ template <class T> void StreamingSvd<T>::Impl::flush() {
         x.dense = MatrixView<const T>(waiting.data(), pending(), n);
     }
     if (opt.forget != 1.0) x.weight = waiting_weight.data();
-    take(x, 1.0, seen - pending(), false);
+    take(x, 1.0, seen - pending());
     waiting_weight.clear();
     csr_values.clear();
     csr_indices.clear();
@@ -224,7 +228,8 @@ template <class T> void StreamingSvd<T>::Impl::flush() {
 }
 
 template <class T>
-void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, double weight_b, double dropped_b, const std::vector<double> *scatter_b) {
+bool StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, double weight_b, double dropped_b, const std::vector<double> *scatter_b,
+                                   std::int64_t most) {
     Frame frame;
     const std::int64_t b = x.count();
     const bool given = weight_b >= 0;
@@ -233,7 +238,7 @@ void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, do
         for (std::int64_t i = 0; i < b; ++i) weight_b += x.w(i) * x.w(i);
     }
     const double past = weight * f * f;
-    if (!(past + weight_b > 0) && b == 0) return; // a merge with nothing
+    if (!(past + weight_b > 0) && b == 0) return true; // a merge with nothing
     double *block_mean = nullptr;
     if (opt.center) {
         block_mean = frame.take<double>(n);
@@ -281,7 +286,7 @@ void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, do
             weighted_scatter(x, block_mean, squares);
         for (std::int64_t j = 0; j < n && x.extra != nullptr; ++j) squares[j] += double(x.extra[j]) * double(x.extra[j]);
     }
-    decompose(w, block_mean);
+    if (!decompose(w, block_mean, most)) return false;
 
     // Nothing below can throw.
     if (!squared) scatter.clear();
@@ -289,6 +294,7 @@ void StreamingSvd<T>::Impl::absorb(Rows<T> x, double f, const double *mean_b, do
     if (opt.center && block_mean != nullptr && weight_b > 0)
         for (std::int64_t j = 0; j < n; ++j) mean[std::size_t(j)] += (block_mean[j] - mean[std::size_t(j)]) * (weight_b / (past + weight_b));
     weight = past + weight_b;
+    return true;
 }
 
 template <class T> void StreamingSvd<T>::Impl::show() {

@@ -1122,3 +1122,14 @@ def test_factors_of_a_few_columns(rng, dtype, m, k):
         np.testing.assert_allclose(got, q[:3] * signs, atol=40 * eps * np.sqrt(k))
     same = orth.orthonormalize(np.asfortranarray(A[0]))
     np.testing.assert_allclose(same, orth.orthonormalize(A[0]), atol=20 * eps)
+
+
+@pytest.mark.parametrize("cols", [1, 7, 16, 33, 65, 200])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_columns_leave_alpha_c(rng, cols, side, dtype):
+    c = rng.standard_normal((3, 9, cols)).astype(dtype)
+    v = np.empty((9 if side == "left" else cols, 0), dtype)
+    for out in (None, np.full_like(c, 7)):
+        np.testing.assert_array_equal(orth.project_out(c, v, side=side, out=out), c)
+        np.testing.assert_array_equal(orth.apply_core(c, v, 2.0, alpha=0.5, side=side), dtype(0.5) * c)

@@ -331,3 +331,52 @@ def test_one_shown_component_of_many_that_are_kept(dtype):
             svd.update(rng.standard_normal((b, 32)).astype(dtype))
             v = svd.components.astype(np.float64)
             assert abs(float((v @ v.T)[0, 0]) - 1) <= 10 * eps(dtype)
+
+
+# -- sparse rows, which wait for others --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("forget", [1.0, 0.95])
+@pytest.mark.parametrize("least", [0.1, 1e-3])
+def test_sparse_blocks_of_any_size(rng, dtype, center, forget, least):
+    """Rows of rank 8: whatever blocks are cut into or wait for, and by whichever route, nothing is truncated."""
+    n, rank = 2500, 8
+    basis = np.where(rng.random((rank, n)) < 0.02, rng.standard_normal((rank, n)), 0) * np.geomspace(1, least, rank)[:, None]
+    kept, rows, weights = StreamingSVD(12, center=center, forget=forget), [], []
+    read = StreamingSVD(12, center=center, forget=forget)
+    for b in (1, 700, 3, 60, 60, 2000, 40, 1, 250):
+        x = np.zeros((b, rank))
+        x[np.arange(b), rng.integers(0, rank, b)] = rng.standard_normal(b)
+        x[np.arange(b), rng.integers(0, rank, b)] = rng.standard_normal(b)
+        block = sparse.csr_array((x @ basis).astype(dtype))
+        kept.update(block)
+        read.update(block)
+        _ = read.singular_values
+        rows.append(x)
+        weights = [w * forget for w in weights] + [1.0]
+    w = np.concatenate([np.full(len(x), f) for x, f in zip(rows, weights, strict=True)])
+    rows = np.concatenate(rows)
+    if center:
+        rows = rows - (w**2) @ rows / (w**2).sum()
+    want = np.zeros(12)
+    want[:rank] = np.linalg.svd(w[:, None] * rows @ np.linalg.qr(basis.T)[1].T, compute_uv=False)
+    for svd in (kept, read):
+        found = svd.singular_values
+        assert svd.rows_seen == len(rows)
+        assert np.abs(found - want[: len(found)]).max() <= 100 * eps(dtype) * want[0]
+        assert np.all(want[len(found) :] <= 100 * eps(dtype) * want[0])
+        v = svd.components.astype(np.float64)
+        assert np.abs(v @ v.T - np.eye(len(v))).max() <= 10 * eps(dtype) * np.sqrt(12)
+
+
+def test_sparse_blocks_are_refused_whole(rng):
+    svd = StreamingSVD(4).update(sparse.random_array((500, 3000), density=0.01, format="csr", rng=rng))
+    before = svd.singular_values.copy()
+    bad = sparse.random_array((900, 3000), density=0.01, format="csr", rng=rng)
+    bad.data[-1] = np.nan
+    for rows in (bad, bad[-40:]):
+        with pytest.raises(ValueError, match="finite"):
+            svd.update(rows)
+        np.testing.assert_array_equal(svd.singular_values, before)

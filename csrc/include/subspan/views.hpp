@@ -55,10 +55,12 @@ template <class T> struct StackView {
     /// Matrix i in C order of the leading axes.
     MatrixView<T> operator[](std::int64_t i) const {
         MatrixView<T> m = first;
-        for (std::size_t a = shape.size(); a-- > 0;) {
+        if (shape.empty()) return m;
+        for (std::size_t a = shape.size() - 1; a > 0; --a) {
             m.data += (i % shape[a]) * strides[a];
             i /= shape[a];
         }
+        m.data += i * strides[0];
         return m;
     }
     StackView transposed() const { return {first.transposed(), shape, strides}; }
