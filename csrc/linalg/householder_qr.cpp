@@ -6,6 +6,7 @@
 #include "subspan/householder_qr.hpp"
 
 #include "linalg/column_qr.hpp"
+#include "linalg/reflect_columns.hpp"
 #include "linalg/narrow.hpp"
 #include "linalg/packed_gram.hpp"
 #include "linalg/packing.hpp"
@@ -583,6 +584,19 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
             return factored_apply<T>(StackView<const T>(v.first), StackView<const T>(t.first), cs, side, transpose, os, check);
     }
     const bool ascending = (side == Side::left) == transpose;
+    // A few vectors by their reflections; tau is the diagonal of T.
+    const auto few = [&](const MatrixView<const T> &vi, const MatrixView<const T> &ti, const StackView<const T> &cs, const StackView<T> &os) {
+        Frame frame;
+        T *tau = frame.take<T>(k);
+        for (int64_t j = 0; j < k; ++j) tau[j] = ti(j, j % kReflectionBlock);
+        FewReflections<T> r;
+        r.v = vi;
+        r.tau = tau;
+        r.ascending = ascending;
+        r.trapezoid = true;
+        return reflect_few(r, cs, side == Side::left, os, check);
+    };
+    if (shared(v) && shared(t) && few(v.first, t.first, c, out)) return;
     if (blocks <= 1) {
         // -T of every matrix that T differs for; axes along which it is broadcast stay so.
         Frame frame;
@@ -611,6 +625,7 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
         const auto vi = v[i], ti = t[i];
         const auto ci = c[i];
         const auto oi = out[i];
+        if (items > 1 && few(vi, ti, StackView<const T>(ci), StackView<T>(oi))) return;
         if (ci.data != oi.data)
             for (int64_t p = 0; p < ci.rows; ++p)
                 for (int64_t q = 0; q < ci.cols; ++q) oi(p, q) = ci(p, q);

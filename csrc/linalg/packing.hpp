@@ -105,6 +105,13 @@ template <class T, int Bytes> SUBSPAN_INLINE void pack(const PackSource<T> &s, s
         if (s.depth_stride == 1 && !(s.shift != nullptr && s.shift_by_lane) && g == W) {
             for (; d + W <= depth; d += W)
                 Transpose<T, Bytes>::block(src + d, s.lane_stride, s.shift ? s.shift + d : nullptr, s.shift_low ? s.shift_low + d : nullptr, out + d * nr, nr);
+            if constexpr (Bytes > 16) // half as many, as of rows of eight
+                if (constexpr int H = W / 2; d + H <= depth) {
+                    for (int l0 = 0; l0 < W; l0 += H)
+                        Transpose<T, Bytes / 2>::block(src + l0 * s.lane_stride + d, s.lane_stride, s.shift ? s.shift + d : nullptr,
+                                                       s.shift_low ? s.shift_low + d : nullptr, out + d * nr + l0, nr);
+                    d += H;
+                }
         }
         for (; d < depth; ++d)
             for (int i = 0; i < g; ++i) {

@@ -10,6 +10,7 @@
 #include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"
 #include "linalg/column_qr.hpp"
+#include "linalg/reflect_columns.hpp"
 #include "linalg/wy.hpp"
 
 #include <atomic>
@@ -191,6 +192,21 @@ template <class T> void unit_backward(const Prepared<T> &p, MatrixView<T> g) {
     }
 }
 
+template <class T>
+bool reflected_few(const Reflections<T> &h, int64_t item, const StackView<const T> &c, Side side, bool transpose, const StackView<T> &out, bool check) {
+    Frame frame;
+    FewReflections<T> r;
+    r.v = h.v[item];
+    r.ascending = (side == Side::left) == transpose;
+    if (h.tau != nullptr) {
+        T *tau = frame.take<T>(r.v.cols);
+        const auto row = (*h.tau)[item];
+        for (int64_t j = 0; j < r.v.cols; ++j) tau[j] = row(0, j);
+        r.tau = tau;
+    }
+    return reflect_few(r, c, side == Side::left, out, check);
+}
+
 // Calls body(item) for every item, on the library's threads when there are enough of them.
 void for_items(int64_t items, const std::function<void(int64_t)> &body) {
     if (items > 1) return parallel_for(items, body);
@@ -204,19 +220,21 @@ void householder_apply(const Reflections<T> &h, const StackView<const T> &c, Sid
     const int64_t m = h.v.rows(), k = h.v.cols(), items = c.size();
     if ((side == Side::left ? c.rows() : c.cols()) != m)
         throw ValueError("V must have as many rows as C has " + std::string(side == Side::left ? "rows" : "columns"));
+    // Sets of reflections that the whole stack shares are prepared once; C is then taken in one call.
+    const bool one_set = shared(h.v) && (h.tau == nullptr || shared(*h.tau));
+    if (one_set && items > 0 && reflected_few(h, 0, c, side, transpose, out, check)) return;
     if (check) {
         require_finite(check, h.v, "V");
         if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
         if (c.first.data == out.first.data && k > 8) require_finite(check, c, "C");
     }
-    // Sets of reflections that the whole stack shares are prepared once; C is then taken in one call.
-    const bool one_set = shared(h.v) && (h.tau == nullptr || shared(*h.tau));
     const auto run = [&](int64_t item, const StackView<const T> &cs, const StackView<T> &os) {
+        if (!one_set && reflected_few(h, item, cs, side, transpose, os, check)) return;
         Frame frame;
         const Prepared<T> p(frame, h, item);
         // T costs m times the block's width for each reflection, and C as many columns: of a few, small blocks.
         const int64_t across = cs.size() * (side == Side::left ? cs.cols() : cs.rows());
-        const int64_t width = across <= 16 ? 8 : std::min(kReflectionBlock, (2 * across + 7) / 8 * 8);
+        const int64_t width = std::clamp<int64_t>((across / 2 + 7) / 8 * 8, 32, kReflectionBlock);
         const int64_t blocks = (k + width - 1) / width;
         const bool ascending = (side == Side::left) == transpose;
         if (blocks == 0) return apply_core<T>(cs, p.v, Core<T>(), T(1), side, os, check);

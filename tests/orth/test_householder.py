@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -394,3 +395,64 @@ def test_bad_reflections(rng):
     with pytest.raises(ValueError, match="grad"):
         orth.householder_product_backward(grad, V)
     assert not np.isfinite(orth.householder_product_backward(grad, V, check=False)).all()
+
+
+# -- a few vectors, which go by reflections ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (33, 17), (200, 70), (1500, 20)])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 16, 29, 48, 49])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("given_tau", [False, True])
+def test_reflections_on_a_few_vectors(rng, dtype, shape, count, side, given_tau):
+    m, k = shape
+    v = rng.standard_normal((m, k)) * 10.0 ** rng.integers(-3, 3, k)
+    tau = rng.uniform(0, 2, k) / (v * v).sum(0) if given_tau else None
+    c = rng.standard_normal((2, m, count) if side == "left" else (2, count, m))
+    orders = [np.ascontiguousarray, np.asfortranarray, lambda x: np.repeat(x, 2, axis=-1)[..., ::2]]
+    for put, transpose in itertools.product(orders, [False, True]):
+        want = c.copy()
+        factors = 2 / (v * v).sum(0) if tau is None else tau
+        ascending = (side == "left") == transpose
+        for j in range(k) if ascending else reversed(range(k)):
+            if side == "left":
+                want -= factors[j] * v[:, j, None] * (v[:, j] @ want)[:, None]
+            else:
+                want -= factors[j] * (want @ v[:, j])[..., None] * v[:, j]
+        args = (put(v.astype(dtype)), put(c.astype(dtype)), None if tau is None else tau.astype(dtype))
+        found = orth.householder_apply(*args, side=side, transpose=transpose)
+        np.testing.assert_allclose(found, want, atol=20 * k * np.finfo(dtype).eps * np.abs(c).max())
+        one = orth.householder_apply(args[0], args[1][0], args[2], side=side, transpose=transpose)
+        np.testing.assert_allclose(one, want[0], atol=20 * k * np.finfo(dtype).eps * np.abs(c).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", ["least", "tiny", "huge", "zero"])
+def test_reflections_of_any_length_on_a_vector(rng, dtype, scale):
+    info = np.finfo(dtype)
+    size = {"least": info.tiny, "tiny": float(info.tiny) * 1e6, "huge": float(info.max) / 100, "zero": 0.0}[scale]
+    v = rng.standard_normal((40, 5))
+    v[:, 2] /= np.abs(v[:, 2]).max()
+    wide = v.copy()
+    v[:, 2] *= size
+    c = rng.standard_normal((40, 1)).astype(dtype)
+    want = c.astype(np.float64)
+    for j in reversed(range(5)):
+        if scale != "zero" or j != 2:
+            want -= 2 / (wide[:, j] @ wide[:, j]) * wide[:, [j]] * (wide[:, j] @ want)
+    np.testing.assert_allclose(orth.householder_apply(v.astype(dtype), c), want, atol=100 * info.eps)
+
+
+def test_a_vector_that_is_not_finite_is_refused(rng):
+    v, c = rng.standard_normal((50, 6)), rng.standard_normal((50, 1))
+    for name, place in (("V", v), ("C", c)):
+        place[7, 0] = np.nan
+        with pytest.raises(ValueError, match=f"{name} holds NaN"):
+            orth.householder_apply(v, c)
+        kept = c.copy()
+        with pytest.raises(ValueError, match=f"{name} holds NaN"):
+            orth.householder_apply(v, c, out=c)
+        np.testing.assert_array_equal(c, kept)
+        place[7, 0] = 0
+    assert not np.isfinite(orth.householder_apply(np.where(np.arange(50)[:, None] == 3, np.nan, v), c, check=False)).all()
