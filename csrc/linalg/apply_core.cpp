@@ -13,6 +13,7 @@
 #include "base/scratch.hpp"
 #include "base/stacks.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/orthonormalize.hpp"
 #include "subspan/parallel.hpp"
 
 #include <atomic>
@@ -870,9 +871,7 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     if (check && k == 0) // nothing is summed that would show it
         for (int64_t i = 0; i < c.size(); ++i)
             if (!all_finite<T>(c[i])) throw ValueError("C holds NaN or infinity");
-    if (check && m.kind != Kind::scalar)
-        for (int64_t i = 0; i < (shared(m.matrix) ? 1 : c.size()); ++i)
-            if (!all_finite<T>(m.matrix[i])) throw ValueError("M holds NaN or infinity");
+    if (check && m.kind != Kind::scalar && !all_finite<T>(m.matrix)) throw ValueError("M holds NaN or infinity");
 
     // A matrix that is contiguous along its columns is the other form of its transpose.
     const auto along_columns = [](const auto &s) { return s.first.row_stride == 1 && s.first.col_stride != 1; };

@@ -151,24 +151,28 @@ template <class T, int Bytes, int K> struct Factor {
         T *p = g.columns;
         double *t = g.factors, along[kFewColumns];
         std::fill_n(t, K * K, 0.0);
+        if (given != nullptr) {
+            C::template gram<K, kRun>(p, ld, size, t); // below the diagonal, where T has nothing
+            for (int j = 0; j < k; ++j) {
+                triangle(t, K, j, double(given[j]), t + j * K);
+                std::fill_n(t + j * K, j, 0.0);
+            }
+            return;
+        }
         for (int j = 0; j < k; ++j) {
             if (size > 100000) poll();
             T *x = p + j * ld;
             double alpha = double(x[j]), back = 1.0;
-            if (given == nullptr) x[j] = T(0); // rows up to j are zero, here and in later columns: those of R are out, and V has none
+            x[j] = T(0); // rows up to j are zero, here and in later columns: those of R are out, and V has none
             for (bool again = true; again;) {
                 products(p, ld, size, x, along);
                 again = false;
                 // Far below or above one, squares have lost digits: the column is then measured in units of its largest entry.
-                if (given == nullptr && back == 1.0 && !(along[j] > low && along[j] < high)) {
+                if (back == 1.0 && !(along[j] > low && along[j] < high)) {
                     back = to_own_unit(x, m, alpha);
                     alpha /= back;
                     again = back != 1.0;
                 }
-            }
-            if (given != nullptr) {
-                triangle(t, K, j, double(given[j]), along);
-                continue;
             }
             double beta = alpha, scale = 0, factor = 0;
             if (along[j] > 0) {

@@ -31,35 +31,6 @@ template <class T> struct ReflectKernel {
             y[j] = tau[j] * sum;
         }
     }
-    template <int Bytes> static SUBSPAN_INLINE void products(const T *p, int64_t ld, int64_t size, double (&g)[kGroup][kGroup]) {
-        using V = Vec<T, Bytes>;
-        constexpr int W = V::lanes;
-        for (auto &row : g)
-            for (double &x : row) x = 0;
-        for (int64_t first = 0; first < size; first += kRun * W) {
-            const int64_t end = std::min(size, first + kRun * W);
-            typename V::type sum[kGroup][kGroup];
-#pragma GCC unroll 4
-            for (int a = 0; a < kGroup; ++a)
-#pragma GCC unroll 4
-                for (int b = 0; b <= a; ++b) sum[a][b] = typename V::type{};
-            for (int64_t i = first; i < end; i += W) {
-                typename V::type x[kGroup];
-#pragma GCC unroll 4
-                for (int a = 0; a < kGroup; ++a) x[a] = V::load(p + a * ld + i);
-#pragma GCC unroll 4
-                for (int a = 0; a < kGroup; ++a)
-#pragma GCC unroll 4
-                    for (int b = 0; b <= a; ++b) sum[a][b] += x[a] * x[b];
-            }
-#pragma GCC unroll 4
-            for (int a = 0; a < kGroup; ++a)
-#pragma GCC unroll 4
-                for (int b = 0; b <= a; ++b) g[a][b] += double(V::sum(sum[a][b]));
-        }
-        for (int a = 0; a < kGroup; ++a)
-            for (int b = a + 1; b < kGroup; ++b) g[a][b] = g[b][a];
-    }
     // A group of reflections on N vectors from x on.
     template <int Bytes, int N>
     static SUBSPAN_INLINE void apply(const T *p, int64_t ld, int64_t size, T *x, const double (&g)[kGroup][kGroup], const double *tau, int some, bool ascending,
@@ -137,7 +108,9 @@ template <class T> struct ReflectKernel {
                 const int some = int(std::min<int64_t>(kGroup, cols - first));
                 const T *p = panel + first * ld;
                 double g[kGroup][kGroup], tau[kGroup] = {};
-                products<Bytes>(p, ld, size, g);
+                C::template gram<kGroup, kRun>(p, ld, size, &g[0][0]);
+                for (int i = 0; i < kGroup; ++i)
+                    for (int j = i + 1; j < kGroup; ++j) g[i][j] = g[j][i];
                 for (int j = 0; j < some; ++j) {
                     if (r->tau != nullptr) {
                         tau[j] = double(r->tau[at + first + j]);

@@ -7,6 +7,7 @@
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/orthonormalize.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
@@ -339,9 +340,7 @@ template <class T> void hadamard(const StackView<const T> &x, const StackView<T>
     // The first entry of a transform is the sum of all: it shows whatever is not finite, for free. In place that would
     // be too late.
     const bool in_place = x.first.data == out.first.data;
-    if (check && in_place)
-        for (int64_t i = 0; i < items; ++i)
-            if (!all_finite<T>(x[i])) throw ValueError("x holds NaN or infinity");
+    if (check && in_place && !all_finite<T>(x)) throw ValueError("x holds NaN or infinity");
     std::atomic<bool> good{true};
     const auto joined = [&](const auto &s) { return (s.first.col_stride == 1 || n == 1) && (s.first.row_stride == n || rows == 1); };
     const bool together = m == 1 && n <= 16 * (simd::tile<T>().nr / 3) && joined(x) && joined(out);

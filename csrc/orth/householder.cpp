@@ -8,6 +8,7 @@
 #include "base/stacks.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/gemm.hpp"
+#include "subspan/orthonormalize.hpp"
 #include "subspan/parallel.hpp"
 #include "linalg/column_qr.hpp"
 #include "linalg/reflect_columns.hpp"
@@ -24,10 +25,7 @@ namespace {
 using std::int64_t;
 
 template <class T> void require_finite(bool check, const StackView<const T> &stack, const char *name) {
-    if (!check) return;
-    const StackView<const T> s = distinct(stack);
-    for (int64_t i = 0; i < s.size(); ++i)
-        if (!all_finite<T>(s[i])) throw ValueError(std::string(name) + " holds NaN or infinity");
+    if (check && !all_finite<T>(stack)) throw ValueError(std::string(name) + " holds NaN or infinity");
 }
 
 // Lengths of the columns, safe from overflow and underflow.
@@ -353,16 +351,18 @@ template <class T> void householder_product(const Reflections<T> &h, const Stack
     require_finite(check, h.v, "V");
     if (h.tau != nullptr) require_finite(check, *h.tau, "tau");
     if (q.empty()) return;
-    for_items(q.size(), [&](int64_t item) {
+    // Several items to a task, where one is over before a task is handed out.
+    const int64_t items = q.size(), group = std::clamp<int64_t>(int64_t(2e5 / (double(m) * double(k) * double(k + 4))), 1, (items + 7) / 8);
+    double identity[kFewColumns * kFewColumns] = {};
+    for (int64_t i = 0; i < k && k <= kFewColumns; ++i) identity[i * k + i] = 1.0;
+    const auto one = [&](int64_t item) {
         Frame frame;
         const Prepared<T> p(frame, h, item);
-        if (few_columns<T>(m, k) && k <= m) {
+        if (k <= kFewColumns && k <= m) {
             ColumnQr<T> qr;
             qr.a = p.v;
             qr.columns = frame.take<T>(column_qr_room<T>(m, k));
             column_reflections(qr, p.tau);
-            double identity[kFewColumns * kFewColumns] = {};
-            for (int64_t i = 0; i < k; ++i) identity[i * k + i] = 1.0;
             return column_q<T>(qr, identity, q[item]);
         }
         const MatrixView<const T> t(whole_triangle(frame, p), k, k);
@@ -374,6 +374,9 @@ template <class T> void householder_product(const Reflections<T> &h, const Stack
         const auto out = q[item];
         gemm<T>(p.v, MatrixView<const T>(w, k, cols), out);
         for (int64_t i = 0; i < cols; ++i) out(i, i) += T(1);
+    };
+    for_items((items + group - 1) / group, [&](int64_t g) {
+        for (int64_t i = g * group; i < std::min(items, (g + 1) * group); ++i) one(i);
     });
 }
 

@@ -106,10 +106,37 @@ template <class T> SUBSPAN_INLINE void prefetch_next(const Items<T> &items, int6
         for (int64_t at = 0; at < bytes; at += 64) simd::prefetch(reinterpret_cast<const char *>(items[std::size_t(l)]) + kItems * step + at);
 }
 
+// Items of a few entries are less than a vector, and go one by one.
+constexpr int64_t kShort = 4;
+template <class F> SUBSPAN_INLINE void few(int64_t entries, const F &f) {
+    switch (entries) {
+    case 0: return;
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 3: return f(std::integral_constant<int, 3>());
+    default: return f(std::integral_constant<int, 4>());
+    }
+}
+
 template <class T> struct LanesKernel {
+    template <int K> static SUBSPAN_INLINE void short_items(const Items<const T> *items, int64_t count, const Layout *at, double *to, bool *finite) {
+        Place place(*at, 0);
+        double poison = 0;
+        for (int e = 0; e < K; ++e) {
+            double *out = to + place.next();
+            for (int64_t l = 0; l < count; ++l) {
+                const auto x = double((*items)[std::size_t(l)][e]);
+                out[l] = x;
+                poison += x - x;
+            }
+            std::fill(out + count, out + kItems, 0.0);
+        }
+        *finite = poison == 0.0;
+    }
     template <int Bytes> static SUBSPAN_INLINE void run(const Items<const T> *items, int64_t count, const Layout *at, double *to, bool *finite) {
         constexpr int W = Vec<T, Bytes>::lanes, L = int(kItems);
         const int64_t entries = at->rows * at->cols;
+        if (entries <= kShort) return few(entries, [&](auto k) SUBSPAN_LAMBDA_INLINE { short_items<decltype(k)::value>(items, count, at, to, finite); });
         alignas(64) T rows[L * W] = {}, tile[W * L];
         Row<T, double, Bytes> row;
         prefetch_next(*items, count, entries);
@@ -133,9 +160,23 @@ template <class T> struct LanesKernel {
     }
 };
 template <class T> struct FromLanesKernel {
+    template <int K> static SUBSPAN_INLINE void short_items(const double *from, int64_t count, const Layout *at, const Items<T> *items, bool *finite) {
+        Place place(*at, 0);
+        T poison = 0;
+        for (int e = 0; e < K; ++e) {
+            const double *in = from + place.next();
+            for (int64_t l = 0; l < count; ++l) {
+                const T x = T(in[l]);
+                (*items)[std::size_t(l)][e] = x;
+                poison += x - x;
+            }
+        }
+        *finite = poison == T(0);
+    }
     template <int Bytes> static SUBSPAN_INLINE void run(const double *from, int64_t count, const Layout *at, const Items<T> *items, bool *finite) {
         constexpr int W = Vec<T, Bytes>::lanes, L = int(kItems);
         const int64_t entries = at->rows * at->cols;
+        if (entries <= kShort) return few(entries, [&](auto k) SUBSPAN_LAMBDA_INLINE { short_items<decltype(k)::value>(from, count, at, items, finite); });
         alignas(64) T rows[L * W], tile[W * L] = {};
         Row<double, T, Bytes> row;
         prefetch_next(*items, count, entries);
@@ -162,16 +203,13 @@ template <class T> struct FromLanesKernel {
 // The largest magnitude of each lane.
 struct TopsKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const double *x, int64_t n, double *top) {
-        using V = Vec<double, Bytes>;
-        constexpr int W = V::lanes, G = int(kItems) / W;
-        typename V::type most[G];
-        for (int q = 0; q < G; ++q) most[q] = typename V::type{};
+        double most[kItems] = {};
         for (int64_t i = 0; i < n; ++i)
-            for (int q = 0; q < G; ++q) {
-                const auto v = V::load(x + i * kItems + q * W), size = v < typename V::type{} ? -v : v;
-                most[q] = most[q] < size ? size : most[q];
+            for (int l = 0; l < int(kItems); ++l) {
+                const double size = std::abs(x[i * kItems + l]);
+                most[l] = most[l] < size ? size : most[l];
             }
-        for (int q = 0; q < G; ++q) V::store(top + q * W, most[q]);
+        std::copy_n(most, kItems, top);
     }
 };
 
@@ -187,6 +225,42 @@ struct PairKernel {
                     const auto p = SUBSPAN_ROUNDED(V::load(a + x) * V::load(b + y)) - SUBSPAN_ROUNDED(V::load(a + y) * V::load(b + x));
                     V::store(out + q * W, add ? V::load(out + q * W) + p : p);
                 }
+    }
+};
+
+template <class T> struct VectorsKernel {
+    // Steps that are constants let the compiler work on several pairs at once.
+    template <int N, bool Packed> static SUBSPAN_INLINE void pairs(const Vectors<T> &x, int64_t begin, int64_t end, bool *good) {
+        constexpr int P = N * (N - 1) / 2;
+        T poison = 0;
+        for (int64_t i = begin; i < end; ++i) {
+            const T *a = x.a + i * (Packed ? N : x.a_step), *b = x.b + i * (Packed ? N : x.b_step);
+            T *out = x.out + i * (Packed ? P : x.out_step), w[P];
+            for (int r = 0, p = 0; r < N; ++r)
+                for (int c = r + 1; c < N; ++c, ++p) w[p] = T(SUBSPAN_ROUNDED(double(a[r]) * double(b[c])) - SUBSPAN_ROUNDED(double(a[c]) * double(b[r])));
+            for (int p = 0; p < P; ++p) {
+                out[p] = w[p];
+                poison += w[p] - w[p];
+            }
+        }
+        if (poison == T(0)) return;
+        for (int64_t i = begin; i < end; ++i) {
+            const T *a = x.a + i * x.a_step, *b = x.b + i * x.b_step, *out = x.out + i * x.out_step;
+            T in = 0, result = 0;
+            for (int r = 0; r < N; ++r) in += (a[r] - a[r]) + (b[r] - b[r]);
+            for (int p = 0; p < P; ++p) result += out[p] - out[p];
+            if (in == T(0) && result != T(0)) *good = false;
+        }
+    }
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t n, int64_t begin, int64_t end, const Vectors<T> *x, bool *good) {
+        const bool packed = x->a_step == n && x->b_step == n && x->out_step == n * (n - 1) / 2;
+        switch (n) {
+        case 2: return packed ? pairs<2, true>(*x, begin, end, good) : pairs<2, false>(*x, begin, end, good);
+        case 3: return packed ? pairs<3, true>(*x, begin, end, good) : pairs<3, false>(*x, begin, end, good);
+        case 4: return packed ? pairs<4, true>(*x, begin, end, good) : pairs<4, false>(*x, begin, end, good);
+        case 5: return pairs<5, false>(*x, begin, end, good);
+        default: return pairs<6, false>(*x, begin, end, good);
+        }
     }
 };
 
@@ -273,6 +347,19 @@ void product(const Table &t, const double *a, const double *b, double *out, bool
     if (t.vectors > 0) return simd::dispatch<PairKernel, int64_t, const double *, const double *, double *, bool>(t.vectors, a, b, out, add);
     simd::dispatch<ProductKernel, const Table *, const double *, const double *, double *, bool>(&t, a, b, out, add);
 }
+
+template <class T> bool wedge_vectors(int64_t n, int64_t items, const Vectors<T> &x) {
+    constexpr int64_t kTask = 16384;
+    std::atomic<bool> good{true};
+    parallel_for((items + kTask - 1) / kTask, [&](int64_t t) {
+        bool mine = true;
+        simd::dispatch<VectorsKernel<T>, int64_t, int64_t, int64_t, const Vectors<T> *, bool *>(n, t * kTask, std::min(items, (t + 1) * kTask), &x, &mine);
+        if (!mine) good = false;
+    });
+    return good;
+}
+template bool wedge_vectors<float>(int64_t, int64_t, const Vectors<float> &);
+template bool wedge_vectors<double>(int64_t, int64_t, const Vectors<double> &);
 
 void product_backward(const Table &t, const double *g, const double *a, const double *b, double *da, double *db) {
     if (t.vectors > 0)

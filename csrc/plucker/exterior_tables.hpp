@@ -63,6 +63,15 @@ struct Table {
 
 /// out (+)= a ∧ b; numbers of kItems items for every coordinate.
 void product(const Table &t, const double *a, const double *b, double *out, bool add = false);
+/// Wedges of pairs of vectors of two to six numbers, each contiguous and so far apart: too few for lanes and tables. False
+/// where a result is not finite and its factors are.
+template <class T> struct Vectors {
+    const T *a, *b;
+    T *out;
+    int64_t a_step, b_step, out_step;
+};
+inline constexpr int64_t kShortest = 6;
+template <class T> bool wedge_vectors(int64_t n, int64_t items, const Vectors<T> &x);
 /// da += contraction of g with b, db likewise.
 void product_backward(const Table &t, const double *g, const double *a, const double *b, double *da, double *db);
 

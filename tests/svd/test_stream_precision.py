@@ -343,7 +343,8 @@ def test_one_shown_component_of_many_that_are_kept(dtype):
 def test_sparse_blocks_of_any_size(rng, dtype, center, forget, least):
     """Rows of rank 8: whatever blocks are cut into or wait for, and by whichever route, nothing is truncated."""
     n, rank = 2500, 8
-    basis = np.where(rng.random((rank, n)) < 0.02, rng.standard_normal((rank, n)), 0) * np.geomspace(1, least, rank)[:, None]
+    basis = np.where(rng.random((rank, n)) < 0.02, rng.standard_normal((rank, n)), 0)
+    basis *= np.geomspace(1, least, rank)[:, None]
     kept, rows, weights = StreamingSVD(12, center=center, forget=forget), [], []
     read = StreamingSVD(12, center=center, forget=forget)
     for b in (1, 700, 3, 60, 60, 2000, 40, 1, 250):
