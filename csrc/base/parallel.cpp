@@ -121,6 +121,26 @@ template <class P> void wait(std::condition_variable &c, std::unique_lock<std::m
     while (!done()) c.wait_for(lock, std::chrono::hours(1));
 }
 
+// How long a thread looks before it sleeps: to be woken takes as long as many a kernel. Parts that run one after the other, as
+// the products of a factorisation, find their helpers awake.
+constexpr auto kLook = std::chrono::microseconds(100);
+template <class P> bool look(P done) {
+    const auto until = std::chrono::steady_clock::now() + kLook;
+    do {
+        for (int i = 0; i < 64; ++i) {
+            if (done()) return true;
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+            asm volatile("yield");
+#else
+            std::this_thread::yield();
+#endif
+        }
+    } while (std::chrono::steady_clock::now() < until);
+    return false;
+}
+
 class Pool {
   public:
     ~Pool() { stop(); }
@@ -141,6 +161,11 @@ class Pool {
         job.work();
         std::unique_lock<std::mutex> lock(mutex_);
         wanted_ = 0; // late wakers no longer join
+        if (active_ != 0) {
+            lock.unlock();
+            look([&] { return active_ == 0; });
+            lock.lock();
+        }
         while (active_ != 0) {
             done_.wait_for(lock, kHear);
             if (active_ == 0 || job.cancelled.load(std::memory_order_relaxed)) continue;
@@ -169,6 +194,11 @@ class Pool {
         std::uint64_t seen = 0;
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
+            if (const std::uint64_t now = generation_; now == seen || wanted_ == 0) {
+                lock.unlock();
+                look([&] { return stop_ || generation_ != now; });
+                lock.lock();
+            }
             wait(wake_, lock, [&] { return stop_ || (generation_ != seen && wanted_ > 0); });
             if (stop_) return;
             seen = generation_;
@@ -196,9 +226,10 @@ class Pool {
     std::condition_variable wake_, done_;
     std::vector<std::thread> workers_;
     Job *job_ = nullptr;
-    int wanted_ = 0, active_ = 0;
-    std::uint64_t generation_ = 0;
-    bool stop_ = false;
+    int wanted_ = 0;
+    std::atomic<int> active_{0};
+    std::atomic<std::uint64_t> generation_{0};
+    std::atomic<bool> stop_{false};
 };
 
 // The pool lives as long as the process: joining threads from a static destructor deadlocks on some platforms. A

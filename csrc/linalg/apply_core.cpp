@@ -923,7 +923,10 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     const double work = 2.0 * double(items) * double(c.rows()) * double(c.cols()) * double(k);
     const int threads = work > 4e6 ? num_threads() : 1;
     int64_t width = round_up(along, nr);
-    if (threads > 1 && items < 4 * threads) width = std::min(width, round_up(std::max<int64_t>((along + 4 * threads - 1) / (4 * threads), 4 * nr), nr));
+    if (threads > 1 && items < 4 * threads) { // as many tiles for each thread, in up to four pieces
+        const int64_t tiles = (along + nr - 1) / nr, cut = threads * std::clamp<int64_t>(tiles / (4 * threads), 1, 4);
+        width = std::min(width, (tiles + cut - 1) / cut * nr);
+    }
     if (side == Side::left) width = std::min(width, std::max(nr, kStripItems / kp / nr * nr));
     if (side == Side::left && is_thin<T>(c.rows(), along, k, nr)) width = round_up(along, nr); // one kernel for all of it
     // A narrow matrix from the right is worked on with a small one that each piece makes for itself.

@@ -48,13 +48,14 @@ template <class T> struct ProductArgs {
     Operand<T> a, b;
     MatrixView<T> c;
     int64_t depth, begin, end; // columns of C
+    int64_t top, bottom;       // and its rows
 };
 
 template <class T> struct ProductKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const ProductArgs<T> *g) {
         using V = Vec<T, Bytes>;
         constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
-        const int64_t m = g->c.rows, n = g->end - g->begin, np = round_up(n, NR);
+        const int64_t n = g->end - g->begin, np = round_up(n, NR);
         Frame frame;
         T *row = frame.take<T>(np);
         T *pa = frame.take<T>(round_up(kRows, MR) * kDepth), *pb = frame.take<T>(np * kDepth);
@@ -79,8 +80,8 @@ template <class T> struct ProductKernel {
                 simd::pack<T, Bytes>(src, 0, lanes, depth, NR, pb + j * depth);
                 simd::pad(lanes, depth, NR, pb + j * depth);
             }
-            for (int64_t i = 0; i < m; i += kRows) {
-                const int64_t rows = std::min(kRows, m - i);
+            for (int64_t i = g->top; i < g->bottom; i += kRows) {
+                const int64_t rows = std::min(kRows, g->bottom - i);
                 const auto a = g->a.template block<Bytes>(i, rows, d, depth, tile);
                 const PackSource<T> src{a.data, a.row_stride, a.col_stride, nullptr, false};
                 simd::pack<T, Bytes>(src, 0, rows, depth, MR, pa);
@@ -137,8 +138,12 @@ template <class T> void int4_product(const Int4View<T> &u, const StackView<const
     if (out.rows() != (left ? rows : x.rows()) || out.cols() != (left ? x.cols() : cols)) throw ValueError("out has the wrong shape");
     if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out must have contiguous rows");
     const int64_t items = x.size(), n = out.cols(), width = kTiles * simd::tile<T>().nr;
-    const int64_t pieces = (n + width - 1) / width;
-    const auto run = [&](int64_t t) {
+    const int64_t pieces = (n + width - 1) / width, m = out.rows();
+    // Too few pieces for the threads: rows are shared out too, each part of which unpacks U for itself.
+    const int64_t wanted = items * pieces < num_threads() && items > 0 ? num_threads() : 1;
+    const int64_t height = std::max(4 * kRows, round_up((m + wanted - 1) / wanted, kRows)), parts = (m + height - 1) / height;
+    const auto run = [&](int64_t task) {
+        const int64_t t = task / parts;
         ProductArgs<T> g;
         Operand<T> packed, dense;
         packed.packed = &u;
@@ -150,13 +155,15 @@ template <class T> void int4_product(const Int4View<T> &u, const StackView<const
         g.depth = inner;
         g.begin = t % pieces * width;
         g.end = std::min(n, g.begin + width);
+        g.top = task % parts * height;
+        g.bottom = std::min(m, g.top + height);
         if (inner == 0)
-            for (int64_t i = 0; i < g.c.rows; ++i) std::fill_n(&g.c(i, g.begin), g.end - g.begin, T(0));
+            for (int64_t i = g.top; i < g.bottom; ++i) std::fill_n(&g.c(i, g.begin), g.end - g.begin, T(0));
         else
             simd::dispatch<ProductKernel<T>>(&std::as_const(g));
     };
-    if (items * pieces == 1) return run(0);
-    parallel_for(items * pieces, run);
+    if (items * pieces * parts == 1) return run(0);
+    parallel_for(items * pieces * parts, run);
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
