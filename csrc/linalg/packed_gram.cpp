@@ -131,6 +131,7 @@ template <class T> struct PackKernel {
 // row: no chain of additions is longer than this, those of blocks of so many rows go on in double.
 constexpr int64_t kChain = 32, kGramRows = 256;
 constexpr int64_t kLeastRows = 256; // of a packed block
+constexpr int64_t kParts = 16;      // of rows, at most, that threads share: a Gram matrix of each is kept
 
 template <class T> struct GramArgs {
     int64_t rows, k, width, ld;
@@ -454,7 +455,8 @@ PackedBlock<T>::PackedBlock(Frame &frame, int64_t n, int64_t k, int operands)
     const int64_t budget = (int64_t(512) << 10) / ((columns_ ? width_ + k : ld_) * int64_t(sizeof(T)));
     block_ = std::min(n, std::max<int64_t>(budget / kLeastRows * kLeastRows, kLeastRows));
     whole_ = block_ == n;
-    z_ = frame.take<T>(columns_ ? simd::column_stride(block_) * (width_ + k) : block_ * ld_);
+    parts_ = std::min((n + block_ - 1) / std::max<int64_t>(block_, 1), kParts);
+    if (whole_) z_ = frame.take<T>(room());
     w_ = frame.take<T>(2 * width_ * kp_);
     g_ = frame.take<double>((sizeof(T) == 4 ? 1 : 2) * round_up(width_, 8) * ld_);
 }
@@ -470,31 +472,55 @@ template <class T> void PackedBlock<T>::ahead(const MatrixView<const T> *next, i
     }
 }
 
-template <class T> void PackedBlock<T>::pack(const MatrixView<const T> *operands, int64_t first, int64_t rows) {
-    if (columns_) {
-        const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z_, operands, operands_, first, nullptr, nullptr, nullptr};
-        return simd::dispatch<ColumnGramKernel<T>, const ColumnGramArgs<T> *>(&args);
-    }
-    simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first, rows, z_, ld_);
+template <class T> int64_t PackedBlock<T>::room() const { return columns_ ? simd::column_stride(block_) * (width_ + k_) : block_ * ld_; }
+
+template <class T> void PackedBlock<T>::parts(const std::function<void(int64_t, int64_t, int64_t, T *)> &body) const {
+    if (whole_) return body(0, 0, n_, z_);
+    const int64_t blocks = (n_ + block_ - 1) / block_, each = (blocks + parts_ - 1) / parts_ * block_;
+    parallel_for(parts_, [&](int64_t p) {
+        Frame frame;
+        body(p, std::min(n_, p * each), std::min(n_, (p + 1) * each), frame.take<T>(room()));
+    });
 }
 
-template <class T> void PackedBlock<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
-    const int64_t items = round_up(width_, 8) * ld_;
-    double *low = sizeof(T) == 4 ? nullptr : g_ + items;
-    std::fill_n(g_, (low != nullptr ? 2 : 1) * items, 0.0);
-    for (int64_t r = 0; r < n_; r += block_) {
+template <class T> void PackedBlock<T>::pack(const MatrixView<const T> *operands, int64_t first, int64_t rows, T *z) const {
+    if (columns_) {
+        const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z, operands, operands_, first, nullptr, nullptr, nullptr};
+        return simd::dispatch<ColumnGramKernel<T>, const ColumnGramArgs<T> *>(&args);
+    }
+    simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first, rows, z, ld_);
+}
+
+template <class T>
+void PackedBlock<T>::sum(const MatrixView<const T> *operands, const unsigned *wanted, int64_t first, int64_t end, T *z, double *g, double *low) {
+    for (int64_t r = first; r < end; r += block_) {
         poll();
-        const int64_t rows = std::min(block_, n_ - r);
+        const int64_t rows = std::min(block_, end - r);
         if (columns_) {
-            const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z_, operands, operands_, r, wanted, g_, low};
+            const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z, operands, operands_, r, wanted, g, low};
             simd::dispatch<ColumnGramKernel<T>, const ColumnGramArgs<T> *>(&args);
             continue;
         }
-        pack(operands, r, rows);
-        const GramArgs<T> args{rows, k_, width_, ld_, z_, wanted, g_, low, &ahead_, r, n_};
+        pack(operands, r, rows, z);
+        const GramArgs<T> args{rows, k_, width_, ld_, z, wanted, g, low, &ahead_, r, n_};
         simd::dispatch<GramKernel<T>, const GramArgs<T> *>(&args);
     }
-    if (low != nullptr)
+}
+
+template <class T> void PackedBlock<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
+    const int64_t items = round_up(width_, 8) * ld_, all = (sizeof(T) == 4 ? 1 : 2) * items;
+    std::fill_n(g_, all, 0.0);
+    const auto low_of = [&](double *g) { return sizeof(T) == 4 ? nullptr : g + items; };
+    if (parts_ <= 1) {
+        parts([&](int64_t, int64_t first, int64_t end, T *z) { sum(operands, wanted, first, end, z, g_, low_of(g_)); });
+    } else {
+        Frame frame;
+        double *sums = frame.zeros<double>(parts_ * all);
+        parts([&](int64_t p, int64_t first, int64_t end, T *z) { sum(operands, wanted, first, end, z, sums + p * all, low_of(sums + p * all)); });
+        for (int64_t p = 0; p < parts_; ++p)
+            for (int64_t i = 0; i < all; ++i) g_[i] += sums[p * all + i];
+    }
+    if (const double *low = low_of(g_); low != nullptr)
         for (int64_t i = 0; i < items; ++i) g_[i] += low[i];
 }
 
@@ -529,40 +555,44 @@ template <class T> typename PackedBlock<T>::Range PackedBlock<T>::coefficients(c
     return {first * k_, (last + 1) * k_};
 }
 
-template <class T> void PackedBlock<T>::combine(int64_t first, int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate) {
+template <class T> void PackedBlock<T>::combine(int64_t first, int64_t rows, T *z, const T *w, Range range, MatrixView<T> out, bool accumulate) {
     if (columns_) {
         const int64_t ld = simd::column_stride(block_);
-        const ColumnApplyArgs<T> args{k_,        range.end - range.begin, rows, ld, kp_, z_ + range.begin * ld, w + range.begin * kp_, z_ + width_ * ld, &out,
+        const ColumnApplyArgs<T> args{k_,        range.end - range.begin, rows, ld, kp_, z + range.begin * ld, w + range.begin * kp_, z + width_ * ld, &out,
                                       accumulate};
         return simd::dispatch<ColumnApplyKernel<T>, const ColumnApplyArgs<T> *>(&args);
     }
     const int64_t each = ahead_.bytes[kAheads - 1] / n_;
     const ApplyArgs<T> args{
-        rows, range.end - range.begin, ld_, kp_, z_ + range.begin, w + range.begin * kp_, out, accumulate, ahead_.data[kAheads - 1] + first * each, each};
+        rows, range.end - range.begin, ld_, kp_, z + range.begin, w + range.begin * kp_, out, accumulate, ahead_.data[kAheads - 1] + first * each, each};
     simd::dispatch<ApplyKernel<T>, const ApplyArgs<T> *>(&args);
 }
 
 template <class T> void PackedBlock<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
     const Range range = coefficients(w, w_);
-    for (int64_t r = 0; r < n_; r += block_) {
-        poll();
-        const int64_t rows = std::min(block_, n_ - r);
-        if (!whole_) pack(operands, r, rows);
-        combine(r, rows, w_, range, out.block_rows(r, rows), accumulate);
-    }
+    parts([&](int64_t, int64_t first, int64_t end, T *z) {
+        for (int64_t r = first; r < end; r += block_) {
+            poll();
+            const int64_t rows = std::min(block_, end - r);
+            if (!whole_) pack(operands, r, rows, z);
+            combine(r, rows, z, w_, range, out.block_rows(r, rows), accumulate);
+        }
+    });
 }
 
 template <class T>
 void PackedBlock<T>::apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, const double *const *w2, MatrixView<T> out2) {
     T *second = w_ + width_ * kp_;
     const Range range = coefficients(w, w_), range2 = coefficients(w2, second);
-    for (int64_t r = 0; r < n_; r += block_) {
-        poll();
-        const int64_t rows = std::min(block_, n_ - r);
-        if (!whole_) pack(operands, r, rows);
-        combine(r, rows, w_, range, out.block_rows(r, rows), false);
-        combine(r, rows, second, range2, out2.block_rows(r, rows), false);
-    }
+    parts([&](int64_t, int64_t first, int64_t end, T *z) {
+        for (int64_t r = first; r < end; r += block_) {
+            poll();
+            const int64_t rows = std::min(block_, end - r);
+            if (!whole_) pack(operands, r, rows, z);
+            combine(r, rows, z, w_, range, out.block_rows(r, rows), false);
+            combine(r, rows, z, second, range2, out2.block_rows(r, rows), false);
+        }
+    });
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \

@@ -7,6 +7,7 @@
 #include "subspan/views.hpp"
 
 #include <cstdint>
+#include <functional>
 
 namespace subspan {
 
@@ -26,7 +27,7 @@ struct Ahead {
 template <class T> class PackedBlock {
   public:
     /// Operands of n x k each. Work memory comes from `frame`: a packed block of 512 KiB, or of 256 rows where those are more, and
-    /// a few k², whatever n is.
+    /// a few k², whatever n is; on several threads one each.
     PackedBlock(Frame &frame, std::int64_t n, std::int64_t k, int operands);
 
     /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it; not where
@@ -47,17 +48,22 @@ template <class T> class PackedBlock {
     void apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, const double *const *w2, MatrixView<T> out2);
 
   private:
-    void pack(const MatrixView<const T> *operands, std::int64_t first, std::int64_t rows);
+    /// body(part, first, end, z) for the rows of each part, with a packed block z for it, on all threads: what a part is depends on
+    /// the shape alone.
+    void parts(const std::function<void(std::int64_t, std::int64_t, std::int64_t, T *)> &body) const;
+    std::int64_t room() const; // entries of a packed block
+    void pack(const MatrixView<const T> *operands, std::int64_t first, std::int64_t rows, T *z) const;
+    void sum(const MatrixView<const T> *operands, const unsigned *wanted, std::int64_t first, std::int64_t end, T *z, double *g, double *low);
     struct Range {
         std::int64_t begin, end; // columns of the packed rows that have coefficients
     };
     Range coefficients(const double *const *w, T *to) const;
-    void combine(std::int64_t first, std::int64_t rows, const T *w, Range range, MatrixView<T> out, bool accumulate);
+    void combine(std::int64_t first, std::int64_t rows, T *z, const T *w, Range range, MatrixView<T> out, bool accumulate);
 
-    std::int64_t n_, k_, width_, ld_, block_, kp_; // width_ = operands · k; ld_, kp_ padded to whole vectors
+    std::int64_t n_, k_, width_, ld_, block_, kp_, parts_; // width_ = operands · k; ld_, kp_ padded to whole vectors
     int operands_;
     bool columns_; // the copy is by columns, of column_stride(block_)
-    T *z_, *w_;
+    T *z_ = nullptr, *w_; // z_: of all rows, where they fit
     double *g_;
     Ahead ahead_;
     bool whole_; // all rows fit the block: packed once

@@ -1122,3 +1122,33 @@ def test_one_class_of_nan_beside_tiny_ones(rng, dtype, k):
     assert (got[:, 5] == 0).all()
     keep = np.delete(np.arange(18), [3, 5])
     np.testing.assert_array_equal(got[:, keep], want[:, keep])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "k"), [(40_000, 3), (9000, 24), (300_000, 1)])
+def test_one_tall_point_on_any_number_of_threads(rng, dtype, n, k):
+    """Its rows are shared out, and what is added up in which order does not depend on among how many."""
+    u = np.linalg.qr(rng.standard_normal((n, k)))[0].astype(dtype)
+    h = grassmann.tangent(u, rng.standard_normal((n, k)).astype(dtype) / np.sqrt(n).astype(dtype))
+    w = grassmann.exp(u, h)
+
+    def everything():
+        stepped = u.copy()
+        grassmann.sgd_step(stepped, h, lr=0.5)
+        return [stepped, grassmann.retract(u, h), grassmann.exp(u, h), grassmann.log(u, w), grassmann.tangent(u, w)]
+
+    threads = subspan.get_num_threads()
+    try:
+        subspan.set_num_threads(1)
+        want = everything()
+        for other in (2, 3):
+            subspan.set_num_threads(other)
+            for a, b in zip(everything(), want, strict=True):
+                np.testing.assert_array_equal(a, b)
+    finally:
+        subspan.set_num_threads(threads)
+    wide, along = u.astype(np.float64), h.astype(np.float64)
+    x, s, y = np.linalg.svd(along, full_matrices=False)
+    exact = (wide @ y.T * np.cos(s) + x * np.sin(s)) @ y
+    assert np.abs(want[2] - exact).max() <= 20 * np.finfo(dtype).eps
+    np.testing.assert_allclose(want[3], along, atol=20 * np.finfo(dtype).eps)
