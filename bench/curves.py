@@ -116,7 +116,7 @@ CURVES = [
     Curve("stream, update", "b (n = 4096, k = 32)", 4, 4096, 1, lambda b: stream(4096, 32, b),
           "rows wait until half as many as directions have come; larger blocks go in pieces", True),
     Curve("stream, CSR update", "nnz (32768 columns)", 1000, 1_000_000, 0, csr,
-          "turning V costs k² n, whatever is stored: that is most of it", True),
+          "turning V costs k² n, whatever is stored; rows that wait share it", True),
     Curve("truncated_svd", "m (n = 200, k = 16)", 100, 100_000, 1, lambda m: truncated(m, 200, 16)),
     Curve("truncated_svd", "k (2000²)", 1, 1000, 1, lambda k: truncated(2000, 2000, k),
           "k² in orthonormalising, once that is more"),

@@ -49,8 +49,8 @@ template <class T> struct StreamingState {
 /// Gram route, 1.6 times as much on the robust one. Work memory: less than 3 (k + b) n items of T, plus some ten
 /// matrices of doubles of the size of that one, (k + b)². Nothing of size n x n exists there, but where n <= max(256, k).
 ///
-/// Rows thinner than the buffer are collected, so single rows cost what blocks of k rows cost; every accessor folds
-/// them in first. Not thread-safe: one caller at a time.
+/// Rows thinner than the buffer are collected, so single rows cost what blocks of k rows cost, and of sparse rows eight
+/// times as many; every accessor folds them in first. Not thread-safe: one caller at a time.
 ///
 /// An exception leaves the stream as it was.
 template <class T> class StreamingSvd {

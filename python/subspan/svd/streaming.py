@@ -114,6 +114,7 @@ class StreamingSVD(Kept):
     memory is less than ``3 (k + b) n`` items and some ten matrices of ``(k + b)**2`` doubles; an ``n × n`` matrix is
     formed only where ``k + b > n`` and ``n <= 256`` (4096 with ``exact_blocks``). Blocks of fewer than ``k / 2`` rows
     are buffered, so that a single row costs no more than a row of a block; those of more than ``2 k`` are split.
+    Of sparse rows up to ``8 k`` are collected, and share the passes over the ``k × n`` basis.
 
     Fewer than ``rank`` components exist until that many independent rows have been seen; ``k`` in the shapes of the
     attributes is the current number.
