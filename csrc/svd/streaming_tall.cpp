@@ -4,14 +4,13 @@
 // costs half of a QR. For double the block goes through QR, by pieces whose factors are merged in a tree, so that a factor is
 // rounded log times and not once a piece; then the state takes in the factor.
 #include "svd/streaming_impl.hpp"
-#include "subspan/blas.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/factor.hpp"
 #include "subspan/gemm.hpp"
+#include "subspan/householder_qr.hpp"
 #include "subspan/parallel.hpp"
 
 #include <algorithm>
-#include <memory>
 
 namespace subspan {
 namespace {
@@ -20,39 +19,25 @@ constexpr std::int64_t kRows = 512;  // rows that are squared together
 constexpr std::int64_t kBlock = 256; // columns of a tile of the Gram matrix
 constexpr std::int64_t kParts = 16;  // at most, of rows; depends on the shape alone, never on threads
 
-// Upper triangular R (n x n, row-major, zeros below) of the QR factors of rows (m x n, row-major).
-class Triangle {
-  public:
-    explicit Triangle(std::int64_t n) : n_(n) {}
-    std::vector<double> of(const double *rows, std::int64_t m, const double *more = nullptr, std::int64_t m2 = 0) {
-        const std::int64_t all = m + m2, n = n_;
-        if (job_ == nullptr || std::int64_t(job_->a.size()) < all * n) job_ = std::make_shared<Job>(all, n);
-        double *a = job_->a.data();
-        for (std::int64_t j = 0; j < n; ++j) {
-            for (std::int64_t i = 0; i < m; ++i) a[j * all + i] = rows[i * n + j];
-            for (std::int64_t i = 0; i < m2; ++i) a[j * all + m + i] = more[i * n + j];
-        }
-        run_stoppable(2.0 * double(all) * double(n) * double(n), [job = job_, all, n] {
-            int mi = int(all), ni = int(n), lwork = int(64 * n);
-            lapack<double>().geqrf(&mi, &ni, job->a.data(), &mi, job->tau.data(), job->work.data(), &lwork, &job->info);
-        });
-        if (job_->info != 0) throw LinAlgError("StreamingSVD: geqrf failed");
-        std::vector<double> r(std::size_t(n * n), 0.0);
-        for (std::int64_t i = 0; i < std::min(all, n); ++i)
-            for (std::int64_t j = i; j < n; ++j) r[std::size_t(i * n + j)] = a[j * all + i];
-        return r;
+// Upper triangular R (n x n, row-major, zeros below) of the QR factors of rows (m x n, row-major), and more rows below them. Ours
+// and not LAPACK's: a BLAS library would wake its threads for each of thousands of short products.
+std::vector<double> triangle(std::int64_t n, const double *rows, std::int64_t m, const double *more = nullptr, std::int64_t m2 = 0) {
+    const std::int64_t all = m + m2, k = std::min(all, n);
+    Frame frame;
+    if (m2 > 0) {
+        double *both = frame.take<double>(all * n);
+        std::copy_n(rows, m * n, both);
+        std::copy_n(more, m2 * n, both + m * n);
+        rows = both;
     }
-    std::vector<double> merged(const std::vector<double> &a, const std::vector<double> &b) { return of(a.data(), n_, b.data(), n_); }
-
-  private:
-    struct Job { // what an interrupt leaves behind
-        std::vector<double> a, work, tau;
-        int info = 0;
-        Job(std::int64_t all, std::int64_t n) : a(std::size_t(all * n)), work(std::size_t(64 * n)), tau(std::size_t(n)) {}
-    };
-    std::int64_t n_;
-    std::shared_ptr<Job> job_;
-};
+    std::vector<double> out(std::size_t(n * n), 0.0);
+    const MatrixView<double> v(frame.take<double>(all * k), all, k), r(out.data(), k, n), tau(frame.take<double>(k), 1, k);
+    const std::int64_t width = std::min(k, kReflectionBlock);
+    const MatrixView<double> t(frame.take<double>(k * width), k, width);
+    householder_qr<double>(StackView<const double>(MatrixView<const double>(rows, all, n)), v, r, tau, t);
+    return out;
+}
+std::vector<double> merged(std::int64_t n, const std::vector<double> &a, const std::vector<double> &b) { return triangle(n, a.data(), n, b.data(), n); }
 
 } // namespace
 
@@ -175,17 +160,17 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
     Frame frame;
     const std::int64_t k = std::min(keep, n), piece = std::max(2 * n, std::min<std::int64_t>(8 * n, 2048));
     double *rows = frame.take<double>(std::max(std::min(piece, w.b), w.r) * n);
-    Triangle qr(n);
     std::vector<std::vector<double>> levels; // factors of 2^l pieces; empty: none
     double total = 0;
-    for (std::int64_t i = 0; i < w.b && std::isfinite(total); i += piece) {
+    for (std::int64_t i = 0; i < w.b; i += piece) {
         const std::int64_t count = std::min(piece, w.b - i);
         tall_rows(w, w.r + i, count, rows);
         for (std::int64_t j = 0; j < count * n; ++j) total += rows[j] * rows[j];
-        std::vector<double> r = qr.of(rows, count);
+        if (!std::isfinite(total)) break; // again in other units
+        std::vector<double> r = triangle(n, rows, count);
         std::size_t level = 0;
         for (; level < levels.size() && !levels[level].empty(); ++level) {
-            r = qr.merged(levels[level], r);
+            r = merged(n, levels[level], r);
             levels[level].clear();
         }
         if (level == levels.size()) levels.emplace_back();
@@ -196,7 +181,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
     if (tall_again(w, total)) return;
     std::vector<double> block;
     for (auto &r : levels)
-        if (!r.empty()) block = block.empty() ? std::move(r) : qr.merged(r, block);
+        if (!r.empty()) block = block.empty() ? std::move(r) : merged(n, r, block);
     double *sigma = frame.take<double>(k), *y = frame.take<double>(k * n);
     if (w.r > 0 && opt.method != SvdMethod::robust) {
         // While the spectrum allows squares: what the state was turned by, so that it is not rounded (streaming_basis.cpp).
@@ -256,7 +241,7 @@ template <class T> void StreamingSvd<T>::Impl::tall_qr(Work &w) {
             }
         }
     }
-    const std::vector<double> factor = w.r > 0 ? qr.of(rows, w.r, block.data(), n) : std::move(block);
+    const std::vector<double> factor = w.r > 0 ? triangle(n, rows, w.r, block.data(), n) : std::move(block);
     inner_svd(n, n, factor.data(), k, sigma, y);
     for (std::int64_t i = 0; i < k; ++i) sigma[i] *= sigma[i];
     const Selected sel = select(sigma, k, total, w.dropped);
