@@ -6,7 +6,6 @@
 
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
-#include "linalg/tridiagonal_few.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/gemm.hpp"
 #include "subspan/parallel.hpp"

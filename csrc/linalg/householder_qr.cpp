@@ -596,7 +596,7 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
         r.trapezoid = true;
         return reflect_few(r, cs, side == Side::left, os, check);
     };
-    if (shared(v) && shared(t) && few(v.first, t.first, c, out)) return;
+    if (k <= m && shared(v) && shared(t) && few(v.first, t.first, c, out)) return;
     if (blocks <= 1) {
         // -T of every matrix that T differs for; axes along which it is broadcast stay so.
         Frame frame;
@@ -625,7 +625,7 @@ void factored_apply(const StackView<const T> &v, const StackView<const T> &t, co
         const auto vi = v[i], ti = t[i];
         const auto ci = c[i];
         const auto oi = out[i];
-        if (items > 1 && few(vi, ti, StackView<const T>(ci), StackView<T>(oi))) return;
+        if (items > 1 && k <= m && few(vi, ti, StackView<const T>(ci), StackView<T>(oi))) return;
         if (ci.data != oi.data)
             for (int64_t p = 0; p < ci.rows; ++p)
                 for (int64_t q = 0; q < ci.cols; ++q) oi(p, q) = ci(p, q);

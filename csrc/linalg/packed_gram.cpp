@@ -8,6 +8,8 @@
 #include "base/simd.hpp"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 
 namespace subspan {
 namespace {
@@ -456,7 +458,9 @@ PackedBlock<T>::PackedBlock(Frame &frame, int64_t n, int64_t k, int operands)
     block_ = std::min(n, std::max<int64_t>(budget / kLeastRows * kLeastRows, kLeastRows));
     whole_ = block_ == n;
     parts_ = std::min((n + block_ - 1) / std::max<int64_t>(block_, 1), kParts);
-    if (whole_) z_ = frame.take<T>(room());
+    // One for each thread, and now: nothing is written yet that a lack of memory would leave half done.
+    buffers_ = whole_ ? 1 : std::clamp<int64_t>(num_threads(), 1, parts_);
+    z_ = frame.take<T>(buffers_ * room());
     w_ = frame.take<T>(2 * width_ * kp_);
     g_ = frame.take<double>((sizeof(T) == 4 ? 1 : 2) * round_up(width_, 8) * ld_);
 }
@@ -477,9 +481,16 @@ template <class T> int64_t PackedBlock<T>::room() const { return columns_ ? simd
 template <class T> void PackedBlock<T>::parts(const std::function<void(int64_t, int64_t, int64_t, T *)> &body) const {
     if (whole_) return body(0, 0, n_, z_);
     const int64_t blocks = (n_ + block_ - 1) / block_, each = (blocks + parts_ - 1) / parts_ * block_;
+    std::array<std::atomic<bool>, std::size_t(kParts)> busy{};
     parallel_for(parts_, [&](int64_t p) {
-        Frame frame;
-        body(p, std::min(n_, p * each), std::min(n_, (p + 1) * each), frame.take<T>(room()));
+        struct Taken { // the first that is free: a thread alone stays with one, which is in its cache
+            std::atomic<bool> *flag;
+            ~Taken() { flag->store(false, std::memory_order_release); }
+        };
+        std::size_t b = 0;
+        while (busy[b].exchange(true, std::memory_order_acquire)) b = (b + 1) % std::size_t(buffers_);
+        const Taken taken{&busy[b]};
+        body(p, std::min(n_, p * each), std::min(n_, (p + 1) * each), z_ + int64_t(b) * room());
     });
 }
 

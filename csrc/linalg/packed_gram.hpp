@@ -27,7 +27,7 @@ struct Ahead {
 template <class T> class PackedBlock {
   public:
     /// Operands of n x k each. Work memory comes from `frame`: a packed block of 512 KiB, or of 256 rows where those are more, and
-    /// a few k², whatever n is; on several threads one each.
+    /// a few k², whatever n is; for several threads one each.
     PackedBlock(Frame &frame, std::int64_t n, std::int64_t k, int operands);
 
     /// Operands of the next class: the first two are prefetched by the next gram(), the third by the apply() after it; not where
@@ -60,10 +60,10 @@ template <class T> class PackedBlock {
     Range coefficients(const double *const *w, T *to) const;
     void combine(std::int64_t first, std::int64_t rows, T *z, const T *w, Range range, MatrixView<T> out, bool accumulate);
 
-    std::int64_t n_, k_, width_, ld_, block_, kp_, parts_; // width_ = operands · k; ld_, kp_ padded to whole vectors
+    std::int64_t n_, k_, width_, ld_, block_, kp_, parts_, buffers_; // width_ = operands · k; ld_, kp_ padded to whole vectors
     int operands_;
     bool columns_; // the copy is by columns, of column_stride(block_)
-    T *z_ = nullptr, *w_; // z_: of all rows, where they fit
+    T *z_, *w_; // z_: of all rows, where they fit, else one for each thread
     double *g_;
     Ahead ahead_;
     bool whole_; // all rows fit the block: packed once

@@ -85,8 +85,6 @@ template <class T> struct ReflectKernel {
     }
     template <int Bytes> static SUBSPAN_INLINE void run(const FewReflections<T> *r, T *vectors, int64_t count, T *panel, bool *good) {
         using C = simd::Columns<T, Bytes>;
-        constexpr double low = double(std::numeric_limits<T>::min()) / double(std::numeric_limits<T>::epsilon()),
-                         high = double(std::numeric_limits<T>::max()) * 1e-3;
         const int64_t k = r->v.cols, ld = simd::column_stride(r->v.rows), panels = (k + kPanel - 1) / kPanel;
         for (int64_t b = 0; b < panels; ++b) {
             poll();
@@ -117,8 +115,8 @@ template <class T> struct ReflectKernel {
                         *good = *good && std::isfinite(g[j][j]);
                         continue;
                     }
-                    // A column of zeros reflects nothing; whether it is one, sums of squares that vanished do not say.
-                    *good = *good && g[j][j] > low && g[j][j] < high;
+                    // Far from one, or of zeros, where products of T lose digits: by unit columns.
+                    *good = *good && g[j][j] > 1e-6 && g[j][j] < 1e8;
                     tau[j] = 2.0 / g[j][j];
                 }
                 if (!*good) return;
@@ -192,6 +190,10 @@ template <class T> bool reflect_few(const FewReflections<T> &r, const StackView<
     for (int64_t i = 0; i < c.size(); ++i) {
         const MatrixView<const T> from = turned(c[i]);
         simd::dispatch<GatherKernel<T>, const MatrixView<const T> *, T *>(&from, vectors + i * each * ld);
+    }
+    for (int64_t q = 0; q < count; ++q) { // and where products with V would be subnormal
+        const T top = max_abs<T>(MatrixView<const T>(vectors + q * ld, 1, m));
+        if (!(top == T(0) || double(top) > double(std::numeric_limits<T>::min()) * 1e10)) return false;
     }
     bool good = true;
     simd::dispatch<ReflectKernel<T>, const FewReflections<T> *, T *, int64_t, T *, bool *>(&r, vectors, count, panel, &good);

@@ -1,6 +1,6 @@
 // A few of the eigenpairs of a symmetric tridiagonal matrix. Divide and conquer works out all values and most of the vectors,
 // which is most of the time of a symmetric problem of order 50 to 300 of which ten vectors are wanted.
-#include "linalg/tridiagonal_few.hpp"
+#include "subspan/eigh.hpp"
 
 #include "base/scratch.hpp"
 #include "base/simd.hpp"

@@ -135,7 +135,9 @@ template <class T> struct StreamingSvd<T>::Impl {
     }
     std::int64_t room_to_wait(const Rows<T> &x) const {
         const bool more = opt.method != SvdMethod::robust && is_sparse(x) && !moments_allowed(x.cols());
-        return more ? kSparseRows * room_to_wait() : room_to_wait();
+        // Their Gram matrix, with that of V, is to be no larger than V.
+        const auto fits = std::int64_t(std::sqrt(double(keep) * double(x.cols()))) - keep;
+        return more ? std::clamp(fits, room_to_wait(), kSparseRows * room_to_wait()) : room_to_wait();
     }
     // As many, or where moments will take them, what is a fraction of those.
     std::int64_t capacity(std::int64_t columns) const {

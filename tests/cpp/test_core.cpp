@@ -1,6 +1,5 @@
 // The C++ API without Python: kernels against double references, the eigensolver on hard matrices, a streaming update.
 // Prints one line a check and returns the number of failures.
-#include "linalg/tridiagonal_few.hpp"
 #include "subspan/link_lapack.hpp"
 #include "subspan/subspan.hpp"
 

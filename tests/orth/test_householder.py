@@ -457,3 +457,22 @@ def test_a_vector_that_is_not_finite_is_refused(rng):
         place[7, 0] = 0
     v[3] = np.nan
     assert not np.isfinite(orth.householder_apply(v, c, check=False)).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "size"), [(np.float32, 1e-10, 1e-36), (np.float32, 1e15, 1e-28), (np.float64, 1e-100, 1e-250)]
+)
+def test_reflections_whose_products_are_below_the_range(dtype, length, size):
+    v, c = np.full((4, 1), length, dtype), np.full((4, 1), size, dtype)
+    np.testing.assert_allclose(orth.householder_apply(v, c), -c, rtol=1e-5)
+
+
+def test_a_q_of_more_reflections_than_rows(rng):
+    v = rng.standard_normal((10, 40))
+    tau = 2 / (v * v).sum(0)
+    t = np.zeros((40, 40))
+    for j in range(40):
+        t[:j, j] = -tau[j] * t[:j, :j] @ (v[:, :j].T @ v[:, j])
+        t[j, j] = tau[j]
+    c = rng.standard_normal((10, 1))
+    np.testing.assert_allclose(orth.HouseholderQ(v, tau, t).apply(c), c - v @ (t @ (v.T @ c)), atol=1e-12)
