@@ -869,8 +869,7 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     if (check && !(std::isfinite(alpha) && std::isfinite(m.scalar))) throw ValueError("alpha and M must be finite");
     if (c.rows() == 0 || c.cols() == 0 || c.size() == 0) return;
     if (check && k == 0) // nothing is summed that would show it
-        for (int64_t i = 0; i < c.size(); ++i)
-            if (!all_finite<T>(c[i])) throw ValueError("C holds NaN or infinity");
+        if (!all_finite<T>(c)) throw ValueError("C holds NaN or infinity");
     if (check && m.kind != Kind::scalar && !all_finite<T>(m.matrix)) throw ValueError("M holds NaN or infinity");
 
     // A matrix that is contiguous along its columns is the other form of its transpose.

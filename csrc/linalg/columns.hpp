@@ -49,7 +49,8 @@ template <class T, int Bytes> struct Columns {
     }
     // As narrow as K columns allow. Rows are loaded past their end, but not past the last one's; returns the rows done.
     template <int K> using Narrow = Transpose<T, (Bytes == 64 && K * int(sizeof(T)) <= 32) ? 32 : Bytes>;
-    template <int K> static SUBSPAN_INLINE std::int64_t transpose_in(const MatrixView<const T> &a, T *p, std::int64_t ld) {
+    template <int K>
+    static SUBSPAN_INLINE std::int64_t transpose_in([[maybe_unused]] const MatrixView<const T> &a, [[maybe_unused]] T *p, [[maybe_unused]] std::int64_t ld) {
         std::int64_t i = 0;
 #ifdef SUBSPAN_SHUFFLE
         using N = Narrow<K>;
@@ -68,7 +69,8 @@ template <class T, int Bytes> struct Columns {
         return i;
     }
     // Rows one after the other: each is stored past its end, where the next one comes.
-    template <int K> static SUBSPAN_INLINE std::int64_t transpose_out(const T *p, std::int64_t ld, const MatrixView<T> &a) {
+    template <int K>
+    static SUBSPAN_INLINE std::int64_t transpose_out([[maybe_unused]] const T *p, [[maybe_unused]] std::int64_t ld, [[maybe_unused]] const MatrixView<T> &a) {
         std::int64_t i = 0;
 #ifdef SUBSPAN_SHUFFLE
         using N = Narrow<K>;

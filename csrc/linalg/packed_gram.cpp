@@ -478,9 +478,15 @@ template <class T> void PackedBlock<T>::ahead(const MatrixView<const T> *next, i
 
 template <class T> int64_t PackedBlock<T>::room() const { return columns_ ? simd::column_stride(block_) * (width_ + k_) : block_ * ld_; }
 
-template <class T> void PackedBlock<T>::parts(const std::function<void(int64_t, int64_t, int64_t, T *)> &body) const {
-    if (whole_) return body(0, 0, n_, z_);
-    const int64_t blocks = (n_ + block_ - 1) / block_, each = (blocks + parts_ - 1) / parts_ * block_;
+template <class T> void PackedBlock<T>::blocks(const Body &body) const {
+    const auto run = [&](int64_t part, int64_t first, int64_t end, T *z) {
+        for (int64_t r = first; r < end; r += block_) {
+            poll();
+            body(part, r, std::min(block_, end - r), z);
+        }
+    };
+    if (whole_) return run(0, 0, n_, z_);
+    const int64_t all = (n_ + block_ - 1) / block_, each = (all + parts_ - 1) / parts_ * block_;
     std::array<std::atomic<bool>, std::size_t(kParts)> busy{};
     parallel_for(parts_, [&](int64_t p) {
         struct Taken { // the first that is free: a thread alone stays with one, which is in its cache
@@ -490,7 +496,7 @@ template <class T> void PackedBlock<T>::parts(const std::function<void(int64_t, 
         std::size_t b = 0;
         while (busy[b].exchange(true, std::memory_order_acquire)) b = (b + 1) % std::size_t(buffers_);
         const Taken taken{&busy[b]};
-        body(p, std::min(n_, p * each), std::min(n_, (p + 1) * each), z_ + int64_t(b) * room());
+        run(p, std::min(n_, p * each), std::min(n_, (p + 1) * each), z_ + int64_t(b) * room());
     });
 }
 
@@ -502,35 +508,23 @@ template <class T> void PackedBlock<T>::pack(const MatrixView<const T> *operands
     simd::dispatch<PackKernel<T>, const MatrixView<const T> *, int, int64_t, int64_t, T *, int64_t>(operands, operands_, first, rows, z, ld_);
 }
 
-template <class T>
-void PackedBlock<T>::sum(const MatrixView<const T> *operands, const unsigned *wanted, int64_t first, int64_t end, T *z, double *g, double *low) {
-    for (int64_t r = first; r < end; r += block_) {
-        poll();
-        const int64_t rows = std::min(block_, end - r);
-        if (columns_) {
-            const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z, operands, operands_, r, wanted, g, low};
-            simd::dispatch<ColumnGramKernel<T>, const ColumnGramArgs<T> *>(&args);
-            continue;
-        }
-        pack(operands, r, rows, z);
-        const GramArgs<T> args{rows, k_, width_, ld_, z, wanted, g, low, &ahead_, r, n_};
-        simd::dispatch<GramKernel<T>, const GramArgs<T> *>(&args);
-    }
-}
-
 template <class T> void PackedBlock<T>::gram(const MatrixView<const T> *operands, const unsigned *wanted) {
     const int64_t items = round_up(width_, 8) * ld_, all = (sizeof(T) == 4 ? 1 : 2) * items;
-    std::fill_n(g_, all, 0.0);
     const auto low_of = [&](double *g) { return sizeof(T) == 4 ? nullptr : g + items; };
-    if (parts_ <= 1) {
-        parts([&](int64_t, int64_t first, int64_t end, T *z) { sum(operands, wanted, first, end, z, g_, low_of(g_)); });
-    } else {
-        Frame frame;
-        double *sums = frame.zeros<double>(parts_ * all);
-        parts([&](int64_t p, int64_t first, int64_t end, T *z) { sum(operands, wanted, first, end, z, sums + p * all, low_of(sums + p * all)); });
-        for (int64_t p = 0; p < parts_; ++p)
-            for (int64_t i = 0; i < all; ++i) g_[i] += sums[p * all + i];
-    }
+    std::fill_n(g_, all, 0.0);
+    Frame frame;
+    double *sums = parts_ > 1 ? frame.zeros<double>(parts_ * all) : g_; // of the parts
+    blocks([&](int64_t p, int64_t r, int64_t rows, T *z) {
+        double *g = sums + p * all;
+        if (columns_) {
+            const ColumnGramArgs<T> args{k_, width_, rows, simd::column_stride(block_), ld_, z, operands, operands_, r, wanted, g, low_of(g)};
+            return simd::dispatch<ColumnGramKernel<T>, const ColumnGramArgs<T> *>(&args);
+        }
+        pack(operands, r, rows, z);
+        const GramArgs<T> args{rows, k_, width_, ld_, z, wanted, g, low_of(g), &ahead_, r, n_};
+        simd::dispatch<GramKernel<T>, const GramArgs<T> *>(&args);
+    });
+    for (int64_t i = 0; i < (parts_ > 1 ? parts_ * all : 0); ++i) g_[i % all] += sums[i];
     if (const double *low = low_of(g_); low != nullptr)
         for (int64_t i = 0; i < items; ++i) g_[i] += low[i];
 }
@@ -581,13 +575,9 @@ template <class T> void PackedBlock<T>::combine(int64_t first, int64_t rows, T *
 
 template <class T> void PackedBlock<T>::apply(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, bool accumulate) {
     const Range range = coefficients(w, w_);
-    parts([&](int64_t, int64_t first, int64_t end, T *z) {
-        for (int64_t r = first; r < end; r += block_) {
-            poll();
-            const int64_t rows = std::min(block_, end - r);
-            if (!whole_) pack(operands, r, rows, z);
-            combine(r, rows, z, w_, range, out.block_rows(r, rows), accumulate);
-        }
+    blocks([&](int64_t, int64_t r, int64_t rows, T *z) {
+        if (!whole_) pack(operands, r, rows, z);
+        combine(r, rows, z, w_, range, out.block_rows(r, rows), accumulate);
     });
 }
 
@@ -595,14 +585,10 @@ template <class T>
 void PackedBlock<T>::apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, const double *const *w2, MatrixView<T> out2) {
     T *second = w_ + width_ * kp_;
     const Range range = coefficients(w, w_), range2 = coefficients(w2, second);
-    parts([&](int64_t, int64_t first, int64_t end, T *z) {
-        for (int64_t r = first; r < end; r += block_) {
-            poll();
-            const int64_t rows = std::min(block_, end - r);
-            if (!whole_) pack(operands, r, rows, z);
-            combine(r, rows, z, w_, range, out.block_rows(r, rows), false);
-            combine(r, rows, z, second, range2, out2.block_rows(r, rows), false);
-        }
+    blocks([&](int64_t, int64_t r, int64_t rows, T *z) {
+        if (!whole_) pack(operands, r, rows, z);
+        combine(r, rows, z, w_, range, out.block_rows(r, rows), false);
+        combine(r, rows, z, second, range2, out2.block_rows(r, rows), false);
     });
 }
 

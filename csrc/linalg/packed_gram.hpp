@@ -48,12 +48,12 @@ template <class T> class PackedBlock {
     void apply2(const MatrixView<const T> *operands, const double *const *w, MatrixView<T> out, const double *const *w2, MatrixView<T> out2);
 
   private:
-    /// body(part, first, end, z) for the rows of each part, with a packed block z for it, on all threads: what a part is depends on
-    /// the shape alone.
-    void parts(const std::function<void(std::int64_t, std::int64_t, std::int64_t, T *)> &body) const;
+    /// body(part, first row, rows, z) for every block of rows, with a packed block z for it, part after part on all threads: what
+    /// a part is depends on the shape alone.
+    using Body = std::function<void(std::int64_t, std::int64_t, std::int64_t, T *)>;
+    void blocks(const Body &body) const;
     std::int64_t room() const; // entries of a packed block
     void pack(const MatrixView<const T> *operands, std::int64_t first, std::int64_t rows, T *z) const;
-    void sum(const MatrixView<const T> *operands, const unsigned *wanted, std::int64_t first, std::int64_t end, T *z, double *g, double *low);
     struct Range {
         std::int64_t begin, end; // columns of the packed rows that have coefficients
     };

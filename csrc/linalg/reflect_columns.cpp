@@ -181,12 +181,13 @@ template <class T> struct ScatterKernel {
 template <class T> bool reflect_few(const FewReflections<T> &r, const StackView<const T> &c, bool left, const StackView<T> &out, bool check) {
     const auto turned = [&](auto m) { return left ? m : m.transposed(); };
     const int64_t m = r.v.rows, k = r.v.cols, each = turned(c.first).cols, count = each * c.size(), ld = simd::column_stride(m);
-    // Measured: more vectors share the triangle of the WY form, and those of few reflections sooner. A block of V stays in the
-    // second-level cache.
-    if (count > (k <= 8 ? 16 : sizeof(T) == 4 ? 48 : 32) || ld * kPanel * int64_t(sizeof(T)) > int64_t(1) << 20) return false;
+    // Measured: more vectors share the triangle of the WY form, and those of few reflections sooner, where they leave the caches too.
+    const int64_t bytes = count * ld * int64_t(sizeof(T)), wide = std::min(kPanel, (k + kGroup - 1) / kGroup * kGroup);
+    if (count > (k <= 8 ? 16 : sizeof(T) == 4 ? 48 : 32) || (k < 32 && bytes > int64_t(4) << 20)) return false;
+    if (bytes + wide * ld * int64_t(sizeof(T)) > int64_t(64) << 20) return false; // of work memory
     if (count == 0 || m == 0 || k == 0) return false;
     Frame frame;
-    T *vectors = frame.take<T>(count * ld), *panel = frame.take<T>(std::min(kPanel, (k + kGroup - 1) / kGroup * kGroup) * ld);
+    T *vectors = frame.take<T>(count * ld), *panel = frame.take<T>(wide * ld);
     for (int64_t i = 0; i < c.size(); ++i) {
         const MatrixView<const T> from = turned(c[i]);
         simd::dispatch<GatherKernel<T>, const MatrixView<const T> *, T *>(&from, vectors + i * each * ld);

@@ -199,7 +199,9 @@ bool tridiagonal_few(int64_t n, int64_t k, const double *d, const double *e, dou
         norm = std::max(norm, std::abs(d[i]) + radius);
         squares[i] = i + 1 < n ? std::max(e[i] * e[i], std::numeric_limits<double>::min()) : 0.0;
     }
-    if (!(norm > 1e-100 && norm < 1e100)) return false;
+    double sum = 0; // maxima lose NaN
+    for (int64_t i = 0; i < n; ++i) sum += d[i] + (i + 1 < n ? e[i] : 0.0);
+    if (!(norm > 1e-100 && norm < 1e100) || std::isnan(sum)) return false;
     const double margin = 4.0 * double(n) * eps * norm;
     within = std::max(within, eps / 2);
     largest_values(n, k, d, squares, low - margin, high + margin, within * norm, values);

@@ -1,3 +1,4 @@
+#include "base/stacks.hpp"
 #include "plucker/exterior_tables.hpp"
 
 namespace subspan {
@@ -10,9 +11,13 @@ template <class T> bool wedge(const StackView<const T> &a, const StackView<const
     check_row(b, length_of(n, l), out.size());
     check_row(out, table.rows, out.size());
     if (out.empty()) return true;
-    const auto in_a_row = [](const auto &x) { return x.shape.size() == 1 && x.first.col_stride == 1; };
-    if (k == 1 && l == 1 && n >= 2 && n <= kShortest && in_a_row(a) && in_a_row(b) && in_a_row(out))
-        return wedge_vectors<T>(n, out.size(), {a.first.data, b.first.data, out.first.data, a.strides[0], b.strides[0], out.strides[0]});
+    if (k == 1 && l == 1 && n >= 2 && n <= kShortest) {
+        auto x = a, y = b;
+        auto z = out;
+        const bool rows = merge_axes(x) && merge_axes(y) && merge_axes(z);
+        if (rows && x.first.col_stride == 1 && y.first.col_stride == 1 && (z.first.col_stride == 1 || n == 2))
+            return wedge_vectors<T>(n, out.size(), {x.first.data, y.first.data, z.first.data, x.first.row_stride, y.first.row_stride, z.first.row_stride});
+    }
     return blocks(out.size(), [&](int64_t first, int64_t count) {
         Frame frame;
         double *xa = work(frame, a.cols()), *xb = work(frame, b.cols()), *xo = work(frame, table.rows);

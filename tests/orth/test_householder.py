@@ -476,3 +476,13 @@ def test_a_q_of_more_reflections_than_rows(rng):
         t[j, j] = tau[j]
     c = rng.standard_normal((10, 1))
     np.testing.assert_allclose(orth.HouseholderQ(v, tau, t).apply(c), c - v @ (t @ (v.T @ c)), atol=1e-12)
+
+
+@pytest.mark.parametrize(("m", "k", "count"), [(20_000, 5, 1), (20_000, 40, 3), (300_000, 3, 16)])
+def test_reflections_on_vectors_that_leave_the_caches(rng, m, k, count):
+    v, c = rng.standard_normal((m, k)) / np.sqrt(m), rng.standard_normal((m, count))
+    want = c.copy()
+    for j in reversed(range(k)):
+        want -= 2 / (v[:, j] @ v[:, j]) * v[:, j, None] * (v[:, j] @ want)
+    for put in (np.ascontiguousarray, np.asfortranarray):
+        np.testing.assert_allclose(orth.householder_apply(put(v), put(c)), want, atol=1e-13)

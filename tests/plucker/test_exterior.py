@@ -474,3 +474,25 @@ def test_what_is_refused(rng):
     ):
         with pytest.raises(error, match=text):
             call()
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 6, 7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_wedges_of_short_vectors_in_any_stack(rng, n, dtype):
+    i, j = np.triu_indices(n, 1)
+    a, b = rng.standard_normal((2, 5, 7, n)).astype(dtype)
+    wide = np.empty((5, 7, 2 * n), dtype)
+    wide[..., ::2] = a
+    for x, y in (
+        (a, b),
+        (a.swapaxes(0, 1), b.swapaxes(0, 1)),
+        (a[:, ::2], b[:, ::2]),
+        (wide[..., ::2], b),
+        (a[:1, :1], b),
+        (a[0, 0], b[0, 0]),
+    ):
+        want = x[..., i].astype(float) * y[..., j] - x[..., j].astype(float) * y[..., i]
+        np.testing.assert_allclose(plucker.wedge(x, y), want, atol=4 * np.finfo(dtype).eps)
+        bad = np.broadcast_to(x, np.broadcast_shapes(x.shape, y.shape)).copy()
+        bad.reshape(-1)[0] = np.nan
+        assert np.isnan(plucker.wedge(bad, y)).any()
