@@ -108,20 +108,22 @@ template <class T> void StreamingSvd<T>::Impl::measure_moments() {
         m.least = std::max(0.0, values[rank - 1]);
         m.most = std::max(0.0, values[0]);
     } else {
-        double *from = frame.take<double>(k * n);
+        double *from = frame.take<double>(k * n), *work = frame.take<double>(k * n);
         start_moments(k, 0.0, from);
-        double *work = frame.take<double>(k * n);
-        for (int step = 0; step < (fresh ? 4 : 1); ++step) {
-            times_moments(k, from, y);
-            if (!orthonormal_rows(k, n, y)) return; // of lower rank: no bound, and the reference stays
-            from = y;
+        if (std::int64_t(q.size()) < k * n) { // what is there is not orthonormal
+            for (int step = 0; step < (fresh ? 2 : 1); ++step) {
+                times_moments(k, from, y);
+                if (!orthonormal_rows(k, n, y)) return; // of lower rank: no bound, and the reference stays
+                std::copy_n(y, k * n, from);
+            }
         }
-        times_moments(k, y, work);
-        gemm<double>(MatrixView<const double>(y, k, n), MatrixView<const double>(work, k, n).transposed(), MatrixView<double>(inner, k, k));
+        // One product serves twice: for the values within the directions, and for the directions that follow.
+        times_moments(k, from, work);
+        gemm<double>(MatrixView<const double>(from, k, n), MatrixView<const double>(work, k, n).transposed(), MatrixView<double>(inner, k, k));
         eigh_top<double>(k, k, inner, values, z);
         m.least = std::max(0.0, values[rank - 1]);
-        gemm<double>(MatrixView<const double>(z, k, k), MatrixView<const double>(y, k, n), MatrixView<double>(work, k, n));
-        std::copy_n(work, k * n, y);
+        gemm<double>(MatrixView<const double>(z, k, k), MatrixView<const double>(work, k, n), MatrixView<double>(y, k, n));
+        if (!orthonormal_rows(k, n, y)) return;
     }
     std::vector<double> shown_before; // the first reference takes the signs of the components so far
     if (fresh)
@@ -311,9 +313,12 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
             materialise(plain, copy.reserve(b * n));
             rows = MatrixView<const T>(copy.data(), b, n);
         }
-        // As far as the bounds are known to allow it: products of float, and squares of double.
-        const double allowance = room() / scale;
+        // As far as the bounds are known to allow it: products of float, and squares of double. What begins a stream of float is
+        // measured in its own products, whose rounding is far below what the bounds compare, and taken in anew if they miss.
+        const bool begins = !wide && fresh && weight == 0.0 && r == 0 && !sparse && b > carried();
+        const double allowance = begins ? std::numeric_limits<double>::infinity() : room() / scale;
         double *sum = frame.zeros<double>(n), *squares = frame.zeros<double>(n);
+        bool measured = false;
         if (!sparse && allowance > 0.0) {
             if constexpr (wide)
                 taken = add_moments<T, double>(rows, factors, shift, c, sum, squares, allowance);
@@ -321,6 +326,20 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
                 taken = add_moments<T, float>(rows, factors, shift, c, sum, squares, allowance);
             count_rows(sum, squares, scale, rows_weight(0, taken), false);
             if (!wide && taken > 0) moments.figures.narrow = std::max(moments.figures.narrow, trace_moments());
+            if (begins && taken > 0) {
+                measure_moments();
+                measured = room() > 0.0;
+                if (!measured) {
+                    taken = 0;
+                    weight = 0;
+                    scatter = old_scatter;
+                    mean = old_mean;
+                    moments.reference.clear();
+                    const std::vector<double> about = moments.shift;
+                    begin_moments(about.data());
+                    moments.figures.first = true;
+                }
+            }
         }
         if (taken < b) {
             if (wide && !fresh) midway = moments.copy(n); // what has been taken stays
@@ -338,7 +357,10 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
                 add_moments<T, double>(rows.block_rows(taken, b - taken), factors == nullptr ? nullptr : factors + taken, shift, c, sum, squares);
             }
             count_rows(sum, squares, scale, rows_weight(taken, b), sparse);
-            if (wide) measure_moments();
+            if (wide) {
+                measure_moments();
+                measured = true;
+            }
             if (wide && !(room() > 0.0)) { // lost in squares: without these rows
                 skip_moments = skip_again = std::min(2 * skip_again + 1, 1 << 20);
                 weight = weight_then;
@@ -356,7 +378,7 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
                 return taken;
             }
         }
-        note_moments(double(b));
+        note_moments(measured ? 0.0 : double(b));
     } catch (...) {
         back();
         throw;
@@ -399,10 +421,10 @@ template <class T> void StreamingSvd<T>::Impl::note_moments(double rows) {
     if (opt.center && weight > 0 && square * weight > 0.5 * trace_moments()) move_shift();
     const double trace = trace_moments();
     m.rounding = std::max(m.rounding, trace);
-    // The reference follows at a tenth of what the rows cost, and not before there are half as many again; sooner where what is
+    // The reference follows at a tenth of what the rows cost, and not before there are two and a half times as many; sooner where what is
     // known does not let rows in by products of float.
     m.since += rows;
-    const double most = room() > 0.0 ? std::max(32.0 * double(carried()), weight / 2.0) : std::max(16.0 * double(carried()), weight / 3.0);
+    const double most = room() > 0.0 ? std::max(32.0 * double(carried()), 0.6 * weight) : std::max(16.0 * double(carried()), weight / 3.0);
     if (moments.reference.empty() || m.since >= most) measure_moments();
 }
 

@@ -171,6 +171,26 @@ def test_spectra_too_wide_for_squares(rng, kappa):
     assert late.singular_values[0] == pytest.approx(want[0], rel=1e-13)
 
 
+@pytest.mark.parametrize("n", [60, 200])
+@pytest.mark.parametrize("spread", [1e1, 1e3, 1e5])
+def test_the_first_block_of_float32_is_measured_in_its_own_products(rng, n, spread):
+    """Products of float hold the first spread; the others are found out, and the block is taken in again in double."""
+    v = np.linalg.qr(rng.standard_normal((n, 10)))[0].T
+    x = (
+        rng.standard_normal((1000, 10)) * np.geomspace(1, 1 / spread, 10) @ v
+        + 1e-7 * rng.standard_normal((1000, n))
+        + 3
+    )
+    x = x.astype(np.float32)
+    svd = StreamingSVD(10, center=True).update(x)
+    assert svd._state.route() == "moments"
+    s, _, mean = reference([x], True)
+    np.testing.assert_allclose(svd.singular_values, s[:10], rtol=5e-7)
+    np.testing.assert_allclose(svd.mean, mean, atol=1e-6)
+    assert svd.residual_energy == pytest.approx(np.sum(s[10:] ** 2), abs=1e-7 * np.sum(s**2))
+    np.testing.assert_allclose(svd.update(x).singular_values, np.sqrt(2) * s[:10], rtol=5e-7)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mean_that_moves_far_away(rng, dtype):
     x = rng.standard_normal((2000, 50)).astype(dtype)
