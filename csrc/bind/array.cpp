@@ -222,6 +222,7 @@ void Array::add_axis(bool column) {
 
 void *Array::contiguous() const {
     std::int64_t step = 1;
+    if (std::find(shape_.begin(), shape_.end(), 0) != shape_.end()) return data_; // no items
     for (int i = ndim() - 1; i >= 0; --i) {
         if (shape(i) > 1 && stride(i) != step) throw py::value_error(std::string(name_) + " must be C-contiguous");
         step *= shape(i);

@@ -517,10 +517,11 @@ void adam_step(py::handle context, py::handle u, py::handle grad, py::handle fir
     x.u.written();
 }
 
-py::object logits(py::handle context, py::handle x, py::handle u, py::handle scale) {
+py::object logits(py::handle context, py::handle x, py::handle u, py::handle scale, py::handle projections) {
     const Call call(context);
     const double factor = real(scale, "scale");
     const Features f(call, x, u, py::none());
+    const std::optional<Array> kept = f.projections(call, projections, Access::out);
     const Array xo = call.empty({f.x.shape(0), f.u.shape(0)}, f.x.dtype());
     dispatch(f.x.dtype(), [&](auto s) {
         using T = decltype(s);
@@ -528,16 +529,18 @@ py::object logits(py::handle context, py::handle x, py::handle u, py::handle sca
         const auto vu = f.u.stack<const T>({f.u.shape(0)});
         const auto vo = xo.matrix<T>();
         const py::gil_scoped_release release;
-        subspan::grassmann_logits<T>(vx, vu, factor, vo);
+        subspan::grassmann_logits<T>(vx, vu, factor, vo, kept ? static_cast<T *>(kept->contiguous()) : nullptr);
         require_no_overflow<T>(StackView<T>(vo), "a logit", {StackView<const T>(vx), vu});
     });
+    if (kept) kept->written();
     return xo.object();
 }
 
-py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py::handle u, py::handle scale) {
+py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py::handle u, py::handle scale, py::handle projections) {
     const Call call(context);
     const double factor = real(scale, "scale");
     const Features f(call, x, u, grad);
+    const std::optional<Array> kept = f.projections(call, projections, Access::read);
     const Array dx = call.empty(f.x.shape(), f.x.dtype(), "dx"), du = f.empty_like_u(call);
     dispatch(f.x.dtype(), [&](auto s) {
         using T = decltype(s);
@@ -546,7 +549,7 @@ py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py:
         const auto vdx = dx.matrix<T>();
         const auto vdu = du.stack<T>({f.u.shape(0)});
         const py::gil_scoped_release release;
-        subspan::grassmann_logits_backward<T>(vg, vx, vu, factor, vdx, vdu);
+        subspan::grassmann_logits_backward<T>(vg, vx, vu, factor, vdx, vdu, kept ? static_cast<const T *>(kept->contiguous()) : nullptr);
         require_no_overflow<T>(StackView<T>(vdx), "the gradient of x", {StackView<const T>(vg), StackView<const T>(vx), vu});
         require_no_overflow<T>(vdu, "the gradient of U", {StackView<const T>(vg), StackView<const T>(vx), vu});
     });
@@ -577,8 +580,8 @@ void register_grassmann(py::module_ &m) {
           arg("transport"), arg("maximize"), arg("check"));
     m.def("adam_step", &adam_step, arg("call"), arg("U"), arg("grad"), arg("first_moment"), arg("second_moment"), arg("step"), arg("lr"), arg("betas"),
           arg("eps"), arg("retraction"), arg("transport"), arg("maximize"), arg("check"));
-    m.def("logits", &logits, arg("call"), arg("x"), arg("U"), arg("scale"));
-    m.def("logits_backward", &logits_backward, arg("call"), arg("grad"), arg("x"), arg("U"), arg("scale"));
+    m.def("logits", &logits, arg("call"), arg("x"), arg("U"), arg("scale"), arg("projections"));
+    m.def("logits_backward", &logits_backward, arg("call"), arg("grad"), arg("x"), arg("U"), arg("scale"), arg("projections"));
 }
 
 } // namespace subspan::bind

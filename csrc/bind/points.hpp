@@ -250,6 +250,17 @@ class Features {
         grad->require_dtype_of(x);
         grad->require_shape({x.shape(0), u.shape(0)});
     }
+    /// U_cᵀ x / ‖x‖ of each feature and class, which the logits keep and the gradients take; none.
+    std::optional<Array> projections(const Call &call, py::handle given, Access access) const {
+        if (given.is_none()) return std::nullopt;
+        Array kept(call, given, "projections", access);
+        kept.require_dtype_of(x);
+        kept.require_shape({x.shape(0), u.shape(0), u.shape(2)});
+        kept.contiguous();
+        for (const Array *other : {&x, &u})
+            if (access == Access::out) check_no_overlap(kept, *other);
+        return kept;
+    }
     Array x, u;
     std::optional<Array> grad;
     /// dU, stored as U is: transposed for a transposed view.

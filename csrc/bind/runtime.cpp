@@ -110,6 +110,9 @@ void register_runtime(py::module_ &m) {
 #else
         d["multi_isa"] = true;
 #endif
+        const Processor &p = processor();
+        d["vector"] = p.vector;
+        d["caches"] = py::make_tuple(p.first, p.second);
         return d;
     });
     // An output for what is worked out elsewhere: that it can take a result of this shape and of the dtype of x, before the work, and the

@@ -2,6 +2,7 @@
 
 #include "linalg/packed_gram.hpp"
 #include "linalg/microkernel.hpp"
+#include "base/blocking.hpp"
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
@@ -19,7 +20,6 @@ using simd::round_up;
 using simd::Vec;
 using std::int64_t;
 
-constexpr int64_t kDepth = 256; // of the packed blocks that the register tile runs over
 constexpr int64_t kGroup = 8;   // tiles of classes whose weights are kept until they are multiplied into dx
 
 template <class T> struct BlockKernel {
@@ -187,10 +187,10 @@ template <class T> class Head {
     // y (rows x width) = the projections on the classes of a tile.
     void project(int64_t tile, T *y) const {
         Frame frame;
-        const int64_t columns = count(tile) * k;
-        T *packed = frame.take<T>(kDepth * width);
-        for (int64_t d = 0; d < n; d += kDepth) {
-            const int64_t depth = std::min(kDepth, n - d);
+        const int64_t columns = count(tile) * k, deepest = 2 * blocking().depth;
+        T *packed = frame.take<T>(deepest * width);
+        for (int64_t d = 0; d < n; d += deepest) {
+            const int64_t depth = std::min(deepest, n - d);
             // Classes of one column are columns of one matrix, which are turned by blocks.
             const bool lines = k == 1 && u.shape.size() == 1;
             for (int64_t j = 0; j < count(tile) && lines; j += nr) {
@@ -215,6 +215,16 @@ template <class T> class Head {
         }
     }
 
+    // A tile of what was kept, or back.
+    void keep(int64_t tile, const T *y, T *kept) const {
+        const int64_t columns = count(tile) * k;
+        for (int64_t b = 0; b < batch; ++b) std::copy_n(y + b * width, columns, kept + b * classes * k + tile * per_tile * k);
+    }
+    void fetch(int64_t tile, const T *kept, T *y) const {
+        const int64_t columns = count(tile) * k;
+        for (int64_t b = 0; b < batch; ++b) std::copy_n(kept + b * classes * k + tile * per_tile * k, columns, y + b * width);
+    }
+
     const StackView<const T> &u;
     int64_t batch, n, k, classes, mr, nr, rows; // rows: batch, padded
     int64_t per_tile, tiles, width;
@@ -229,12 +239,13 @@ template <class F> void for_each(int64_t items, const F &body) {
 
 } // namespace
 
-template <class T> void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> out) {
+template <class T> void grassmann_logits(MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> out, T *projections) {
     if (u.rows() != x.cols || out.rows != x.rows || out.cols != u.size()) throw ValueError("x, u and out do not fit");
     if (x.rows == 0 || u.size() == 0) return;
     if (x.cols == 0 || u.cols() == 0) {
         for (int64_t b = 0; b < out.rows; ++b)
             for (int64_t c = 0; c < out.cols; ++c) out(b, c) = T(0);
+        if (projections != nullptr) std::fill_n(projections, x.rows * u.size() * u.cols(), T(0));
         return;
     }
     Frame frame;
@@ -243,6 +254,7 @@ template <class T> void grassmann_logits(MatrixView<const T> x, const StackView<
         Frame mine;
         T *y = mine.take<T>(head.rows * head.width), *lengths = mine.take<T>(head.per_tile);
         head.project(t, y);
+        if (projections != nullptr) head.keep(t, y, projections);
         for (int64_t b = 0; b < head.batch; ++b) {
             lengths_of<T>(y + b * head.width, head.count(t), head.k, lengths);
             for (int64_t c = 0; c < head.count(t); ++c) out(b, t * head.per_tile + c) = T(scale * double(lengths[c]));
@@ -252,7 +264,7 @@ template <class T> void grassmann_logits(MatrixView<const T> x, const StackView<
 
 template <class T>
 void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, const StackView<const T> &u, double scale, MatrixView<T> dx,
-                               const StackView<T> &du) {
+                               const StackView<T> &du, const T *projections) {
     const int64_t classes = u.size();
     if (u.rows() != x.cols || grad.rows != x.rows || grad.cols != classes || dx.rows != x.rows || dx.cols != x.cols || du.rows() != u.rows() ||
         du.cols() != u.cols() || du.size() != classes)
@@ -270,7 +282,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
     Frame frame;
     const Head<T> head(frame, x, u);
     const int64_t batch = head.batch, n = head.n, k = head.k, mr = head.mr, nr = head.nr;
-    const int64_t depth_blocks = (batch + kDepth - 1) / kDepth;
+    const int64_t deepest = 2 * blocking().depth, depth_blocks = (batch + deepest - 1) / deepest;
     // The gradient of the unit features is summed where dx will be, if that has contiguous rows.
     const MatrixView<T> sum = dx.col_stride == 1 ? dx : MatrixView<T>(frame.take<T>(batch * n), batch, n);
     for (int64_t b = 0; b < batch; ++b) std::fill_n(sum.data + b * sum.row_stride, n, T(0));
@@ -282,7 +294,10 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
             const int64_t tile = first + s, count = head.count(tile), columns = count * k;
             Frame mine;
             T *y = mine.take<T>(head.rows * head.width), *lengths = mine.take<T>(head.per_tile);
-            head.project(tile, y);
+            if (projections != nullptr)
+                head.fetch(tile, projections, y);
+            else
+                head.project(tile, y);
             for (int64_t b = 0; b < batch; ++b) {
                 T *row = y + b * head.width;
                 lengths_of<T>(row, count, k, lengths);
@@ -294,13 +309,13 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
             }
             const MatrixView<const T> w(y, batch, columns, head.width, 1);
             pack<T>(w.transposed(), mr, weights + s * head.rows * head.width);
-            T *packed = mine.take<T>(depth_blocks * kDepth * head.width), *block = mine.take<T>(strip * head.width);
-            T *across = mine.take<T>(std::min(kDepth, batch) * round_up(strip, mr)); // unit features, transposed
-            for (int64_t d = 0; d < batch; d += kDepth) pack<T>(w.block_rows(d, std::min(kDepth, batch - d)), nr, packed + d * head.width);
+            T *packed = mine.take<T>(depth_blocks * deepest * head.width), *block = mine.take<T>(strip * head.width);
+            T *across = mine.take<T>(std::min(deepest, batch) * round_up(strip, mr)); // unit features, transposed
+            for (int64_t d = 0; d < batch; d += deepest) pack<T>(w.block_rows(d, std::min(deepest, batch - d)), nr, packed + d * head.width);
             for (int64_t r = 0; r < n; r += strip) {
                 const int64_t some = std::min(strip, n - r);
-                for (int64_t d = 0; d < batch; d += kDepth) {
-                    const int64_t depth = std::min(kDepth, batch - d);
+                for (int64_t d = 0; d < batch; d += deepest) {
+                    const int64_t depth = std::min(deepest, batch - d);
                     pack<T>(MatrixView<const T>(head.unit).block_rows(d, depth).block_cols(r, some), mr, across);
                     multiply<T>(depth, across, packed + d * head.width, block, head.width, some, columns, d > 0);
                 }
@@ -335,9 +350,9 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
 }
 
 #define SUBSPAN_INSTANTIATE(T)                                                                                                                                 \
-    template void grassmann_logits<T>(MatrixView<const T>, const StackView<const T> &, double, MatrixView<T>);                                                 \
+    template void grassmann_logits<T>(MatrixView<const T>, const StackView<const T> &, double, MatrixView<T>, T *);                                            \
     template void grassmann_logits_backward<T>(MatrixView<const T>, MatrixView<const T>, const StackView<const T> &, double, MatrixView<T>,                    \
-                                               const StackView<T> &);
+                                               const StackView<T> &, const T *);
 SUBSPAN_INSTANTIATE(float)
 SUBSPAN_INSTANTIATE(double)
 #undef SUBSPAN_INSTANTIATE

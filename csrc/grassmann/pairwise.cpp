@@ -1,5 +1,6 @@
 #include "subspan/grassmann_pairwise.hpp"
 
+#include "base/blocking.hpp"
 #include "base/scratch.hpp"
 #include "subspan/eigh.hpp"
 #include "subspan/errors.hpp"
@@ -16,8 +17,6 @@ namespace subspan {
 namespace {
 
 using std::int64_t;
-
-constexpr int64_t kTile = 192; // rows and columns of the products that are looked at together
 
 // Bases by rows, one under the other: (N k) x n, contiguous.
 template <class T> void by_rows(const StackView<const T> &u, T *to) {
@@ -49,7 +48,7 @@ std::vector<std::pair<int64_t, int64_t>> pairwise_distance(const StackView<const
     by_rows(u, left.data());
     if (!half) by_rows(w, right.data());
     const T *other = half ? left.data() : right.data();
-    const int64_t bi = std::max<int64_t>(1, kTile / k), bj = std::max<int64_t>(1, kTile / l);
+    const int64_t bi = std::max<int64_t>(1, blocking().square / k), bj = std::max<int64_t>(1, blocking().square / l);
     const int64_t ti = (rows + bi - 1) / bi, tj = (cols + bj - 1) / bj;
     // Of a difference of numbers near `angles`: below this square its root keeps fewer digits than 20 eps √angles.
     const double near = double(angles) / 400.0;

@@ -8,6 +8,7 @@
 #include "linalg/microkernel.hpp"
 #include "linalg/narrow.hpp"
 #include "linalg/packing.hpp"
+#include "base/blocking.hpp"
 #include "base/amax.hpp"
 #include "subspan/sizes.hpp"
 #include "base/scratch.hpp"
@@ -36,11 +37,7 @@ constexpr int64_t kDirectRows = 16;   // rows of a block where tiles are read in
 constexpr int64_t kPackedRows = 64;   // rows of a block where they are packed
 constexpr int64_t kDot = 32;          // up to this k the right form works on dot products along the rows
 constexpr int64_t kFlushRows = 1024;  // terms added up before a partial sum goes to the total
-constexpr int64_t kDepth = 128;       // columns of a packed chunk in the right form
 constexpr double kShielded = 0.6; // seconds that are not interrupted
-constexpr int64_t kDeep = 256;        // beyond this k rows of V are packed in larger blocks, and depth is cut
-constexpr int64_t kAhead = 768;       // bytes of prefetch along a row
-constexpr int64_t kStripItems = 1 << 20; // of W in a strip: 4 MiB in float32
 
 template <class T> struct Item {
     MatrixView<const T> c, x; // x without data: X is C
@@ -109,7 +106,7 @@ SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, co
             for (int q = 0; q < NV; ++q) {
                 const T *p = c + r * ldc + q * W;
                 acc[r][q] = V::load(p);
-                if constexpr (Ahead) simd::prefetch(reinterpret_cast<const char *>(p) + kAhead);
+                if constexpr (Ahead) simd::prefetch(reinterpret_cast<const char *>(p) + kAheadOfProduct);
             }
         if (alpha != T(1)) {
 #pragma GCC unroll 8
@@ -332,13 +329,13 @@ SUBSPAN_INLINE void narrow_update(const Item<T> &it, const MatrixView<const T> *
 
 // Few columns of V, and a C that is near: register tiles as high as V is wide, of C where it lies. Tiles of eight rows would do
 // four products for one at k = 2 (658 x 114: 19 against 5 us). Columns past whole vectors go as narrow rows.
-constexpr int64_t kThin = 4, kThinBytes = int64_t(1) << 20;
+constexpr int64_t kThin = 4;
 // And of up to so many where C has hardly more columns than a tile, most of which would be padding.
-constexpr int64_t kThinShort = 12, kThinShortBytes = int64_t(1) << 17;
+constexpr int64_t kThinShort = 12;
 
 template <class T> bool is_thin(int64_t rows, int64_t cols, int64_t k, int64_t nr) {
     const int64_t bytes = rows * cols * int64_t(sizeof(T));
-    return k > 0 && (k <= kThin ? bytes <= kThinBytes : k <= kThinShort && cols <= 2 * nr && bytes <= kThinShortBytes);
+    return k > 0 && (k <= kThin ? bytes <= blocking().whole : k <= kThinShort && cols <= 2 * nr && bytes <= blocking().part);
 }
 template <class T, int Bytes> SUBSPAN_INLINE bool is_thin(const Piece<T> *p) { // never cut into pieces
     const Item<T> &it = *p->item;
@@ -544,7 +541,7 @@ template <class T> struct LeftKernel {
     }
     template <int Bytes, int NV> static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, NV, kAhead>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, NV, kAheadOfProduct>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
     }
     template <int Bytes> static SUBSPAN_INLINE void copy_tile(const T *b, int64_t ldb, int64_t depth, int64_t cols, T *tile) {
         using V = Vec<T, Bytes>;
@@ -554,7 +551,7 @@ template <class T> struct LeftKernel {
 #pragma GCC unroll 4
                 for (int q = 0; q < NV; ++q) {
                     V::store(tile + q * W, V::load(b + q * W));
-                    simd::prefetch(reinterpret_cast<const char *>(b + q * W) + kAhead);
+                    simd::prefetch(reinterpret_cast<const char *>(b + q * W) + kAheadOfProduct);
                 }
             } else {
                 std::copy_n(b, cols, tile);
@@ -566,7 +563,9 @@ template <class T> struct LeftKernel {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
         const Item<T> &it = *p->item;
         const int64_t m = it.c.rows, n = p->end - p->begin, k = it.k, kp = round_up(k, MR);
-        const int64_t tiles = (n + NR - 1) / NR, block = k <= kDeep ? MR : 64, deep = k <= kDeep ? std::max<int64_t>(k, 1) : 2 * kDeep;
+        const int64_t tiles = (n + NR - 1) / NR, deepest = 2 * blocking().depth;
+        // Beyond that k rows of V are packed in larger blocks, and depth is cut.
+        const int64_t block = k <= deepest ? MR : 64, deep = k <= deepest ? std::max<int64_t>(k, 1) : 2 * deepest;
         core_step<T, Bytes>(it, p->w, tiles);
         Frame frame;
         T *va = frame.take<T>(block * k), *unpacked = it.packed != nullptr ? frame.take<T>(block * k) : nullptr;
@@ -757,17 +756,17 @@ template <class T> struct RightKernel {
     }
     template <int Bytes> static SUBSPAN_INLINE void read_packed(const Item<T> &it, int64_t first, int64_t rows, T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), tiles = (rows + NR - 1) / NR;
+        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), tiles = (rows + NR - 1) / NR, deepest = blocking().depth;
         const bool differs = it.x.data != nullptr;
         Frame frame;
-        T *va = frame.take<T>(kDepth * kp), *tile = frame.take<T>(kDepth * NR);
-        T *other = differs ? frame.take<T>(kDepth * NR) : nullptr;
-        T *unpacked = it.packed != nullptr ? frame.take<T>(kDepth * k) : nullptr;
+        T *va = frame.take<T>(deepest * kp), *tile = frame.take<T>(deepest * NR);
+        T *other = differs ? frame.take<T>(deepest * NR) : nullptr;
+        T *unpacked = it.packed != nullptr ? frame.take<T>(deepest * k) : nullptr;
         std::fill_n(w, tiles * kp * NR, T(0));
         Totals<T> totals(frame, w, tiles * kp * NR, n > 4 * kFlushRows);
-        for (int64_t d = 0; d < n; d += kDepth) {
+        for (int64_t d = 0; d < n; d += deepest) {
             poll();
-            const int64_t depth = std::min(kDepth, n - d);
+            const int64_t depth = std::min(deepest, n - d);
             pack_v<T, Bytes>(it, d, depth, false, MR, va, unpacked);
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t r = first + t * NR, lanes = std::min<int64_t>(NR, rows - t * NR);
@@ -783,13 +782,13 @@ template <class T> struct RightKernel {
                 }
                 tile_products<T, Bytes>(depth, kp / MR, va, tile, w + t * kp * NR, lanes);
             }
-            if ((d + kDepth) % (4 * kFlushRows) == 0) totals.flush();
+            if ((d + deepest) % (4 * kFlushRows) == 0) totals.flush();
         }
         totals.finish();
     }
     template <int Bytes> static SUBSPAN_INLINE void write_packed(const Item<T> &it, int64_t first, int64_t rows, const T *w) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), deep = 2 * kDeep;
+        const int64_t n = it.c.cols, k = it.k, kp = round_up(k, MR), deep = 4 * blocking().depth;
         Frame frame;
         T *vt = frame.take<T>(NR * k), *unpacked = it.packed != nullptr ? frame.take<T>(NR * k) : nullptr;
         for (int64_t j = 0; j < n; j += NR) {
@@ -926,7 +925,7 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
         const int64_t tiles = (along + nr - 1) / nr, cut = threads * std::clamp<int64_t>(tiles / (4 * threads), 1, 4);
         width = std::min(width, (tiles + cut - 1) / cut * nr);
     }
-    if (side == Side::left) width = std::min(width, std::max(nr, kStripItems / kp / nr * nr));
+    if (side == Side::left) width = std::min(width, std::max(nr, blocking().strip / 4 / kp / nr * nr));
     if (side == Side::left && is_thin<T>(c.rows(), along, k, nr)) width = round_up(along, nr); // one kernel for all of it
     // A narrow matrix from the right is worked on with a small one that each piece makes for itself.
     if (strided) width = std::min(width, side == Side::left ? 2 * nr : c.cols() <= nr ? 32 * nr : nr);

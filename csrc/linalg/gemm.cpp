@@ -5,6 +5,7 @@
 
 #include "linalg/microkernel.hpp"
 #include "linalg/packing.hpp"
+#include "base/blocking.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
 #include "subspan/errors.hpp"
@@ -23,9 +24,7 @@ using simd::round_up;
 using simd::Shape;
 using simd::Vec;
 
-constexpr std::int64_t kDepth = 128;       // depth of a packed chunk: nr x kDepth stays in L1
-constexpr std::int64_t kGramDepth = 256;   // its tiles are narrower; longer pieces of rows come faster from memory
-constexpr std::int64_t kFlush = 8;        // chunks summed in T before they go to double
+constexpr std::int64_t kFlush = 2048;     // products summed in T before they go to double
 constexpr std::int64_t kSlices = 16;       // at most; the partition depends on the columns alone, never on threads
 constexpr std::int64_t kSliceColumns = 1024; // at least
 
@@ -41,12 +40,13 @@ template <class T> struct GramKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const GramArgs<T> *g) {
         constexpr int MR = Shape<Bytes>::mr, NV = Shape<Bytes>::nv_gram, NR = NV * Vec<T, Bytes>::lanes;
         const std::int64_t m = g->rows->rows, mp = round_up(m, NR);
+        const std::int64_t deepest = blocking().gram_depth;
         Frame frame;
-        T *packed = frame.take<T>(mp * kGramDepth), *acc = frame.take<T>(mp * mp);
+        T *packed = frame.take<T>(mp * deepest), *acc = frame.take<T>(mp * mp);
         const std::int64_t first = g->first_row / MR * MR;
         std::int64_t pending = 0;
-        for (std::int64_t c = g->begin; c < g->end; c += kGramDepth) {
-            const std::int64_t depth = std::min(kGramDepth, g->end - c);
+        for (std::int64_t c = g->begin; c < g->end; c += deepest) {
+            const std::int64_t depth = std::min(deepest, g->end - c);
             std::int64_t lane = 0;
             for (const auto &s : g->rows->segments) {
                 const PackSource<T> src{s.rows.data + c * s.rows.col_stride,    s.rows.row_stride, s.rows.col_stride, s.shift ? s.shift + c : nullptr, false,
@@ -60,7 +60,7 @@ template <class T> struct GramKernel {
                 for (std::int64_t i = std::max(j, first); i < m; i += MR)
                     microkernel<T, Bytes, NV>(depth, packed + (i / NR) * depth * NR + i % NR, NR, packed + j * depth, acc + i * mp + j, mp, pending > 0);
             }
-            if (++pending == kFlush) {
+            if (++pending == kFlush / deepest) {
                 flush(acc, mp, first, m, g->sum);
                 pending = 0;
             }
@@ -77,7 +77,7 @@ template <class T> struct GramKernel {
 
 template <class T> struct CombineArgs {
     const RowBlocks<T> *rows;
-    const T *w; // packed: panels of mr rows, split in depth blocks of kDepth
+    const T *w; // packed: panels of mr rows, in blocks of blocking().depth
     MatrixView<T> out;
     std::int64_t begin, end;
     bool accumulate;
@@ -87,7 +87,7 @@ template <class T> struct CombineArgs {
 template <class T> struct CombineKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const CombineArgs<T> *g) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        const std::int64_t m = g->rows->rows, cols = g->end - g->begin, k = g->out.rows, kp = round_up(k, MR);
+        const std::int64_t m = g->rows->rows, cols = g->end - g->begin, k = g->out.rows, kp = round_up(k, MR), deepest = blocking().depth;
         const std::int64_t padded = round_up(cols, NR);
         // Depth blocks one after the other, each in panels of nr columns.
         Frame frame;
@@ -95,10 +95,10 @@ template <class T> struct CombineKernel {
         std::int64_t row = 0;
         for (const auto &s : g->rows->segments)
             for (std::int64_t r = 0; r < s.rows.rows;) {
-                const std::int64_t at = row + r, db = at / kDepth, in = at % kDepth;
-                const std::int64_t depth = std::min(kDepth, m - db * kDepth);
+                const std::int64_t at = row + r, db = at / deepest, in = at % deepest;
+                const std::int64_t depth = std::min(deepest, m - db * deepest);
                 const std::int64_t take = std::min(s.rows.rows - r, depth - in);
-                T *base = packed + db * kDepth * padded;
+                T *base = packed + db * deepest * padded;
                 for (std::int64_t j = 0; j < cols; j += NR) {
                     const std::int64_t lanes = std::min<std::int64_t>(NR, cols - j);
                     const PackSource<T> src{s.rows.data + r * s.rows.row_stride + (g->begin + j) * s.rows.col_stride,
@@ -114,10 +114,10 @@ template <class T> struct CombineKernel {
                 r += take;
                 if (r == s.rows.rows) row += r;
             }
-        for (std::int64_t db = 0; db * kDepth < m; ++db) {
-            const std::int64_t depth = std::min(kDepth, m - db * kDepth);
+        for (std::int64_t db = 0; db * deepest < m; ++db) {
+            const std::int64_t depth = std::min(deepest, m - db * deepest);
             poll();
-            block<T, Bytes>(depth, g->w + db * kDepth * kp, packed + db * kDepth * padded, g->out.data + (g->begin - g->first), g->out.row_stride, k, cols,
+            block<T, Bytes>(depth, g->w + db * deepest * kp, packed + db * deepest * padded, g->out.data + (g->begin - g->first), g->out.row_stride, k, cols,
                             g->accumulate || db > 0);
         }
     }
@@ -130,13 +130,13 @@ template <class T> struct PackAArgs {
     int width; // mr or nr
 };
 
-// Packs a whole operand: panels of `width` lanes (rows of a), in depth blocks of kDepth columns.
+// Packs a whole operand: panels of `width` lanes (rows of a), in blocks of blocking().depth columns.
 template <class T> struct PackAKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const PackAArgs<T> *g) {
         const auto &a = g->a;
-        const std::int64_t rp = round_up(a.rows, g->width);
-        for (std::int64_t c = 0; c < a.cols; c += kDepth) {
-            const std::int64_t depth = std::min(kDepth, a.cols - c);
+        const std::int64_t rp = round_up(a.rows, g->width), deepest = blocking().depth;
+        for (std::int64_t c = 0; c < a.cols; c += deepest) {
+            const std::int64_t depth = std::min(deepest, a.cols - c);
             poll();
             T *dst = g->dst + c * rp;
             const PackSource<T> src{a.data + c * a.col_stride,         a.row_stride, a.col_stride,
@@ -161,14 +161,14 @@ template <class T> struct GemmArgs {
 template <class T> struct GemmRowsKernel { // B packed whole
     template <int Bytes> static SUBSPAN_INLINE void run(const GemmArgs<T> *g) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        const std::int64_t rows = g->end - g->begin, n = g->c.cols, np = round_up(n, NR), depth_all = g->a.cols;
+        const std::int64_t rows = g->end - g->begin, n = g->c.cols, np = round_up(n, NR), depth_all = g->a.cols, deepest = blocking().depth;
         Frame frame;
         // Where C is A, all of a block of rows is packed before any of it is overwritten.
         const bool in_place = static_cast<const void *>(g->c.data) == static_cast<const void *>(g->a.data);
-        const std::int64_t rp = round_up(rows, MR), keep = in_place ? depth_all : std::min(kDepth, depth_all);
+        const std::int64_t rp = round_up(rows, MR), keep = in_place ? depth_all : std::min(deepest, depth_all);
         T *pa = frame.take<T>(rp * keep);
         const auto pack_rows = [&](std::int64_t d, T *to) SUBSPAN_LAMBDA_INLINE {
-            const std::int64_t depth = std::min(kDepth, depth_all - d);
+            const std::int64_t depth = std::min(deepest, depth_all - d);
             const PackSource<T> src{g->a.data + g->begin * g->a.row_stride + d * g->a.col_stride,
                                     g->a.row_stride,
                                     g->a.col_stride,
@@ -179,9 +179,9 @@ template <class T> struct GemmRowsKernel { // B packed whole
             simd::pad(rows, depth, MR, to);
         };
         if (in_place)
-            for (std::int64_t d = 0; d < depth_all; d += kDepth) pack_rows(d, pa + d * rp);
-        for (std::int64_t d = 0; d < depth_all; d += kDepth) {
-            const std::int64_t depth = std::min(kDepth, depth_all - d);
+            for (std::int64_t d = 0; d < depth_all; d += deepest) pack_rows(d, pa + d * rp);
+        for (std::int64_t d = 0; d < depth_all; d += deepest) {
+            const std::int64_t depth = std::min(deepest, depth_all - d);
             poll();
             if (!in_place) pack_rows(d, pa);
             block<T, Bytes>(depth, in_place ? pa + d * rp : pa, g->packed + d * np, g->c.data + g->begin * g->c.row_stride, g->c.row_stride, rows, n,
@@ -193,11 +193,11 @@ template <class T> struct GemmRowsKernel { // B packed whole
 template <class T> struct GemmColsKernel { // A packed whole
     template <int Bytes> static SUBSPAN_INLINE void run(const GemmArgs<T> *g) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        const std::int64_t cols = g->end - g->begin, m = g->c.rows, mp = round_up(m, MR), depth_all = g->a.cols;
+        const std::int64_t cols = g->end - g->begin, m = g->c.rows, mp = round_up(m, MR), depth_all = g->a.cols, deepest = blocking().depth;
         Frame frame;
-        T *pb = frame.take<T>(round_up(cols, NR) * kDepth);
-        for (std::int64_t d = 0; d < depth_all; d += kDepth) {
-            const std::int64_t depth = std::min(kDepth, depth_all - d);
+        T *pb = frame.take<T>(round_up(cols, NR) * deepest);
+        for (std::int64_t d = 0; d < depth_all; d += deepest) {
+            const std::int64_t depth = std::min(deepest, depth_all - d);
             poll();
             const PackSource<T> src{g->b.data + d * g->b.row_stride + g->begin * g->b.col_stride, g->b.col_stride, g->b.row_stride, nullptr, false};
             simd::pack<T, Bytes>(src, 0, cols, depth, NR, pb);
@@ -224,7 +224,7 @@ template <class T> void gram(const RowBlocks<T> &p, std::int64_t first_row, doub
     const std::int64_t triangle = m * m;
     std::fill(g + first_row * m, g + triangle, 0.0);
     if (m == 0 || n == 0) return;
-    const std::int64_t length = round_up(std::max(kSliceColumns, (n + kSlices - 1) / kSlices), kGramDepth);
+    const std::int64_t length = round_up(std::max(kSliceColumns, (n + kSlices - 1) / kSlices), blocking().gram_depth);
     const std::int64_t slices = (n + length - 1) / length;
     // Slice sums are added in the order of the slices, so the result does not depend on the number of threads. A slice
     // of one flush may go straight into g when it is alone: 0 + x is x.
@@ -233,7 +233,7 @@ template <class T> void gram(const RowBlocks<T> &p, std::int64_t first_row, doub
         launch<GramKernel<T>>(&args);
     };
     const bool alone = num_threads() == 1 || slices == 1 || double(n) * double(m) * double(m) < 2 * kAlone;
-    if (alone && length <= kFlush * kGramDepth) {
+    if (alone && length <= kFlush) {
         for (std::int64_t s = 0; s < slices; ++s) run(s, g);
         return;
     }

@@ -1,5 +1,6 @@
 #include "linalg/reflect_columns.hpp"
 
+#include "base/blocking.hpp"
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
@@ -183,7 +184,7 @@ template <class T> bool reflect_few(const FewReflections<T> &r, const StackView<
     const int64_t m = r.v.rows, k = r.v.cols, each = turned(c.first).cols, count = each * c.size(), ld = simd::column_stride(m);
     // Measured: more vectors share the triangle of the WY form, and those of few reflections sooner, where they leave the caches too.
     const int64_t bytes = count * ld * int64_t(sizeof(T)), wide = std::min(kPanel, (k + kGroup - 1) / kGroup * kGroup);
-    if (count > (k <= 8 ? 16 : sizeof(T) == 4 ? 48 : 32) || (k < 32 && bytes > int64_t(4) << 20)) return false;
+    if (count > (k <= 8 ? 16 : sizeof(T) == 4 ? 48 : 32) || (k < 32 && bytes > blocking().strip)) return false;
     if (bytes + wide * ld * int64_t(sizeof(T)) > int64_t(64) << 20) return false; // of work memory
     if (count == 0 || m == 0 || k == 0) return false;
     Frame frame;

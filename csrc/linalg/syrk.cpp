@@ -2,6 +2,7 @@
 // it: x is read once, and c once for every chunk.
 #include "linalg/syrk.hpp"
 
+#include "base/blocking.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
 #include "linalg/microkernel.hpp"
@@ -17,7 +18,7 @@ namespace {
 
 using std::int64_t;
 
-template <class P> inline constexpr int64_t kChunk = sizeof(P) == 4 ? 256 : 128; // rows: a panel stays in L1
+template <class P> int64_t rows_of_chunk() { return blocking().gram_depth / (sizeof(P) == 4 ? 1 : 2); } // a panel stays in L1
 
 template <class T, class P> struct PanelArgs {
     MatrixView<const T> x; // the rows of the chunk
@@ -105,7 +106,7 @@ int64_t add_moments(MatrixView<const T> x, const double *factors, const double *
     if (b == 0 || n == 0) return b;
     int64_t width = 0;
     simd::dispatch<PanelWidth<P>>(&width);
-    const int64_t panels = (n + width - 1) / width, chunk = std::min(kChunk<P>, b);
+    const int64_t panels = (n + width - 1) / width, chunk = std::min(rows_of_chunk<P>(), b);
     Frame frame;
     P *packed = frame.take<P>(panels * width * chunk);
     double *sums = frame.take<double>(n), *more = frame.take<double>(n), grown = 0;

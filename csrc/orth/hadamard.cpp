@@ -3,6 +3,7 @@
 // pieces of 2^p entries each, which are vectors again.
 #include "subspan/hadamard.hpp"
 
+#include "base/blocking.hpp"
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "base/simd.hpp"
@@ -89,7 +90,7 @@ template <class T> struct RowKernel {
             for (int64_t i = 0; i < n; ++i) w[i] = x[i * g->step];
             x = w;
         }
-        if (p2 >= 32 * W && p2 <= kWhole && m == 1 && g->out_step == 1) {
+        if (p2 >= 32 * W && p2 * int64_t(sizeof(T)) <= blocking().part && m == 1 && g->out_step == 1) {
             // The common case in as many sweeps as it has factors of 16: the first one reads x, the last one writes out.
             first_pass<Bytes>(x, w, g->out, n, g->scale);
             int64_t h = 16 * W;
@@ -152,13 +153,11 @@ template <class T> struct RowKernel {
         return V::load(x);
 #endif
     }
-    static constexpr int64_t kWhole = 131072 / int64_t(sizeof(T)); // entries of a row that stays in a second-level cache
 
     // Butterflies at distances h, 2h, ... below n: 16 vectors in registers take four stages in one pass. Passes over
     // more than a few thousand entries would leave the first-level cache, so halves are finished first.
     template <int Bytes> static SUBSPAN_INLINE void stages(T *w, int64_t h, int64_t n) {
-        constexpr int64_t kNear = 16384 / int64_t(sizeof(T));
-        const int64_t near = std::min(n, kNear);
+        const int64_t near = std::min(n, blocking().near / int64_t(sizeof(T)));
         for (int64_t b = 0; b < n; b += near) passes<Bytes>(w + b, h, near);
         passes<Bytes>(w, near, n);
     }
@@ -201,7 +200,7 @@ template <class T> struct RowKernel {
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i) {
                 v[i] = within<Bytes>(scale * V::load(x + b + i * W));
-                simd::prefetch(reinterpret_cast<const char *>(x + b + i * W) + kAhead);
+                simd::prefetch(reinterpret_cast<const char *>(x + b + i * W) + kAheadOfRow);
                 simd::prefetch_write(out + b + i * W); // the last pass writes it
             }
             butterflies<Bytes, 16>(v);
@@ -209,7 +208,6 @@ template <class T> struct RowKernel {
             for (int i = 0; i < 16; ++i) V::store(w + b + i * W, v[i]);
         }
     }
-    static constexpr int64_t kAhead = 4096; // bytes of prefetch, mostly into the next row
 
     template <int Bytes, int R> static SUBSPAN_INLINE void pass(const T *w, T *out, int64_t h, int64_t n) {
         using V = Vec<T, Bytes>;

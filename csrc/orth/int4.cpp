@@ -3,6 +3,7 @@
 #include "linalg/int4.hpp"
 #include "linalg/microkernel.hpp"
 #include "linalg/packing.hpp"
+#include "base/blocking.hpp"
 #include "base/amax.hpp"
 #include "base/scratch.hpp"
 #include "subspan/errors.hpp"
@@ -22,9 +23,15 @@ using simd::Shape;
 using simd::Vec;
 using std::int64_t;
 
-// Blocks: A kRows x kDepth (second-level cache), B kDepth x (kTiles NR). Short pieces of rows, 128 entries, come from
-// memory at half of the speed of long ones.
-constexpr int64_t kRows = 128, kDepth = 512, kTiles = 22;
+// Blocks: A (rows x depth) is a quarter of the second cache, B (depth x width) flows through it. Short pieces of rows, 128
+// entries, come from memory at half of the speed of long ones.
+struct Blocks {
+    int64_t rows, depth, width;
+};
+template <class T> Blocks blocks_of() {
+    const int64_t depth = 4 * blocking().depth, nr = simd::tile<T>().nr;
+    return {std::max<int64_t>(64, blocking().whole / 4 / depth / 4 / 8 * 8), depth, (1024 + nr - 1) / nr * nr};
+}
 
 // An operand of a product: dense, packed, or packed and transposed.
 template <class T> struct Operand {
@@ -56,13 +63,14 @@ template <class T> struct ProductKernel {
         using V = Vec<T, Bytes>;
         constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
         const int64_t n = g->end - g->begin, np = round_up(n, NR);
+        const Blocks most = blocks_of<T>();
         Frame frame;
         T *row = frame.take<T>(np);
-        T *pa = frame.take<T>(round_up(kRows, MR) * kDepth), *pb = frame.take<T>(np * kDepth);
+        T *pa = frame.take<T>(round_up(most.rows, MR) * most.depth), *pb = frame.take<T>(np * most.depth);
         const bool unpacks = g->a.packed != nullptr || g->b.packed != nullptr;
-        T *tile = unpacks ? frame.take<T>(kDepth * std::max<int64_t>(kRows, NR)) : nullptr;
-        for (int64_t d = 0; d < g->depth; d += kDepth) {
-            const int64_t depth = std::min(kDepth, g->depth - d);
+        T *tile = unpacks ? frame.take<T>(most.depth * std::max<int64_t>(most.rows, NR)) : nullptr;
+        for (int64_t d = 0; d < g->depth; d += most.depth) {
+            const int64_t depth = std::min(most.depth, g->depth - d);
             // Rows of a packed B are contiguous codes, which go a whole row of the block at a time.
             const bool by_rows = g->b.packed != nullptr && !g->b.transposed;
             if (by_rows)
@@ -80,8 +88,8 @@ template <class T> struct ProductKernel {
                 simd::pack<T, Bytes>(src, 0, lanes, depth, NR, pb + j * depth);
                 simd::pad(lanes, depth, NR, pb + j * depth);
             }
-            for (int64_t i = g->top; i < g->bottom; i += kRows) {
-                const int64_t rows = std::min(kRows, g->bottom - i);
+            for (int64_t i = g->top; i < g->bottom; i += most.rows) {
+                const int64_t rows = std::min(most.rows, g->bottom - i);
                 const auto a = g->a.template block<Bytes>(i, rows, d, depth, tile);
                 const PackSource<T> src{a.data, a.row_stride, a.col_stride, nullptr, false};
                 simd::pack<T, Bytes>(src, 0, rows, depth, MR, pa);
@@ -137,11 +145,13 @@ template <class T> void int4_product(const Int4View<T> &u, const StackView<const
         throw ValueError("X must have " + std::to_string(left ? cols : rows) + (left ? " rows" : " columns") + ", got " + std::to_string(inner));
     if (out.rows() != (left ? rows : x.rows()) || out.cols() != (left ? x.cols() : cols)) throw ValueError("out has the wrong shape");
     if (out.first.col_stride != 1 && out.cols() > 1) throw ValueError("out must have contiguous rows");
-    const int64_t items = x.size(), n = out.cols(), width = kTiles * simd::tile<T>().nr;
+    const int64_t items = x.size(), n = out.cols();
+    const Blocks most = blocks_of<T>();
+    const int64_t width = most.width;
     const int64_t pieces = (n + width - 1) / width, m = out.rows();
     // Too few pieces for the threads: rows are shared out too, each part of which unpacks U for itself.
     const int64_t wanted = items * pieces < num_threads() && items > 0 ? num_threads() : 1;
-    const int64_t height = std::max(4 * kRows, round_up((m + wanted - 1) / wanted, kRows)), parts = (m + height - 1) / height;
+    const int64_t height = std::max(4 * most.rows, round_up((m + wanted - 1) / wanted, most.rows)), parts = (m + height - 1) / height;
     const auto run = [&](int64_t task) {
         const int64_t t = task / parts;
         ProductArgs<T> g;

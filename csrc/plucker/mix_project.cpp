@@ -2,6 +2,7 @@
 #include "linalg/microkernel.hpp"
 #include "plucker/product.hpp"
 #include "plucker/tile.hpp"
+#include "base/blocking.hpp"
 #include "base/simd.hpp"
 #include "subspan/errors.hpp"
 #include "subspan/parallel.hpp"
@@ -13,7 +14,6 @@
 namespace subspan {
 
 using plucker::all_finite;
-using plucker::kDepth;
 using plucker::kTokens;
 using plucker::lanes_of_a_vector;
 using plucker::Plan;
@@ -125,13 +125,13 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
         throw ValueError("grad, z, W and the gradients do not fit");
     plucker::set_zero(dz);
     const auto pieces = plucker::pieces_of(in.z.size(), in.z.rows());
-    const int64_t total = int64_t(pieces.size()), group = std::min(kGroup, total), window = plan.r * plan.columns;
+    const int64_t total = int64_t(pieces.size()), group = std::min(kGroup, total), window = plan.r * plan.columns, deepest = blocking().depth;
     Frame outer;
     // W by blocks of d, each in panels of mr coordinates: the left operand of dp = Wᵀ gradᵀ.
     const int64_t coordinate_panels = (D + mr - 1) / mr, d_panels = (d + mr - 1) / mr;
     T *left = outer.take<T>(d * coordinate_panels * mr);
-    parallel_for((d + kDepth - 1) / kDepth, [&](int64_t k) {
-        const int64_t first = k * kDepth, some = std::min(kDepth, d - first);
+    parallel_for((d + deepest - 1) / deepest, [&](int64_t k) {
+        const int64_t first = k * deepest, some = std::min(deepest, d - first);
         for (int64_t c = 0; c < D; c += kStrip * mr)
             panels<T>(w.block_rows(first, some).block_cols(c, std::min(kStrip * mr, D - c)), nullptr, nullptr, left + first * coordinate_panels * mr + c * some,
                       some * mr, nullptr);
@@ -162,11 +162,11 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
                 sums[place + t] = o.bias_always ? 1.0 : tile.sum[t];
                 active[place + t] = tile.active(t);
             }
-            T *dp = frame.take<T>(coordinate_panels * mr * kTokens), *right = frame.zeros<T>(kDepth * kTokens);
+            T *dp = frame.take<T>(coordinate_panels * mr * kTokens), *right = frame.zeros<T>(deepest * kTokens);
             double *da = frame.take<double>(plan.m * kTokens);
             if (d == 0) std::fill_n(dp, coordinate_panels * mr * kTokens, T(0));
-            for (int64_t k = 0; k < d; k += kDepth) {
-                const int64_t some = std::min(kDepth, d - k);
+            for (int64_t k = 0; k < d; k += deepest) {
+                const int64_t some = std::min(deepest, d - k);
                 plucker::tokens_to_lanes<T, T>(g.block_cols(k, some), piece.first, piece.count, right, kTokens);
                 for (int64_t t = 0; t < piece.count; ++t) {
                     if (active[place + t] != 0) continue;
@@ -198,8 +198,8 @@ bool plucker_mix_project_backward(const StackView<const T> &grad, const MixInput
             const int64_t j = s * 12 * lanes, some = std::min(12 * lanes, width - j);
             for (int64_t k = 0; k < some;) {
                 const int64_t n = step(some - k, lanes);
-                for (int64_t t = 0; t < tokens; t += kDepth)
-                    multiply<T>(std::min(kDepth, tokens - t), transposed + t * mr, d_panels, tokens * mr, coordinates + t * plan.length + j + k, plan.length,
+                for (int64_t t = 0; t < tokens; t += deepest)
+                    multiply<T>(std::min(deepest, tokens - t), transposed + t * mr, d_panels, tokens * mr, coordinates + t * plan.length + j + k, plan.length,
                                 sum + j + k, plan.length, n, true);
                 k += n;
             }

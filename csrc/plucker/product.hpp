@@ -4,6 +4,7 @@
 #include "linalg/microkernel.hpp"
 #include "linalg/packing.hpp"
 #include "plucker/tile.hpp"
+#include "base/blocking.hpp"
 #include "base/simd.hpp"
 #include "subspan/parallel.hpp"
 #include "subspan/views.hpp"
@@ -17,8 +18,6 @@ namespace subspan::plucker {
 using simd::round_up;
 using simd::Vec;
 using std::int64_t;
-
-inline constexpr int64_t kDepth = 128; // of the blocks that the register tile runs over: a panel stays in L1
 
 // Columns are taken three vectors at a time, and the last four as two and two: one vector alone runs at half the rate.
 inline int64_t step(int64_t left, int64_t lanes) {
@@ -68,7 +67,7 @@ template <class T> struct RowsKernel {
     template <int Bytes, int MR> static SUBSPAN_INLINE void sweep(const Rows<T> *rows, int64_t depth, const T *b, int64_t cols, bool *finite) {
         constexpr int NV = simd::Shape<Bytes>::nv, W = Vec<T, Bytes>::lanes;
         typename Vec<T, Bytes>::type bad{};
-        const int64_t blocks = (depth + kDepth - 1) / kDepth;
+        const int64_t deepest = blocking().depth, blocks = (depth + deepest - 1) / deepest;
         // Rounded, so that no compiler fuses this product with a later sum: rows of any tile round alike.
         for (int64_t i = 0; i < rows->rows && rows->b != nullptr; ++i)
             for (int64_t j = 0; j < cols; ++j) rows->out[i * rows->ldo + j] = SUBSPAN_ROUNDED(rows->by[i] * rows->b[j]);

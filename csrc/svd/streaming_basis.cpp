@@ -3,6 +3,7 @@
 // Rounding V to T at every update would add one eps to what a stream knows, and those of N updates add up to √N eps or,
 // where they have one sign, to N. So V is kept as v + low, and an update is written as v'_i = v_p + low_p + Δ_i with p the
 // component that i was before: Δ is small once a stream has seen many rows, and so is its rounding.
+#include "base/blocking.hpp"
 #include "base/simd.hpp"
 #include "svd/streaming_impl.hpp"
 #include "subspan/gemm.hpp"
@@ -46,7 +47,6 @@ template <class T> struct SplitKernel {
     }
 };
 
-constexpr std::int64_t kStripWidth = 256; // columns of a task; its rows stay in the second cache
 constexpr double kShortFlops = 1e10;       // a fraction of a second for one thread
 
 } // namespace
@@ -85,8 +85,9 @@ template <class T> void StreamingSvd<T>::Impl::settle_strip(std::int64_t kept, c
 
 template <class T> void StreamingSvd<T>::Impl::settle(std::int64_t kept, const std::int64_t *partner, T *delta) {
     const Shielded whole; // nothing may stop it half-way
-    parallel_for((n + kStripWidth - 1) / kStripWidth, [&](std::int64_t t) {
-        const std::int64_t first = t * kStripWidth, count = std::min(n - first, kStripWidth);
+    const std::int64_t width = blocking().whole / 4096; // of a task, whose rows stay in the second cache
+    parallel_for((n + width - 1) / width, [&](std::int64_t t) {
+        const std::int64_t first = t * width, count = std::min(n - first, width);
         settle_strip(kept, partner, first, MatrixView<T>(delta + first, kept, count, n, 1));
     });
 }

@@ -6,6 +6,7 @@
 // without solving: the trace bounds λ_1 from above, and the values of the moments within any k directions bound λ_k from
 // below (Poincaré); adding rows only raises it. Where the bounds do not meet, the directions are measured anew, then all
 // values. Streams of double whose spectrum is too wide go back to (S, V) before anything was lost.
+#include "base/blocking.hpp"
 #include "base/amax.hpp"
 #include "linalg/sparse.hpp"
 #include "linalg/subspace_iteration.hpp"
@@ -163,7 +164,7 @@ template <class T> bool StreamingSvd<T>::Impl::solve_from_reference(std::int64_t
     mirror_moments();
     const bool rough = single && room() > 0.0; // as a direct solution would be made
     // What that costs, in flops at the rate of a product: it reads the matrix once a column, from L2 at best. Measured.
-    const double direct = (rough ? 1.2 : 2.0) * (n * n * std::int64_t(rough ? 4 : 8) <= (1 << 20) ? 1.0 : 1.7) * double(n) * double(n) * double(n) +
+    const double direct = (rough ? 1.2 : 2.0) * (n * n * std::int64_t(rough ? 4 : 8) <= blocking().whole ? 1.0 : 1.7) * double(n) * double(n) * double(n) +
                           300.0 * double(n) * double(n);
     // Beyond what is shown they serve scores; but those that a stream goes on with are to be right.
     const std::int64_t converged = count > wanted() ? count : std::min(opt.rank, count);

@@ -216,22 +216,27 @@ void adam_step(py::handle context, py::handle u, py::handle grad, py::handle fir
     x.u.written();
 }
 
-py::object logits(py::handle context, py::handle x, py::handle u, py::handle scale) {
+py::object logits(py::handle context, py::handle x, py::handle u, py::handle scale, py::handle projections) {
     const Call call(context);
     const double factor = real(scale, "scale");
     const Features f(call, x, u, py::none());
+    const std::optional<Array> kept = f.projections(call, projections, Access::out);
     const Array xx = for_blas(call, x, "x"), xo = call.empty({f.x.shape(0), f.u.shape(0)}, f.x.dtype());
     const Stack sx = stack(xx, {}), su = stack(f.u, f.u.leading()), so = stack(xo, {});
     const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, false, call.device));
-    const py::gil_scoped_release release;
-    cuda::grassmann_logits(memory.context(), sx, su, factor, so);
+    {
+        const py::gil_scoped_release release;
+        cuda::grassmann_logits(memory.context(), sx, su, factor, so, kept ? kept->contiguous() : nullptr);
+    }
+    if (kept) kept->written();
     return xo.object();
 }
 
-py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py::handle u, py::handle scale) {
+py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py::handle u, py::handle scale, py::handle projections) {
     const Call call(context);
     const double factor = real(scale, "scale");
     const Features f(call, x, u, grad);
+    const std::optional<Array> kept = f.projections(call, projections, Access::read);
     const Array xx = for_blas(call, x, "x"), dx = call.empty(f.x.shape(), f.x.dtype(), "dx"), du = f.empty_like_u(call);
     if (f.x.shape(0) == 0 || f.u.shape(0) == 0) { // nothing to add up
         for (const Array *g : {&dx, &du}) fill(call, *g, 0);
@@ -241,7 +246,7 @@ py::tuple logits_backward(py::handle context, py::handle grad, py::handle x, py:
     const Memory memory(call, cuda::grassmann_logits_workspace(sx, su, true, call.device));
     {
         const py::gil_scoped_release release;
-        cuda::grassmann_logits_backward(memory.context(), sg, sx, su, factor, sdx, sdu);
+        cuda::grassmann_logits_backward(memory.context(), sg, sx, su, factor, sdx, sdu, kept ? kept->contiguous() : nullptr);
     }
     return py::make_tuple(dx.object(), du.object());
 }
@@ -261,8 +266,8 @@ void register_device_grassmann(py::module_ &m) {
           arg("transport"), arg("maximize"), arg("check"));
     m.def("adam_step", &adam_step, arg("call"), arg("U"), arg("grad"), arg("first_moment"), arg("second_moment"), arg("step"), arg("lr"), arg("betas"),
           arg("eps"), arg("retraction"), arg("transport"), arg("maximize"), arg("check"));
-    m.def("logits", &logits, arg("call"), arg("x"), arg("U"), arg("scale"));
-    m.def("logits_backward", &logits_backward, arg("call"), arg("grad"), arg("x"), arg("U"), arg("scale"));
+    m.def("logits", &logits, arg("call"), arg("x"), arg("U"), arg("scale"), arg("projections"));
+    m.def("logits_backward", &logits_backward, arg("call"), arg("grad"), arg("x"), arg("U"), arg("scale"), arg("projections"));
 }
 
 } // namespace subspan::bind

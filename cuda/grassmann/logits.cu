@@ -22,33 +22,36 @@ template <class T> __global__ void __launch_bounds__(256) norms_kernel(SUBSPAN_P
     if (lane == 0) inverse[row] = s == 0 ? T(0) : T(1.0 / sqrt(s));
 }
 
-// Logits from the lengths of projections p (batch x classes k).
+// Logits from the lengths of projections p (batch x classes k), which `kept` (rows of `row` items) takes of unit features.
 template <class T>
 __global__ void __launch_bounds__(256)
-    lengths_kernel(const T *p, const T *inverse, T *out, int64_t oi, int64_t oj, double scale, int64_t batch, int64_t classes, int k) {
+    lengths_kernel(const T *p, const T *inverse, T *out, int64_t oi, int64_t oj, double scale, int64_t batch, int64_t classes, int k, T *kept, int64_t row) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e >= batch * classes) return;
     const int64_t b = e / classes, c = e % classes;
     const T *v = p + e * k;
     double s = 0;
     for (int l = 0; l < k; ++l) s = fma(double(v[l]), double(v[l]), s);
+    for (int l = 0; l < k && kept != nullptr; ++l) kept[b * row + c * k + l] = T(double(v[l]) * double(inverse[b]));
     out[b * oi + c * oj] = T(scale * sqrt(s) * double(inverse[b]));
 }
 
-// dP = grad scale p / (‖p‖ ‖x‖) in place of p, and along[b, c] = grad scale ‖p‖ / ‖x‖³.
+// dP = grad scale p / (‖p‖ ‖x‖) in place of p, and along[b, c] = grad scale ‖p‖ / ‖x‖³. Where projections of unit features were kept (in rows of
+// `row` items) these are read.
 template <class T>
-__global__ void __launch_bounds__(256)
-    slopes_kernel(T *p, const T *inverse, const T *grad, int64_t gi, int64_t gj, double scale, double *along, int64_t batch, int64_t classes, int k) {
+__global__ void __launch_bounds__(256) slopes_kernel(T *p, const T *inverse, const T *grad, int64_t gi, int64_t gj, double scale, double *along, int64_t batch,
+                                                     int64_t classes, int k, const T *kept, int64_t row) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e >= batch * classes) return;
     const int64_t b = e / classes, c = e % classes;
-    T *v = p + e * k;
+    T *to = p + e * k;
+    const T *v = kept != nullptr ? kept + b * row + c * k : to;
     double s = 0;
     for (int l = 0; l < k; ++l) s = fma(double(v[l]), double(v[l]), s);
     const double length = sqrt(s), r = double(inverse[b]), g = double(grad[b * gi + c * gj]) * scale;
     const double slope = length > 0 ? g * r / length : (s == s ? 0.0 : s);
-    for (int l = 0; l < k; ++l) v[l] = T(slope * double(v[l]));
-    along[e] = g * length * r * r * r;
+    for (int l = 0; l < k; ++l) to[l] = T(slope * double(v[l]));
+    along[e] = g * length * r * r * (kept != nullptr ? 1.0 : r);
 }
 
 // dx -= x Σ_c along[., c]. A block a row, sums in a fixed order.
@@ -161,7 +164,7 @@ std::int64_t grassmann_logits_workspace(const Stack &x, const Stack &u, bool bac
            (backward ? room<double>(x.rows * count) + bytes(classes) : 0);
 }
 
-void grassmann_logits(const Context &context, const Stack &x, const Stack &u, double scale, const Stack &out) {
+void grassmann_logits(const Context &context, const Stack &x, const Stack &u, double scale, const Stack &out, void *projections) {
     check(x, u);
     if (out.rows != x.rows || out.cols != u.size() || out.dtype != x.dtype) throw ValueError("out does not fit x and U");
     const Session s(context);
@@ -179,12 +182,14 @@ void grassmann_logits(const Context &context, const Stack &x, const Stack &u, do
             if (x.cols > 0 && k > 0) blas.multiply(1.0, operand(x), classes.rows(first, count).transposed(), 0.0, own(p, x.rows, count * k));
             launch<lengths_kernel<T>>(s, "logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, static_cast<const T *>(p),
                                       static_cast<const T *>(inverse), static_cast<T *>(out.data) + first * out.col_stride, out.row_stride, out.col_stride,
-                                      scale, x.rows, count, int(x.cols > 0 ? k : 0));
+                                      scale, x.rows, count, int(x.cols > 0 ? k : 0),
+                                      projections == nullptr ? nullptr : static_cast<T *>(projections) + first * k, u.size() * k);
         }
     });
 }
 
-void grassmann_logits_backward(const Context &context, const Stack &grad, const Stack &x, const Stack &u, double scale, const Stack &dx, const Stack &du) {
+void grassmann_logits_backward(const Context &context, const Stack &grad, const Stack &x, const Stack &u, double scale, const Stack &dx, const Stack &du,
+                               const void *projections) {
     check(x, u);
     if (grad.rows != x.rows || grad.cols != u.size() || grad.dtype != x.dtype) throw ValueError("grad does not fit x and U");
     if (dx.rows != x.rows || dx.cols != x.cols || dx.dtype != x.dtype) throw ValueError("dx does not fit x");
@@ -205,10 +210,10 @@ void grassmann_logits_backward(const Context &context, const Stack &grad, const 
         for (int64_t first = 0; first < u.size(); first += at_once) {
             const int64_t count = std::min(at_once, u.size() - first), all = count * k;
             const Operand classes = all_classes.rows(first, count);
-            blas.multiply(1.0, operand(x), classes.transposed(), 0.0, own(p, x.rows, all));
+            if (projections == nullptr) blas.multiply(1.0, operand(x), classes.transposed(), 0.0, own(p, x.rows, all));
             launch<slopes_kernel<T>>(s, "slopes of logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, p, static_cast<const T *>(inverse),
                                      static_cast<const T *>(grad.data) + first * grad.col_stride, grad.row_stride, grad.col_stride, scale, along, x.rows, count,
-                                     int(k));
+                                     int(k), projections == nullptr ? nullptr : static_cast<const T *>(projections) + first * k, u.size() * k);
             blas.multiply(1.0, own(p, x.rows, all), classes, first > 0 ? 1.0 : 0.0, operand(dx));
             const Operand slopes = own(p, x.rows, all).transposed();
             if (const int64_t column = one_matrix(du); column > 0) {

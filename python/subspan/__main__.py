@@ -32,6 +32,7 @@ def info() -> dict[str, str]:
         "machine": f"{platform.machine()}, {platform.system()}",
         "instruction set": f"{_core.isa()} (best here: {_core.isa_available()})"
         + ("" if build["multi_isa"] else ", single-path build"),
+        "caches of a core": " and ".join(f"{x >> 10} KiB" for x in build["caches"]),
         "LAPACK": lapack,
         "products": "own kernels",
         "threads": str(subspan.get_num_threads()),

@@ -141,7 +141,12 @@ def test_logits_and_their_gradients(gpu, rng, dtype, by_columns, batch, classes,
     dx, dU = gpu.twice(lambda: grassmann.logits_backward(gpu.put(grad), gpu.put(x), u, scale=10.0))
     want_x, want_u = grassmann.logits_backward(wide(grad), wide(x), wide(U), scale=10.0)
     assert k == 1 or dU.strides == u.strides
-    for a, b in ((dx, want_x), (dU, want_u)):
+    kept, want_kept = gpu.put(np.full((batch, classes, k), np.nan, dtype)), np.empty((batch, classes, k))
+    assert np.abs(grassmann.logits(gpu.put(x), u, scale=10.0, projections=kept).get() - got.get()).max() == 0
+    grassmann.logits(wide(x), wide(U), projections=want_kept)
+    assert np.abs(wide(kept.get()) - want_kept).max() <= 20 * eps(dtype)
+    again = grassmann.logits_backward(gpu.put(grad), gpu.put(x), u, scale=10.0, projections=kept)
+    for a, b in ((dx, want_x), (dU, want_u), (again[0], want_x), (again[1], want_u)):
         assert np.abs(wide(a.get()) - b).max() <= 200 * eps(dtype) * max(1.0, np.abs(b).max()) * classes
 
 

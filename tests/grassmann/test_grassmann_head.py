@@ -78,6 +78,53 @@ def test_logits_and_gradients(rng, dtype, shape, layout):
         assert dU.strides[1] < dU.strides[2]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 7, 3, 2), (5, 7, 3, 0), (5, 7, 0, 2)])
+def test_projections_that_are_kept(rng, dtype, shape):
+    """The gradients that follow are those without, to the bit: the same numbers are read that would be computed."""
+    batch, n, classes, k = shape
+    x, U = rng.standard_normal((batch, n)).astype(dtype), points(rng, n, k, (classes,), dtype)
+    if batch > 1:
+        x[1] = 0
+    grad = rng.standard_normal((batch, classes)).astype(dtype)
+    kept = np.full((batch, classes, k), np.nan, dtype)
+    got = grassmann.logits(x, U, projections=kept)
+    np.testing.assert_array_equal(got, grassmann.logits(x, U))
+    np.testing.assert_allclose(kept, reference(x, U, 1.0)[2], atol=20 * eps(dtype))
+    before = kept.copy()
+    for found, want in zip(
+        grassmann.logits_backward(grad, x, U, projections=kept), grassmann.logits_backward(grad, x, U), strict=True
+    ):
+        np.testing.assert_array_equal(found, want)
+    np.testing.assert_array_equal(kept, before)
+
+
+@pytest.mark.parametrize(
+    ("kept", "error", "says"),
+    [
+        (np.empty((5, 3, 3)), ValueError, "projections"),
+        (np.empty((5, 3, 2), np.float32), TypeError, "projections"),
+        (np.empty((3, 5, 2)).swapaxes(0, 1), ValueError, "projections must be C-contiguous"),
+        (np.broadcast_to(0.0, (5, 3, 2)), ValueError, "projections"),
+        ([[[0.0] * 2] * 3] * 5, TypeError, "projections"),
+    ],
+)
+def test_projections_that_are_refused(rng, kept, error, says):
+    x, U = rng.standard_normal((5, 7)), points(rng, 7, 2, (3,))
+    with pytest.raises(error, match=says):
+        grassmann.logits(x, U, projections=kept)
+
+
+def test_projections_may_not_be_what_is_read(rng):
+    U = points(rng, 3, 2, (3,))
+    x = np.ascontiguousarray(rng.standard_normal((4, 6)))
+    room = np.empty(64)
+    inside = room[:12].reshape(4, 3)
+    inside[:] = x[:, :3]
+    with pytest.raises(ValueError, match="projections"):
+        grassmann.logits(inside, U, projections=room[4:28].reshape(4, 3, 2))
+
+
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**31))
 def test_gradients_are_those_of_the_logits(batch, n, classes, k, seed):
     """Central differences."""
