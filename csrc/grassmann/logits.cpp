@@ -33,8 +33,8 @@ template <class T> void multiply(int64_t depth, const T *a, const T *b, T *c, in
     simd::dispatch<BlockKernel<T>, int64_t, const T *, const T *, T *, int64_t, int64_t, int64_t, bool>(depth, a, b, c, ldc, rows, cols, add);
 }
 
-// C (+)= A B with A row by row, unpacked: its rows are read along, which caches like, and a packed copy of the features
-// would be as large as they are. Rows and columns of C are whole tiles.
+// C (+)= A B with A row by row, unpacked: its rows are read along, which caches like, and a packed copy would be as large as
+// they are. Rows and columns of C are whole tiles.
 template <class T> struct RowsKernel {
     template <int Bytes>
     static SUBSPAN_INLINE void run(int64_t depth, const T *a, int64_t lda, const T *b, T *c, int64_t ldc, int64_t rows, int64_t cols, bool add) {
@@ -78,6 +78,64 @@ template <class T> void pack(MatrixView<const T> a, int64_t lanes, T *to) {
     }
 }
 
+// Of so few features that each is a vector, the products with a class read it once, as it lies.
+constexpr int64_t kFewFeatures = 4, kFewDirections = 8;
+constexpr int64_t kRun = 2048; // rows whose products are summed in T
+
+template <class T> struct FewKernel {
+    // sums[j] += Σ_p x[p K + j] u[p K + j]: of a class by rows, with every entry of the feature K times.
+    template <int Bytes, int K> static SUBSPAN_INLINE void by_rows(const T *x, const T *u, int64_t items, T *sums) {
+        using V = Vec<T, Bytes>;
+        constexpr int W = V::lanes, N = K <= 4 ? 2 * K : K; // vectors after which the columns are the same ones
+        typename V::type acc[N];
+#pragma GCC unroll 8
+        for (int q = 0; q < N; ++q) acc[q] = typename V::type{};
+        int64_t i = 0;
+        for (; i + N * W <= items; i += N * W)
+#pragma GCC unroll 8
+            for (int q = 0; q < N; ++q) acc[q] += V::load(x + i + q * W) * V::load(u + i + q * W);
+        alignas(64) T lanes[N * W];
+        constexpr int parts = W % K == 0 ? 1 : N;
+#pragma GCC unroll 8
+        for (int q = 1; q < N && parts == 1; ++q) acc[0] += acc[q];
+#pragma GCC unroll 8
+        for (int q = 0; q < parts; ++q) V::store(lanes + q * W, acc[q]);
+        for (int l = 0; l < parts * W; ++l) sums[l % K] += lanes[l];
+        for (; i < items; ++i) sums[i % K] += x[i] * u[i];
+    }
+    // Row b of y, `to` of each: the projections of feature b. A class by columns, or by rows with the features spread.
+    template <int Bytes>
+    static SUBSPAN_INLINE void run(const StackView<const T> *u, int64_t first, int64_t count, const T *features, int64_t batch, bool columns, T *y,
+                                   int64_t ldy) {
+        const int64_t n = u->rows(), k = u->cols(), spread = columns ? 1 : k;
+        for (int64_t c = 0; c < count; ++c) {
+            const auto item = (*u)[first + c];
+            for (int64_t b = 0; b < batch; ++b) {
+                T *to = y + b * ldy + c * k;
+                std::fill_n(to, k, T(0));
+                for (int64_t p = 0; p < n; p += kRun) {
+                    const int64_t some = std::min(kRun, n - p);
+                    const T *x = features + (b * n + p) * spread;
+                    if (columns) {
+                        for (int64_t j = 0; j < k; ++j) to[j] += simd::dot<T, Bytes>(x, item.data + j * item.col_stride + p, some);
+                        continue;
+                    }
+                    const T *from = item.data + p * k;
+                    switch (k) {
+                    case 2: by_rows<Bytes, 2>(x, from, some * 2, to); break;
+                    case 3: by_rows<Bytes, 3>(x, from, some * 3, to); break;
+                    case 4: by_rows<Bytes, 4>(x, from, some * 4, to); break;
+                    case 5: by_rows<Bytes, 5>(x, from, some * 5, to); break;
+                    case 6: by_rows<Bytes, 6>(x, from, some * 6, to); break;
+                    case 7: by_rows<Bytes, 7>(x, from, some * 7, to); break;
+                    default: by_rows<Bytes, 8>(x, from, some * 8, to); break;
+                    }
+                }
+            }
+        }
+    }
+};
+
 // y holds projections, row by row: `classes` groups of k. lengths[c] = the norm of group c.
 template <class T> struct LengthKernel {
     static constexpr T kTiny = T(1e3) * std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
@@ -93,6 +151,10 @@ template <class T> struct LengthKernel {
     }
     template <int K> static SUBSPAN_INLINE int64_t narrow(const T *y, int64_t classes, T *lengths) {
         int64_t c = 0;
+        if constexpr (K == 1) {
+            for (; c < classes; ++c) lengths[c] = std::abs(y[c]);
+            return c;
+        }
         for (; c + kSide <= classes; c += kSide, y += K * kSide) {
             T sums[kSide], least = std::numeric_limits<T>::max();
             for (int l = 0; l < kSide; ++l) {
@@ -184,8 +246,57 @@ template <class T> class Head {
     }
     int64_t count(int64_t tile) const { return std::min(per_tile, classes - tile * per_tile); }
 
+    // Items from a column of all classes side by side (n x classes k) to the next, where they are one matrix by columns; else zero.
+    static int64_t one_matrix(const StackView<const T> &u) {
+        if (u.shape.size() != 1 || u.rows() == 0 || (u.first.row_stride != 1 && u.rows() > 1)) return 0;
+        const int64_t column = u.cols() > 1 ? u.first.col_stride : u.strides[0];
+        return column >= u.rows() && u.strides[0] == u.cols() * column ? column : 0;
+    }
+
+    // Where classes are rows of one matrix these are read as they lie, and the features are what is packed: once, and not each class.
+    // So are they for few features, which are spread where a class has rows of several entries.
+    void pack_features(Frame &frame) {
+        by_columns = u.first.row_stride == 1 || n == 1;
+        const bool spread = !by_columns && k <= kFewDirections && u.first.col_stride == 1 && u.first.row_stride == k;
+        if (n > 0 && ((by_columns && batch <= kFewFeatures / 2) || (spread && batch <= kFewFeatures))) {
+            few = true;
+            features = unit.data;
+            if (by_columns) return;
+            T *to = frame.take<T>(batch * n * k);
+            for (int64_t p = 0; p < batch * n; ++p)
+                for (int64_t j = 0; j < k; ++j) to[p * k + j] = unit.data[p];
+            features = to;
+            return;
+        }
+        if (one_matrix(u) == 0) return;
+        const int64_t deepest = blocking().depth;
+        T *to = frame.take<T>(round_up(batch, nr) * n);
+        for (int64_t d = 0; d < n; d += deepest)
+            pack<T>(MatrixView<const T>(unit).block_cols(d, std::min(deepest, n - d)).transposed(), nr, to + d * round_up(batch, nr));
+        features = to;
+    }
+    bool project_as_they_lie(int64_t tile, T *y) const {
+        const int64_t columns = count(tile) * k, column = features == nullptr ? 0 : one_matrix(u), deepest = blocking().depth;
+        if (column == 0 || columns % mr != 0) return false;
+        Frame frame;
+        const int64_t across = round_up(batch, nr);
+        T *turned = frame.take<T>(columns * across);
+        const T *first = u[tile * per_tile].data;
+        for (int64_t d = 0; d < n; d += deepest)
+            simd::dispatch<RowsKernel<T>, int64_t, const T *, int64_t, const T *, T *, int64_t, int64_t, int64_t, bool>(
+                std::min(deepest, n - d), first + d, column, features + d * across, turned, across, columns, batch, d > 0);
+        copy_matrix<T>(MatrixView<const T>(turned, columns, batch, across, 1).transposed(), MatrixView<T>(y, batch, columns, width, 1));
+        return true;
+    }
+
     // y (rows x width) = the projections on the classes of a tile.
     void project(int64_t tile, T *y) const {
+        if (few) {
+            simd::dispatch<FewKernel<T>, const StackView<const T> *, int64_t, int64_t, const T *, int64_t, bool, T *, int64_t>(
+                &u, tile * per_tile, count(tile), features, batch, by_columns, y, width);
+            return;
+        }
+        if (project_as_they_lie(tile, y)) return;
         Frame frame;
         const int64_t columns = count(tile) * k, deepest = 2 * blocking().depth;
         T *packed = frame.take<T>(deepest * width);
@@ -229,6 +340,8 @@ template <class T> class Head {
     int64_t batch, n, k, classes, mr, nr, rows; // rows: batch, padded
     int64_t per_tile, tiles, width;
     MatrixView<T> unit;
+    const T *features = nullptr; // packed, or spread
+    bool few = false, by_columns = false;
     double *inverse, *power;
 };
 
@@ -249,15 +362,19 @@ template <class T> void grassmann_logits(MatrixView<const T> x, const StackView<
         return;
     }
     Frame frame;
-    const Head<T> head(frame, x, u);
+    Head<T> head(frame, x, u);
+    head.pack_features(frame);
     for_each(head.tiles, [&](int64_t t) {
         Frame mine;
         T *y = mine.take<T>(head.rows * head.width), *lengths = mine.take<T>(head.per_tile);
         head.project(t, y);
         if (projections != nullptr) head.keep(t, y, projections);
         for (int64_t b = 0; b < head.batch; ++b) {
-            lengths_of<T>(y + b * head.width, head.count(t), head.k, lengths);
-            for (int64_t c = 0; c < head.count(t); ++c) out(b, t * head.per_tile + c) = T(scale * double(lengths[c]));
+            const int64_t count = head.count(t);
+            lengths_of<T>(y + b * head.width, count, head.k, lengths);
+            T *to = &out(b, t * head.per_tile);
+            for (int64_t c = 0; c < count && out.col_stride == 1; ++c) to[c] = T(scale * double(lengths[c])); // by vectors
+            for (int64_t c = 0; c < count && out.col_stride != 1; ++c) to[c * out.col_stride] = T(scale * double(lengths[c]));
         }
     });
 }
@@ -280,7 +397,8 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
         return;
     }
     Frame frame;
-    const Head<T> head(frame, x, u);
+    Head<T> head(frame, x, u);
+    if (projections == nullptr) head.pack_features(frame);
     const int64_t batch = head.batch, n = head.n, k = head.k, mr = head.mr, nr = head.nr;
     const int64_t deepest = 2 * blocking().depth, depth_blocks = (batch + deepest - 1) / deepest;
     // The gradient of the unit features is summed where dx will be, if that has contiguous rows.
@@ -288,6 +406,10 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
     for (int64_t b = 0; b < batch; ++b) std::fill_n(sum.data + b * sum.row_stride, n, T(0));
     T *weights = frame.take<T>(std::min(kGroup, head.tiles) * head.rows * head.width);
     const int64_t strip = 64; // rows of du at a time
+    const int64_t du_column = Head<T>::one_matrix(StackView<const T>(du));
+    T *right = du_column > 0 ? frame.take<T>(batch * round_up(n, nr)) : nullptr; // unit features
+    for (int64_t d = 0; d < batch && du_column > 0; d += deepest)
+        pack<T>(MatrixView<const T>(head.unit).block_rows(d, std::min(deepest, batch - d)), nr, right + d * round_up(n, nr));
     for (int64_t first = 0; first < head.tiles; first += kGroup) {
         const int64_t tiles = std::min(kGroup, head.tiles - first);
         for_each(tiles, [&](int64_t s) {
@@ -309,6 +431,15 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
             }
             const MatrixView<const T> w(y, batch, columns, head.width, 1);
             pack<T>(w.transposed(), mr, weights + s * head.rows * head.width);
+            if (du_column > 0) { // rows of one matrix, which are written where they belong
+                T *left = mine.take<T>(std::min(deepest, batch) * head.width), *to = du[tile * head.per_tile].data;
+                for (int64_t d = 0; d < batch; d += deepest) {
+                    const int64_t depth = std::min(deepest, batch - d);
+                    pack<T>(w.block_rows(d, depth), mr, left);
+                    multiply<T>(depth, left, right + d * round_up(n, nr), to, du_column, columns, n, d > 0);
+                }
+                return;
+            }
             T *packed = mine.take<T>(depth_blocks * deepest * head.width), *block = mine.take<T>(strip * head.width);
             T *across = mine.take<T>(std::min(deepest, batch) * round_up(strip, mr)); // unit features, transposed
             for (int64_t d = 0; d < batch; d += deepest) pack<T>(w.block_rows(d, std::min(deepest, batch - d)), nr, packed + d * head.width);
