@@ -33,7 +33,9 @@ using simd::Vec;
 using std::int64_t;
 
 constexpr int64_t kDirect = 64;       // up to this k tiles of C are read in place, beyond through a packed copy
-constexpr int64_t kDirectRows = 16;   // rows of a block where tiles are read in place
+constexpr int64_t kDirectRows = 16;   // rows of a block where tiles are read in place, and more of a narrow C, as many as stay in L1
+constexpr int64_t kDirectMost = 64;
+constexpr int64_t kFewTiles = 32;     // up to so many V is multiplied as it lies
 constexpr int64_t kPackedRows = 64;   // rows of a block where they are packed
 constexpr int64_t kDot = 32;          // up to this k the right form works on dot products along the rows
 constexpr int64_t kFlushRows = 1024;  // terms added up before a partial sum goes to the total
@@ -47,7 +49,7 @@ template <class T> struct Item {
     typename Core<T>::Kind kind = Core<T>::Kind::scalar;
     T scalar = T(1), alpha = T(1);
     MatrixView<const T> m; // transposed already where the right form needs it
-    int64_t k = 0;
+    int64_t k = 0, direct_rows = 0;
 };
 
 template <class T> struct Piece {
@@ -60,6 +62,14 @@ template <class T> struct Piece {
 };
 
 // ---- pieces of both forms ------------------------------------------------------------------------------------------
+
+// Columns of a piece by register tiles. Where the last tile would be less than a vector the one before leaves it one.
+struct Tiles {
+    int64_t n, nr, lanes;
+    int64_t count() const { return (n + nr - 1) / nr; }
+    int64_t first(int64_t t) const { return t > 0 && t == count() - 1 && n - t * nr < lanes ? t * nr - lanes : t * nr; }
+    int64_t cols(int64_t t) const { return (t + 1 < count() ? first(t + 1) : n) - first(t); }
+};
 
 // Rows [row, row + count) of V, as panels of nr lanes: lanes are the columns of V (by_rows false) or its rows.
 template <class T, int Bytes> SUBSPAN_INLINE void pack_v(const Item<T> &it, int64_t row, int64_t count, bool by_rows, int nr, T *dst, T *unpacked) {
@@ -77,20 +87,22 @@ template <class T, int Bytes> SUBSPAN_INLINE void pack_v(const Item<T> &it, int6
 }
 
 // w[g] += (panel g of A)ᵀ tile for a tile of `cols` columns that is padded to NR: full vectors only as far as needed.
-template <class T, int Bytes> SUBSPAN_INLINE void tile_products(int64_t depth, int64_t groups, const T *a, const T *tile, T *w, int64_t cols) {
+template <class T, int Bytes>
+SUBSPAN_INLINE void tile_products(int64_t depth, int64_t groups, const T *a, int64_t panel, int64_t step, const T *tile, T *w, int64_t cols) {
     constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
     if (cols > 2 * W) {
-        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 3>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 3>(depth, a + g * panel, step, tile, w + g * MR * NR, NR, true, NR);
     } else if (cols > W) {
-        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 2>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 2>(depth, a + g * panel, step, tile, w + g * MR * NR, NR, true, NR);
     } else {
-        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 1>(depth, a + g * depth * MR, MR, tile, w + g * MR * NR, NR, true, NR);
+        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, 1>(depth, a + g * panel, step, tile, w + g * MR * NR, NR, true, NR);
     }
 }
 
-// out = alpha C + Aᵀ B for one register tile; A is depth x MR with row stride sa, B is depth x NR.
-template <class T, int Bytes, int NV, bool Ahead>
-SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, const T *c, int64_t ldc, T *out, int64_t ldo, T alpha) {
+// out = alpha C + A B for one register tile; A is MR x depth: entry (r, d) at a[r·sr + d·sd]. B is depth x NR.
+template <class T, int Bytes, int NV, bool Ahead, bool Packed, bool Shifted>
+SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sr, int64_t sd, const T *b, const T *c, int64_t ldc, T *out, int64_t ldo, T alpha,
+                           int64_t last = 0) {
     using V = Vec<T, Bytes>;
     constexpr int MR = Shape<Bytes>::mr, W = V::lanes, NR = Shape<Bytes>::nv * W;
     typename V::type acc[MR][NV];
@@ -104,7 +116,7 @@ SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, co
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
             for (int q = 0; q < NV; ++q) {
-                const T *p = c + r * ldc + q * W;
+                const T *p = c + r * ldc + simd::place<NV, W, Shifted>(q, last);
                 acc[r][q] = V::load(p);
                 if constexpr (Ahead) simd::prefetch(reinterpret_cast<const char *>(p) + kAheadOfProduct);
             }
@@ -115,11 +127,32 @@ SUBSPAN_INLINE void update(int64_t depth, const T *a, int64_t sa, const T *b, co
                 for (int q = 0; q < NV; ++q) acc[r][q] = alpha * acc[r][q];
         }
     }
-    simd::accumulate<T, Bytes, NV>(depth, a, sa, b, NR, acc);
+    if constexpr (Packed)
+        simd::accumulate<T, Bytes, NV, 0, Shifted>(depth, a, sd, b, NR, acc, last);
+    else
+        simd::accumulate_strided<T, Bytes, NV, Shifted>(depth, a, sr, sd, b, NR, acc, last);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) V::store(out + r * ldo + q * W, acc[r][q]);
+        for (int q = 0; q < NV; ++q) V::store(out + r * ldo + simd::place<NV, W, Shifted>(q, last), acc[r][q]);
+}
+
+// By as many vectors as `cols` columns, one vector or more, need; those of no whole number overlap.
+template <class T, int Bytes, bool Ahead, bool Packed>
+SUBSPAN_INLINE void update_columns(int64_t depth, const T *a, int64_t sr, int64_t sd, const T *b, const T *c, int64_t ldc, T *out, int64_t ldo, T alpha,
+                                   int64_t cols) {
+    constexpr int W = Vec<T, Bytes>::lanes;
+    static_assert(Shape<Bytes>::nv == 3);
+    if (cols == 3 * W)
+        update<T, Bytes, 3, Ahead, Packed, false>(depth, a, sr, sd, b, c, ldc, out, ldo, alpha);
+    else if (cols == 2 * W)
+        update<T, Bytes, 2, Ahead, Packed, false>(depth, a, sr, sd, b, c, ldc, out, ldo, alpha);
+    else if (cols == W)
+        update<T, Bytes, 1, Ahead, Packed, false>(depth, a, sr, sd, b, c, ldc, out, ldo, alpha);
+    else if (cols > 2 * W)
+        update<T, Bytes, 3, Ahead, Packed, true>(depth, a, sr, sd, b, c, ldc, out, ldo, alpha, cols - W);
+    else
+        update<T, Bytes, 2, Ahead, Packed, true>(depth, a, sr, sd, b, c, ldc, out, ldo, alpha, cols - W);
 }
 
 // The same for a tile that sticks out of C, through a copy on the stack.
@@ -131,7 +164,7 @@ SUBSPAN_INLINE void update_edge(int64_t depth, const T *a, int64_t sa, const T *
     std::fill_n(tile, MR * LD, T(0));
     if (alpha != T(0))
         for (int64_t r = 0; r < rows; ++r) std::copy_n(c + r * ldc, cols, tile + r * LD);
-    update<T, Bytes, NV, false>(depth, a, sa, b, tile, LD, tile, LD, alpha);
+    update<T, Bytes, NV, false, true, false>(depth, a, 1, sa, b, tile, LD, tile, LD, alpha);
     for (int64_t r = 0; r < rows; ++r) std::copy_n(tile + r * LD, cols, out + r * ldo);
 }
 
@@ -142,12 +175,8 @@ SUBSPAN_INLINE void update_any(int64_t depth, const T *a, int64_t sa, const T *b
     constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
     static_assert(Shape<Bytes>::nv == 3);
     const int64_t r = std::min<int64_t>(rows, MR), n = std::min<int64_t>(cols, NR);
-    if (r == MR && n == 3 * W)
-        update<T, Bytes, 3, Ahead>(depth, a, sa, b, c, ldc, out, ldo, alpha);
-    else if (r == MR && n == 2 * W)
-        update<T, Bytes, 2, Ahead>(depth, a, sa, b, c, ldc, out, ldo, alpha);
-    else if (r == MR && n == W)
-        update<T, Bytes, 1, Ahead>(depth, a, sa, b, c, ldc, out, ldo, alpha);
+    if (r == MR && n >= W)
+        update_columns<T, Bytes, Ahead, true>(depth, a, 1, sa, b, c, ldc, out, ldo, alpha, n);
     else if (n > 2 * W)
         update_edge<T, Bytes, 3>(depth, a, sa, b, c, ldc, out, ldo, alpha, r, n);
     else if (n > W)
@@ -502,9 +531,12 @@ template <class T> struct LeftKernel {
         const int64_t m = it.c.rows, n = p->end - p->begin, k = it.k, kp = round_up(k, MR), groups = kp / MR;
         const int64_t tiles = (n + NR - 1) / NR;
         const bool differs = it.x.data != nullptr, direct = k <= kDirect && !differs;
-        const int64_t block = direct ? kDirectRows : kPackedRows;
+        const int64_t block = direct ? it.direct_rows : kPackedRows;
+        // Whole panels of a V by rows are read as they lie.
+        const bool as_it_lies = direct && it.packed == nullptr && it.v.col_stride == 1 && k == kp;
+        const Tiles cut{n, NR, W};
         Frame frame;
-        T *va = frame.take<T>(block * kp), *tile = frame.take<T>(block * NR);
+        T *va = as_it_lies ? nullptr : frame.take<T>(block * kp), *tile = frame.take<T>(block * NR);
         T *unpacked = it.packed != nullptr ? frame.take<T>(block * k) : nullptr;
         std::fill_n(p->w, tiles * kp * NR, T(0));
         Totals<T> totals(frame, p->w, tiles * kp * NR, m > kFlushRows);
@@ -512,18 +544,24 @@ template <class T> struct LeftKernel {
         for (int64_t r = 0; r < m; r += block) {
             poll();
             const int64_t depth = std::min(block, m - r);
-            pack_v<T, Bytes>(it, r, depth, false, MR, va, unpacked);
+            if (!as_it_lies) pack_v<T, Bytes>(it, r, depth, false, MR, va, unpacked);
+            const T *panels = as_it_lies ? it.v.data + r * it.v.row_stride : va;
+            const int64_t panel = as_it_lies ? MR : depth * MR, step = as_it_lies ? it.v.row_stride : MR;
             for (int64_t t = 0; t < tiles; ++t) {
-                const int64_t j = p->begin + t * NR, cols = std::min<int64_t>(NR, p->end - j);
+                const int64_t j = p->begin + cut.first(t), cols = cut.cols(t);
                 const T *b = x.data + r * x.row_stride + j;
                 T *w = p->w + t * kp * NR;
-                if (direct && cols % W == 0) {
+                if (direct && cols >= W) {
                     if (cols == 3 * W)
-                        in_place<Bytes, 3>(depth, groups, va, b, x.row_stride, w);
+                        in_place<Bytes, 3, false>(depth, groups, panels, panel, step, b, x.row_stride, w, 0);
                     else if (cols == 2 * W)
-                        in_place<Bytes, 2>(depth, groups, va, b, x.row_stride, w);
+                        in_place<Bytes, 2, false>(depth, groups, panels, panel, step, b, x.row_stride, w, 0);
+                    else if (cols == W)
+                        in_place<Bytes, 1, false>(depth, groups, panels, panel, step, b, x.row_stride, w, 0);
+                    else if (cols > 2 * W)
+                        in_place<Bytes, 3, true>(depth, groups, panels, panel, step, b, x.row_stride, w, cols - W);
                     else
-                        in_place<Bytes, 1>(depth, groups, va, b, x.row_stride, w);
+                        in_place<Bytes, 2, true>(depth, groups, panels, panel, step, b, x.row_stride, w, cols - W);
                     continue;
                 }
                 copy_tile<Bytes>(b, x.row_stride, depth, cols, tile);
@@ -532,16 +570,18 @@ template <class T> struct LeftKernel {
                     for (int64_t d = 0; d < depth; ++d)
                         for (int64_t i = 0; i < cols; ++i) tile[d * NR + i] -= c[d * it.c.row_stride + i];
                 }
-                tile_products<T, Bytes>(depth, groups, va, tile, w, cols);
+                tile_products<T, Bytes>(depth, groups, panels, panel, step, tile, w, cols);
             }
             if ((r + block) % kFlushRows == 0) totals.flush();
         }
         totals.finish();
         p->finite = !p->check || finite_items(p, p->w, tiles * kp * NR);
     }
-    template <int Bytes, int NV> static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, const T *b, int64_t ldb, T *w) {
+    template <int Bytes, int NV, bool Shifted>
+    static SUBSPAN_INLINE void in_place(int64_t depth, int64_t groups, const T *va, int64_t panel, int64_t step, const T *b, int64_t ldb, T *w, int64_t last) {
         constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
-        for (int64_t g = 0; g < groups; ++g) microkernel<T, Bytes, NV, kAheadOfProduct>(depth, va + g * depth * MR, MR, b, w + g * MR * NR, NR, true, ldb);
+        for (int64_t g = 0; g < groups; ++g)
+            microkernel<T, Bytes, NV, kAheadOfProduct, Shifted>(depth, va + g * panel, step, b, w + g * MR * NR, NR, true, ldb, last);
     }
     template <int Bytes> static SUBSPAN_INLINE void copy_tile(const T *b, int64_t ldb, int64_t depth, int64_t cols, T *tile) {
         using V = Vec<T, Bytes>;
@@ -553,28 +593,45 @@ template <class T> struct LeftKernel {
                     V::store(tile + q * W, V::load(b + q * W));
                     simd::prefetch(reinterpret_cast<const char *>(b + q * W) + kAheadOfProduct);
                 }
+            } else if (cols >= W) {
+#pragma GCC unroll 4
+                for (int q = 1; q < NV; ++q) V::store(tile + q * W, typename V::type{});
+                for (int64_t j = 0; j + W < cols; j += W) V::store(tile + j, V::load(b + j));
+                V::store(tile + cols - W, V::load(b + cols - W));
             } else {
                 std::copy_n(b, cols, tile);
                 std::fill(tile + cols, tile + NR, T(0));
             }
         }
     }
+    template <int Bytes> static SUBSPAN_INLINE void as_it_lies(const Item<T> &it, int64_t r, int64_t j, int64_t cols, const T *w) {
+        const T *v = it.v.data + r * it.v.row_stride, *c = it.c.data + r * it.c.row_stride + j;
+        T *out = it.out.data + r * it.out.row_stride + j;
+        const int64_t sr = it.v.row_stride, sd = it.v.col_stride;
+        update_columns<T, Bytes, true, false>(it.k, v, sr, sd, w, c, it.c.row_stride, out, it.out.row_stride, it.alpha, cols);
+    }
     template <int Bytes> static SUBSPAN_INLINE void write(Piece<T> *p) {
-        constexpr int MR = Shape<Bytes>::mr, NR = Shape<Bytes>::nv * Vec<T, Bytes>::lanes;
+        constexpr int MR = Shape<Bytes>::mr, W = Vec<T, Bytes>::lanes, NR = Shape<Bytes>::nv * W;
         const Item<T> &it = *p->item;
         const int64_t m = it.c.rows, n = p->end - p->begin, k = it.k, kp = round_up(k, MR);
         const int64_t tiles = (n + NR - 1) / NR, deepest = 2 * blocking().depth;
         // Beyond that k rows of V are packed in larger blocks, and depth is cut.
         const int64_t block = k <= deepest ? MR : 64, deep = k <= deepest ? std::max<int64_t>(k, 1) : 2 * deepest;
+        const Tiles cut{n, NR, W};
         core_step<T, Bytes>(it, p->w, tiles);
         Frame frame;
         T *va = frame.take<T>(block * k), *unpacked = it.packed != nullptr ? frame.take<T>(block * k) : nullptr;
         for (int64_t r = 0; r < m; r += block) {
             poll();
             const int64_t rows = std::min(block, m - r);
+            // A few tiles would not pay for packing: V as it lies.
+            if (tiles <= (it.v.col_stride == 1 ? kFewTiles : 2) && it.packed == nullptr && rows == MR && deep >= k && cut.cols(0) >= W) {
+                for (int64_t t = 0; t < tiles; ++t) as_it_lies<Bytes>(it, r, p->begin + cut.first(t), cut.cols(t), p->w + t * kp * NR);
+                continue;
+            }
             pack_v<T, Bytes>(it, r, rows, true, MR, va, unpacked);
             for (int64_t t = 0; t < tiles; ++t) {
-                const int64_t j = p->begin + t * NR, cols = std::min<int64_t>(NR, p->end - j);
+                const int64_t j = p->begin + cut.first(t), cols = cut.cols(t);
                 const T *c = it.c.data + r * it.c.row_stride + j;
                 T *out = it.out.data + r * it.out.row_stride + j;
                 const T *w = p->w + t * kp * NR;
@@ -780,7 +837,7 @@ template <class T> struct RightKernel {
                     gather(it.c, other);
                     for (int64_t i = 0; i < depth * NR; ++i) tile[i] -= other[i];
                 }
-                tile_products<T, Bytes>(depth, kp / MR, va, tile, w + t * kp * NR, lanes);
+                tile_products<T, Bytes>(depth, kp / MR, va, depth * MR, MR, tile, w + t * kp * NR, lanes);
             }
             if ((d + deepest) % (4 * kFlushRows) == 0) totals.flush();
         }
@@ -895,6 +952,8 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     }
 
     const int64_t items = c.size(), along = side == Side::left ? c.cols() : c.rows();
+    int64_t direct_rows = kDirectRows; // of the whole of C: a column is summed alike in any piece
+    while (2 * direct_rows <= kDirectMost && 2 * direct_rows * c.cols() * int64_t(sizeof(T)) <= blocking().near) direct_rows *= 2;
     const auto item = [&](int64_t i) {
         Item<T> it;
         it.c = c[i];
@@ -908,6 +967,7 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
         it.scalar = m.scalar;
         it.alpha = alpha;
         it.k = k;
+        it.direct_rows = direct_rows;
         if (m.kind != Kind::scalar) it.m = shared(m.matrix) ? m.matrix.first : m.matrix[i];
         if (m.kind == Kind::full && side == Side::right) it.m = it.m.transposed();
         return it;

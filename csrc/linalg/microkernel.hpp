@@ -15,17 +15,21 @@ template <int Bytes> struct Shape {
     static constexpr int nv_gram = Bytes == 64 ? 2 : 3;
 };
 
-// acc[r][q] += sum_d a[d·sa + r] · b[d·sb + q·lanes ...], what every tile spends its time in; `Ahead` bytes of B are fetched.
-template <class T, int Bytes, int NV, std::int64_t Ahead = 0>
+// Where vector q of a row of NV begins. The last of a shifted row begins at `last`, over part of the one before: what both hold
+// they hold alike, so that rows that are not whole vectors need no copy.
+template <int NV, int W, bool Shifted> SUBSPAN_INLINE constexpr std::int64_t place(int q, std::int64_t last) { return Shifted && q == NV - 1 ? last : q * W; }
+
+// acc[r][q] += sum_d a[d·sa + r] · b[d·sb + place(q) ...], what every tile spends its time in; `Ahead` bytes of B are fetched.
+template <class T, int Bytes, int NV, std::int64_t Ahead = 0, bool Shifted = false>
 SUBSPAN_INLINE void accumulate(std::int64_t depth, const T *a, std::int64_t sa, const T *b, std::int64_t sb,
-                               typename Vec<T, Bytes>::type (&acc)[Shape<Bytes>::mr][NV]) {
+                               typename Vec<T, Bytes>::type (&acc)[Shape<Bytes>::mr][NV], std::int64_t last = 0) {
     using V = Vec<T, Bytes>;
     constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
     for (std::int64_t d = 0; d < depth; ++d) {
         typename V::type y[NV];
 #pragma GCC unroll 4
         for (int q = 0; q < NV; ++q) {
-            y[q] = V::load(b + q * W);
+            y[q] = V::load(b + place<NV, W, Shifted>(q, last));
             if constexpr (Ahead > 0) prefetch(reinterpret_cast<const char *>(b + q * W) + Ahead);
         }
 #pragma GCC unroll 8
@@ -39,10 +43,29 @@ SUBSPAN_INLINE void accumulate(std::int64_t depth, const T *a, std::int64_t sa, 
     }
 }
 
+// The same with an A of any strides, as it lies: acc[r][q] += sum_d a[r·sr + d·sd] · b[d·sb + place(q) ...].
+template <class T, int Bytes, int NV, bool Shifted>
+SUBSPAN_INLINE void accumulate_strided(std::int64_t depth, const T *a, std::int64_t sr, std::int64_t sd, const T *b, std::int64_t sb,
+                                       typename Vec<T, Bytes>::type (&acc)[Shape<Bytes>::mr][NV], std::int64_t last) {
+    using V = Vec<T, Bytes>;
+    constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
+    for (std::int64_t d = 0; d < depth; ++d, a += sd, b += sb) {
+        typename V::type y[NV];
+#pragma GCC unroll 4
+        for (int q = 0; q < NV; ++q) y[q] = V::load(b + place<NV, W, Shifted>(q, last));
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+            const T x = a[r * sr];
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] += x * y[q];
+        }
+    }
+}
+
 // c[r·ldc + j] (+)= sum_d a[d·sa + r] · b[d·sb + j]; rows of b are prefetched Ahead bytes further on.
-template <class T, int Bytes, int NV = Shape<Bytes>::nv, std::int64_t Ahead = 0>
+template <class T, int Bytes, int NV = Shape<Bytes>::nv, std::int64_t Ahead = 0, bool Shifted = false>
 SUBSPAN_INLINE void microkernel(std::int64_t depth, const T *a, std::int64_t sa, const T *b, T *c, std::int64_t ldc, bool add,
-                                std::int64_t sb = NV * Vec<T, Bytes>::lanes) {
+                                std::int64_t sb = NV * Vec<T, Bytes>::lanes, std::int64_t last = 0) {
     using V = Vec<T, Bytes>;
     constexpr int MR = Shape<Bytes>::mr, W = V::lanes;
     typename V::type acc[MR][NV];
@@ -50,14 +73,16 @@ SUBSPAN_INLINE void microkernel(std::int64_t depth, const T *a, std::int64_t sa,
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
         for (int q = 0; q < NV; ++q) acc[r][q] = typename V::type{};
-    accumulate<T, Bytes, NV, Ahead>(depth, a, sa, b, sb, acc);
+    accumulate<T, Bytes, NV, Ahead, Shifted>(depth, a, sa, b, sb, acc, last);
+    if (add) // all of them before any is stored: shifted ones overlap
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+            for (int q = 0; q < NV; ++q) acc[r][q] = V::load(c + r * ldc + place<NV, W, Shifted>(q, last)) + acc[r][q];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
-        for (int q = 0; q < NV; ++q) {
-            T *p = c + r * ldc + q * W;
-            V::store(p, add ? V::load(p) + acc[r][q] : acc[r][q]);
-        }
+        for (int q = 0; q < NV; ++q) V::store(c + r * ldc + place<NV, W, Shifted>(q, last), acc[r][q]);
 }
 
 // The sums of such a tile with A row by row, unpacked: acc[r][q] = sum_d a[r·lda + d] · b[d·sb + q·lanes ...].
