@@ -28,6 +28,19 @@ template <class T> bool merge_axes(StackView<T> &s) {
     return true;
 }
 
+/// The stride of a stack whose axes are one: item i is at i · step. False where they are not.
+template <class T> bool even_steps(const StackView<T> &s, std::int64_t &step) {
+    std::int64_t items = 1;
+    step = 0;
+    for (std::size_t a = s.shape.size(); a-- > 0;) {
+        if (s.shape[a] == 1) continue;
+        if (items > 1 && s.strides[a] != items * step) return false;
+        if (items == 1) step = s.strides[a];
+        items *= s.shape[a];
+    }
+    return true;
+}
+
 /// The different matrices of a stack: without the axes along which it is broadcast, one of none where it is empty.
 template <class T> StackView<T> distinct(const StackView<T> &s) {
     StackView<T> out(s.first);

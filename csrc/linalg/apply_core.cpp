@@ -5,6 +5,7 @@
 #include "subspan/apply_core.hpp"
 
 #include "linalg/int4.hpp"
+#include "linalg/apply_lanes.hpp"
 #include "linalg/microkernel.hpp"
 #include "linalg/narrow.hpp"
 #include "linalg/packing.hpp"
@@ -19,6 +20,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <optional>
 #include <functional>
 #include <string>
 
@@ -902,6 +904,26 @@ template <class T> void run_piece(Side side, Piece<T> *p) {
     if (p->write && p->finite) copy<T>(c, cut(it.out));
 }
 
+// A stack of tiny matrices, each without gaps.
+template <class T>
+std::optional<simd::TinyStack<T>> tiny_stack(const StackView<const T> &c, const StackView<const T> &x, const StackView<T> &out, const Basis<T> &v,
+                                             const Core<T> &core, T alpha, Side side) {
+    const bool left = side == Side::left;
+    const int64_t m = c.rows(), n = c.cols(), k = v.cols(), inner = left ? m : n;
+    if (c.shape.empty() || v.packed != nullptr || x.first.data != nullptr || core.kind != Core<T>::Kind::scalar) return std::nullopt;
+    if (!simd::lanes_pay<T>(c.size(), m, n, k, left)) return std::nullopt;
+    simd::TinyStack<T> s{c.first.data, v.dense.first.data, out.first.data, c.size(), 0, 0, 0, m, n, k, v.dense.first.row_stride, v.dense.first.col_stride, left,
+                         alpha,        core.scalar};
+    const auto by_rows = [&](const auto &a) { return (a.col_stride == 1 || n == 1) && (a.row_stride == n || m == 1); };
+    const auto &b = v.dense.first;
+    const bool rows = (b.col_stride == 1 || k == 1) && (b.row_stride == k || inner == 1),
+               columns = (b.row_stride == 1 || inner == 1) && (b.col_stride == inner || k == 1);
+    if (!by_rows(c.first) || !by_rows(out.first) || !(rows || columns)) return std::nullopt;
+    if (!even_steps(c, s.c_item) || !even_steps(out, s.out_item) || !even_steps(v.dense, s.v_item)) return std::nullopt;
+    if (v.dense.size() == 1) s.v_item = 0;
+    return s;
+}
+
 std::string shape_of(int64_t rows, int64_t cols) { return "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")"; }
 
 } // namespace
@@ -989,7 +1011,9 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
     if (side == Side::left && is_thin<T>(c.rows(), along, k, nr)) width = round_up(along, nr); // one kernel for all of it
     // A narrow matrix from the right is worked on with a small one that each piece makes for itself.
     if (strided) width = std::min(width, side == Side::left ? 2 * nr : c.cols() <= nr ? 32 * nr : nr);
-    const int64_t pieces = (along + width - 1) / width, tasks = items * pieces, w_items = width * kp;
+    const std::optional<simd::TinyStack<T>> tiny = tiny_stack(c, x, out, v, m, alpha, side);
+    const int64_t pieces = tiny ? 1 : (along + width - 1) / width, lanes = tiny ? simd::lanes_at_once<T>() : 1;
+    const int64_t tasks = (items * pieces + lanes - 1) / lanes, w_items = tiny ? tiny->coefficients() * lanes : width * kp;
 
     // Whether the result may leave the range of T though C, V and W are finite: never where what is added is below the last
     // digit of the largest number, and C is not enlarged.
@@ -1001,7 +1025,13 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
             for (int64_t g = 0; g < groups; ++g)
                 largest_v = std::max(largest_v, std::abs(double(v.packed->scale[g])) * (15.0 + std::abs(double(v.packed->zero[g]))));
         } else {
-            for (int64_t i = 0; i < (one_basis ? 1 : items); ++i) largest_v = std::max(largest_v, double(max_abs<T>(one_basis ? v.dense.first : v.dense[i])));
+            const auto &first = v.dense.first;
+            const bool rows = first.col_stride == 1 && first.row_stride == first.cols, columns = first.row_stride == 1 && first.col_stride == first.rows;
+            int64_t step = 0;
+            if (!one_basis && (rows || columns) && even_steps(v.dense, step)) // in one go: of small ones the calls are most of the work
+                largest_v = double(max_abs<T>(MatrixView<const T>(first.data, items, first.rows * first.cols, step, 1)));
+            else
+                for (int64_t i = 0; i < (one_basis ? 1 : items); ++i) largest_v = std::max(largest_v, double(max_abs<T>(one_basis ? first : v.dense[i])));
         }
         if (m.kind != Kind::scalar) {
             factor = 0;
@@ -1025,13 +1055,26 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
             body(t);
         }
     };
+    const auto note_top = [&](T found) {
+        for (T now = top.load(std::memory_order_relaxed); now < found && !top.compare_exchange_weak(now, found);) {}
+    };
     const auto run = [&](int64_t t, T *w, bool read, bool write) {
+        if (tiny) {
+            if (read) {
+                simd::apply_lanes<T>(*tiny, t, w, true, false);
+                const T largest = check ? max_abs<T>(MatrixView<const T>(w, 1, w_items)) : T(0);
+                if (!std::isfinite(largest)) return good.store(false, std::memory_order_relaxed);
+                note_top(largest);
+            }
+            if (write) simd::apply_lanes<T>(*tiny, t, w, false, true);
+            return;
+        }
         const Item<T> it = item(t / pieces);
         const int64_t begin = t % pieces * width;
         Piece<T> p{&it, begin, std::min(along, begin + width), w, read, write, check};
         run_piece(side, &p);
         if (!p.finite) good.store(false, std::memory_order_relaxed);
-        for (T now = top.load(std::memory_order_relaxed); now < p.top && !top.compare_exchange_weak(now, p.top);) {}
+        note_top(p.top);
     };
     const auto fused = [&](int64_t t) {
         if (!good.load(std::memory_order_relaxed)) return;

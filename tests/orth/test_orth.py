@@ -286,6 +286,54 @@ def test_project_out_of_any_basis(rng, kind, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("items", [(8,), (16,), (37,), (5, 7)])
+@pytest.mark.parametrize(("m", "n", "k"), [(8, 1, 1), (1, 8, 1), (5, 3, 2), (16, 16, 2), (7, 9, 5)])
+def test_stacks_of_tiny_matrices(rng, dtype, side, items, m, n, k):
+    """Items side by side, with the last group not full; each as it is by itself, whatever lies around it."""
+    inner = m if side == "left" else n
+    k = min(k, inner)
+    U = orth.random_orthogonal(inner, k, batch=items, rng=1, dtype=dtype)
+    C = rng.standard_normal((*items, m, n)).astype(dtype)
+    wide, basis = C.astype(np.float64), U.astype(np.float64)
+    along = basis @ (basis.swapaxes(-1, -2) @ wide) if side == "left" else (wide @ basis) @ basis.swapaxes(-1, -2)
+    tolerance = 20 * EPS[np.dtype(dtype)] * np.abs(C).max()
+    by_columns = np.ascontiguousarray(U.swapaxes(-1, -2)).swapaxes(-1, -2)
+    for u in (U, by_columns, np.repeat(U, 2, axis=-1)[..., ::2]):
+        np.testing.assert_allclose(orth.project_out(C, u, side=side), wide - along, atol=tolerance)
+        np.testing.assert_allclose(orth.project(C, u, side=side), along, atol=tolerance)
+    gaps = np.full((*items, m + 1, n + 2), np.nan, dtype)
+    gaps[..., :m, :n] = C
+    np.testing.assert_allclose(orth.project_out(gaps[..., :m, :n], U, side=side), wide - along, atol=tolerance)
+    room = np.full((2, *items, m, n), np.inf, dtype)[0]
+    assert orth.project_out(C, U, side=side, out=room) is room
+    np.testing.assert_allclose(room, wide - along, atol=tolerance)
+    inside = C.copy()
+    orth.project_out(inside, U, side=side, out=inside)
+    np.testing.assert_array_equal(inside, room)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", [0, 15, 36])
+def test_what_tiny_stacks_refuse(rng, dtype, which):
+    U = orth.random_orthogonal(6, 2, batch=(37,), rng=1, dtype=dtype)
+    C = rng.standard_normal((37, 6, 3)).astype(dtype)
+    C[which, 4, 1] = np.nan
+    before = C.copy()
+    with pytest.raises(ValueError, match="C holds NaN"):
+        orth.project_out(C, U, out=C)
+    np.testing.assert_array_equal(C, before)
+    assert np.isnan(orth.project_out(C, U, check=False)[which]).any()
+    assert np.isfinite(np.delete(orth.project_out(C, U, check=False), which, axis=0)).all()
+    U[which] *= dtype(1.001)
+    with pytest.raises(ValueError, match="not orthonormal"):
+        orth.project_out(before, U)
+    U[which, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        orth.project_out(np.ones((37, 6, 3), dtype), U)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_lengths_of_any_basis_do_not_matter(rng, dtype):
     far = 1e25 if dtype == np.float32 else 1e170
     U = orth.random_orthogonal(60, 4, rng=0)
