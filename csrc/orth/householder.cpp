@@ -28,16 +28,68 @@ template <class T> void require_finite(bool check, const StackView<const T> &sta
     if (check && !all_finite<T>(stack)) throw ValueError(std::string(name) + " holds NaN or infinity");
 }
 
+// Sums over the rows of up to eight columns that lie one after the other, and products with a factor of each column: eight rows
+// are as many vectors as columns, whatever their number.
+constexpr int64_t kSideBySide = 8;
+
+template <class T> struct FewColumnsKernel {
+    template <int K> static SUBSPAN_INLINE void squares(int64_t rows, const T *x, double *norm) {
+        constexpr int N = 8 * K;
+        double sums[N] = {};
+        int64_t i = 0;
+        for (; i + 8 <= rows; i += 8, x += N)
+            for (int e = 0; e < N; ++e) sums[e] += double(x[e]) * double(x[e]);
+        for (int e = 0; e < N; ++e) norm[e % K] += sums[e];
+        for (; i < rows; ++i, x += K)
+            for (int j = 0; j < K; ++j) norm[j] += double(x[j]) * double(x[j]);
+    }
+    template <int K> static SUBSPAN_INLINE void scaled(int64_t rows, const T *__restrict x, const double *scale, T *__restrict to) {
+        constexpr int N = 8 * K;
+        double factors[N];
+        for (int e = 0; e < N; ++e) factors[e] = scale[e % K];
+        int64_t i = 0;
+        for (; i + 8 <= rows; i += 8, x += N, to += N)
+            for (int e = 0; e < N; ++e) to[e] = T(double(x[e]) * factors[e]);
+        for (int64_t e = 0; e < (rows - i) * K; ++e) to[e] = T(double(x[e]) * factors[e]);
+    }
+    template <int K> static SUBSPAN_INLINE void both(int64_t rows, const T *x, const double *scale, double *norm, T *to) {
+        if (to == nullptr)
+            squares<K>(rows, x, norm);
+        else
+            scaled<K>(rows, x, scale, to);
+    }
+    // To norm, or, with `to`, products there.
+    template <int Bytes> static SUBSPAN_INLINE void run(int64_t rows, int64_t k, const T *x, const double *scale, double *norm, T *to) {
+        switch (k) {
+        case 1: return both<1>(rows, x, scale, norm, to);
+        case 2: return both<2>(rows, x, scale, norm, to);
+        case 3: return both<3>(rows, x, scale, norm, to);
+        case 4: return both<4>(rows, x, scale, norm, to);
+        case 5: return both<5>(rows, x, scale, norm, to);
+        case 6: return both<6>(rows, x, scale, norm, to);
+        case 7: return both<7>(rows, x, scale, norm, to);
+        default: return both<8>(rows, x, scale, norm, to);
+        }
+    }
+    static bool takes(const MatrixView<const T> &v) { return v.col_stride == 1 && v.row_stride == v.cols && v.cols >= 1 && v.cols <= kSideBySide; }
+    static void dispatch(const MatrixView<const T> &v, const double *scale, double *norm, T *to) {
+        simd::dispatch<FewColumnsKernel<T>, int64_t, int64_t, const T *, const double *, double *, T *>(v.rows, v.cols, v.data, scale, norm, to);
+    }
+};
+
 // Lengths of the columns, safe from overflow and underflow.
 template <class T> void column_norms(MatrixView<const T> v, double *norm) {
     std::fill_n(norm, v.cols, 0.0);
-    for (int64_t i = 0; i < v.rows; ++i) {
-        const T *row = v.data + i * v.row_stride;
-        if (v.col_stride == 1)
-            for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(row[j]) * double(row[j]);
-        else
-            for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(v(i, j)) * double(v(i, j));
-    }
+    if (FewColumnsKernel<T>::takes(v))
+        FewColumnsKernel<T>::dispatch(v, nullptr, norm, nullptr);
+    else
+        for (int64_t i = 0; i < v.rows; ++i) {
+            const T *row = v.data + i * v.row_stride;
+            if (v.col_stride == 1)
+                for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(row[j]) * double(row[j]);
+            else
+                for (int64_t j = 0; j < v.cols; ++j) norm[j] += double(v(i, j)) * double(v(i, j));
+        }
     for (int64_t j = 0; j < v.cols; ++j) {
         if (norm[j] > 1e-280 && norm[j] < 1e280) {
             norm[j] = std::sqrt(norm[j]);
@@ -79,7 +131,9 @@ template <class T> struct Prepared {
         // Lengths beyond the largest number, and those near the least, which have few digits.
         const auto odd = [](double x) { return x != 0.0 && !(x > 1e-290 && x <= std::numeric_limits<double>::max()); };
         const bool plain = std::none_of(norm, norm + k, odd);
-        if (plain && given.col_stride == 1)
+        if (plain && FewColumnsKernel<T>::takes(given))
+            FewColumnsKernel<T>::dispatch(given, scale, nullptr, unit);
+        else if (plain && given.col_stride == 1)
             for (int64_t i = 0; i < m; ++i) {
                 const T *row = given.data + i * given.row_stride;
                 T *to = unit + i * k;
