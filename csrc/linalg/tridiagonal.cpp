@@ -29,6 +29,16 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
     }
     double norm = 0;
     for (std::int64_t i = 0; i < n; ++i) norm = std::max(norm, std::abs(d[i]) + (i + 1 < n ? std::abs(e[i]) : 0.0));
+    // A part of the matrix that is next to nothing beside the rest: its squares would underflow, and rotations with them.
+    double up = 1.0;
+    if (norm > 0 && norm < 0x1p-400) {
+        up = std::ldexp(1.0, std::min(1000, -std::ilogb(norm)));
+        norm *= up;
+        for (std::int64_t i = 0; i < n; ++i) {
+            d[i] *= up;
+            if (i + 1 < n) e[i] *= up;
+        }
+    }
     for (std::int64_t l = 0; l < n; ++l) {
         for (int iteration = 0;; ++iteration) {
             // Relative to its neighbours, so that graded matrices keep small values. Where these are what rounding has left, sweeps bring new
@@ -79,6 +89,7 @@ SUBSPAN_INLINE void leaf(std::int64_t n, double *d, double *e, double *q, std::i
             e[m] = 0.0;
         }
     }
+    for (std::int64_t i = 0; i < n && up != 1.0; ++i) d[i] /= up;
 }
 
 struct LeafKernel {

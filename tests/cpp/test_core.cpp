@@ -135,6 +135,13 @@ void tridiagonals() {
             for (double &y : *x) y = uniform(rng) < 0.2 ? 0.0 : normal(rng) * std::pow(10, -digits * uniform(rng));
         tridiagonal("of many sizes", d, e, std::int64_t(d.size()));
     }
+    // Parts that are next to nothing beside the rest, whose squares are nothing.
+    for (int round = 0; round < 500; ++round) {
+        std::vector<double> d(std::size_t(24 + round % 40)), e(d.size());
+        for (auto *x : {&d, &e})
+            for (std::size_t i = 0; i < x->size(); ++i) (*x)[i] = normal(rng) * (i < 8 ? 1.0 : std::pow(10, -285 - 35 * uniform(rng)));
+        tridiagonal("next to nothing", d, e, std::int64_t(d.size()));
+    }
     for (const std::size_t n : {1, 2, 3, 19, 20, 21, 40, 64, 101, 257}) {
         const auto k = std::int64_t(n + 1) / 2, all = std::int64_t(n);
         std::vector<double> d(n), e(n);
