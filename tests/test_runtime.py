@@ -237,9 +237,52 @@ def test_every_instruction_set(isa):
     assert run(FUZZ.format(isa=isa), SUBSPAN_ISA=isa).strip() == "ok"
 
 
+BLOCKS = """
+import numpy as np
+from subspan import _core, grassmann, orth, plucker
+from subspan.svd import StreamingSVD
+print(_core.build_info()["caches"])
+rng = np.random.default_rng(0)
+for dtype, tolerance in ((np.float32, 2e-5), (np.float64, 1e-13)):
+    draw = lambda *shape: rng.standard_normal(shape).astype(dtype)
+    near = lambda a, b: np.abs(np.asarray(a, float) - b).max() <= tolerance * np.abs(b).max()
+    U, C = orth.random_orthogonal(700, 90, rng=0, dtype=dtype), draw(700, 333)
+    wide = C.astype(float)
+    for k in (3, 20, 64, 90):
+        u = U[:, :k]
+        assert near(orth.project_out(C, u), wide - u @ (u.T.astype(float) @ wide)), k
+        assert near(orth.project_out(C.T.copy(), u, side="right").T, wide - u @ (u.T.astype(float) @ wide)), k
+    packed = orth.quantize_int4(U)
+    assert near(packed.apply(C[:90]), packed.to_array().astype(float) @ C[:90].astype(float))
+    x = draw(5, 8192)
+    assert near(orth.hadamard(orth.hadamard(x)), x)
+    P, f = grassmann.random(600, 3, batch=40, rng=0, dtype=dtype), draw(33, 600)
+    unit = f / np.linalg.norm(f.astype(float), axis=1, keepdims=True)
+    along = np.einsum("bn,cnk->bck", unit, P.astype(float))
+    assert near(grassmann.logits(f, P, scale=1.0), np.linalg.norm(along, axis=2))
+    rows = draw(900, 300)
+    stream = StreamingSVD(20)
+    for i in range(0, 900, 300):
+        stream.update(rows[i : i + 300])
+    assert near(stream.singular_values, np.linalg.svd(rows.astype(float), compute_uv=False)[:20])
+    z, w = draw(2, 60, 12), draw(300, 66)
+    mixed = plucker.mix(z, [1, 2])
+    assert near(plucker.mix_project(z, w, None, [1, 2]), mixed.astype(float) @ w.T.astype(float))
+"""
+
+
+@pytest.mark.parametrize("caches", ["16K,256K", "32K,1M", "128K,2M"])
+def test_blocks_for_other_caches(caches):
+    first, second = (int(x[:-1]) << (10 if x[-1] == "K" else 20) for x in caches.split(","))
+    assert run(BLOCKS, SUBSPAN_CACHE=caches).strip() == str((first, second))
+
+
 def test_unknown_settings_are_errors():
     for code, name, value in [
         ("_core.isa()", "SUBSPAN_ISA", "sse9"),
+        ("_core.build_info()", "SUBSPAN_CACHE", "big"),
+        ("_core.build_info()", "SUBSPAN_CACHE", "48K"),
+        ("_core.build_info()", "SUBSPAN_CACHE", "-1,5"),
         ("_core.num_threads()", "SUBSPAN_NUM_THREADS", "many"),
     ]:
         out = run(
