@@ -443,22 +443,28 @@ template <class T> struct ProbeKernel {
     template <int K> static SUBSPAN_INLINE void few(const MatrixView<const T> *u, const double *z, double *r) {
         double p[K], q[K], to_a[K] = {}, to_b[K] = {};
         for (int j = 0; j < K; ++j) p[j] = z[j], q[j] = z[K + j];
-        const T *row = u->data;
-        for (int64_t i = 0; i < u->rows; ++i, row += u->row_stride) {
-            double x[K], a[4] = {}, b[4] = {};
+        const auto rows = [&](const T *row, int64_t count, int64_t step) SUBSPAN_LAMBDA_INLINE {
+            for (int64_t i = 0; i < count; ++i, row += step) {
+                double x[K], a[4] = {}, b[4] = {};
 #pragma GCC unroll 16
-            for (int j = 0; j < K; ++j) {
-                x[j] = double(row[j]);
-                a[j % 4] += p[j] * x[j];
-                b[j % 4] += q[j] * x[j];
-            }
-            const double sum_a = (a[0] + a[1]) + (a[2] + a[3]), sum_b = (b[0] + b[1]) + (b[2] + b[3]);
+                for (int j = 0; j < K; ++j) {
+                    x[j] = double(row[j]);
+                    a[j % 4] += p[j] * x[j];
+                    b[j % 4] += q[j] * x[j];
+                }
+                const double sum_a = (a[0] + a[1]) + (a[2] + a[3]), sum_b = (b[0] + b[1]) + (b[2] + b[3]);
 #pragma GCC unroll 16
-            for (int j = 0; j < K; ++j) {
-                to_a[j] += sum_a * x[j];
-                to_b[j] += sum_b * x[j];
+                for (int j = 0; j < K; ++j) {
+                    to_a[j] += sum_a * x[j];
+                    to_b[j] += sum_b * x[j];
+                }
             }
-        }
+        };
+        // GCC 12 fills a vector with the row after the one that is worked on: the last one is read from a copy.
+        rows(u->data, u->rows - 1, u->row_stride);
+        T last[4 * K] = {};
+        std::copy_n(u->data + (u->rows - 1) * u->row_stride, K, last);
+        rows(last, 1, K);
         for (int j = 0; j < K; ++j) r[j] = to_a[j], r[K + j] = to_b[j];
     }
     template <int K> static SUBSPAN_INLINE bool few_of(const MatrixView<const T> *u, const double *z, double *r) {
@@ -472,7 +478,7 @@ template <class T> struct ProbeKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const MatrixView<const T> *u, const double *z, double *y, double *r) {
         const int64_t n = u->rows, k = u->cols;
         std::fill_n(r, 2 * k, 0.0);
-        if (u->col_stride == 1 && few_of<12>(u, z, r)) return;
+        if (u->col_stride == 1 && n > 0 && few_of<12>(u, z, r)) return;
         if (u->row_stride == 1 && u->col_stride != 1) { // columns are contiguous
             std::fill_n(y, 2 * n, 0.0);
             for (int64_t j = 0; j < k; ++j) {
