@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 
 import pytest
-from test_runtime import run
 
 from subspan import _core
+from test_runtime import run
 
 PROGRAM = '''
 import ctypes, sys
