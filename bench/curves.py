@@ -180,11 +180,13 @@ def main() -> int:
             )
             print(lines[-1], flush=True)
             drawn.append((curve, sizes, times))
-    if options.save and not machine.held():
-        note = __doc__.split("\n\n", 1)[1].strip()
-        text = "\n".join(["# Cost curves", "", note, "", head + ".", "", *lines, "", "![curves](curves.svg)", ""])
-        (HERE / "results" / "curves.md").write_text(text)
-        draw(drawn)
+    if not options.save:
+        return 0
+    note = __doc__.split("\n\n", 1)[1].strip()
+    text = "\n".join(["# Cost curves", "", note, "", head + ".", "", *lines, "", "![curves](curves.svg)", ""])
+    if status := machine.save(HERE / "results" / "curves.md", text):
+        return status
+    draw(drawn)
     return 0
 
 

@@ -168,10 +168,9 @@ def main() -> int:
         lines.append(f"| {case.__name__} | {peak:.1f} | {least:.1f} | {peak - least:.1f} |")
         print(lines[-1], flush=True)
     note = __doc__.split("\n\n", 1)[1].strip()
-    if options.save:
-        text = "\n".join(["# Peak memory", "", note + " Shapes are those of bench/memory.py.", "", *lines, ""])
-        (Path(__file__).parent / "results" / "memory.md").write_text(text)
-    return 0
+    where = f"{machine.processor()}; one thread."
+    text = "\n".join(["# Peak memory", "", note + " Shapes are those of bench/memory.py.", "", where, "", *lines, ""])
+    return machine.save(Path(__file__).parent / "results" / "memory.md", text) if options.save else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Small problems, single and in stacks of 100: ``python bench/small.py [--save]``.
 
 The operations of sweep.py at sizes from 8 to 512: n is what an operation calls rows or columns, ranks are n / 8. Each
-figure is the best alternative's time over ours; one that is lost (below 0.95, and by more than 2 µs) is marked.
+figure is the best alternative's time over ours; one that is lost (below 0.95, of calls under 20 µs by more than 2) is
+marked.
 """
 
 from __future__ import annotations
@@ -105,9 +106,7 @@ def main() -> int:
     tail = f"{lost} of {count} lost; geometric mean {math.exp(sum(logs) / len(logs)):.2f}."
     text = "\n".join(["# Small problems", "", __doc__.split("\n\n", 1)[1].strip(), "", head + ". " + tail, *lines, ""])
     print(tail)
-    if options.save and not machine.held():
-        (Path(__file__).parent / "results" / "small.md").write_text(text)
-    return 0
+    return machine.save(Path(__file__).parent / "results" / "small.md", text) if options.save else 0
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Shapes that nobody has tuned for: ``python bench/sweep.py [--cells 150] [--seed 0] [--family orth] [--save F.md]``.
+"""Shapes that nobody has tuned for: ``python bench/sweep.py [--cells 150] [--seed 0 1 2] [--family orth] [--save]``.
 
 Each cell draws a public operation, its sizes (log-uniform over three decades), a stack, a dtype and an order of memory,
 and times ours against everything a user would write instead that gives the same result at the same accuracy, on one
 thread. It prints the cells where ours loses, the worst, and the geometric mean of each family. A cell is lost where
-ours is slower than the best alternative by more than 5% and by more than 2 µs. ``--judge`` makes that the exit status.
+ours is slower than the best alternative by more than 5%, of calls under 20 µs by more than 2 µs. ``--judge`` makes
+that the exit status.
 
 ``--operation NAME`` draws one operation only, ``--show N`` prints cell N alone with all its times.
 """
@@ -64,7 +65,7 @@ class Cell:
     @property
     def lost(self) -> bool:
         ours, best = self.seconds["ours"], self.best[1]
-        return best / ours < CLOSE and ours - best > SHORT
+        return best / ours < CLOSE and (ours - best > SHORT or ours >= 10 * SHORT)
 
 
 class TooLargeError(Exception):
@@ -706,12 +707,12 @@ def main(argv: list[str] | None = None) -> int:
     machine.at_its_best()
     p = argparse.ArgumentParser(prog="bench/sweep.py", description=__doc__.splitlines()[0])
     p.add_argument("--cells", type=int, default=150)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, nargs="+", default=[0])
     p.add_argument("--family", choices=["svd", "orth", "grassmann", "plucker"])
     p.add_argument("--operation", choices=sorted(OPERATIONS))
     p.add_argument("--show", type=int, metavar="N", help="one cell, with all its times")
     p.add_argument("--seconds", type=float, default=0.3, help="for each way of a cell")
-    p.add_argument("--save", type=Path, metavar="FILE.md")
+    p.add_argument("--save", action="store_true", help="to bench/results/sweep.md")
     p.add_argument("--judge", action="store_true")
     options = p.parse_args(argv)
     names = [
@@ -721,15 +722,32 @@ def main(argv: list[str] | None = None) -> int:
     ]
     subspan.set_num_threads(1)
     torch.set_num_threads(1)
+    parts, lost_ones = [], 0
+    for seed in options.seed:
+        text, lost = one_seed(options, seed, names)
+        parts.append("## " + text)
+        lost_ones += lost
+    note = """`python bench/sweep.py --seed 0 1 2 --save`, 150 cells a seed: every cell where the best alternative is
+faster by more than 5%, of calls under 20 µs by more than 2 µs. Alternatives are what a user would write with NumPy,
+SciPy, PyTorch or scikit-learn for the same result."""
+    status = 1 if options.judge and lost_ones else 0
+    if options.save:
+        text = "\n\n".join(["# Shapes drawn at random", note, *parts])
+        status = machine.save(Path(__file__).parent / "results" / "sweep.md", text) or status
+    return status
+
+
+def one_seed(options: argparse.Namespace, seed: int, names: list[str]) -> tuple[str, int]:
+    """The table of a seed, and how many cells are lost."""
     cells: list[Cell] = []
     with threadpool_limits(1):
-        head = f"{machine.processor()}; {machine.kernels()}; seed {options.seed}, one thread"
+        head = f"{machine.processor()}; {machine.kernels()}; seed {seed}, one thread"
         print(head)
         from rich.progress import track
 
         indices = [options.show] if options.show is not None else range(options.cells)
         for i in track(indices, description="cells", disable=not sys.stderr.isatty()):
-            cell = draw(i, options.seed, names)
+            cell = draw(i, seed, names)
             measure(cell, options.seconds)
             cells.append(cell)
             if options.show is not None:
@@ -751,10 +769,4 @@ def main(argv: list[str] | None = None) -> int:
     tail = f"{len(lost)} of {len(cells)} cells lost{worst}. Geometric means: {means}."
     text = "\n".join([head, "", *(lines if lost else []), "", tail])
     print(text.split("\n", 2)[2])
-    if options.save:
-        options.save.write_text(text + "\n")
-    return 1 if options.judge and lost else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return text, len(lost)

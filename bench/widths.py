@@ -141,9 +141,7 @@ def main() -> int:
                 lines.append("| " + " | ".join(row(dtype, n, accelerated, options.seconds)) + " |")
                 print(lines[-1], flush=True)
     text = ["# PCA by stream at common widths", "", __doc__.split("\n\n", 1)[1].strip(), "", where, "", *lines, ""]
-    if options.save and not machine.held():
-        (Path(__file__).parent / "results" / "widths.md").write_text("\n".join(text))
-    return 0
+    return machine.save(Path(__file__).parent / "results" / "widths.md", "\n".join(text)) if options.save else 0
 
 
 if __name__ == "__main__":

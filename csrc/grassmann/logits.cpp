@@ -397,8 +397,7 @@ void grassmann_logits_backward(MatrixView<const T> grad, MatrixView<const T> x, 
         return;
     }
     Frame frame;
-    Head<T> head(frame, x, u);
-    if (projections == nullptr) head.pack_features(frame);
+    const Head<T> head(frame, x, u); // without packed features: a training step that counts on speed keeps the projections
     const int64_t batch = head.batch, n = head.n, k = head.k, mr = head.mr, nr = head.nr;
     const int64_t deepest = 2 * blocking().depth, depth_blocks = (batch + deepest - 1) / deepest;
     // The gradient of the unit features is summed where dx will be, if that has contiguous rows.
