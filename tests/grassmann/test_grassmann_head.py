@@ -86,7 +86,7 @@ def test_logits_and_gradients(rng, dtype, shape, layout):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 7, 3, 2), (5, 7, 3, 0), (5, 7, 0, 2)])
 def test_projections_that_are_kept(rng, dtype, shape):
-    """The gradients that follow are those without, to the bit: the same numbers are read that would be computed."""
+    """They are what is computed without, to rounding, and stay as they are; the logits do not depend on them."""
     batch, n, classes, k = shape
     x, U = rng.standard_normal((batch, n)).astype(dtype), points(rng, n, k, (classes,), dtype)
     if batch > 1:
@@ -100,7 +100,7 @@ def test_projections_that_are_kept(rng, dtype, shape):
     for found, want in zip(
         grassmann.logits_backward(grad, x, U, projections=kept), grassmann.logits_backward(grad, x, U), strict=True
     ):
-        np.testing.assert_array_equal(found, want)
+        np.testing.assert_allclose(found, want, atol=400 * eps(dtype) * max(1, np.abs(want).max(initial=0)))
     np.testing.assert_array_equal(kept, before)
 
 
