@@ -770,3 +770,7 @@ def one_seed(options: argparse.Namespace, seed: int, names: list[str]) -> tuple[
     text = "\n".join([head, "", *(lines if lost else []), "", tail])
     print(text.split("\n", 2)[2])
     return text, len(lost)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
