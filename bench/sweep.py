@@ -295,6 +295,49 @@ def lsa(d: Draw) -> Any:
     return f"CSR {m} x {n}, {A.nnz} stored, k={k}", lambda: truncated_svd(A, k, rng=0), others
 
 
+@operation("svd")
+def sparse_stream(d: Draw) -> Any:
+    n, b = d.size(100, 20000), d.size(16, 1000)
+    k, blocks = d.size(1, min(64, b)), 6
+    density = 10 ** d.rng.uniform(-3, -1)
+    if b * n * 8 > MOST_BYTES:
+        raise TooLargeError
+    rows = [
+        scipy.sparse.random_array((b, n), density=density, format="csr", rng=d.rng, dtype=np.float64).astype(d.dtype)
+        for _ in range(blocks)
+    ]
+
+    def ours() -> Any:
+        s = StreamingSVD(k)
+        for x in rows:
+            s.update(x)
+        return s.components
+
+    def whole() -> Any:
+        return randomized_svd(scipy.sparse.vstack(rows), k, n_iter=2, random_state=0)
+
+    return f"{blocks} CSR blocks of {b} x {n}, {rows[0].nnz} stored, k={k}", ours, {"all rows, randomized_svd": whole}
+
+
+@operation("svd")
+def drop_in(d: Draw) -> Any:
+    n, b = d.size(8, 2000), d.size(16, 1000)
+    k, blocks = d.size(1, min(n, b, 64)), 4
+    d.flops(8.0 * blocks * b * n * min(n, b + k))
+    rows = [d.array(b, n) for _ in range(blocks)]
+
+    def run(make: Any) -> Any:
+        p = make(k)
+        for x in rows:
+            p.partial_fit(x)
+        return p.components_
+
+    from subspan.sklearn import IncrementalPCA as DropIn
+
+    others = {"IncrementalPCA": lambda: run(IncrementalPCA)}
+    return f"{blocks} blocks of {b} x {n}, k={k}", lambda: run(DropIn), others
+
+
 # -- orth --------------------------------------------------------------------------------------------------------------
 
 
@@ -459,6 +502,88 @@ def hadamard(d: Draw) -> Any:
     return f"{m} x {n}", lambda: orth.hadamard(x, check=False), others
 
 
+@operation("orth")
+def apply_core(d: Draw) -> Any:
+    m, n = d.size(4, 4000), d.size(1, 4000)
+    k = d.size(1, min(m, 128))
+    d.flops(4.0 * m * n * k)
+    C, V, M = d.laid(d.array(m, n)), d.basis(m, k), d.array(k, k)
+    others = {"NumPy": lambda: C + V @ (M @ (V.T @ C))}
+    return f"{m} x {n}, k={k}", lambda: orth.apply_core(C, V, M, check=False), others
+
+
+@operation("orth")
+def project(d: Draw) -> Any:
+    m, n = d.size(4, 4096), d.size(1, 4096)
+    batch = d.batch(m * n, 200)
+    k = d.size(1, min(m, 128))
+    d.flops(4.0 * math.prod(batch) * m * n * k)
+    C, U = d.laid(d.array(*batch, m, n)), d.basis(*batch, m, k)
+    return f"{batch} {m} x {n}, k={k}", lambda: orth.project(C, U, check=False), {"NumPy": lambda: U @ (mt(U) @ C)}
+
+
+@operation("orth")
+def int4(d: Draw) -> Any:
+    m, n = d.size(16, 4096), d.size(1, 4096)
+    k = d.size(1, min(m, 1024))
+    d.flops(2.0 * m * n * k)
+    basis, C = orth.quantize_int4(d.basis(m, k)), d.array(k, n)
+    lookup = basis.to_array()
+    codes = np.clip(np.rint(lookup / max(np.abs(lookup).max(), 1e-6) * 7) + 8, 0, 15).astype(np.uint8)
+    scale = d.array(m, 1)
+    others = {"dequantise, NumPy": lambda: ((codes.astype(d.dtype) - 8) * scale) @ C}
+    return f"{m} x {k} on {k} x {n}", lambda: basis.apply(C), others
+
+
+@operation("orth")
+def householder_product_backward(d: Draw) -> Any:
+    m = d.size(4, 1000)
+    k = d.size(1, min(m, 300))
+    d.flops(8.0 * m * k * k)
+    low, grad = np.tril(d.array(m, k)), d.array(m, k)
+    leaf, g = t(low).requires_grad_(), t(grad)
+
+    def autograd() -> Any:
+        leaf.grad = None
+        unit = leaf / leaf.norm(dim=0)
+        q = torch.linalg.householder_product(unit.tril(-1) / unit.diagonal(), 2 * unit.diagonal() ** 2)
+        q.backward(g)
+        return leaf.grad
+
+    def ours() -> Any:
+        orth.householder_product(low, check=False)
+        return orth.householder_product_backward(grad, low, check=False)
+
+    return f"{m} x {k}, both ways", ours, {"PyTorch": autograd}
+
+
+@operation("orth")
+def span_sum(d: Draw) -> Any:
+    n = d.size(4, 2000)
+    k, other = d.size(1, n / 2), d.size(1, n / 2)
+    d.flops(10.0 * n * (k + other) ** 2)
+    U, W = d.basis(n, k), d.basis(n, other)
+    others = {"scipy.linalg.orth": lambda: scipy.linalg.orth(np.hstack([U, W]))}
+    return f"{n} x {k} and {other}", lambda: orth.span_sum(U, W, check=False), others
+
+
+@operation("orth")
+def span_intersection(d: Draw) -> Any:
+    n = d.size(4, 2000)
+    k, other = d.size(1, n / 2), d.size(1, n / 2)
+    d.flops(20.0 * n * (k + other) ** 2)
+    common = max(1, min(k, other) // 2)
+    W = d.basis(n, other)
+    U = orth.orthonormalize(np.hstack([W[:, :common], d.array(n, k)])[:, :k])
+
+    def null() -> Any:
+        found = scipy.linalg.null_space(np.hstack([U, -W]), rcond=1e-4)
+        return np.linalg.qr(U @ found[:k])[0]
+
+    others = {"scipy.linalg.null_space": null}
+    return f"{n} x {k} and {other}", lambda: orth.span_intersection(U, W, check=False), others
+
+
 # -- grassmann ---------------------------------------------------------------------------------------------------------
 
 
@@ -584,6 +709,81 @@ def logits(d: Draw) -> Any:
     )
 
 
+@operation("grassmann")
+def tangent(d: Draw) -> Any:
+    U, batch, n, k = points(d)
+    G = d.array(*U.shape)
+    others = {"NumPy": lambda: G - U @ (mt(U) @ G)}
+    return f"{batch} {n} x {k}", lambda: grassmann.tangent(U, G, check=False), others
+
+
+@operation("grassmann")
+def log(d: Draw) -> Any:
+    U, batch, n, k = points(d)
+    W = grassmann.exp(U, grassmann.tangent(U, d.dtype.type(0.3 / math.sqrt(n)) * d.array(*U.shape)))
+
+    def plain() -> Any:
+        c = mt(U) @ W
+        q, s, vh = np.linalg.svd(np.linalg.solve(mt(c), mt(W - U @ c)).swapaxes(-1, -2), full_matrices=False)
+        return (q * np.arctan(s)[..., None, :]) @ vh
+
+    return f"{batch} {n} x {k}", lambda: grassmann.log(U, W, check=False), {"SVD, NumPy": plain}
+
+
+@operation("grassmann")
+def transport(d: Draw) -> Any:
+    U, batch, n, k = points(d)
+    H = grassmann.tangent(U, d.dtype.type(0.3 / math.sqrt(n)) * d.array(*U.shape))
+    V = grassmann.tangent(U, d.array(*U.shape))
+
+    def plain() -> Any:
+        q, s, vh = np.linalg.svd(H, full_matrices=False)
+        a = mt(q) @ V
+        along = q * (np.cos(s) - 1)[..., None, :] - (U @ mt(vh)) * np.sin(s)[..., None, :]
+        return V + along @ a
+
+    return f"{batch} {n} x {k}", lambda: grassmann.transport(U, H, V, check=False), {"SVD, NumPy": plain}
+
+
+@operation("grassmann")
+def distance(d: Draw) -> Any:
+    U, batch, n, k = points(d)
+    W = d.basis(*U.shape)
+
+    def plain() -> Any:  # the accurate form
+        c = mt(U) @ W
+        cosines, sines = np.linalg.svd(c, compute_uv=False), np.linalg.svd(W - U @ c, compute_uv=False)
+        angles = np.where(
+            cosines**2 < 0.5, np.arccos(np.minimum(cosines, 1)), np.arcsin(np.minimum(sines[..., ::-1], 1))
+        )
+        return np.linalg.norm(angles, axis=-1)
+
+    return f"{batch} {n} x {k}", lambda: grassmann.distance(U, W, check=False), {"two SVDs, NumPy": plain}
+
+
+@operation("grassmann")
+def logits_backward(d: Draw) -> Any:
+    b, classes, n = d.size(1, 1000), d.size(2, 1000), d.size(4, 1000)
+    k = d.size(1, min(n, 16))
+    d.flops(6.0 * b * classes * n * k)
+    x, U, grad = d.array(b, n), d.basis(classes, n, k), d.array(b, classes)
+    flat = t(np.ascontiguousarray(U.transpose(1, 0, 2)).reshape(n, classes * k)).requires_grad_()
+    tx, g = t(x).requires_grad_(), t(grad)
+    kept = np.empty((b, classes, k), d.dtype)
+
+    def ours() -> Any:
+        grassmann.logits(x, U, projections=kept)
+        return grassmann.logits_backward(grad, x, U, projections=kept)
+
+    def autograd() -> Any:
+        tx.grad = flat.grad = None
+        y = torch.nn.functional.normalize(tx) @ flat
+        (25.0 * y.view(b, classes, k).norm(dim=2)).backward(g)
+        return tx.grad, flat.grad
+
+    return f"{b} rows of {n}, {classes} classes, k={k}, both ways", ours, {"PyTorch": autograd}
+
+
 # -- plucker -----------------------------------------------------------------------------------------------------------
 
 
@@ -659,6 +859,36 @@ def wedge(d: Draw) -> Any:
         lambda: plucker.wedge(a, b, n=r, grades=(1, 1)),
         {"NumPy": lambda: a[:, i] * b[:, j] - a[:, j] * b[:, i]},
     )
+
+
+@operation("plucker")
+def mix_project_backward(d: Draw) -> Any:
+    T, r, width = d.size(8, 1000), d.size(2, 32), d.size(4, 256)
+    batch, m = d.batch(T * r, 8), int(d.rng.integers(1, 5))
+    d.flops(6.0 * math.prod(batch) * T * width * r * r / 2)
+    z, W, grad = d.array(*batch, T, r), d.array(width, math.comb(r, 2)), d.array(*batch, T, width)
+    offsets = [2**i for i in range(m)]
+    tz, tw, g = t(z).requires_grad_(), t(W).requires_grad_(), t(grad)
+
+    def autograd() -> Any:
+        tz.grad = tw.grad = None
+        (published_mixing(tz, offsets) @ tw.mT).backward(g)
+        return tz.grad, tw.grad
+
+    def ours() -> Any:
+        plucker.mix_project(z, W, None, offsets)
+        return plucker.mix_project_backward(grad, z, W, None, offsets)
+
+    return f"{batch} {T} x {r}, {m} offsets, d={width}, both ways", ours, {"PyTorch": autograd}
+
+
+@operation("plucker")
+def hodge(d: Draw) -> Any:
+    n = int(d.rng.integers(3, 11))
+    k, count = int(d.rng.integers(1, n)), d.size(1, 20000)
+    p = d.array(count, math.comb(n, k))
+    signs = plucker.complement_signs(n, k).astype(d.dtype)
+    return f"{count} of C({n}, {k})", lambda: plucker.hodge(p, n, k), {"NumPy": lambda: (p * signs)[:, ::-1]}
 
 
 # -- the sweep ---------------------------------------------------------------------------------------------------------
