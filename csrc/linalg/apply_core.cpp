@@ -52,6 +52,7 @@ template <class T> struct Item {
     T scalar = T(1), alpha = T(1);
     MatrixView<const T> m; // transposed already where the right form needs it
     int64_t k = 0, direct_rows = 0;
+    int64_t rows = 0, cols = 0; // of the whole of C, which decides how pieces, and copies of them, are summed: alike in any
 };
 
 template <class T> struct Piece {
@@ -250,7 +251,7 @@ constexpr int64_t kNarrowDepth = 8; // columns of V that the left form takes so
 
 template <class T, int Bytes> SUBSPAN_INLINE bool is_narrow(const Item<T> &it, bool left) {
     constexpr int64_t W = Vec<T, Bytes>::lanes;
-    return it.c.cols <= 2 * W && it.packed == nullptr && (left ? it.k <= kNarrowDepth : it.c.rows >= 4 * it.c.cols);
+    return it.cols <= 2 * W && it.packed == nullptr && (left ? it.k <= kNarrowDepth : it.rows >= 4 * it.cols);
 }
 
 // w[l] += Σ_i v_il x_i for K columns of V from l on; x is the source less C where there is one.
@@ -370,8 +371,8 @@ template <class T> bool is_thin(int64_t rows, int64_t cols, int64_t k, int64_t n
 }
 template <class T, int Bytes> SUBSPAN_INLINE bool is_thin(const Piece<T> *p) { // never cut into pieces
     const Item<T> &it = *p->item;
-    return it.packed == nullptr && it.x.data == nullptr && p->begin == 0 && p->end == it.c.cols &&
-           is_thin<T>(it.c.rows, it.c.cols, it.k, Shape<Bytes>::nv * Vec<T, Bytes>::lanes);
+    return it.packed == nullptr && it.x.data == nullptr && p->begin == 0 && p->end == it.cols &&
+           is_thin<T>(it.rows, it.cols, it.k, Shape<Bytes>::nv * Vec<T, Bytes>::lanes);
 }
 
 template <class T, int Bytes> struct Thin {
@@ -990,6 +991,8 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
         it.alpha = alpha;
         it.k = k;
         it.direct_rows = direct_rows;
+        it.rows = c.rows();
+        it.cols = c.cols();
         if (m.kind != Kind::scalar) it.m = shared(m.matrix) ? m.matrix.first : m.matrix[i];
         if (m.kind == Kind::full && side == Side::right) it.m = it.m.transposed();
         return it;
@@ -1066,7 +1069,12 @@ void apply_core(const StackView<const T> &c_in, const Basis<T> &v, const Core<T>
                 if (!std::isfinite(largest)) return good.store(false, std::memory_order_relaxed);
                 note_top(largest);
             }
-            if (write) simd::apply_lanes<T>(*tiny, t, w, false, true);
+            if (write) {
+                simd::TinyStack<T> there = *tiny;
+                there.out = out.first.data; // C, or what is aside: items one after the other
+                if (out.first.data != tiny->out) there.out_item = c.rows() * c.cols();
+                simd::apply_lanes<T>(there, t, w, false, true);
+            }
             return;
         }
         const Item<T> it = item(t / pieces);

@@ -34,9 +34,9 @@ template <class T> struct LanesKernel {
             for (int q = 0; q < N; ++q) acc[q] += a * V::load(y + q * V::lanes);
         }
     }
-    // Row of `cols` entries: start(j) + f Σ_d x_d y_dj.
+    // Row of `cols` entries: Σ_d x_d y_dj, with Update beside alpha times what is there.
     template <int Bytes, bool Update>
-    static SUBSPAN_INLINE void row(int64_t depth, const T *x, int64_t xs, const T *y, int64_t ys, int64_t cols, T *to, T alpha, T f) {
+    static SUBSPAN_INLINE void row(int64_t depth, const T *x, int64_t xs, const T *y, int64_t ys, int64_t cols, T *to, T alpha) {
         using V = Vec<T, Bytes>;
         constexpr int W = V::lanes;
         for (int64_t j = 0; j < cols; j += kSide) {
@@ -53,7 +53,7 @@ template <class T> struct LanesKernel {
             for (int q = 0; q < some; ++q) {
                 T *p = to + (j + q) * W;
                 if constexpr (Update)
-                    V::store(p, alpha == T(0) ? f * acc[q] : alpha * V::load(p) + f * acc[q]);
+                    V::store(p, alpha == T(0) ? acc[q] : alpha * V::load(p) + acc[q]);
                 else
                     V::store(p, acc[q]);
             }
@@ -68,17 +68,19 @@ template <class T> struct LanesKernel {
         const int64_t size = (s.left ? m : n) * k;
         pack<T, Bytes>({s.v + g->first * s.v_item, s.v_item, 1, nullptr, false}, 0, g->count, size, W, g->v);
         pad(g->count, size, W, g->v);
+        if (g->write && !g->read) // once, and before it is multiplied: what is finite in the end is finite on the way
+            for (int64_t i = 0; i < s.coefficients() * W; ++i) g->w[i] *= s.scalar;
         if (s.left) {
             // w (k x n) = Vᵀ C, and row i of out takes row i of V times w.
-            for (int64_t l = 0; l < k && g->read; ++l) row<Bytes, false>(m, g->v + l * vc, vr, g->c, n * W, n, g->w + l * n * W, T(0), T(1));
-            for (int64_t i = 0; i < m && g->write; ++i) row<Bytes, true>(k, g->v + i * vr, vc, g->w, n * W, n, g->c + i * n * W, s.alpha, s.scalar);
+            for (int64_t l = 0; l < k && g->read; ++l) row<Bytes, false>(m, g->v + l * vc, vr, g->c, n * W, n, g->w + l * n * W, T(0));
+            for (int64_t i = 0; i < m && g->write; ++i) row<Bytes, true>(k, g->v + i * vr, vc, g->w, n * W, n, g->c + i * n * W, s.alpha);
             return;
         }
         // w (m x k) = C V, and entry (i, j) takes row i of w times row j of V.
         for (int64_t i = 0; i < m && g->read; ++i)
-            for (int64_t l = 0; l < k; ++l) row<Bytes, false>(n, g->c + i * n * W, W, g->v + l * vc, vr, 1, g->w + (i * k + l) * W, T(0), T(1));
+            for (int64_t l = 0; l < k; ++l) row<Bytes, false>(n, g->c + i * n * W, W, g->v + l * vc, vr, 1, g->w + (i * k + l) * W, T(0));
         for (int64_t i = 0; i < m && g->write; ++i)
-            for (int64_t j = 0; j < n; ++j) row<Bytes, true>(k, g->w + i * k * W, W, g->v + j * vr, vc, 1, g->c + (i * n + j) * W, s.alpha, s.scalar);
+            for (int64_t j = 0; j < n; ++j) row<Bytes, true>(k, g->w + i * k * W, W, g->v + j * vr, vc, 1, g->c + (i * n + j) * W, s.alpha);
     }
 };
 
@@ -106,7 +108,7 @@ template <class T> struct DefectLanesKernel {
             for (int64_t j = 0; j < g->k; ++j) {
                 typename V::type off{};
                 for (int64_t p = 0; p < g->n; ++p) off += V::load(g->y + p * W) * V::load(g->packed + (p * g->row + j * g->col) * W);
-                off += T(-z[j]);
+                off = off - T(z[j]);
                 squares += off * off;
             }
             V::store(g->squares + h * W, squares);

@@ -30,7 +30,7 @@ template <class T>
 double defect_lanes(const T *v, std::int64_t items, std::int64_t v_item, std::int64_t n, std::int64_t k, std::int64_t v_row, std::int64_t v_col,
                     const double *z);
 
-/// Group g: with `read` the coefficients Vᵀ C (C V) to w (coefficients() vectors), with `write` the result from them.
+/// Group g: with `read` the coefficients Vᵀ C (C V) to w (coefficients() vectors), or with `write` the result from them, which it multiplies by the scalar. One of the two.
 template <class T> void apply_lanes(const TinyStack<T> &s, std::int64_t g, T *w, bool read, bool write);
 
 } // namespace subspan::simd

@@ -478,7 +478,7 @@ template <class T> struct ProbeKernel {
     template <int Bytes> static SUBSPAN_INLINE void run(const MatrixView<const T> *u, const double *z, double *y, double *r) {
         const int64_t n = u->rows, k = u->cols;
         std::fill_n(r, 2 * k, 0.0);
-        if (u->col_stride == 1 && n > 0 && few_of<12>(u, z, r)) return;
+        if (u->col_stride == 1 && u->row_stride >= k && n > 0 && few_of<12>(u, z, r)) return;
         if (u->row_stride == 1 && u->col_stride != 1) { // columns are contiguous
             std::fill_n(y, 2 * n, 0.0);
             for (int64_t j = 0; j < k; ++j) {

@@ -339,6 +339,7 @@ template <class T> std::int64_t StreamingSvd<T>::Impl::absorb_moments(const Rows
                     const std::vector<double> about = moments.shift;
                     begin_moments(about.data());
                     moments.figures.first = true;
+                    if (f != 1.0) moments.forget(f, n); // nothing is there yet: the factor that the rows are divided by
                 }
             }
         }

@@ -24,15 +24,15 @@ template <class T> __global__ void __launch_bounds__(256) norms_kernel(SUBSPAN_P
 
 // Logits from the lengths of projections p (batch x classes k), which `kept` (rows of `row` items) takes of unit features.
 template <class T>
-__global__ void __launch_bounds__(256)
-    lengths_kernel(const T *p, const T *inverse, T *out, int64_t oi, int64_t oj, double scale, int64_t batch, int64_t classes, int k, T *kept, int64_t row) {
+__global__ void __launch_bounds__(256) lengths_kernel(const T *p, const T *inverse, T *out, int64_t oi, int64_t oj, double scale, int64_t batch,
+                                                      int64_t classes, int k, bool empty, T *kept, int64_t row) {
     const int64_t e = int64_t(blockIdx.x) * 256 + threadIdx.x;
     if (e >= batch * classes) return;
     const int64_t b = e / classes, c = e % classes;
     const T *v = p + e * k;
     double s = 0;
-    for (int l = 0; l < k; ++l) s = fma(double(v[l]), double(v[l]), s);
-    for (int l = 0; l < k && kept != nullptr; ++l) kept[b * row + c * k + l] = T(double(v[l]) * double(inverse[b]));
+    for (int l = 0; l < k && !empty; ++l) s = fma(double(v[l]), double(v[l]), s);
+    for (int l = 0; l < k && kept != nullptr; ++l) kept[b * row + c * k + l] = empty ? T(0) : T(double(v[l]) * double(inverse[b]));
     out[b * oi + c * oj] = T(scale * sqrt(s) * double(inverse[b]));
 }
 
@@ -182,8 +182,8 @@ void grassmann_logits(const Context &context, const Stack &x, const Stack &u, do
             if (x.cols > 0 && k > 0) blas.multiply(1.0, operand(x), classes.rows(first, count).transposed(), 0.0, own(p, x.rows, count * k));
             launch<lengths_kernel<T>>(s, "logits", Shape{dim3(blocks_for(x.rows * count)), dim3(256)}, static_cast<const T *>(p),
                                       static_cast<const T *>(inverse), static_cast<T *>(out.data) + first * out.col_stride, out.row_stride, out.col_stride,
-                                      scale, x.rows, count, int(x.cols > 0 ? k : 0),
-                                      projections == nullptr ? nullptr : static_cast<T *>(projections) + first * k, u.size() * k);
+                                      scale, x.rows, count, int(k), x.cols == 0, projections == nullptr ? nullptr : static_cast<T *>(projections) + first * k,
+                                      u.size() * k);
         }
     });
 }

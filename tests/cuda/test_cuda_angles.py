@@ -159,6 +159,12 @@ def test_no_features_or_no_classes(gpu, batch, classes):
     np.testing.assert_array_equal(dU.get(), U)
 
 
+def test_projections_of_features_of_no_length(gpu):
+    kept = gpu.put(np.full((3, 4, 2), np.nan))
+    grassmann.logits(gpu.put(np.ones((3, 0))), gpu.put(np.ones((4, 0, 2))), projections=kept)
+    np.testing.assert_array_equal(kept.get(), 0)
+
+
 def test_logits_of_strided_features(gpu, rng):
     U, x = points(rng, 9, 3, (4,), np.float64), rng.standard_normal((5, 9))
     room = gpu.put(np.zeros((10, 18)))

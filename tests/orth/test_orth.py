@@ -314,6 +314,58 @@ def test_stacks_of_tiny_matrices(rng, dtype, side, items, m, n, k):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_tiny_stacks_that_are_written_aside(rng, dtype, shared):
+    """With |alpha| > 1 the result may overflow: it is made beside C first, which is left as it was where it does."""
+    C, V = (
+        rng.standard_normal((100, 16, 2)).astype(dtype),
+        rng.standard_normal((1 if shared else 100, 16, 2)).astype(dtype),
+    )
+    V = V[0] if shared else V
+    want = 2 * C.astype(np.float64) + 3 * V.astype(np.float64) @ (V.swapaxes(-1, -2).astype(np.float64) @ C)
+    got = C.copy()
+    assert orth.apply_core(got, V, 3.0, alpha=2.0, out=got) is got
+    np.testing.assert_allclose(got, want, atol=200 * EPS[np.dtype(dtype)] * np.abs(want).max())
+    wide = np.zeros((100, 17, 2), dtype)[:, :16]
+    wide[:] = C
+    orth.apply_core(wide, V, 3.0, alpha=2.0, out=wide)
+    np.testing.assert_allclose(wide, want, atol=200 * EPS[np.dtype(dtype)] * np.abs(want).max())
+    large = np.full_like(C, np.finfo(dtype).max / 100)
+    before = large.copy()
+    with pytest.raises(ValueError, match="overflow"):
+        orth.apply_core(large, V, 1.0, alpha=200.0, out=large)
+    np.testing.assert_array_equal(large, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(10000, 29, 8), (10000, 29, 3), (20000, 70, 4), (3000, 200, 2), (500, 3000, 20)]
+)
+def test_strided_matrices_on_any_number_of_threads(rng, dtype, side, m, n, k):
+    """Pieces are copied, and the way they are summed is that of the whole."""
+    C = rng.standard_normal((m, 2 * n)).astype(dtype)[:, ::2]
+    V = orth.random_orthogonal(m if side == "left" else n, k, rng=0, dtype=dtype)
+    before, found = subspan.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            subspan.set_num_threads(threads)
+            found.append(orth.project_out(C, V, side=side, check=False))
+    finally:
+        subspan.set_num_threads(before)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_scalars_of_tiny_stacks_come_before_products():
+    C, V = np.full((64, 16, 2), 1e20, np.float32), np.full((64, 16, 2), 1e10, np.float32)
+    got = orth.apply_core(C, V, 1e-25, alpha=1.0)
+    np.testing.assert_allclose(got, orth.apply_core(C[0], V[0], 1e-25, alpha=1.0)[None].repeat(64, 0), rtol=1e-5)
+    got = orth.apply_core(np.full_like(C, 1e-20), np.full_like(V, 1e-12), 1e30, alpha=0.0)
+    assert (got > 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("which", [0, 15, 36])
 def test_what_tiny_stacks_refuse(rng, dtype, which):
     U = orth.random_orthogonal(6, 2, batch=(37,), rng=1, dtype=dtype)

@@ -192,6 +192,21 @@ def test_the_first_block_of_float32_is_measured_in_its_own_products(rng, n, spre
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("large", [1.0, 1e3])
+def test_a_first_block_that_is_forgotten_later(rng, dtype, center, large):
+    """Also where its spectrum is found out to be too wide for products of float."""
+    x = rng.standard_normal((600, 256)) + 0.5
+    x[:, 0] *= large
+    x = x.astype(dtype)
+    svd = StreamingSVD(5, forget=0.5, center=center).update(x)
+    s, _, _ = reference([x], center)
+    np.testing.assert_allclose(svd.singular_values, s[:5], rtol=1e-5)
+    svd.update(x)
+    np.testing.assert_allclose(svd.singular_values, np.sqrt(1.25) * s[:5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mean_that_moves_far_away(rng, dtype):
     x = rng.standard_normal((2000, 50)).astype(dtype)
     x[300:] += dtype(1000)
