@@ -649,15 +649,20 @@ def retract(d: Draw) -> Any:
     return f"{batch} {n} x {k}", lambda: grassmann.retract(U, H, check=False), others
 
 
+def angles_by_svds(U: Any, W: Any) -> Any:
+    """The accurate form: of cosines, and of sines where these keep more digits."""
+    c = mt(U) @ W
+    cosines, sines = np.linalg.svd(c, compute_uv=False), np.linalg.svd(W - U @ c, compute_uv=False)
+    return np.where(cosines**2 < 0.5, np.arccos(np.minimum(cosines, 1)), np.arcsin(np.minimum(sines[..., ::-1], 1)))
+
+
 @operation("grassmann")
 def principal_angles(d: Draw) -> Any:
     U, batch, n, k = points(d)
     W = d.basis(*U.shape)
 
-    def plain() -> Any:  # the accurate form
-        c = mt(U) @ W
-        cosines, sines = np.linalg.svd(c, compute_uv=False), np.linalg.svd(W - U @ c, compute_uv=False)
-        return np.where(cosines**2 < 0.5, np.arccos(np.minimum(cosines, 1)), np.arcsin(np.minimum(sines[..., ::-1], 1)))
+    def plain() -> Any:
+        return angles_by_svds(U, W)
 
     others = {"two SVDs, NumPy": plain}
     if not batch:
@@ -750,13 +755,8 @@ def distance(d: Draw) -> Any:
     U, batch, n, k = points(d)
     W = d.basis(*U.shape)
 
-    def plain() -> Any:  # the accurate form
-        c = mt(U) @ W
-        cosines, sines = np.linalg.svd(c, compute_uv=False), np.linalg.svd(W - U @ c, compute_uv=False)
-        angles = np.where(
-            cosines**2 < 0.5, np.arccos(np.minimum(cosines, 1)), np.arcsin(np.minimum(sines[..., ::-1], 1))
-        )
-        return np.linalg.norm(angles, axis=-1)
+    def plain() -> Any:
+        return np.linalg.norm(angles_by_svds(U, W), axis=-1)
 
     return f"{batch} {n} x {k}", lambda: grassmann.distance(U, W, check=False), {"two SVDs, NumPy": plain}
 

@@ -94,14 +94,27 @@ template <class T> struct FewKernel {
         for (; i + N * W <= items; i += N * W)
 #pragma GCC unroll 8
             for (int q = 0; q < N; ++q) acc[q] += V::load(x + i + q * W) * V::load(u + i + q * W);
-        alignas(64) T lanes[N * W];
-        constexpr int parts = W % K == 0 ? 1 : N;
+        // What is left: whole vectors, and one that is filled up with zeros.
 #pragma GCC unroll 8
-        for (int q = 1; q < N && parts == 1; ++q) acc[0] += acc[q];
+        for (int q = 0; q < N; ++q, i += W) {
+            if (i + W <= items) {
+                acc[q] += V::load(x + i) * V::load(u + i);
+            } else if (i < items) {
+                alignas(64) T end_x[W] = {}, end_u[W] = {};
+                std::copy_n(x + i, items - i, end_x);
+                std::copy_n(u + i, items - i, end_u);
+                acc[q] += V::load(end_x) * V::load(end_u);
+            }
+        }
+        // Vectors K apart have their columns in the same places; where K divides the lanes all of them do.
+        constexpr int parts = W % K == 0 ? 1 : K;
+        alignas(64) T lanes[K * W];
+#pragma GCC unroll 8
+        for (int q = parts; q < N; ++q) acc[q % parts] += acc[q];
 #pragma GCC unroll 8
         for (int q = 0; q < parts; ++q) V::store(lanes + q * W, acc[q]);
-        for (int l = 0; l < parts * W; ++l) sums[l % K] += lanes[l];
-        for (; i < items; ++i) sums[i % K] += x[i] * u[i];
+        for (int l = 0; l < parts * W; l += K)
+            for (int j = 0; j < K; ++j) sums[j] += lanes[l + j];
     }
     // Row b of y, `to` of each: the projections of feature b. A class by columns, or by rows with the features spread.
     template <int Bytes>

@@ -5,6 +5,7 @@
 #include "subspan/apply_core.hpp"
 
 #include "linalg/int4.hpp"
+#include "linalg/apply_few.hpp"
 #include "linalg/apply_lanes.hpp"
 #include "linalg/microkernel.hpp"
 #include "linalg/narrow.hpp"
@@ -15,6 +16,7 @@
 #include "base/scratch.hpp"
 #include "base/stacks.hpp"
 #include "subspan/errors.hpp"
+#include "subspan/gemm.hpp"
 #include "subspan/orthonormalize.hpp"
 #include "subspan/parallel.hpp"
 
@@ -248,6 +250,7 @@ template <class T> class Totals {
 
 // Rows of up to two vectors: nothing is packed, a row is one or two loads, and what is beyond its end is not looked at.
 constexpr int64_t kNarrowDepth = 8; // columns of V that the left form takes so
+constexpr int64_t kFewVectors = 12, kFewLeast = 32; // that many vectors of so many entries at least go one by one along V
 
 template <class T, int Bytes> SUBSPAN_INLINE bool is_narrow(const Item<T> &it, bool left) {
     constexpr int64_t W = Vec<T, Bytes>::lanes;
@@ -880,9 +883,41 @@ template <class T> void launch(Side side, Piece<T> *p) {
         simd::dispatch<RightKernel<T>>(p);
 }
 
+// A few vectors, of which a register tile would hold little else than padding: never cut into pieces.
+template <class T> bool is_few(const Item<T> &it, Side side) {
+    const int64_t count = side == Side::left ? it.cols : it.rows, inner = side == Side::left ? it.rows : it.cols;
+    return it.packed == nullptr && it.x.data == nullptr && it.k > kNarrowDepth && inner >= kFewLeast && count <= kFewVectors && simd::few_takes<T>(it.v);
+}
+template <class T> void run_few(Side side, Piece<T> *p) {
+    const Item<T> &it = *p->item;
+    const bool left = side == Side::left;
+    const int64_t count = p->end - p->begin, m = it.v.rows, k = it.k;
+    const auto by_vectors = [&](auto a) { return left ? a.transposed() : a; };
+    Frame frame;
+    T *x = frame.take<T>(count * m);
+    copy<T>(by_vectors(it.c), MatrixView<T>(x, count, m));
+    if (p->read) {
+        simd::few_coefficients<T>(it.v, count, x, p->w);
+        p->finite = !p->check || finite_items(p, p->w, count * k);
+    }
+    if (!p->write || !p->finite) return;
+    const T *w = p->w;
+    if (it.kind == Core<T>::Kind::full) {
+        T *turned = frame.take<T>(count * k);
+        gemm<T>(MatrixView<const T>(p->w, count, k), it.m.transposed(), MatrixView<T>(turned, count, k));
+        w = turned;
+    } else if (it.kind == Core<T>::Kind::diagonal || it.scalar != T(1)) {
+        for (int64_t f = 0; f < count; ++f)
+            for (int64_t l = 0; l < k; ++l) p->w[f * k + l] *= it.kind == Core<T>::Kind::scalar ? it.scalar : it.m(0, l);
+    }
+    simd::few_update<T>(it.v, count, w, it.alpha, x, x);
+    copy<T>(MatrixView<const T>(x, count, m), by_vectors(it.out));
+}
+
 // Where rows are not contiguous a piece works on a copy of its columns (left) or rows (right).
 template <class T> void run_piece(Side side, Piece<T> *p) {
     const Item<T> &it = *p->item;
+    if (is_few(it, side)) return run_few(side, p);
     const auto plain = [](const auto &m) { return m.data == nullptr || m.col_stride == 1 || m.cols == 1; };
     if (plain(it.c) && plain(it.out) && plain(it.x)) return launch(side, p);
     const int64_t count = p->end - p->begin, rows = side == Side::left ? it.c.rows : count;

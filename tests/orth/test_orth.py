@@ -338,6 +338,34 @@ def test_tiny_stacks_that_are_written_aside(rng, dtype, shared):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("core", ["scalar", "diagonal", "full"])
+@pytest.mark.parametrize(("m", "count", "k"), [(40, 1, 9), (300, 1, 64), (301, 3, 23), (1000, 5, 79), (129, 12, 100)])
+def test_few_vectors_on_many_directions(rng, dtype, order, core, m, count, k):
+    V = np.asarray(orth.random_orthogonal(m, k, rng=1, dtype=dtype), order=order)
+    C = rng.standard_normal((m, count)).astype(dtype)
+    M = {"scalar": 0.5, "diagonal": rng.standard_normal(k), "full": rng.standard_normal((k, k))}[core]
+    M = M if core == "scalar" else M.astype(dtype)
+    full = np.diag(M) if core == "diagonal" else M * np.eye(k) if core == "scalar" else M
+    wide, v = C.astype(np.float64), V.astype(np.float64)
+    tolerance = 50 * EPS[np.dtype(dtype)] * k**0.5 * np.abs(C).max()
+    for alpha in (1.0, 0.0, -2.0):
+        want = alpha * wide + v @ (full @ (v.T @ wide))
+        np.testing.assert_allclose(orth.apply_core(C, V, M, alpha=alpha), want, atol=tolerance)
+        want = alpha * wide.T + (wide.T @ v) @ full @ v.T
+        got = orth.apply_core(np.ascontiguousarray(C.T), V, M, alpha=alpha, side="right")
+        np.testing.assert_allclose(got, want, atol=tolerance)
+    gaps = np.zeros((m, 2 * count), dtype)
+    gaps[:, ::2] = C
+    got = orth.project_out(gaps[:, ::2], V, out=gaps[:, ::2])
+    np.testing.assert_allclose(got, wide - v @ (v.T @ wide), atol=tolerance)
+    np.testing.assert_array_equal(gaps[:, 1::2], 0)
+    C[m // 2, 0] = np.inf
+    with pytest.raises(ValueError, match="C holds NaN"):
+        orth.project_out(C, V, out=C)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
     ("m", "n", "k"), [(10000, 29, 8), (10000, 29, 3), (20000, 70, 4), (3000, 200, 2), (500, 3000, 20)]
