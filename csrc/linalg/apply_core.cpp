@@ -883,7 +883,7 @@ template <class T> void launch(Side side, Piece<T> *p) {
         simd::dispatch<RightKernel<T>>(p);
 }
 
-// A few vectors, of which a register tile would hold little else than padding: never cut into pieces.
+// A few vectors, of which a register tile would hold little else than padding. Pieces are vectors.
 template <class T> bool is_few(const Item<T> &it, Side side) {
     const int64_t count = side == Side::left ? it.cols : it.rows, inner = side == Side::left ? it.rows : it.cols;
     return it.packed == nullptr && it.x.data == nullptr && it.k > kNarrowDepth && inner >= kFewLeast && count <= kFewVectors && simd::few_takes<T>(it.v);
@@ -892,7 +892,7 @@ template <class T> void run_few(Side side, Piece<T> *p) {
     const Item<T> &it = *p->item;
     const bool left = side == Side::left;
     const int64_t count = p->end - p->begin, m = it.v.rows, k = it.k;
-    const auto by_vectors = [&](auto a) { return left ? a.transposed() : a; };
+    const auto by_vectors = [&](auto a) { return left ? a.block_cols(p->begin, count).transposed() : a.block_rows(p->begin, count); };
     Frame frame;
     T *x = frame.take<T>(count * m);
     copy<T>(by_vectors(it.c), MatrixView<T>(x, count, m));
