@@ -1,5 +1,6 @@
 #include "subspan/grassmann.hpp"
 
+#include "linalg/apply_lanes.hpp"
 #include "linalg/packed_gram.hpp"
 #include "grassmann/point_step.hpp"
 #include "base/amax.hpp"
@@ -29,19 +30,23 @@ template <class T> void require_finite(int64_t k, const double *a, const char *n
 }
 
 template <class T>
-void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out, int64_t item, const MatrixView<const T> *next, int next_count, bool dry) {
+void tangent_one(MatrixView<const T> u, MatrixView<const T> g, MatrixView<T> out, Checks checks, int64_t item, const MatrixView<const T> *next, int next_count,
+                 bool dry) {
     const int64_t k = u.cols, all = small::area(k);
     Frame frame;
     PackedBlock<T> packed(frame, u.rows, k, 2);
     const MatrixView<const T> operands[2] = {u, g};
-    const unsigned wanted[2] = {3u, 0u};
+    const bool check = checks != Checks::none;
+    const unsigned wanted[2] = {check ? 3u : 2u, 0u};
     packed.ahead(next, next_count);
     packed.gram(operands, wanted);
     double *m = frame.take<double>(2 * all), *one = m + all;
-    packed.block(0, 0, m);
-    grassmann::require_orthonormal<T>(k, m, "U", item);
+    if (check) {
+        packed.block(0, 0, m);
+        grassmann::require_orthonormal<T>(k, m, "U", item);
+    }
     packed.block(0, 1, m);
-    require_finite<T>(k, m, "G", item);
+    if (check) require_finite<T>(k, m, "G", item);
     if (dry) return;
     for (int64_t i = 0; i < all; ++i) m[i] = -m[i];
     small::identity(k, one);
@@ -221,11 +226,13 @@ template <class T> void tangent(const StackView<const T> &u, const StackView<con
     grassmann::check_same<T>(u, g, "g");
     grassmann::check_same<T>(u, out, "out");
     if (u.cols() == 0 || u.rows() == 0) return;
-    // Looking at U takes its Gram matrix, and then a packed class is read once for both; without it is a projection.
-    if (checks == Checks::none) return apply_core<T>(g, Basis<T>(u), Core<T>(T(-1)), T(1), Side::left, out, false);
+    // A projection, unless U is looked at, which takes its Gram matrix: then a packed class is read once for both. Four columns that
+    // are no tiny stack are faster packed, too.
+    const bool tiny = simd::lanes_pay<T>(u.size(), u.rows(), u.cols(), u.cols(), true);
+    if (checks == Checks::none && (u.cols() > 4 || tiny)) return apply_core<T>(g, Basis<T>(u), Core<T>(T(-1)), T(1), Side::left, out, false);
     whole_or_not(u.size(), checks, overwrites(out, {&g}), [&](int64_t i, int64_t next, bool dry) {
         const MatrixView<const T> ahead[3] = {u[next], g[next], MatrixView<const T>(out[next])};
-        tangent_one<T>(u[i], g[i], out[i], i, ahead, next > i ? 3 : 0, dry);
+        tangent_one<T>(u[i], g[i], out[i], checks, i, ahead, next > i ? 3 : 0, dry);
     });
 }
 

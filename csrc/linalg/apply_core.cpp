@@ -250,7 +250,7 @@ template <class T> class Totals {
 
 // Rows of up to two vectors: nothing is packed, a row is one or two loads, and what is beyond its end is not looked at.
 constexpr int64_t kNarrowDepth = 8; // columns of V that the left form takes so
-constexpr int64_t kFewVectors = 12, kFewLeast = 32; // that many vectors of so many entries at least go one by one along V
+constexpr int64_t kFewVectors = 12, kFewLeast = 32; // that many vectors, of so many entries and a quarter of the directions, go one by one
 
 template <class T, int Bytes> SUBSPAN_INLINE bool is_narrow(const Item<T> &it, bool left) {
     constexpr int64_t W = Vec<T, Bytes>::lanes;
@@ -886,7 +886,8 @@ template <class T> void launch(Side side, Piece<T> *p) {
 // A few vectors, of which a register tile would hold little else than padding. Pieces are vectors.
 template <class T> bool is_few(const Item<T> &it, Side side) {
     const int64_t count = side == Side::left ? it.cols : it.rows, inner = side == Side::left ? it.rows : it.cols;
-    return it.packed == nullptr && it.x.data == nullptr && it.k > kNarrowDepth && inner >= kFewLeast && count <= kFewVectors && simd::few_takes<T>(it.v);
+    return it.packed == nullptr && it.x.data == nullptr && it.k > kNarrowDepth && it.k >= 4 * count && inner >= kFewLeast && count <= kFewVectors &&
+           simd::few_takes<T>(it.v);
 }
 template <class T> void run_few(Side side, Piece<T> *p) {
     const Item<T> &it = *p->item;
